@@ -1,0 +1,138 @@
+//! Fetches under way, so that a range is fetched once whatever number of readers wait for it.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use tokio::sync::Notify;
+
+use crate::buffers::Block;
+use crate::origin::OriginError;
+
+/// One fetch of a run of blocks.
+pub struct Flight {
+    range: Range<u32>,
+    landed: Mutex<BTreeMap<u32, Block>>,
+    outcome: OnceLock<Result<(), OriginError>>,
+}
+
+impl Flight {
+    /// The blocks that it fetches.
+    pub fn range(&self) -> Range<u32> {
+        self.range.clone()
+    }
+
+    /// A block that has arrived.
+    pub fn block(&self, block: u32) -> Option<Block> {
+        self.landed.lock().unwrap_or_else(PoisonError::into_inner).get(&block).cloned()
+    }
+
+    /// How it ended, once it has.
+    pub fn outcome(&self) -> Option<&Result<(), OriginError>> {
+        self.outcome.get()
+    }
+}
+
+/// The flights of one version.
+#[derive(Default)]
+pub struct Flights {
+    /// By first block; ranges do not overlap.
+    under_way: Mutex<BTreeMap<u32, Arc<Flight>>>,
+    changed: Notify,
+}
+
+impl Flights {
+    /// The flight that fetches `block`.
+    pub fn find(&self, block: u32) -> Option<Arc<Flight>> {
+        let flights = self.lock();
+        let (_, flight) = flights.range(..=block).next_back()?;
+        flight.range.contains(&block).then(|| flight.clone())
+    }
+
+    /// Begins flights for those runs in `wanted` that are neither under way nor, by `held`,
+    /// there already. No run is longer than `longest`; `limit` bounds their number.
+    pub fn begin(
+        &self,
+        wanted: Range<u32>,
+        longest: u32,
+        limit: usize,
+        held: impl Fn(u32) -> bool,
+    ) -> Vec<Arc<Flight>> {
+        let mut flights = self.lock();
+        let mut begun = Vec::new();
+        let mut at = wanted.start;
+        while at < wanted.end && begun.len() < limit {
+            if let Some((_, flight)) = flights.range(..=at).next_back()
+                && flight.range.contains(&at)
+            {
+                at = flight.range.end;
+                continue;
+            }
+            if held(at) {
+                at += 1;
+                continue;
+            }
+            let bound = flights.range(at..).next().map_or(wanted.end, |(first, _)| *first);
+            let bound = bound.min(wanted.end).min(at.saturating_add(longest.max(1)));
+            let end = (at + 1..bound).find(|b| held(*b)).unwrap_or(bound);
+            let flight = Arc::new(Flight {
+                range: at..end,
+                landed: Mutex::default(),
+                outcome: OnceLock::new(),
+            });
+            flights.insert(at, flight.clone());
+            begun.push(flight);
+            at = end;
+        }
+        begun
+    }
+
+    /// Notes that a block has arrived.
+    pub fn landed(&self, flight: &Flight, block: u32, data: Block) {
+        flight.landed.lock().unwrap_or_else(PoisonError::into_inner).insert(block, data);
+        self.changed.notify_waiters();
+    }
+
+    /// Ends a flight.
+    pub fn end(&self, flight: &Flight, outcome: Result<(), OriginError>) {
+        let _ = flight.outcome.set(outcome);
+        self.lock().remove(&flight.range.start);
+        self.changed.notify_waiters();
+    }
+
+    /// A wait for the next change; to be enabled before the state is looked at.
+    pub fn changed(&self) -> tokio::sync::futures::Notified<'_> {
+        self.changed.notified()
+    }
+
+    /// Whether nothing is under way.
+    pub fn is_idle(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, Arc<Flight>>> {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_never_overlap_and_skip_what_is_held() {
+        let flights = Flights::default();
+        let ranges = |begun: Vec<Arc<Flight>>| {
+            begun.iter().map(|f| f.range()).collect::<Vec<_>>()
+        };
+        assert_eq!(ranges(flights.begin(4..8, 100, 9, |_| false)), [4..8]);
+        let begun = flights.begin(0..20, 6, 9, |b| b == 1 || b == 10);
+        assert_eq!(ranges(begun), [0..1, 2..4, 8..10, 11..17, 17..20]);
+        assert_eq!(ranges(flights.begin(0..20, 6, 9, |b| b == 1 || b == 10)), []);
+        let flight = flights.find(9).unwrap();
+        assert_eq!(flight.range(), 8..10);
+        flights.end(&flight, Ok(()));
+        assert!(flights.find(9).is_none());
+        assert_eq!(ranges(flights.begin(8..12, 1, 1, |_| false)), [8..9]);
+    }
+}

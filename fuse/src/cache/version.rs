@@ -1,0 +1,332 @@
+//! One cached version: which of its blocks are held, and its file.
+
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use super::commit::Committer;
+use super::dir::CacheDir;
+use super::file::CacheFile;
+use super::flight::Flights;
+use super::records::{ObjectRow, SEGMENT};
+use super::space::Space;
+use crate::buffers::{Block, Buffers};
+use crate::metrics::Metrics;
+use crate::model::blocks::{self, BlockMap};
+use crate::model::version::VersionKey;
+
+/// What all versions of a cache share.
+pub(super) struct Shared {
+    pub(super) dir: CacheDir,
+    pub(super) space: Space,
+    pub(super) committer: Committer,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) epoch: u32,
+}
+
+/// A version in use. It is not evicted while a reference to it lives.
+pub struct CachedVersion {
+    /// Its identity.
+    pub key: VersionKey,
+    /// Its id in the cache, never given twice.
+    pub id: u64,
+    /// Fetches under way.
+    pub flights: Flights,
+    pub(super) shared: Arc<Shared>,
+    state: Mutex<State>,
+    file: Mutex<Option<Arc<CacheFile>>>,
+    last_used: AtomicU64,
+}
+
+struct State {
+    map: BlockMap,
+    held_bytes: u64,
+    verified_epoch: u32,
+    /// Whether anything was ever put into the file, so that it must exist.
+    on_disk: bool,
+}
+
+/// Why a block could not be read from the cache.
+#[derive(Debug, thiserror::Error)]
+pub enum BlockError {
+    /// It is not held.
+    #[error("not held")]
+    Absent,
+    /// Its checksum does not match; it is forgotten now.
+    #[error("checksum does not match")]
+    Damaged,
+    /// The disk failed; the block is forgotten now.
+    #[error("{0}")]
+    Disk(io::Error),
+}
+
+impl CachedVersion {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        key: VersionKey,
+        id: u64,
+        map: BlockMap,
+        verified_epoch: u32,
+    ) -> Self {
+        let size = key.version.size;
+        let held_bytes = (0..map.len())
+            .filter(|b| map.has(*b))
+            .map(|b| blocks::len_of(b, size) as u64)
+            .sum();
+        let state = State { on_disk: map.held() > 0, map, held_bytes, verified_epoch };
+        Self {
+            key,
+            id,
+            flights: Flights::default(),
+            shared,
+            state: Mutex::new(state),
+            file: Mutex::default(),
+            last_used: AtomicU64::new(now_secs()),
+        }
+    }
+
+    /// Size of the version in bytes.
+    pub fn size(&self) -> u64 {
+        self.key.version.size
+    }
+
+    /// Whether a block is held on disk.
+    pub fn has(&self, block: u32) -> bool {
+        self.state().map.has(block)
+    }
+
+    /// Whether every block is held.
+    pub fn is_complete(&self) -> bool {
+        self.state().map.is_complete()
+    }
+
+    /// Whether every block is held and was checked since the last unclean boot.
+    pub fn is_trusted(&self) -> bool {
+        let state = self.state();
+        state.map.is_complete() && state.verified_epoch == self.shared.epoch
+    }
+
+    /// Bytes held on disk.
+    pub fn held_bytes(&self) -> u64 {
+        self.state().held_bytes
+    }
+
+    /// How much of the version is held, in percent; only a complete one has 100.
+    pub fn percent(&self) -> u8 {
+        let state = self.state();
+        match self.size() {
+            _ if state.map.is_complete() => 100,
+            0 => 100,
+            size => (state.held_bytes * 100 / size).min(99) as u8,
+        }
+    }
+
+    /// The runs of blocks in `wanted` that are not held.
+    pub fn missing(&self, wanted: Range<u32>) -> Vec<Range<u32>> {
+        let state = self.state();
+        BlockMap::runs(wanted, |b| !state.map.has(b))
+    }
+
+    /// Notes a use, for the order of eviction.
+    pub(super) fn touch(&self) {
+        self.last_used.store(now_secs(), Ordering::Relaxed);
+    }
+
+    /// Stores consecutive blocks. They count as held from here on, and after the next commit
+    /// also for a later process.
+    ///
+    /// # Errors
+    /// What the disk reports; nothing is then held.
+    pub fn store(self: &Arc<Self>, first: u32, data: &[Block]) -> io::Result<()> {
+        let file = self.file_for_writing()?;
+        file.write_blocks(first, data)?;
+        let mut added = 0;
+        {
+            let mut state = self.state();
+            for (block, bytes) in (first..).zip(data) {
+                if !state.map.has(block) {
+                    added += bytes.len() as u64;
+                }
+                state.map.insert(block, crc32c::crc32c(&bytes.bytes()));
+            }
+            state.held_bytes += added;
+            state.on_disk = true;
+        }
+        self.shared.space.add(added);
+        self.queue(first..first + data.len() as u32);
+        Ok(())
+    }
+
+    /// Takes over a file that holds the whole version, with the checksums of its blocks.
+    pub(super) fn adopt(self: &Arc<Self>, sums: &[u32]) {
+        let size = self.size();
+        let before = {
+            let mut state = self.state();
+            for (block, crc) in (0..).zip(sums) {
+                state.map.insert(block, *crc);
+            }
+            state.on_disk = true;
+            state.verified_epoch = self.shared.epoch;
+            std::mem::replace(&mut state.held_bytes, size)
+        };
+        self.shared.space.add(size - before.min(size));
+        self.queue(0..blocks::count(size));
+    }
+
+    /// Reads a held block and checks it.
+    ///
+    /// # Errors
+    /// [`BlockError`]; a block that fails is forgotten, so that it is fetched again.
+    pub fn read_block(
+        self: &Arc<Self>,
+        block: u32,
+        buffers: &Arc<Buffers>,
+        share: &mut crate::buffers::Share,
+    ) -> Result<Block, BlockError> {
+        debug_assert!(buffers.total() > 0);
+        let Some(expected) = self.state().map.get(block) else { return Err(BlockError::Absent) };
+        let mut buffer = share.buffer(blocks::len_of(block, self.size()));
+        let read = self.file_for_reading().and_then(|file| file.read_block(block, &mut buffer));
+        if let Err(error) = read {
+            tracing::warn!(key = %self.key.key, block, %error, "cache file unreadable; fetching again");
+            self.forget(block);
+            return Err(BlockError::Disk(error));
+        }
+        if crc32c::crc32c(buffer.bytes_mut()) != expected {
+            tracing::warn!(key = %self.key.key, block, "damaged block in the cache; fetching again");
+            self.shared.metrics.cache_damaged_bytes.inc_by(buffer.bytes_mut().len() as u64);
+            self.forget(block);
+            return Err(BlockError::Damaged);
+        }
+        Ok(buffer.freeze())
+    }
+
+    /// Checks every held block and forgets those that fail. Says whether all were right.
+    pub fn verify(self: &Arc<Self>, buffers: &Arc<Buffers>) -> bool {
+        let mut right = true;
+        for block in 0..blocks::count(self.size()) {
+            if !self.has(block) {
+                continue;
+            }
+            let Some(mut share) = buffers.try_share(blocks::BLOCK as usize) else { return false };
+            right &= self.read_block(block, buffers, &mut share).is_ok();
+        }
+        if right {
+            self.state().verified_epoch = self.shared.epoch;
+            self.queue(0..0);
+        }
+        right
+    }
+
+    /// Opens the file for the kernel to read. Only for a trusted version.
+    ///
+    /// # Errors
+    /// What open reports; if the file is gone or short, all blocks are forgotten.
+    pub fn open_for_passthrough(self: &Arc<Self>) -> io::Result<std::fs::File> {
+        let open = || {
+            let file = self.file_for_reading()?.reopen_for_passthrough()?;
+            if file.metadata()?.len() != self.size() {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+            Ok(file)
+        };
+        open().inspect_err(|error| {
+            tracing::warn!(key = %self.key.key, %error, "cache file unusable; fetching again");
+            self.forget_all();
+        })
+    }
+
+    fn forget(self: &Arc<Self>, block: u32) {
+        let mut state = self.state();
+        if state.map.remove(block) {
+            let len = blocks::len_of(block, self.size()) as u64;
+            state.held_bytes -= len.min(state.held_bytes);
+            drop(state);
+            self.shared.space.subtract(len);
+            self.queue(block..block + 1);
+        }
+    }
+
+    fn forget_all(self: &Arc<Self>) {
+        let count = blocks::count(self.size());
+        let mut state = self.state();
+        let held = std::mem::take(&mut state.held_bytes);
+        state.map = BlockMap::empty(count);
+        state.on_disk = false;
+        drop(state);
+        *self.file.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.shared.space.subtract(held);
+        self.queue(0..count);
+    }
+
+    fn file_for_reading(&self) -> io::Result<Arc<CacheFile>> {
+        let mut slot = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = &*slot {
+            return Ok(file.clone());
+        }
+        let path = self.shared.dir.object_path(self.id);
+        let file = Arc::new(CacheFile::open(&path, self.size())?);
+        *slot = Some(file.clone());
+        Ok(file)
+    }
+
+    fn file_for_writing(self: &Arc<Self>) -> io::Result<Arc<CacheFile>> {
+        if self.state().on_disk {
+            match self.file_for_reading() {
+                Ok(file) => return Ok(file),
+                // Somebody removed or shortened it: what it held is gone.
+                Err(_) => self.forget_all(),
+            }
+        }
+        let mut slot = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = &*slot {
+            return Ok(file.clone());
+        }
+        let path = self.shared.dir.object_path(self.id);
+        let file = Arc::new(CacheFile::create(&path, self.size())?);
+        *slot = Some(file.clone());
+        Ok(file)
+    }
+
+    /// Hands changed blocks to the committer.
+    fn queue(self: &Arc<Self>, changed: Range<u32>) {
+        let segments = changed.start / SEGMENT..changed.end.div_ceil(SEGMENT);
+        let bytes = blocks::bytes_of(&changed, self.size());
+        self.shared.committer.version_changed(self, segments, bytes.end - bytes.start);
+    }
+
+    /// The row that describes this version now.
+    pub(super) fn row(&self) -> ObjectRow {
+        let state = self.state();
+        ObjectRow {
+            bucket: self.key.bucket.as_str().into(),
+            key: self.key.key.as_ref().into(),
+            etag: self.key.version.etag.as_str().into(),
+            size: self.size(),
+            held: state.held_bytes,
+            last_used: self.last_used.load(Ordering::Relaxed),
+            verified_epoch: state.verified_epoch,
+        }
+    }
+
+    /// One segment of the range map, encoded.
+    pub(super) fn segment(&self, segment: u32) -> Vec<u8> {
+        super::records::encode_segment(&self.state().map, segment)
+    }
+
+    /// Checksums of all blocks, if all are held.
+    pub(super) fn sums(&self) -> Option<Vec<u32>> {
+        let state = self.state();
+        (0..state.map.len()).map(|b| state.map.get(b)).collect()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn now_secs() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}

@@ -1,0 +1,142 @@
+//! What is counted, under the names that dashboards use.
+
+use std::time::{Duration, Instant};
+
+use prometheus::{
+    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+};
+
+/// Counters and gauges of one engine.
+pub struct Metrics {
+    registry: Registry,
+    /// Opens served from the cache.
+    pub cache_hits: IntCounter,
+    /// Opens that had to wait for the origin.
+    pub cache_misses: IntCounter,
+    /// Versions evicted.
+    pub cache_evictions: IntCounter,
+    /// Bytes held by the cache.
+    pub cache_bytes: IntGauge,
+    /// Bytes of blocks whose checksum did not match.
+    pub cache_damaged_bytes: IntCounter,
+    /// Bytes fetched that were not kept: no room, or a failing disk.
+    pub cache_bypassed_bytes: IntCounter,
+    /// Bytes that opens found in the cache.
+    pub saved_bytes: IntCounter,
+    /// Bytes fetched from the origin.
+    pub fetched_bytes: IntCounter,
+    /// Bytes stored at the origin.
+    pub stored_bytes: IntCounter,
+    /// Second GETs for late ranges.
+    pub hedges: IntCounter,
+    /// Keys that no file system can show, by reason.
+    pub hidden_keys: IntCounterVec,
+    /// Opens by the mode in which they are served.
+    pub opens: IntCounterVec,
+    /// Uploads under way.
+    pub uploads: IntGauge,
+    /// Files whose last bytes could not be stored after their last close.
+    pub lost_closes: IntCounter,
+    fuse_seconds: HistogramVec,
+    s3_seconds: HistogramVec,
+}
+
+impl Metrics {
+    /// Registers everything.
+    ///
+    /// # Errors
+    /// What prometheus reports for names that clash; these do not.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let counter = |name: &str, help: &str| {
+            let metric = IntCounter::new(name, help)?;
+            registry.register(Box::new(metric.clone()))?;
+            Ok::<_, prometheus::Error>(metric)
+        };
+        let gauge = |name: &str, help: &str| {
+            let metric = IntGauge::new(name, help)?;
+            registry.register(Box::new(metric.clone()))?;
+            Ok::<_, prometheus::Error>(metric)
+        };
+        let counters = |name: &str, help: &str, label: &str| {
+            let metric = IntCounterVec::new(Opts::new(name, help), &[label])?;
+            registry.register(Box::new(metric.clone()))?;
+            Ok::<_, prometheus::Error>(metric)
+        };
+        let histogram = |name: &str, help: &str, labels: &[&str]| {
+            let buckets = prometheus::exponential_buckets(0.000_02, 3.0, 14)?;
+            let metric = HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), labels)?;
+            registry.register(Box::new(metric.clone()))?;
+            Ok::<_, prometheus::Error>(metric)
+        };
+        Ok(Self {
+            cache_hits: counter("weir_cache_hits_total", "Opens served from the node cache.")?,
+            cache_misses: counter("weir_cache_misses_total", "Opens that waited for the origin.")?,
+            cache_evictions: counter("weir_cache_evictions_total", "Versions evicted.")?,
+            cache_bytes: gauge("weir_cache_bytes", "Bytes held by the node cache.")?,
+            cache_damaged_bytes: counter(
+                "weir_cache_damaged_bytes_total",
+                "Bytes dropped because their checksum did not match.",
+            )?,
+            cache_bypassed_bytes: counter(
+                "weir_cache_bypassed_bytes_total",
+                "Bytes fetched and not kept, for want of room or a failing disk.",
+            )?,
+            saved_bytes: counter(
+                "weir_cache_saved_bytes_total",
+                "Bytes that opens found in the node cache instead of the origin.",
+            )?,
+            fetched_bytes: counter("weir_s3_fetched_bytes_total", "Bytes fetched.")?,
+            stored_bytes: counter("weir_s3_stored_bytes_total", "Bytes stored.")?,
+            hedges: counter("weir_s3_hedged_requests_total", "Second GETs for late ranges.")?,
+            hidden_keys: counters(
+                "weir_hidden_keys_total",
+                "Keys met in listings that no file system can show.",
+                "reason",
+            )?,
+            opens: counters("weir_fuse_opens_total", "Opens by how they are served.", "mode")?,
+            uploads: gauge("weir_uploads_in_flight", "Files being uploaded.")?,
+            lost_closes: counter(
+                "weir_failed_releases_total",
+                "Files whose last bytes could not be stored after their last close.",
+            )?,
+            fuse_seconds: histogram(
+                "weir_fuse_request_duration_seconds",
+                "FUSE requests by operation.",
+                &["op"],
+            )?,
+            s3_seconds: histogram(
+                "weir_s3_request_duration_seconds",
+                "S3 requests by operation and outcome.",
+                &["op", "status"],
+            )?,
+            registry,
+        })
+    }
+
+    /// Notes a FUSE request begun at `start`.
+    pub fn fuse(&self, op: &str, start: Instant) {
+        self.fuse_seconds.with_label_values(&[op]).observe(start.elapsed().as_secs_f64());
+    }
+
+    /// Notes an S3 request.
+    pub fn s3(&self, op: &str, status: &str, elapsed: Duration) {
+        self.s3_seconds.with_label_values(&[op, status]).observe(elapsed.as_secs_f64());
+    }
+
+    /// How many S3 requests of a kind there were.
+    pub fn s3_count(&self, op: &str) -> u64 {
+        let families = self.registry.gather();
+        let family = families.iter().find(|f| f.name() == "weir_s3_request_duration_seconds");
+        let metrics = family.map(|f| f.get_metric()).unwrap_or_default();
+        let of_op = |m: &&prometheus::proto::Metric| {
+            m.get_label().iter().any(|l| l.name() == "op" && l.value() == op)
+        };
+        metrics.iter().filter(of_op).map(|m| m.get_histogram().get_sample_count()).sum()
+    }
+
+    /// All of it in Prometheus text form.
+    pub fn text(&self) -> String {
+        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
+    }
+}

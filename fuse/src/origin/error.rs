@@ -1,0 +1,107 @@
+//! What can go wrong at the origin, by what it means for the caller.
+
+use rustix::io::Errno;
+
+/// A failed request to the origin.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum OriginError {
+    /// No such object.
+    #[error("no such object")]
+    NotFound,
+    /// No such bucket.
+    #[error("the bucket does not exist")]
+    NoSuchBucket,
+    /// The object is no longer the version asked for.
+    #[error("the object was replaced or deleted meanwhile")]
+    Changed,
+    /// The condition of a write did not hold.
+    #[error("the object was written by somebody else meanwhile")]
+    Conflict,
+    /// The multipart upload is gone.
+    #[error("the multipart upload does not exist any more")]
+    NoSuchUpload,
+    /// Refused: wrong or missing credentials, or no permission. Holds the S3 error code.
+    #[error("access denied ({0})")]
+    Denied(String),
+    /// No credentials could be found.
+    #[error("no credentials: {0}")]
+    NoCredentials(String),
+    /// The bucket is in another region. Holds that region if the server named it.
+    #[error("the bucket is in another region{}", .0.as_ref().map(|r| format!(": {r}")).unwrap_or_default())]
+    WrongRegion(Option<String>),
+    /// The server does not know this operation or header.
+    #[error("the endpoint does not support this ({0})")]
+    Unsupported(String),
+    /// Larger than S3 takes.
+    #[error("too large for the bucket ({0})")]
+    TooLarge(String),
+    /// The store is full, or a quota is used up.
+    #[error("no space left in the bucket ({0})")]
+    NoSpace(String),
+    /// A request that the server calls malformed.
+    #[error("the endpoint refused the request ({0})")]
+    Invalid(String),
+    /// What came is not an S3 answer.
+    #[error("the endpoint does not answer as an S3 server ({0})")]
+    NotS3(String),
+    /// The bytes that came are not the ones announced.
+    #[error("damaged or short body: {0}")]
+    BadBody(String),
+    /// Slow down, internal error, unavailable: worth another try.
+    #[error("the endpoint is overloaded or failing ({0})")]
+    Unavailable(String),
+    /// No connection.
+    #[error("the endpoint cannot be reached: {0}")]
+    Unreachable(String),
+    /// Nothing came in time.
+    #[error("the endpoint did not answer in time")]
+    TimedOut,
+}
+
+impl OriginError {
+    /// Whether the same request may succeed a little later.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::BadBody(_) | Self::Unavailable(_) | Self::Unreachable(_) | Self::TimedOut => true,
+            Self::NotFound
+            | Self::NoSuchBucket
+            | Self::Changed
+            | Self::Conflict
+            | Self::NoSuchUpload
+            | Self::Denied(_)
+            | Self::NoCredentials(_)
+            | Self::WrongRegion(_)
+            | Self::Unsupported(_)
+            | Self::TooLarge(_)
+            | Self::NoSpace(_)
+            | Self::Invalid(_)
+            | Self::NotS3(_) => false,
+        }
+    }
+
+    /// Whether the origin as a whole is not answering, so that what is cached may be shown
+    /// although its lifetime is over.
+    pub fn is_outage(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Unreachable(_) | Self::TimedOut)
+    }
+
+    /// The errno that a process sees.
+    pub fn errno(&self) -> Errno {
+        match self {
+            Self::NotFound | Self::NoSuchBucket => Errno::NOENT,
+            Self::Changed | Self::Conflict => Errno::STALE,
+            Self::Denied(_) | Self::NoCredentials(_) => Errno::ACCESS,
+            Self::Unsupported(_) => Errno::OPNOTSUPP,
+            Self::TooLarge(_) => Errno::FBIG,
+            Self::NoSpace(_) => Errno::NOSPC,
+            Self::Invalid(_) => Errno::INVAL,
+            Self::TimedOut => Errno::TIMEDOUT,
+            Self::NoSuchUpload
+            | Self::WrongRegion(_)
+            | Self::NotS3(_)
+            | Self::BadBody(_)
+            | Self::Unavailable(_)
+            | Self::Unreachable(_) => Errno::IO,
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! A second GET when the first is later than the running P95.
+//!
+//! Only the time to the first byte counts: once bytes flow, a second request would only cost.
+//! At most one hedge is sent per request, and hedges stay under a twentieth of all requests by
+//! the meaning of P95.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::{Body, ListPage, ListRequest, Origin, OriginError, Part, Stored, WriteIntent};
+use crate::model::version::{BucketId, ETag, ObjectInfo};
+
+const SAMPLES: usize = 256;
+/// Below this many samples nothing is hedged.
+const ENOUGH: usize = 32;
+/// A hedge earlier than this would race against ordinary scheduling noise.
+const FLOOR: Duration = Duration::from_millis(20);
+
+/// Wraps an origin and hedges its GETs.
+pub struct Hedged {
+    inner: Arc<dyn Origin>,
+    times: Mutex<Window>,
+    on_hedge: Box<dyn Fn() + Send + Sync>,
+}
+
+impl Hedged {
+    /// `on_hedge` is called for every second request sent.
+    pub fn new(inner: Arc<dyn Origin>, on_hedge: impl Fn() + Send + Sync + 'static) -> Self {
+        Self { inner, times: Mutex::new(Window::default()), on_hedge: Box::new(on_hedge) }
+    }
+
+    fn note(&self, elapsed: Duration) {
+        self.times.lock().unwrap_or_else(PoisonError::into_inner).add(elapsed);
+    }
+
+    fn patience(&self) -> Option<Duration> {
+        let p95 = self.times.lock().unwrap_or_else(PoisonError::into_inner).p95()?;
+        Some((p95 * 3 / 2).max(FLOOR))
+    }
+}
+
+/// The last first-byte times, in a ring.
+#[derive(Default)]
+struct Window {
+    ring: Vec<Duration>,
+    next: usize,
+    /// P95 of the ring, taken again every 16 samples.
+    cached: Option<Duration>,
+}
+
+impl Window {
+    fn add(&mut self, sample: Duration) {
+        if self.ring.len() < SAMPLES {
+            self.ring.push(sample);
+        } else {
+            self.ring[self.next] = sample;
+        }
+        self.next = (self.next + 1) % SAMPLES;
+        if self.ring.len() >= ENOUGH && self.next.is_multiple_of(16) {
+            let mut sorted = self.ring.clone();
+            let rank = sorted.len() * 95 / 100;
+            self.cached = Some(*sorted.select_nth_unstable(rank).1);
+        }
+    }
+
+    fn p95(&self) -> Option<Duration> {
+        self.cached
+    }
+}
+
+#[async_trait]
+impl Origin for Hedged {
+    fn bucket_id(&self) -> &BucketId {
+        self.inner.bucket_id()
+    }
+
+    async fn get(&self, key: &str, etag: &ETag, range: Range<u64>) -> Result<Body, OriginError> {
+        let start = Instant::now();
+        let first = self.inner.get(key, etag, range.clone());
+        let Some(patience) = self.patience() else {
+            let body = first.await?;
+            self.note(start.elapsed());
+            return Ok(body);
+        };
+        tokio::pin!(first);
+        let body = tokio::select! {
+            body = &mut first => body?,
+            () = tokio::time::sleep(patience) => {
+                (self.on_hedge)();
+                let second = self.inner.get(key, etag, range);
+                tokio::pin!(second);
+                // The first answer wins; a failure of one leaves the other its chance.
+                tokio::select! {
+                    body = &mut first => match body {
+                        Err(e) if e.is_transient() => second.await?,
+                        other => other?,
+                    },
+                    body = &mut second => match body {
+                        Err(e) if e.is_transient() => first.await?,
+                        other => other?,
+                    },
+                }
+            }
+        };
+        self.note(start.elapsed());
+        Ok(body)
+    }
+
+    async fn head(&self, key: &str) -> Result<ObjectInfo, OriginError> {
+        self.inner.head(key).await
+    }
+
+    async fn list(&self, request: &ListRequest) -> Result<ListPage, OriginError> {
+        self.inner.list(request).await
+    }
+
+    async fn put(&self, key: &str, body: Bytes, write: &WriteIntent) -> Result<Stored, OriginError> {
+        self.inner.put(key, body, write).await
+    }
+
+    async fn create_upload(&self, key: &str, writer: &str) -> Result<String, OriginError> {
+        self.inner.create_upload(key, writer).await
+    }
+
+    async fn upload_part(
+        &self,
+        key: &str,
+        upload_id: &str,
+        number: u32,
+        body: Bytes,
+    ) -> Result<Part, OriginError> {
+        self.inner.upload_part(key, upload_id, number, body).await
+    }
+
+    async fn complete_upload(
+        &self,
+        key: &str,
+        upload_id: &str,
+        parts: &[Part],
+        write: &WriteIntent,
+    ) -> Result<Stored, OriginError> {
+        self.inner.complete_upload(key, upload_id, parts, write).await
+    }
+
+    async fn abort_upload(&self, key: &str, upload_id: &str) -> Result<(), OriginError> {
+        self.inner.abort_upload(key, upload_id).await
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), OriginError> {
+        self.inner.delete(key).await
+    }
+
+    async fn copy(
+        &self,
+        from: &str,
+        etag: &ETag,
+        size: u64,
+        to: &str,
+    ) -> Result<Stored, OriginError> {
+        self.inner.copy(from, etag, size, to).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::origin::faulty::{Fault, Faulty, Op};
+    use crate::origin::memory::MemoryOrigin;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_late_first_byte_is_overtaken_by_a_second_get() {
+        let memory = Arc::new(MemoryOrigin::new("b"));
+        let etag = memory.insert("k", vec![7; 100]);
+        let faulty = Arc::new(Faulty::new(memory));
+        let hedges = Arc::new(AtomicUsize::new(0));
+        let count = hedges.clone();
+        let hedged = Hedged::new(faulty.clone(), move || {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        for _ in 0..SAMPLES {
+            hedged.get("k", &etag, 0..100).await.unwrap();
+        }
+        assert_eq!(hedges.load(Ordering::Relaxed), 0);
+        faulty.inject_once(Op::Get, Fault::Delay(Duration::from_secs(60)));
+        let start = tokio::time::Instant::now();
+        hedged.get("k", &etag, 0..100).await.unwrap();
+        assert!(start.elapsed() < Duration::from_secs(1));
+        assert_eq!(hedges.load(Ordering::Relaxed), 1);
+    }
+}

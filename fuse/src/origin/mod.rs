@@ -1,0 +1,155 @@
+//! The origin: the object store that alone decides what is true.
+//!
+//! One narrow trait, three implementations: [`s3`] (real), [`memory`] (for tests) and
+//! [`faulty`] (wraps another and misbehaves on command).
+
+pub mod error;
+pub mod faulty;
+pub mod hedge;
+pub mod memory;
+pub mod retry;
+pub mod s3;
+
+use std::ops::Range;
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+
+pub use error::OriginError;
+
+use crate::model::version::{BucketId, ETag, ObjectInfo};
+
+/// Metadata name of the nonce by which a writer recognises its own object after a lost reply.
+pub const WRITER_METADATA: &str = "weir-writer";
+
+/// An object store, as far as a file system needs one.
+///
+/// Every method may be cancelled by dropping its future. Implementations retry what is worth
+/// retrying by themselves, except bodies: a body that ends early is the caller's to resume.
+#[async_trait]
+pub trait Origin: Send + Sync + 'static {
+    /// Identity of the bucket, for the cache.
+    fn bucket_id(&self) -> &BucketId;
+
+    /// Asks for an object's metadata.
+    async fn head(&self, key: &str) -> Result<ObjectInfo, OriginError>;
+
+    /// Reads a range of the version `etag`, or fails with [`OriginError::Changed`] when the
+    /// object is no longer that version.
+    async fn get(&self, key: &str, etag: &ETag, range: Range<u64>) -> Result<Body, OriginError>;
+
+    /// Lists one page.
+    async fn list(&self, request: &ListRequest) -> Result<ListPage, OriginError>;
+
+    /// Stores an object in one request.
+    async fn put(&self, key: &str, body: Bytes, write: &WriteIntent) -> Result<Stored, OriginError>;
+
+    /// Begins a multipart upload.
+    async fn create_upload(&self, key: &str, writer: &str) -> Result<String, OriginError>;
+
+    /// Stores one part; part numbers begin at 1.
+    async fn upload_part(
+        &self,
+        key: &str,
+        upload_id: &str,
+        number: u32,
+        body: Bytes,
+    ) -> Result<Part, OriginError>;
+
+    /// Makes the object out of its parts.
+    async fn complete_upload(
+        &self,
+        key: &str,
+        upload_id: &str,
+        parts: &[Part],
+        write: &WriteIntent,
+    ) -> Result<Stored, OriginError>;
+
+    /// Gives up a multipart upload. One that is already gone is a success.
+    async fn abort_upload(&self, key: &str, upload_id: &str) -> Result<(), OriginError>;
+
+    /// Removes an object. One that is already gone is a success.
+    async fn delete(&self, key: &str) -> Result<(), OriginError>;
+
+    /// Copies the version `etag` (of `size` bytes) to another key, within the bucket.
+    async fn copy(&self, from: &str, etag: &ETag, size: u64, to: &str)
+    -> Result<Stored, OriginError>;
+}
+
+/// The bytes of a range as they arrive.
+pub struct Body {
+    /// Tag of the version that the bytes belong to.
+    pub etag: ETag,
+    /// The pieces, in order; an error ends the stream.
+    pub pieces: BoxStream<'static, Result<Bytes, OriginError>>,
+}
+
+/// One page of a listing.
+#[derive(Clone, Debug)]
+pub struct ListRequest {
+    /// Only keys that start with this.
+    pub prefix: String,
+    /// Group what follows the prefix by `/`.
+    pub delimited: bool,
+    /// Continuation token of the page before.
+    pub token: Option<String>,
+    /// At most this many entries (1 to 1000).
+    pub max_keys: u16,
+}
+
+/// What a page holds.
+#[derive(Clone, Debug, Default)]
+pub struct ListPage {
+    /// Objects, in key order.
+    pub objects: Vec<(String, ObjectInfo)>,
+    /// Groups that end in `/`, in order.
+    pub prefixes: Vec<String>,
+    /// Token of the next page; `None` at the end.
+    pub next: Option<String>,
+    /// How many keys were not UTF-8 and are left out.
+    pub undecodable: u64,
+}
+
+/// On what condition an object may be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// On none.
+    Always,
+    /// Only where there is no object (If-None-Match: *).
+    Absent,
+    /// Only over this version (If-Match).
+    Matches(ETag),
+}
+
+/// Condition and nonce of a write.
+#[derive(Clone, Debug)]
+pub struct WriteIntent {
+    /// The condition that must hold.
+    pub condition: Condition,
+    /// Nonce stored as the object's metadata [`WRITER_METADATA`].
+    pub writer: String,
+}
+
+/// A stored part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Its number, from 1.
+    pub number: u32,
+    /// Its tag.
+    pub etag: String,
+    /// CRC32C of its bytes.
+    pub crc32c: u32,
+}
+
+/// A stored object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// Tag of the new version; `None` from servers that do not tell.
+    pub etag: Option<ETag>,
+    /// Its version id, where the bucket is versioned.
+    pub version_id: Option<Box<str>>,
+    /// Time of the write as far as known.
+    pub mtime: SystemTime,
+}

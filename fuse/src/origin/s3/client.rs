@@ -1,0 +1,147 @@
+//! Settings of an S3 endpoint, and the client made of them.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use aws_config::retry::RetryConfig;
+use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
+use aws_config::timeout::TimeoutConfig;
+use aws_config::{BehaviorVersion, Region};
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::RequestChecksumCalculation;
+use aws_sdk_s3::types::{ServerSideEncryption, StorageClass};
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
+use aws_smithy_http_client::{Builder, Connector};
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
+
+use crate::origin::OriginError;
+
+/// Which bucket, where, and how to speak to it.
+#[derive(Clone, Default)]
+pub struct S3Settings {
+    /// Name of the bucket.
+    pub bucket: String,
+    /// Region; from the environment or the profile where absent.
+    pub region: Option<String>,
+    /// URL of an S3-compatible endpoint; Amazon's for the region where absent.
+    pub endpoint_url: Option<String>,
+    /// Profile in the shared configuration files.
+    pub profile: Option<String>,
+    /// Name the bucket in the path, not in the host. `None`: so at every endpoint but Amazon's.
+    pub force_path_style: Option<bool>,
+    /// Send no credentials.
+    pub no_sign_request: bool,
+    /// Accept to be charged for requests.
+    pub requester_pays: bool,
+    /// Account id that must own the bucket.
+    pub expected_bucket_owner: Option<String>,
+    /// Server-side encryption: `AES256`, `aws:kms` or `aws:kms:dsse`.
+    pub sse: Option<String>,
+    /// Key for `aws:kms`.
+    pub sse_kms_key_id: Option<String>,
+    /// Storage class of new objects.
+    pub storage_class: Option<String>,
+    /// PEM file of certificate authorities to trust, besides the system's.
+    pub ca_bundle: Option<PathBuf>,
+    /// Send CRC32C with every upload.
+    pub upload_checksums: bool,
+    /// Credentials given by the caller; the SDK's chain where absent.
+    pub credentials: Option<aws_credential_types::provider::SharedCredentialsProvider>,
+}
+
+impl fmt::Debug for S3Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("S3Settings")
+            .field("bucket", &self.bucket)
+            .field("region", &self.region)
+            .field("endpoint_url", &self.endpoint_url)
+            .finish_non_exhaustive()
+    }
+}
+
+impl S3Settings {
+    pub(super) fn sse(&self) -> Option<ServerSideEncryption> {
+        self.sse.as_deref().map(ServerSideEncryption::from)
+    }
+
+    pub(super) fn storage_class(&self) -> Option<StorageClass> {
+        self.storage_class.as_deref().map(StorageClass::from)
+    }
+}
+
+/// Builds the client; the second value names the endpoint for cache identity.
+pub(super) async fn build(settings: &S3Settings) -> Result<(Client, String), OriginError> {
+    let mut loader = aws_config::defaults(BehaviorVersion::latest())
+        .http_client(http_client(settings)?)
+        .retry_config(RetryConfig::adaptive().with_max_attempts(4))
+        .timeout_config(
+            TimeoutConfig::builder()
+                .connect_timeout(Duration::from_secs(5))
+                .read_timeout(Duration::from_secs(20))
+                .build(),
+        )
+        .stalled_stream_protection(StalledStreamProtectionConfig::disabled());
+    if let Some(profile) = &settings.profile {
+        loader = loader.profile_name(profile);
+    }
+    if let Some(region) = &settings.region {
+        loader = loader.region(Region::new(region.clone()));
+    }
+    if settings.no_sign_request {
+        loader = loader.no_credentials();
+    } else if let Some(credentials) = &settings.credentials {
+        loader = loader.credentials_provider(credentials.clone());
+    }
+    let shared = loader.load().await;
+    let endpoint = settings.endpoint_url.clone().or_else(|| shared.endpoint_url().map(Into::into));
+    let region = match (shared.region(), &endpoint) {
+        (Some(region), _) => region.clone(),
+        // What S3-compatible servers expect when nobody says otherwise.
+        (None, Some(_)) => Region::new("us-east-1"),
+        (None, None) => {
+            return Err(OriginError::Invalid(
+                "no region: set --region, AWS_REGION or a profile's region".into(),
+            ));
+        }
+    };
+    let path_style = settings
+        .force_path_style
+        .unwrap_or_else(|| endpoint.as_ref().is_some_and(|e| !e.contains(".amazonaws.com")));
+    let mut config = aws_sdk_s3::config::Builder::from(&shared)
+        .region(region.clone())
+        .force_path_style(path_style);
+    if !settings.upload_checksums {
+        config = config.request_checksum_calculation(RequestChecksumCalculation::WhenRequired);
+    }
+    if let Some(url) = &endpoint {
+        config = config.endpoint_url(url);
+    }
+    let name = endpoint.unwrap_or_else(|| format!("aws:{region}"));
+    Ok((Client::from_conf(config.build()), name))
+}
+
+fn http_client(settings: &S3Settings) -> Result<SharedHttpClient, OriginError> {
+    let mut trust = TrustStore::default();
+    if let Some(path) = &settings.ca_bundle {
+        let pem = std::fs::read(path)
+            .map_err(|e| OriginError::Invalid(format!("CA bundle {}: {e}", path.display())))?;
+        trust = trust.with_pem_certificate(pem);
+    }
+    let tls = TlsContext::builder()
+        .with_trust_store(trust)
+        .build()
+        .map_err(|e| OriginError::Invalid(format!("TLS settings: {e}")))?;
+    Ok(Builder::new().build_with_connector_fn(move |settings, components| {
+        let mut builder = Connector::builder()
+            .tls_provider(Provider::Rustls(CryptoMode::Ring))
+            .tls_context(tls.clone())
+            .enable_tcp_nodelay(true);
+        builder.set_connector_settings(settings.cloned());
+        if let Some(components) = components {
+            builder.set_sleep_impl(components.sleep_impl());
+        }
+        builder.build()
+    }))
+}

@@ -1,0 +1,133 @@
+//! From what the SDK reports to [`OriginError`].
+
+use std::error::Error as StdError;
+
+use aws_credential_types::provider::error::CredentialsError;
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+
+use crate::origin::OriginError;
+
+/// What kind of request failed: the same status means different things.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Request {
+    /// HEAD.
+    Read,
+    /// GET with If-Match.
+    Pinned,
+    /// A listing: an unknown 404 is no S3 answer.
+    List,
+    /// Anything that changes the bucket.
+    Write,
+}
+
+/// The causes of an error, outermost first, in one line.
+pub(super) fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let message = inner.to_string();
+        if !text.contains(&message) {
+            text = format!("{text}: {message}");
+        }
+        cause = inner.source();
+    }
+    text
+}
+
+fn finds<E: StdError + 'static>(error: &(dyn StdError + 'static)) -> bool {
+    let mut cause: Option<&(dyn StdError + 'static)> = Some(error);
+    while let Some(inner) = cause {
+        if inner.is::<E>() {
+            return true;
+        }
+        cause = inner.source();
+    }
+    false
+}
+
+pub(super) fn of<E>(request: Request, error: &SdkError<E, HttpResponse>) -> OriginError
+where
+    E: StdError + ProvideErrorMetadata + 'static,
+{
+    match error {
+        SdkError::TimeoutError(_) => OriginError::TimedOut,
+        SdkError::DispatchFailure(failure) => {
+            let cause = failure.as_connector_error();
+            let text = cause.map_or_else(|| "connection failed".to_owned(), |e| chain(e));
+            match cause {
+                Some(e) if finds::<CredentialsError>(e) => OriginError::NoCredentials(text),
+                Some(e) if e.is_timeout() => OriginError::TimedOut,
+                _ => OriginError::Unreachable(text),
+            }
+        }
+        SdkError::ConstructionFailure(_) if finds::<CredentialsError>(error) => {
+            OriginError::NoCredentials(chain(error))
+        }
+        SdkError::ConstructionFailure(_) => OriginError::Invalid(chain(error)),
+        SdkError::ResponseError(response) => match response.raw().status().as_u16() {
+            200..=299 => OriginError::NotS3(chain(error)),
+            status => of_status(request, status, None, None),
+        },
+        SdkError::ServiceError(service) => {
+            let raw = service.raw();
+            let region = raw.headers().get("x-amz-bucket-region").map(str::to_owned);
+            of_status(request, raw.status().as_u16(), service.err().code(), region)
+        }
+        _ => OriginError::Unavailable(chain(error)),
+    }
+}
+
+fn of_status(
+    request: Request,
+    status: u16,
+    code: Option<&str>,
+    region: Option<String>,
+) -> OriginError {
+    let label = code.map_or_else(|| format!("HTTP {status}"), str::to_owned);
+    match (status, code.unwrap_or_default()) {
+        (_, "NoSuchBucket") => OriginError::NoSuchBucket,
+        (_, "NoSuchUpload") => OriginError::NoSuchUpload,
+        (404, "") if request == Request::List => OriginError::NotS3(label),
+        (404, _) if request == Request::Pinned => OriginError::Changed,
+        (404, _) => OriginError::NotFound,
+        (304 | 412 | 416, _) if request == Request::Pinned => OriginError::Changed,
+        (412, _) => OriginError::Conflict,
+        (301 | 307, _) | (_, "AuthorizationHeaderMalformed" | "PermanentRedirect") => {
+            OriginError::WrongRegion(region)
+        }
+        (400, "") if region.is_some() => OriginError::WrongRegion(region),
+        (400, "ExpiredToken" | "InvalidToken" | "TokenRefreshRequired") => {
+            OriginError::Denied(label)
+        }
+        (401 | 403, _) => OriginError::Denied(label),
+        (_, "EntityTooLarge" | "KeyTooLongError") => OriginError::TooLarge(label),
+        (507, _) | (_, "QuotaExceeded" | "XMinioStorageFull" | "XMinioAdminBucketQuotaExceeded") => {
+            OriginError::NoSpace(label)
+        }
+        (501 | 405, _) => OriginError::Unsupported(label),
+        (408 | 409 | 425 | 429 | 500 | 502..=504, _)
+        | (_, "SlowDown" | "InternalError" | "RequestTimeout" | "BadDigest") => {
+            OriginError::Unavailable(label)
+        }
+        _ => OriginError::Invalid(label),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_status_means_what_its_request_makes_of_it() {
+        let of = |request, status, code| of_status(request, status, code, None);
+        assert!(matches!(of(Request::Pinned, 412, None), OriginError::Changed));
+        assert!(matches!(of(Request::Write, 412, None), OriginError::Conflict));
+        assert!(matches!(of(Request::Read, 404, None), OriginError::NotFound));
+        assert!(matches!(of(Request::List, 404, None), OriginError::NotS3(_)));
+        assert!(matches!(of(Request::List, 404, Some("NoSuchBucket")), OriginError::NoSuchBucket));
+        assert!(of(Request::Write, 409, Some("ConditionalRequestConflict")).is_transient());
+        assert!(of(Request::Read, 503, Some("SlowDown")).is_outage());
+        assert!(matches!(of(Request::Read, 403, None), OriginError::Denied(_)));
+    }
+}
