@@ -9,3 +9,5 @@ pub mod origin;
 pub mod buffers;
 pub mod cache;
 pub mod metrics;
+pub mod namespace;
+pub mod read;

@@ -40,6 +40,11 @@ impl HotBlocks {
         while inner.bytes > self.max_bytes && inner.pop() {}
     }
 
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.lock().bytes
+    }
+
     /// Drops the least recently used blocks until `bytes` are free or none is left. Says
     /// whether any was dropped.
     pub fn reclaim(&self, bytes: usize) -> bool {

@@ -1,0 +1,117 @@
+//! A file node: a name with one version, or one that is being written.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use super::dir::Dir;
+use crate::model::version::{ObjectInfo, Version};
+
+/// What a nodeid of a file stands for.
+pub struct FileNode {
+    /// Its nodeid.
+    pub ino: u64,
+    state: Mutex<State>,
+}
+
+struct State {
+    dir: Arc<Dir>,
+    name: Box<str>,
+    version: Option<Version>,
+    size: u64,
+    mtime: SystemTime,
+    version_id: Option<Box<str>>,
+    stale_told: bool,
+}
+
+impl FileNode {
+    /// A node for the object that `info` describes.
+    pub fn new(ino: u64, dir: Arc<Dir>, name: &str, info: &ObjectInfo) -> Arc<Self> {
+        let state = State {
+            dir,
+            name: name.into(),
+            version: info.version(),
+            size: info.size,
+            mtime: info.mtime,
+            version_id: info.version_id.clone(),
+            stale_told: false,
+        };
+        Arc::new(Self { ino, state: Mutex::new(state) })
+    }
+
+    /// Directory and name.
+    pub fn place(&self) -> (Arc<Dir>, Box<str>) {
+        let state = self.state();
+        (state.dir.clone(), state.name.clone())
+    }
+
+    /// The object's key.
+    pub fn key(&self) -> String {
+        let (dir, name) = self.place();
+        dir.prefix().key_of(&name)
+    }
+
+    /// The version it shows; `None` while none is stored yet.
+    pub fn version(&self) -> Option<Version> {
+        self.state().version.clone()
+    }
+
+    /// The version id, where known.
+    pub fn version_id(&self) -> Option<Box<str>> {
+        self.state().version_id.clone()
+    }
+
+    /// Size in bytes and time of last modification.
+    pub fn size_and_mtime(&self) -> (u64, SystemTime) {
+        let state = self.state();
+        (state.size, state.mtime)
+    }
+
+    /// Notes what a writer has made of it so far.
+    pub fn set_size(&self, size: u64) {
+        let mut state = self.state();
+        state.size = size;
+        state.mtime = SystemTime::now();
+    }
+
+    /// Notes the version that a writer has stored.
+    pub fn set_stored(&self, info: &ObjectInfo) {
+        let mut state = self.state();
+        state.version = info.version();
+        state.mtime = info.mtime;
+        state.version_id.clone_from(&info.version_id);
+        state.stale_told = false;
+    }
+
+    /// Takes over newer metadata of the same version.
+    pub(super) fn refresh(&self, info: &ObjectInfo) {
+        let mut state = self.state();
+        state.mtime = info.mtime;
+        if info.version_id.is_some() {
+            state.version_id.clone_from(&info.version_id);
+        }
+    }
+
+    /// Notes that it has another name now.
+    pub(super) fn moved(&self, dir: &Arc<Dir>, name: &str) {
+        let mut state = self.state();
+        state.dir = dir.clone();
+        state.name = name.into();
+    }
+
+    /// Whether the kernel is to be told, now for the first time, that this node is stale.
+    ///
+    /// The kernel answers ESTALE with one lookup and one more open. Where there is no name to
+    /// look up it opens this node again, which must then succeed if it can.
+    pub fn tell_stale_once(&self) -> bool {
+        !std::mem::replace(&mut self.state().stale_told, true)
+    }
+
+    /// Notes that a lookup named this node.
+    pub(super) fn named(&self) {
+        self.state().stale_told = false;
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,109 @@
+//! Listings of a directory: from the origin, and to and from the index.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use super::hidden::HiddenKeys;
+use crate::cache::records::{FileEntry, ListingEntry, ListingRow};
+use crate::model::key::{BadName, DirPrefix, Listed};
+use crate::model::version::{ETag, ObjectInfo};
+use crate::origin::ListPage;
+
+/// The names of one directory.
+#[derive(Default, Debug)]
+pub struct Listing {
+    /// `None` marks a directory.
+    pub entries: BTreeMap<Box<str>, Option<ObjectInfo>>,
+    /// How many requests it took.
+    pub pages: u32,
+    /// Whether the directory has a marker object.
+    pub marker: bool,
+}
+
+impl Listing {
+    /// Adds a page of the listing of `prefix`.
+    pub fn add(&mut self, prefix: &DirPrefix, page: ListPage, hidden: &HiddenKeys) {
+        self.pages += 1;
+        hidden.note_undecodable(page.undecodable);
+        for group in page.prefixes {
+            match prefix.classify(&group) {
+                Listed::Dir(name) => self.add_dir(name, hidden, prefix),
+                Listed::Hidden(reason) => hidden.note(&group, reason),
+                Listed::File(_) | Listed::OwnMarker => hidden.note(&group, BadName::OutsidePrefix),
+            }
+        }
+        for (key, info) in page.objects {
+            match prefix.classify(&key) {
+                Listed::OwnMarker => {
+                    self.marker = true;
+                    if info.size > 0 {
+                        hidden.note(&key, BadName::MarkerWithContent);
+                    }
+                }
+                Listed::File(name) => self.add_file(name, info, hidden, &key),
+                // A delimited listing groups these; an undelimited one does not.
+                Listed::Dir(name) => self.add_dir(name, hidden, prefix),
+                Listed::Hidden(reason) => hidden.note(&key, reason),
+            }
+        }
+    }
+
+    fn add_dir(&mut self, name: &str, hidden: &HiddenKeys, prefix: &DirPrefix) {
+        if let Some(Some(_)) = self.entries.insert(name.into(), None) {
+            hidden.note(&prefix.key_of(name), BadName::ShadowedByDirectory);
+        }
+    }
+
+    fn add_file(&mut self, name: &str, info: ObjectInfo, hidden: &HiddenKeys, key: &str) {
+        match self.entries.get(name) {
+            Some(None) => hidden.note(key, BadName::ShadowedByDirectory),
+            _ => {
+                self.entries.insert(name.into(), Some(info));
+            }
+        }
+    }
+
+    /// The row that keeps this listing across restarts.
+    pub fn to_row(&self, fetched: SystemTime) -> ListingRow {
+        let entry = |(name, info): (&Box<str>, &Option<ObjectInfo>)| ListingEntry {
+            name: name.to_string(),
+            file: info.as_ref().map(|info| FileEntry {
+                size: info.size,
+                etag: info.etag.as_ref().map(|e| e.as_str().to_owned()),
+                mtime_ms: to_ms(info.mtime),
+            }),
+        };
+        ListingRow {
+            fetched_ms: to_ms(fetched),
+            pages: self.pages,
+            marker: self.marker,
+            entries: self.entries.iter().map(entry).collect(),
+        }
+    }
+
+    /// The listing in a row, with its age.
+    pub fn from_row(row: ListingRow) -> (Self, Duration) {
+        let age = SystemTime::now().duration_since(from_ms(row.fetched_ms)).unwrap_or_default();
+        let entry = |entry: ListingEntry| {
+            let info = entry.file.map(|file| ObjectInfo {
+                size: file.size,
+                etag: file.etag.as_deref().and_then(ETag::new),
+                mtime: from_ms(file.mtime_ms),
+                version_id: None,
+                writer: None,
+            });
+            (entry.name.into(), info)
+        };
+        let entries = row.entries.into_iter().map(entry).collect();
+        (Self { entries, pages: row.pages, marker: row.marker }, age)
+    }
+}
+
+fn to_ms(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn from_ms(ms: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_millis(ms)
+}

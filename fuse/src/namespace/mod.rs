@@ -1,0 +1,185 @@
+//! Names: which files and directories there are, as far as the origin and local writes tell.
+//!
+//! Lock order, outermost first: [`dir::Dir`]'s listing gate (asynchronous), a directory's state,
+//! a file node's state, the inode table. Two directories' states are never held at once.
+
+pub mod dir;
+pub mod file;
+pub mod health;
+pub mod hidden;
+pub mod inode;
+pub mod listing;
+pub mod refresh;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::cache::NodeCache;
+use crate::model::key::{self, DirPrefix};
+use crate::model::ttl::MetadataTtl;
+use crate::model::version::{BucketId, VersionKey};
+use crate::origin::{Origin, OriginError};
+use dir::{Dir, Known};
+use file::FileNode;
+use health::Health;
+use hidden::HiddenKeys;
+use inode::{InodeTable, Node};
+
+/// How a mount shows its bucket.
+#[derive(Clone, Debug)]
+pub struct NamespaceSettings {
+    /// What of the bucket is shown.
+    pub prefix: DirPrefix,
+    /// How long metadata is taken as true.
+    pub ttl: MetadataTtl,
+    /// How long the absence of a name is taken as true.
+    pub negative_ttl: MetadataTtl,
+}
+
+/// A name that was looked up.
+pub enum Found {
+    /// A directory.
+    Dir(Arc<Dir>),
+    /// A file.
+    File(Arc<FileNode>),
+}
+
+/// The names of one mount.
+pub struct Namespace {
+    /// Where they come from.
+    pub origin: Arc<dyn Origin>,
+    pub(crate) cache: Arc<NodeCache>,
+    /// How they are shown.
+    pub settings: NamespaceSettings,
+    /// What the kernel knows.
+    pub inodes: InodeTable,
+    /// Whether the origin answers.
+    pub health: Health,
+    pub(crate) hidden: HiddenKeys,
+    root: Arc<Dir>,
+}
+
+/// Why a name cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum LookupError {
+    /// There is no such name.
+    #[error("no such file or directory")]
+    Absent,
+    /// No file can have this name.
+    #[error("{0}")]
+    BadName(key::BadName),
+    /// The origin could not be asked, and nothing is remembered.
+    #[error(transparent)]
+    Origin(#[from] OriginError),
+}
+
+impl Namespace {
+    /// An empty view of what `origin` holds.
+    pub fn new(
+        origin: Arc<dyn Origin>,
+        cache: Arc<NodeCache>,
+        hidden: HiddenKeys,
+        settings: NamespaceSettings,
+    ) -> Arc<Self> {
+        let root = Dir::root(settings.prefix.clone());
+        let inodes = InodeTable::new(Node::Dir(root.clone()));
+        let health = Health::default();
+        Arc::new(Self { origin, cache, settings, inodes, health, hidden, root })
+    }
+
+    /// The root directory.
+    pub fn root(&self) -> &Arc<Dir> {
+        &self.root
+    }
+
+    /// Identity of the bucket.
+    pub fn bucket(&self) -> &BucketId {
+        self.origin.bucket_id()
+    }
+
+    /// Lifetime of names.
+    pub fn ttl(&self) -> Duration {
+        self.settings.ttl.duration()
+    }
+
+    /// The identity of the bytes that `node` shows, if it shows any that the origin holds.
+    pub fn version_key(&self, node: &FileNode) -> Option<VersionKey> {
+        let version = node.version()?;
+        Some(VersionKey { bucket: self.bucket().clone(), key: node.key().into(), version })
+    }
+
+    /// Answers from what is known, without waiting; `None` when the origin must be asked.
+    pub fn lookup_now(&self, dir: &Arc<Dir>, name: &str) -> Option<Result<Found, LookupError>> {
+        if let Err(reason) = key::check_name(name) {
+            return Some(Err(match reason {
+                key::BadName::TooLong => LookupError::BadName(reason),
+                _ => LookupError::Absent,
+            }));
+        }
+        let now = Instant::now();
+        match dir.known(name, now, self.ttl(), self.settings.negative_ttl.duration()) {
+            Known::Present => self.present(dir, name),
+            Known::Absent => Some(Err(LookupError::Absent)),
+            Known::Expired | Known::Unknown => None,
+        }
+    }
+
+    /// Answers, asking the origin where needed.
+    ///
+    /// # Errors
+    /// [`LookupError`].
+    pub async fn lookup(&self, dir: &Arc<Dir>, name: &str) -> Result<Found, LookupError> {
+        if let Some(answer) = self.lookup_now(dir, name) {
+            return answer;
+        }
+        self.refresh(dir, name).await?;
+        match self.present(dir, name) {
+            Some(answer) => answer,
+            None if dir.has(name) => {
+                // Known from a listing without tags: HEAD tells the version.
+                self.refresh_by_head(dir, name).await?;
+                self.present(dir, name).unwrap_or(Err(LookupError::Absent))
+            }
+            None => Err(LookupError::Absent),
+        }
+    }
+
+    /// What the directory's state shows under this name, however old. `None`: nothing, or a file
+    /// whose version is not known yet.
+    pub fn present(&self, dir: &Arc<Dir>, name: &str) -> Option<Result<Found, LookupError>> {
+        let found = dir.found(name, |dir, name, info| {
+            FileNode::new(self.inodes.next_ino(), dir.clone(), name, info)
+        }, || self.inodes.next_ino())?;
+        Some(Ok(found))
+    }
+
+    /// Whether `node` still is what its name shows, asking the origin where needed.
+    ///
+    /// # Errors
+    /// What the origin reports, unless the last known state may be used.
+    pub async fn is_current(&self, node: &Arc<FileNode>) -> Result<bool, OriginError> {
+        if let Some(current) = self.is_current_now(node) {
+            return Ok(current);
+        }
+        let (dir, name) = node.place();
+        self.refresh(&dir, &name).await?;
+        Ok(dir.shows(&name, node))
+    }
+
+    /// Like [`Namespace::is_current`]; `None` when the origin must be asked.
+    pub fn is_current_now(&self, node: &Arc<FileNode>) -> Option<bool> {
+        let (dir, name) = node.place();
+        let negative = self.settings.negative_ttl.duration();
+        match dir.known(&name, Instant::now(), self.ttl(), negative) {
+            Known::Present => Some(dir.shows(&name, node)),
+            Known::Absent => Some(false),
+            Known::Expired | Known::Unknown => None,
+        }
+    }
+
+    /// How long the kernel may take a name for true: what is left of its lifetime.
+    pub fn kernel_ttl(&self, dir: &Arc<Dir>, name: &str) -> Duration {
+        let age = dir.age(name, Instant::now()).unwrap_or_default();
+        self.ttl().saturating_sub(age)
+    }
+}

@@ -1,0 +1,229 @@
+//! Asking the origin about names, once for all who wait.
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use super::Namespace;
+use super::dir::{Ask, Dir, DirEntry};
+use super::listing::Listing;
+use crate::model::key::BadName;
+use crate::origin::{ListRequest, OriginError};
+
+/// Keys asked for in one request: the most that S3 gives.
+const PAGE: u16 = 1000;
+/// Listings with more names are not kept in the index.
+const KEPT_MAX: usize = 200_000;
+
+impl Namespace {
+    /// Asks about one name, in the cheapest way that this directory allows.
+    pub(super) async fn refresh(&self, dir: &Arc<Dir>, name: &str) -> Result<(), OriginError> {
+        let asked = Instant::now();
+        if self.health.is_down() && self.remembers(dir, name) {
+            return Ok(());
+        }
+        if self.load_kept(dir, false) && dir.listed_at().is_some() {
+            return Ok(());
+        }
+        let done = match dir.how_to_ask() {
+            Ask::List => self.list(dir, asked).await,
+            Ask::FirstPage => match self.list_first_page(dir, asked).await {
+                Ok(true) => Ok(()),
+                Ok(false) => self.ask_single(dir, name).await,
+                Err(error) => Err(error),
+            },
+            Ask::Single => self.ask_single(dir, name).await,
+        };
+        self.or_remembered(done, dir, name)
+    }
+
+    /// Asks about one name by HEAD, for what listings do not tell.
+    pub(super) async fn refresh_by_head(
+        &self,
+        dir: &Arc<Dir>,
+        name: &str,
+    ) -> Result<(), OriginError> {
+        let done = self.ask_single(dir, name).await;
+        self.or_remembered(done, dir, name)
+    }
+
+    /// The names of a directory, asking the origin where what is known is too old.
+    ///
+    /// # Errors
+    /// What the origin reports, unless an older listing is known.
+    pub async fn read_dir(&self, dir: &Arc<Dir>) -> Result<Arc<Vec<DirEntry>>, OriginError> {
+        let now = Instant::now();
+        let fresh = |dir: &Dir| {
+            dir.listed_at().is_some_and(|at| now.saturating_duration_since(at) < self.ttl())
+        };
+        if !fresh(dir) {
+            let known = dir.listed_at().is_some();
+            let skip = self.health.is_down() && (known || self.load_kept(dir, true));
+            if !skip && !(self.load_kept(dir, false) && fresh(dir)) {
+                match self.list(dir, now).await {
+                    Err(e) if e.is_outage() && (known || self.load_kept(dir, true)) => {
+                        self.note_outage(&e);
+                    }
+                    other => other?,
+                }
+            }
+        }
+        Ok(dir.snapshot())
+    }
+
+    /// Lists the directory, unless somebody did since `asked` or recently enough.
+    async fn list(&self, dir: &Arc<Dir>, asked: Instant) -> Result<(), OriginError> {
+        let _gate = dir.gate.lock().await;
+        if self.listed_meanwhile(dir, asked) {
+            return Ok(());
+        }
+        let started = Instant::now();
+        let fetched = SystemTime::now();
+        let prefix = dir.prefix();
+        let mut listing = Listing::default();
+        let mut request = ListRequest {
+            prefix: prefix.as_str().to_owned(),
+            delimited: true,
+            token: None,
+            max_keys: PAGE,
+        };
+        loop {
+            let mut page = self.origin.list(&request).await?;
+            request.token = page.next.take();
+            listing.add(&prefix, page, &self.hidden);
+            if request.token.is_none() {
+                break;
+            }
+        }
+        self.took_over(dir, listing, started, fetched);
+        Ok(())
+    }
+
+    /// Lists the directory if it fits one page; says whether it did.
+    async fn list_first_page(&self, dir: &Arc<Dir>, asked: Instant) -> Result<bool, OriginError> {
+        let _gate = dir.gate.lock().await;
+        if self.listed_meanwhile(dir, asked) {
+            return Ok(true);
+        }
+        let started = Instant::now();
+        let fetched = SystemTime::now();
+        let prefix = dir.prefix();
+        let request = ListRequest {
+            prefix: prefix.as_str().to_owned(),
+            delimited: true,
+            token: None,
+            max_keys: PAGE,
+        };
+        let page = self.origin.list(&request).await?;
+        if page.next.is_some() {
+            dir.set_large();
+            return Ok(false);
+        }
+        let mut listing = Listing::default();
+        listing.add(&prefix, page, &self.hidden);
+        self.took_over(dir, listing, started, fetched);
+        Ok(true)
+    }
+
+    fn listed_meanwhile(&self, dir: &Dir, asked: Instant) -> bool {
+        dir.listed_at().is_some_and(|at| at >= asked || at.elapsed() < self.ttl())
+    }
+
+    fn took_over(&self, dir: &Arc<Dir>, listing: Listing, started: Instant, fetched: SystemTime) {
+        self.note_answer();
+        if listing.entries.len() <= KEPT_MAX {
+            self.cache.put_listing(self.kept_name(dir), Some(listing.to_row(fetched)));
+        }
+        dir.merge(listing, started);
+    }
+
+    /// Asks for an object and for a directory of this name at once.
+    async fn ask_single(&self, dir: &Arc<Dir>, name: &str) -> Result<(), OriginError> {
+        let started = Instant::now();
+        let prefix = dir.prefix();
+        let key = prefix.key_of(name);
+        let below = ListRequest {
+            prefix: format!("{key}/"),
+            delimited: false,
+            token: None,
+            max_keys: 1,
+        };
+        let (object, below) = tokio::join!(self.origin.head(&key), self.origin.list(&below));
+        let below = below?;
+        let is_dir = !below.objects.is_empty() || !below.prefixes.is_empty();
+        let object = match object {
+            Ok(info) => Some(info),
+            Err(OriginError::NotFound) => None,
+            Err(error) => return Err(error),
+        };
+        self.note_answer();
+        let answer = match (is_dir, object) {
+            (true, object) => {
+                if object.is_some() {
+                    self.hidden.note(&key, BadName::ShadowedByDirectory);
+                }
+                Some(None)
+            }
+            (false, Some(info)) => Some(Some(info)),
+            (false, None) => None,
+        };
+        dir.merge_one(name, answer, started);
+        Ok(())
+    }
+
+    /// In an outage, what is remembered stands in for the answer.
+    fn or_remembered(
+        &self,
+        done: Result<(), OriginError>,
+        dir: &Arc<Dir>,
+        name: &str,
+    ) -> Result<(), OriginError> {
+        match done {
+            Err(error) if error.is_outage() => {
+                self.note_outage(&error);
+                if self.remembers(dir, name) { Ok(()) } else { Err(error) }
+            }
+            other => other,
+        }
+    }
+
+    fn remembers(&self, dir: &Arc<Dir>, name: &str) -> bool {
+        dir.has(name) || dir.listed_at().is_some() || self.load_kept(dir, true)
+    }
+
+    /// Takes over the listing kept in the index, if none is known and it is young enough or
+    /// `any_age` will do. Says whether it did.
+    fn load_kept(&self, dir: &Arc<Dir>, any_age: bool) -> bool {
+        if dir.listed_at().is_some() {
+            return false;
+        }
+        let Some(row) = self.cache.listing(&self.kept_name(dir)) else { return false };
+        let (listing, age) = Listing::from_row(row);
+        if age >= self.ttl() && !any_age {
+            return false;
+        }
+        let Some(started) = Instant::now().checked_sub(age) else { return false };
+        dir.merge(listing, started);
+        true
+    }
+
+    /// Forgets the listing kept in the index, because something was changed here.
+    pub fn drop_kept(&self, dir: &Dir) {
+        self.cache.put_listing(self.kept_name(dir), None);
+    }
+
+    fn kept_name(&self, dir: &Dir) -> Vec<u8> {
+        format!("{}\u{1f}{}", self.bucket().as_str(), dir.prefix()).into_bytes()
+    }
+
+    fn note_outage(&self, error: &OriginError) {
+        if self.health.failed() {
+            tracing::warn!(%error, "origin does not answer; showing what is remembered");
+        }
+    }
+
+    fn note_answer(&self) {
+        if self.health.answered() {
+            tracing::info!("origin answers again");
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! One flight: a GET, or as many as it takes, from first byte to disk.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use tokio::task::JoinHandle;
+
+use super::{Reader, Source};
+use crate::buffers::{Block, Buffer, Share};
+use crate::cache::flight::Flight;
+use crate::model::blocks::{self, BLOCK};
+use crate::origin::{OriginError, retry};
+
+/// Blocks that are written to the disk together: 1 MiB.
+const WRITE_BLOCKS: usize = 8;
+
+/// Ends its flight even when its task is dropped or panics.
+struct Landing {
+    source: Source,
+    flight: Arc<Flight>,
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        if self.flight.outcome().is_none() {
+            let cut_short = Err(OriginError::Unavailable("the fetch was cut short".into()));
+            self.source.version.flights.end(&self.flight, cut_short);
+        }
+    }
+}
+
+impl Reader {
+    /// Starts a flight. Without a share of the memory it waits for one.
+    pub(super) fn launch(
+        self: &Arc<Self>,
+        source: Source,
+        flight: Arc<Flight>,
+        share: Option<Share>,
+    ) {
+        let reader = self.clone();
+        let landing = Landing { source, flight };
+        self.runtime.spawn(async move {
+            let Landing { source, flight } = &landing;
+            let outcome = reader.fly(source, flight, share).await;
+            if let Err(error) = &outcome {
+                tracing::debug!(key = %source.version.key.key, %error, "fetch failed");
+            }
+            source.version.flights.end(flight, outcome);
+            reader.cache.used(&source.version);
+        });
+    }
+
+    async fn fly(
+        self: &Arc<Self>,
+        source: &Source,
+        flight: &Arc<Flight>,
+        share: Option<Share>,
+    ) -> Result<(), OriginError> {
+        let size = source.version.size();
+        let range = blocks::bytes_of(&flight.range(), size);
+        let bytes = (range.end - range.start) as usize;
+        let share = match share {
+            Some(share) => Some(share),
+            None => self.share(flight.range().len() * BLOCK as usize).await,
+        };
+        let Some(share) = share else {
+            return Err(OriginError::Unavailable("shutting down".into()));
+        };
+        let room = tokio::task::block_in_place(|| self.cache.make_room(bytes as u64));
+        let keep = room.is_some();
+        if !keep {
+            self.metrics.cache_bypassed_bytes.inc_by(bytes as u64);
+        }
+        let mut filler = Filler::new(self.clone(), source.clone(), flight.clone(), share, keep);
+        let mut at = range.start;
+        let mut tries = 0;
+        while at < range.end {
+            let failed = match self.receive(source, at..range.end, &mut filler, &mut at).await {
+                Ok(()) => continue,
+                Err(error) => error,
+            };
+            tries += 1;
+            if !failed.is_transient() || tries >= retry::BODY_TRIES {
+                return Err(failed);
+            }
+            tokio::time::sleep(retry::backoff(tries)).await;
+        }
+        filler.finish().await;
+        Ok(())
+    }
+
+    /// One GET; `at` follows what has arrived.
+    async fn receive(
+        &self,
+        source: &Source,
+        range: std::ops::Range<u64>,
+        filler: &mut Filler,
+        at: &mut u64,
+    ) -> Result<(), OriginError> {
+        let _slot = self.gets.acquire().await;
+        let key = &source.version.key;
+        let mut body = source.origin.get(&key.key, &key.version.etag, range).await?;
+        if body.etag != key.version.etag {
+            return Err(OriginError::Changed);
+        }
+        while let Some(piece) = body.pieces.next().await {
+            let piece = piece?;
+            self.metrics.fetched_bytes.inc_by(piece.len() as u64);
+            *at += piece.len() as u64;
+            filler.add(piece).await;
+        }
+        Ok(())
+    }
+}
+
+/// Cuts what arrives into blocks, shows them to readers, and writes them to the disk behind.
+struct Filler {
+    reader: Arc<Reader>,
+    source: Source,
+    flight: Arc<Flight>,
+    share: Share,
+    keep: bool,
+    /// Block that is being filled, and how far.
+    block: u32,
+    buffer: Option<(Buffer, usize)>,
+    pending: Vec<Block>,
+    writing: Option<JoinHandle<()>>,
+}
+
+impl Filler {
+    fn new(
+        reader: Arc<Reader>,
+        source: Source,
+        flight: Arc<Flight>,
+        share: Share,
+        keep: bool,
+    ) -> Self {
+        let block = flight.range().start;
+        let pending = Vec::with_capacity(WRITE_BLOCKS);
+        Self { reader, source, flight, share, keep, block, buffer: None, pending, writing: None }
+    }
+
+    async fn add(&mut self, mut piece: Bytes) {
+        while !piece.is_empty() && self.block < self.flight.range().end {
+            let len = blocks::len_of(self.block, self.source.version.size());
+            let (mut buffer, filled) = match self.buffer.take() {
+                Some(partial) => partial,
+                None => (self.share.buffer(len), 0),
+            };
+            let take = piece.len().min(len - filled);
+            let part = piece.split_to(take);
+            buffer.bytes_mut()[filled..filled + take].copy_from_slice(&part);
+            if filled + take == len {
+                self.landed(buffer.freeze()).await;
+            } else {
+                self.buffer = Some((buffer, filled + take));
+            }
+        }
+    }
+
+    async fn landed(&mut self, data: Block) {
+        let version = &self.source.version;
+        version.flights.landed(&self.flight, self.block, data.clone());
+        self.reader.hot.insert(version.id, self.block, data.clone());
+        self.block += 1;
+        self.pending.push(data);
+        if self.pending.len() == WRITE_BLOCKS {
+            self.write().await;
+        }
+    }
+
+    /// Starts writing what is pending, after what is being written.
+    async fn write(&mut self) {
+        self.written().await;
+        let data = std::mem::take(&mut self.pending);
+        if data.is_empty() || !self.keep {
+            return;
+        }
+        let first = self.block - data.len() as u32;
+        let version = self.source.version.clone();
+        let metrics = self.reader.metrics.clone();
+        self.writing = Some(tokio::task::spawn_blocking(move || {
+            if let Err(error) = version.store(first, &data) {
+                // The pod gets its bytes from memory; the disk only does not keep them.
+                metrics.cache_bypassed_bytes.inc_by(data.iter().map(|b| b.len() as u64).sum());
+                tracing::warn!(%error, "cache disk refuses a write; reading through");
+            }
+        }));
+    }
+
+    async fn written(&mut self) {
+        if let Some(writing) = self.writing.take()
+            && let Err(error) = writing.await
+        {
+            tracing::error!(%error, "the write to the cache was cut short");
+        }
+    }
+
+    async fn finish(mut self) {
+        self.write().await;
+        self.written().await;
+    }
+}
