@@ -11,3 +11,4 @@ pub mod cache;
 pub mod metrics;
 pub mod namespace;
 pub mod read;
+pub mod write;

@@ -28,7 +28,7 @@ impl CacheDir {
         let unusable = |error| CacheError::Unusable { dir: root.to_owned(), error };
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o700);
-        for sub in ["", "objects", "staging"] {
+        for sub in ["", "objects", "staging", "lost"] {
             builder.create(root.join(sub)).map_err(unusable)?;
         }
         let lock = lock(root)?;
@@ -62,6 +62,11 @@ impl CacheDir {
     /// The staging file with this id.
     pub fn staging_path(&self, id: u64) -> PathBuf {
         self.root.join(format!("staging/{id:016x}"))
+    }
+
+    /// Where bytes go that could not be stored at the origin after the last close.
+    pub fn lost_path(&self, id: u64) -> PathBuf {
+        self.root.join(format!("lost/{id:016x}"))
     }
 
     /// Bytes that an unprivileged process may still write.

@@ -284,6 +284,16 @@ impl NodeCache {
         self.shared.dir.staging_path(self.next_id.fetch_add(1, Ordering::Relaxed))
     }
 
+    /// Puts a staging file whose bytes could not be stored where a person finds it.
+    ///
+    /// # Errors
+    /// What rename reports.
+    pub fn keep_lost(&self, path: &Path) -> io::Result<PathBuf> {
+        let kept = self.shared.dir.lost_path(self.next_id.fetch_add(1, Ordering::Relaxed));
+        fs::rename(path, &kept)?;
+        Ok(kept)
+    }
+
     /// Makes a file that holds all bytes of `key`, with their checksums by block, the cached
     /// version. The file is moved; where that fails or there is no room it is removed.
     pub fn adopt(&self, key: &VersionKey, path: &Path, sums: &[u32]) {

@@ -358,17 +358,23 @@ impl Dir {
     }
 
     /// Notes what a finished write left under the name of this node, if the name still is its.
+    /// `None`: it failed, and the origin must be asked what is there.
     pub fn end_writing(&self, name: &str, node: &Arc<FileNode>, info: Option<ObjectInfo>) {
         let still = {
-            let state = self.state();
-            match state.entries.get(name).map(|e| &e.kind) {
+            let mut state = self.state();
+            let still = match state.entries.get(name).map(|e| &e.kind) {
                 Some(Kind::Writing(current)) => Arc::ptr_eq(current, node),
                 _ => false,
+            };
+            if still && info.is_none() {
+                state.entries.remove(name);
+                state.listed = None;
+                state.snapshot = None;
             }
+            still
         };
-        if still {
-            let kind = info.map(|info| Kind::File { info, node: Arc::downgrade(node) });
-            self.change(name, kind);
+        if let (true, Some(info)) = (still, info) {
+            self.change(name, Some(Kind::File { info, node: Arc::downgrade(node) }));
         }
     }
 

@@ -92,7 +92,7 @@ impl FileNode {
     }
 
     /// Notes that it has another name now.
-    pub(super) fn moved(&self, dir: &Arc<Dir>, name: &str) {
+    pub fn moved(&self, dir: &Arc<Dir>, name: &str) {
         let mut state = self.state();
         state.dir = dir.clone();
         state.name = name.into();

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 
-use super::{Body, ListPage, ListRequest, Origin, OriginError, Part, Stored, WriteIntent};
+use super::{Body, ListPage, ListRequest, Origin, OriginError, Part, Stored, UploadBody, WriteIntent};
 use crate::model::version::{BucketId, ETag, ObjectInfo};
 
 /// Which request a fault hits.
@@ -180,7 +180,7 @@ impl Origin for Faulty {
         key: &str,
         upload_id: &str,
         number: u32,
-        body: Bytes,
+        body: UploadBody,
     ) -> Result<Part, OriginError> {
         let fault = self.meet(Op::UploadPart).await?;
         reply(self.inner.upload_part(key, upload_id, number, body).await, fault)

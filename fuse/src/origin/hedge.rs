@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{Body, ListPage, ListRequest, Origin, OriginError, Part, Stored, WriteIntent};
+use super::{Body, ListPage, ListRequest, Origin, OriginError, Part, Stored, UploadBody, WriteIntent};
 use crate::model::version::{BucketId, ETag, ObjectInfo};
 
 const SAMPLES: usize = 256;
@@ -131,7 +131,7 @@ impl Origin for Hedged {
         key: &str,
         upload_id: &str,
         number: u32,
-        body: Bytes,
+        body: UploadBody,
     ) -> Result<Part, OriginError> {
         self.inner.upload_part(key, upload_id, number, body).await
     }

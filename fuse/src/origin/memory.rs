@@ -12,7 +12,7 @@ use futures_util::{StreamExt, stream};
 use md5::{Digest, Md5};
 
 use super::{
-    Body, Condition, ListPage, ListRequest, Origin, OriginError, Part, Stored, WriteIntent,
+    Body, Condition, ListPage, ListRequest, Origin, OriginError, Part, Stored, UploadBody, WriteIntent,
 };
 use crate::model::version::{BucketId, ETag, ObjectInfo};
 
@@ -192,8 +192,15 @@ impl Origin for MemoryOrigin {
         _key: &str,
         upload_id: &str,
         number: u32,
-        body: Bytes,
+        body: UploadBody,
     ) -> Result<Part, OriginError> {
+        let body = match body {
+            UploadBody::Memory(bytes) => bytes,
+            UploadBody::File { path, offset, len, .. } => {
+                let all = std::fs::read(path).map_err(|e| OriginError::Invalid(e.to_string()))?;
+                Bytes::from(all).slice(offset as usize..(offset + len) as usize)
+            }
+        };
         let mut state = self.lock();
         let upload = state.uploads.get_mut(upload_id).ok_or(OriginError::NoSuchUpload)?;
         let crc32c = crc32c::crc32c(&body);

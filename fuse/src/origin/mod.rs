@@ -55,7 +55,7 @@ pub trait Origin: Send + Sync + 'static {
         key: &str,
         upload_id: &str,
         number: u32,
-        body: Bytes,
+        body: UploadBody,
     ) -> Result<Part, OriginError>;
 
     /// Makes the object out of its parts.
@@ -130,6 +130,47 @@ pub struct WriteIntent {
     pub condition: Condition,
     /// Nonce stored as the object's metadata [`WRITER_METADATA`].
     pub writer: String,
+}
+
+/// The bytes of a part.
+#[derive(Clone, Debug)]
+pub enum UploadBody {
+    /// In memory.
+    Memory(Bytes),
+    /// A range of a file, for parts too large for memory.
+    File {
+        /// The file.
+        path: std::path::PathBuf,
+        /// First byte.
+        offset: u64,
+        /// Number of bytes.
+        len: u64,
+        /// CRC32C of these bytes.
+        crc32c: u32,
+    },
+}
+
+impl UploadBody {
+    /// Number of bytes.
+    pub fn len(&self) -> u64 {
+        match self {
+            Self::Memory(bytes) => bytes.len() as u64,
+            Self::File { len, .. } => *len,
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// CRC32C of the bytes.
+    pub fn crc32c(&self) -> u32 {
+        match self {
+            Self::Memory(bytes) => crc32c::crc32c(bytes),
+            Self::File { crc32c, .. } => *crc32c,
+        }
+    }
 }
 
 /// A stored part.

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
-use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::primitives::{ByteStream, Length};
 use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
 use base64::Engine as _;
 use bytes::Bytes;
@@ -21,7 +21,7 @@ pub use client::S3Settings;
 use errors::Request;
 
 use super::{
-    Body, Condition, ListPage, ListRequest, Origin, OriginError, Part, Stored, WRITER_METADATA,
+    Body, Condition, ListPage, ListRequest, Origin, OriginError, Part, Stored, UploadBody, WRITER_METADATA,
     WriteIntent,
 };
 use crate::model::version::{BucketId, ETag, ObjectInfo};
@@ -73,8 +73,22 @@ impl S3Origin {
     }
 }
 
-fn upload_deadline(bytes: usize) -> Duration {
-    REPLY_DEADLINE + Duration::from_secs(bytes as u64 / SLOWEST_UPLOAD)
+fn upload_deadline(bytes: u64) -> Duration {
+    REPLY_DEADLINE + Duration::from_secs(bytes / SLOWEST_UPLOAD)
+}
+
+async fn part_stream(body: UploadBody) -> Result<ByteStream, OriginError> {
+    match body {
+        UploadBody::Memory(bytes) => Ok(ByteStream::from(bytes)),
+        UploadBody::File { path, offset, len, .. } => ByteStream::read_from()
+            .path(path)
+            .offset(offset)
+            .length(Length::Exact(len))
+            .buffer_size(256 * 1024)
+            .build()
+            .await
+            .map_err(|e| OriginError::Invalid(format!("staging file: {}", errors::chain(&e)))),
+    }
 }
 
 fn stored(etag: Option<&str>, version_id: Option<&str>) -> Stored {
@@ -180,7 +194,7 @@ impl Origin for S3Origin {
 
     async fn put(&self, key: &str, body: Bytes, write: &WriteIntent) -> Result<Stored, OriginError> {
         let (if_match, if_none_match) = headers(&write.condition);
-        let deadline = upload_deadline(body.len());
+        let deadline = upload_deadline(body.len() as u64);
         let request = self
             .client
             .put_object()
@@ -233,10 +247,11 @@ impl Origin for S3Origin {
         key: &str,
         upload_id: &str,
         number: u32,
-        body: Bytes,
+        body: UploadBody,
     ) -> Result<Part, OriginError> {
-        let crc32c = crc32c::crc32c(&body);
+        let crc32c = body.crc32c();
         let deadline = upload_deadline(body.len());
+        let stream = part_stream(body).await?;
         let request = self
             .client
             .upload_part()
@@ -247,7 +262,7 @@ impl Origin for S3Origin {
             .set_checksum_crc32_c(self.checksum(crc32c))
             .set_request_payer(self.payer())
             .set_expected_bucket_owner(self.owner())
-            .body(ByteStream::from(body))
+            .body(stream)
             .send();
         let reply = Self::within(deadline, async {
             request.await.map_err(|e| errors::of(Request::Write, &e))
