@@ -12,3 +12,5 @@ pub mod metrics;
 pub mod namespace;
 pub mod read;
 pub mod write;
+pub mod engine;
+pub mod adapter;

@@ -47,6 +47,8 @@ struct DirState {
     /// Lookups that had to ask for a single name.
     asked: u32,
     snapshot: Option<Arc<Vec<DirEntry>>>,
+    /// What the kernel's directory cache was filled from last.
+    shown: Option<Arc<Vec<DirEntry>>>,
 }
 
 #[derive(Clone, Copy)]
@@ -85,7 +87,7 @@ pub enum Known {
 }
 
 /// One name in a snapshot of a directory.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DirEntry {
     /// The name.
     pub name: Box<str>,
@@ -327,6 +329,13 @@ impl Dir {
         let snapshot = Arc::new(state.entries.iter().map(entry).collect::<Vec<_>>());
         state.snapshot = Some(snapshot.clone());
         snapshot
+    }
+
+    /// Notes that the kernel is to read this snapshot; says whether the one it read last is equal,
+    /// so that it may keep what it remembers.
+    pub fn show(&self, snapshot: &Arc<Vec<DirEntry>>) -> bool {
+        let before = self.state().shown.replace(snapshot.clone());
+        before.is_some_and(|before| Arc::ptr_eq(&before, snapshot) || before == *snapshot)
     }
 
     /// The files that follow `name` in the listing, with their versions: at most `limit`.

@@ -70,6 +70,11 @@ impl Reader {
         })
     }
 
+    /// Bytes in one GET, at most.
+    pub fn part_bytes(&self) -> u64 {
+        u64::from(self.part_blocks) * BLOCK
+    }
+
     /// The buffers that everything here is cut from.
     pub fn buffers(&self) -> &Arc<Buffers> {
         &self.buffers
@@ -80,8 +85,8 @@ impl Reader {
         self.gather(version, offset, len, &[])
     }
 
-    /// The bytes at `offset`, fetched where needed. `ahead` is how many bytes beyond are likely
-    /// to be wanted next.
+    /// The bytes at `offset`, fetched where needed. `extra` is how many bytes beyond are worth
+    /// fetching in the same request, `then` what to fetch after that if memory is free.
     ///
     /// # Errors
     /// What the origin reports for the bytes that are not here.
@@ -90,7 +95,8 @@ impl Reader {
         source: &Source,
         offset: u64,
         len: u64,
-        ahead: u64,
+        extra: u64,
+        mut then: Range<u64>,
     ) -> Result<Bytes, OriginError> {
         let version = &source.version;
         let wanted = blocks::covering(offset, len, version.size());
@@ -106,7 +112,8 @@ impl Reader {
             if let Some(error) = mine.iter().find_map(|f| f.outcome()?.as_ref().err()) {
                 return Err(error.clone());
             }
-            self.demand(source, wanted.clone(), ahead, &mut mine);
+            self.demand(source, wanted.clone(), extra, &mut mine);
+            self.prefetch(source, std::mem::take(&mut then));
             // A block may have landed between looking and asking; then nobody would wake us.
             let under_way = wanted.clone().any(|b| version.flights.find(b).is_some());
             if under_way {
@@ -120,12 +127,12 @@ impl Reader {
         self: &Arc<Self>,
         source: &Source,
         wanted: Range<u32>,
-        ahead: u64,
+        extra: u64,
         mine: &mut Vec<Arc<Flight>>,
     ) {
         let version = &source.version;
         let longest = self.longest(wanted.len() as u32);
-        let more = u32::try_from(ahead / BLOCK).unwrap_or(u32::MAX).min(longest);
+        let more = u32::try_from(extra / BLOCK).unwrap_or(u32::MAX).min(longest);
         let end = wanted.end.saturating_add(more).min(blocks::count(version.size()));
         let held = |block| version.has(block) || self.hot.get(version.id, block).is_some();
         // What is wanted first; a run beyond it only if it starts within.
@@ -171,7 +178,7 @@ impl Reader {
     /// # Errors
     /// What the origin reports.
     pub async fn fetch_whole(self: &Arc<Self>, source: &Source) -> Result<(), OriginError> {
-        self.read(source, 0, source.version.size(), 0).await.map(|_| ())
+        self.read(source, 0, source.version.size(), 0, 0..0).await.map(|_| ())
     }
 
     /// The longest run to ask for at once, given the memory that is free.

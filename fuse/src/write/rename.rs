@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt, stream};
 
 use super::{WriteError, Writer};
 use crate::model::version::{ETag, ObjectInfo, Version, VersionKey};
@@ -121,27 +122,25 @@ impl Writer {
         }
         let objects = self.objects_below(old_prefix.as_str()).await?;
         let renamed = |key: &str| format!("{new_prefix}{}", &key[old_prefix.as_str().len()..]);
-        let copies = objects.iter().map(|(key, etag, size)| {
+        let mut copies: Vec<BoxFuture<'_, Result<(), WriteError>>> = Vec::new();
+        let mut undo: Vec<BoxFuture<'_, Result<(), OriginError>>> = Vec::new();
+        let mut removals: Vec<BoxFuture<'_, Result<(), OriginError>>> = Vec::new();
+        for (key, etag, size) in &objects {
             let version = Version { etag: etag.clone(), size: *size };
-            let old =
-                VersionKey { bucket: self.names.bucket().clone(), key: key.as_str().into(), version };
+            let bucket = self.names.bucket().clone();
+            let old = VersionKey { bucket, key: key.as_str().into(), version };
             let new_key = renamed(key);
-            async move { self.copy(&old, &new_key).await.map(|_| ()) }
-        });
-        let copied: Result<(), WriteError> =
-            stream::iter(copies).buffer_unordered(COPIES).try_collect().await;
-        if let Err(error) = copied {
-            let undo = objects.iter().map(|(key, ..)| {
-                let new_key = renamed(key);
-                async move { self.names.origin.delete(&new_key).await }
-            });
-            stream::iter(undo).buffer_unordered(COPIES).for_each(|_| async {}).await;
+            let target = new_key.clone();
+            copies.push(async move { self.copy(&old, &new_key).await.map(|_| ()) }.boxed());
+            undo.push(async move { self.names.origin.delete(&target).await }.boxed());
+            removals.push(self.names.origin.delete(key));
+        }
+        if let Err(error) = all(copies).await {
+            let _ = all(undo).await;
             return Err(error);
         }
         self.keep_parent(from.dir, from.name).await?;
-        let removals = objects.iter().map(|(key, ..)| self.names.origin.delete(key));
-        let removed: Result<(), OriginError> =
-            stream::iter(removals).buffer_unordered(COPIES).try_collect().await;
+        let removed = all(removals).await;
         from.dir.move_dir(from.name, to.dir, to.name);
         self.names.drop_kept(from.dir);
         self.names.drop_kept(to.dir);
@@ -178,4 +177,14 @@ impl Writer {
             }
         }
     }
+}
+
+/// Runs all of the work, [`COPIES`] at a time; returns the first failure, at the end.
+async fn all<E>(work: Vec<BoxFuture<'_, Result<(), E>>>) -> Result<(), E> {
+    let mut running = stream::iter(work).buffer_unordered(COPIES);
+    let mut outcome = Ok(());
+    while let Some(done) = running.next().await {
+        outcome = outcome.and(done);
+    }
+    outcome
 }

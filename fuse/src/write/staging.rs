@@ -21,7 +21,7 @@ pub struct Staging {
     plan: PartPlan,
     state: Mutex<State>,
     /// Held by the one who stores it.
-    pub(super) gate: tokio::sync::Mutex<()>,
+    pub(crate) gate: tokio::sync::Mutex<()>,
 }
 
 struct State {

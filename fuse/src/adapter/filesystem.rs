@@ -1,0 +1,605 @@
+//! FUSE requests, answered at once where everything is here, else in the background under a
+//! deadline: a process that waits for FUSE cannot be killed.
+
+use std::ffi::OsStr;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use fuser::{
+    BsdFileFlags, Errno as FuseErrno, FileHandle, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use rustix::io::Errno;
+
+use super::{passthrough, reply};
+use crate::engine::Session;
+use crate::engine::io::ReadNow;
+use crate::engine::names::AttrChange;
+use crate::engine::open::{How, OpenRequest, Opened};
+use crate::engine::session::{Attr, Shown};
+
+/// Longest wait for the answer to a request that brings no bytes to the origin.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// Largest read and write, in bytes.
+const REQUEST_MAX: u32 = 1 << 20;
+/// Requests that may wait in the background: readahead of many files.
+const BACKGROUND: u16 = 64;
+/// What statfs shows: a bucket has no size, so a round number that no program runs out of.
+const STATFS_BYTES: u64 = 1 << 50;
+/// Unit of what statfs shows.
+const STATFS_UNIT: u32 = 1 << 20;
+
+/// A session as fuser wants it.
+pub struct FuseSession {
+    session: Arc<Session>,
+    stack_depth: u32,
+    on_init: Option<Box<dyn FnOnce(bool) + Send + Sync>>,
+}
+
+impl FuseSession {
+    /// `stack_depth` is 1, or 2 where the cache lies on a stacked file system. `on_init` learns
+    /// whether the kernel can read files by itself.
+    pub fn new(
+        session: Arc<Session>,
+        stack_depth: u32,
+        on_init: impl FnOnce(bool) + Send + Sync + 'static,
+    ) -> Self {
+        Self { session, stack_depth, on_init: Some(Box::new(on_init)) }
+    }
+
+    /// Answers later, within the deadline if there is one.
+    fn later<T: Send + 'static>(
+        &self,
+        op: &'static str,
+        deadline: Option<Duration>,
+        work: impl Future<Output = Result<T, Errno>> + Send + 'static,
+        answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
+    ) {
+        let metrics = self.session.engine().metrics.clone();
+        let start = Instant::now();
+        self.session.engine().runtime.spawn(async move {
+            let result = match deadline {
+                None => work.await,
+                Some(limit) => {
+                    tokio::time::timeout(limit, work).await.unwrap_or(Err(Errno::TIMEDOUT))
+                }
+            };
+            answer(result);
+            metrics.fuse(op, start);
+        });
+    }
+
+    fn now(&self, op: &str, start: Instant) {
+        self.session.engine().metrics.fuse(op, start);
+    }
+
+    fn attr(&self, attr: &Attr) -> fuser::FileAttr {
+        reply::attr(attr, &self.session.settings().ownership)
+    }
+}
+
+fn text(name: &OsStr) -> Result<String, Errno> {
+    name.to_str().map(str::to_owned).ok_or(Errno::ILSEQ)
+}
+
+fn send_entry(session: &Session, reply: ReplyEntry, result: Result<Shown, Errno>) {
+    let owned = &session.settings().ownership;
+    match result {
+        Ok(shown) => reply.entry(&shown.ttl, &reply::attr(&shown.attr, owned), Generation(0)),
+        Err(Errno::NOENT) => {
+            reply.entry(&session.negative_ttl(), &reply::absent(owned), Generation(0));
+        }
+        Err(error) => reply.error(reply::errno(error)),
+    }
+}
+
+fn send_attr(session: &Session, reply: ReplyAttr, result: Result<Shown, Errno>) {
+    match result {
+        Ok(shown) => {
+            reply.attr(&shown.ttl, &reply::attr(&shown.attr, &session.settings().ownership));
+        }
+        Err(error) => reply.error(reply::errno(error)),
+    }
+}
+
+fn send_empty(reply: ReplyEmpty, result: Result<(), Errno>) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(error) => reply.error(reply::errno(error)),
+    }
+}
+
+fn send_open(reply: ReplyOpen, write: bool, result: Result<Opened, Errno>) {
+    // A reader has nothing to flush; so a killed one needs no answer from us.
+    let flush = if write { FopenFlags::empty() } else { FopenFlags::FOPEN_NOFLUSH };
+    match result {
+        Ok(Opened { fh, how: How::Passthrough(backing) }) => {
+            passthrough::reply_passthrough(reply, fh, flush, backing.id);
+        }
+        Ok(Opened { fh, how: How::KeepCache }) => {
+            reply.opened(FileHandle(fh), flush | FopenFlags::FOPEN_KEEP_CACHE);
+        }
+        Ok(Opened { fh, how: How::DropCache }) => reply.opened(FileHandle(fh), flush),
+        Err(error) => reply.error(reply::errno(error)),
+    }
+}
+
+fn send_xattr(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, Errno>) {
+    match result {
+        Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
+        Ok(value) if value.len() > size as usize => reply.error(FuseErrno::ERANGE),
+        Ok(value) => reply.data(&value),
+        Err(error) => reply.error(reply::errno(error)),
+    }
+}
+
+fn open_request(req: &Request, flags: i32) -> OpenRequest {
+    let flags = rustix::fs::OFlags::from_bits_retain(flags as u32);
+    OpenRequest {
+        write: flags.intersects(rustix::fs::OFlags::ACCMODE),
+        truncate: flags.contains(rustix::fs::OFlags::TRUNC),
+        exclusive: flags.contains(rustix::fs::OFlags::EXCL),
+        thread: req.pid(),
+    }
+}
+
+impl fuser::Filesystem for FuseSession {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let wanted = [
+            InitFlags::FUSE_ATOMIC_O_TRUNC,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_MAX_PAGES,
+        ];
+        for flag in wanted {
+            // An older kernel does without.
+            let _ = config.add_capabilities(flag);
+        }
+        let passthrough = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+            && config.set_max_stack_depth(self.stack_depth).is_ok();
+        if let Err(nearest) = config.set_max_write(REQUEST_MAX) {
+            let _ = config.set_max_write(nearest);
+        }
+        if let Err(nearest) = config.set_max_readahead(REQUEST_MAX) {
+            let _ = config.set_max_readahead(nearest);
+        }
+        let _ = config.set_max_background(BACKGROUND);
+        if let Some(on_init) = self.on_init.take() {
+            on_init(passthrough);
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let start = Instant::now();
+        let session = self.session.clone();
+        // A name that is not UTF-8 cannot be a key.
+        let Ok(name) = text(name) else { return reply.error(FuseErrno::ENOENT) };
+        if let Some(result) = session.lookup_now(parent.0, &name) {
+            send_entry(&session, reply, result);
+            return self.now("lookup", start);
+        }
+        let asked = session.clone();
+        let work = async move { asked.lookup(parent.0, &name).await };
+        self.later("lookup", Some(DEADLINE), work, move |r| send_entry(&session, reply, r));
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
+        self.session.forget(ino.0, nlookup);
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let start = Instant::now();
+        send_attr(&self.session, reply, self.session.getattr(ino.0));
+        self.now("getattr", start);
+    }
+
+    fn setattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let times = atime.is_some() || mtime.is_some();
+        let change = AttrChange { size, mode, uid, gid, times, fh: fh.map(|fh| fh.0) };
+        let (session, asked) = (self.session.clone(), self.session.clone());
+        let work = async move { asked.setattr(ino.0, &change).await };
+        self.later("setattr", None, work, move |r| send_attr(&session, reply, r));
+    }
+
+    fn mkdir(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
+        let (session, asked, name) = (self.session.clone(), self.session.clone(), text(name));
+        let work = async move { asked.mkdir(parent.0, &name?).await };
+        self.later("mkdir", Some(DEADLINE), work, move |r| match r {
+            Err(error) => reply.error(reply::errno(error)),
+            shown => send_entry(&session, reply, shown),
+        });
+    }
+
+    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (session, name) = (self.session.clone(), text(name));
+        let work = async move { session.unlink(parent.0, &name?).await };
+        self.later("unlink", Some(DEADLINE), work, move |r| send_empty(reply, r));
+    }
+
+    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (session, name) = (self.session.clone(), text(name));
+        let work = async move { session.rmdir(parent.0, &name?).await };
+        self.later("rmdir", Some(DEADLINE), work, move |r| send_empty(reply, r));
+    }
+
+    fn symlink(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _target: &Path,
+        reply: ReplyEntry,
+    ) {
+        reply.error(FuseErrno::EOPNOTSUPP);
+    }
+
+    fn link(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _newparent: INodeNo,
+        _newname: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        reply.error(FuseErrno::EOPNOTSUPP);
+    }
+
+    fn mknod(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        reply.error(FuseErrno::EOPNOTSUPP);
+    }
+
+    fn rename(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        if flags.intersects(RenameFlags::RENAME_EXCHANGE | RenameFlags::RENAME_WHITEOUT) {
+            return reply.error(FuseErrno::EINVAL);
+        }
+        let no_replace = flags.contains(RenameFlags::RENAME_NOREPLACE);
+        let (session, name, newname) = (self.session.clone(), text(name), text(newname));
+        let work = async move {
+            session.rename(parent.0, &name?, newparent.0, &newname?, no_replace).await
+        };
+        // Copies of large objects take their time; each request to S3 has a deadline of its own.
+        self.later("rename", None, work, move |r| send_empty(reply, r));
+    }
+
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let start = Instant::now();
+        let request = open_request(req, flags.0);
+        if let Some(result) = self.session.open_now(ino.0, &request) {
+            send_open(reply, request.write, result);
+            return self.now("open", start);
+        }
+        let session = self.session.clone();
+        let work = async move { session.open(ino.0, &request).await };
+        self.later("open", Some(DEADLINE), work, move |r| send_open(reply, request.write, r));
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let request = open_request(req, flags);
+        let (session, name) = (self.session.clone(), text(name));
+        let owned = self.session.settings().ownership;
+        let work = async move { session.create(parent.0, &name?, &request).await };
+        self.later("create", Some(DEADLINE), work, move |r| match r {
+            Ok((attr, opened)) => reply.created(
+                &Duration::from_secs(1),
+                &reply::attr(&attr, &owned),
+                Generation(0),
+                FileHandle(opened.fh),
+                FopenFlags::empty(),
+            ),
+            Err(error) => reply.error(reply::errno(error)),
+        });
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let start = Instant::now();
+        match self.session.read_now(fh.0, offset, u64::from(size)) {
+            Ok(ReadNow::Data(data)) => {
+                reply.data(&data);
+                self.now("read", start);
+            }
+            Ok(ReadNow::Wait(pending)) => {
+                let session = self.session.clone();
+                let work = async move { session.read(pending).await };
+                self.later("read", Some(DEADLINE), work, move |r| match r {
+                    Ok(data) => reply.data(&data),
+                    Err(error) => reply.error(reply::errno(error)),
+                });
+            }
+            Err(error) => reply.error(reply::errno(error)),
+        }
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let start = Instant::now();
+        match self.session.write(fh.0, offset, data) {
+            Ok(written) => reply.written(written),
+            Err(error) => reply.error(reply::errno(error)),
+        }
+        self.now("write", start);
+    }
+
+    fn flush(
+        &self,
+        req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        let (session, thread) = (self.session.clone(), req.pid());
+        let work = async move { session.flush(fh.0, thread).await };
+        // As long as there is progress: each request to S3 has a deadline of its own.
+        self.later("flush", None, work, move |r| send_empty(reply, r));
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        let session = self.session.clone();
+        let work = async move {
+            session.release(fh.0).await;
+            Ok(())
+        };
+        self.later("release", None, work, move |r| send_empty(reply, r));
+    }
+
+    fn fsync(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        let session = self.session.clone();
+        let work = async move { session.fsync(fh.0).await };
+        self.later("fsync", None, work, move |r| send_empty(reply, r));
+    }
+
+    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let session = self.session.clone();
+        let work = async move { session.opendir(ino.0).await };
+        // A directory of a million keys takes a thousand requests.
+        self.later("opendir", Some(DEADLINE * 10), work, move |r| match r {
+            Ok((fh, keep)) => {
+                let keep = if keep { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
+                reply.opened(FileHandle(fh), FopenFlags::FOPEN_CACHE_DIR | keep);
+            }
+            Err(error) => reply.error(reply::errno(error)),
+        });
+    }
+
+    fn readdir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let start = Instant::now();
+        let done = self.session.readdir(fh.0, offset, false, |next, name, is_dir, _| {
+            let kind = if is_dir { fuser::FileType::Directory } else { fuser::FileType::RegularFile };
+            // Any number but 0 will do: nodeids are given by lookups.
+            !reply.add(INodeNo(u64::MAX), next, kind, name)
+        });
+        match done {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(reply::errno(error)),
+        }
+        self.now("readdir", start);
+    }
+
+    fn readdirplus(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let start = Instant::now();
+        let done = self.session.readdir(fh.0, offset, true, |next, name, is_dir, shown| {
+            let (ino, attr, ttl) = match shown {
+                Some(shown) => (INodeNo(shown.attr.ino), shown.attr, shown.ttl),
+                // Nodeid 0: the kernel takes the name alone.
+                None => {
+                    let mtime = SystemTime::UNIX_EPOCH;
+                    let attr = Attr { ino: u64::MAX, is_dir, size: 0, mtime };
+                    (INodeNo(0), attr, Duration::ZERO)
+                }
+            };
+            !reply.add(ino, next, name, &ttl, &self.attr(&attr), Generation(0))
+        });
+        match done {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(reply::errno(error)),
+        }
+        self.now("readdirplus", start);
+    }
+
+    fn releasedir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.session.releasedir(fh.0);
+        reply.ok();
+    }
+
+    fn fsyncdir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        // Every change of a name is at the origin before it is answered.
+        reply.ok();
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        let blocks = STATFS_BYTES / u64::from(STATFS_UNIT);
+        let names = u32::try_from(crate::model::key::NAME_MAX_BYTES).unwrap_or(255);
+        reply.statfs(blocks, blocks, blocks, 1 << 40, 1 << 40, STATFS_UNIT, names, STATFS_UNIT);
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let start = Instant::now();
+        let Ok(name) = text(name) else { return reply.error(FuseErrno::ENODATA) };
+        if let Some(result) = self.session.getxattr_now(ino.0, &name) {
+            send_xattr(reply, size, result.map(String::into_bytes));
+            return self.now("getxattr", start);
+        }
+        let session = self.session.clone();
+        let work = async move { session.version_xattr(ino.0).await.map(String::into_bytes) };
+        self.later("getxattr", Some(DEADLINE), work, move |r| send_xattr(reply, size, r));
+    }
+
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let mut list = Vec::new();
+        for name in self.session.listxattr(ino.0) {
+            list.extend_from_slice(name.as_bytes());
+            list.push(0);
+        }
+        send_xattr(reply, size, Ok(list));
+    }
+
+    fn setxattr(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _name: &OsStr,
+        _value: &[u8],
+        _flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(FuseErrno::EOPNOTSUPP);
+    }
+
+    fn removexattr(&self, _req: &Request, _ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(FuseErrno::EOPNOTSUPP);
+    }
+
+    fn fallocate(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _offset: u64,
+        _length: u64,
+        _mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(FuseErrno::EOPNOTSUPP);
+    }
+
+    fn copy_file_range(
+        &self,
+        _req: &Request,
+        _ino_in: INodeNo,
+        _fh_in: FileHandle,
+        _offset_in: u64,
+        _ino_out: INodeNo,
+        _fh_out: FileHandle,
+        _offset_out: u64,
+        _len: u64,
+        _flags: fuser::CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        // The kernel then copies through read and write.
+        reply.error(FuseErrno::EOPNOTSUPP);
+    }
+}

@@ -1,0 +1,10 @@
+//! The only place that names fuser's types: FUSE requests in, session calls out.
+
+pub mod filesystem;
+pub mod mount;
+pub mod passthrough;
+mod reply;
+pub mod serve;
+
+pub use mount::{MountError, MountOptions};
+pub use serve::{Mounted, mount};

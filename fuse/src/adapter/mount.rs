@@ -1,0 +1,197 @@
+//! mount(2) and umount(2) for FUSE, without a helper program.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags};
+
+/// File system type in the mount table.
+pub const FS_TYPE: &str = "fuse.weir";
+
+/// How to mount.
+#[derive(Clone, Debug)]
+pub struct MountOptions {
+    /// What the mount table names as the source.
+    pub source: String,
+    /// Where.
+    pub mountpoint: PathBuf,
+    /// Let users other than the one who mounts see it.
+    pub allow_other: bool,
+    /// Let nobody write.
+    pub read_only: bool,
+}
+
+/// Why a mountpoint cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// It is not there, or no directory.
+    #[error("mountpoint {0}: {1}; make the directory first")]
+    Unusable(PathBuf, io::Error),
+    /// Something is mounted there.
+    #[error("mountpoint {0} is mounted already ({1}); unmount it or take another")]
+    Taken(PathBuf, String),
+    /// It holds files, which the mount would hide.
+    #[error("mountpoint {0} is not empty: the mount would hide what is in it")]
+    NotEmpty(PathBuf),
+    /// No FUSE in this kernel or container.
+    #[error("/dev/fuse: {0}; load the fuse module, or give the container the device")]
+    NoDevice(io::Error),
+    /// No right to mount.
+    #[error("mounting needs root (CAP_SYS_ADMIN)")]
+    NotPermitted,
+    /// Anything else.
+    #[error("mount on {0}: {1}")]
+    Failed(PathBuf, io::Error),
+}
+
+/// One line of the mount table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountEntry {
+    /// Device number, as `major:minor`.
+    pub device: String,
+    /// Where it is mounted.
+    pub mountpoint: PathBuf,
+    /// Type of the file system.
+    pub fs_type: String,
+    /// What is mounted.
+    pub source: String,
+}
+
+/// The mount table of this process. Facts: proc(5), `/proc/pid/mountinfo`.
+///
+/// # Errors
+/// What reading it reports.
+pub fn mount_table() -> io::Result<Vec<MountEntry>> {
+    let text = fs::read_to_string("/proc/self/mountinfo")?;
+    Ok(text.lines().filter_map(parse_line).collect())
+}
+
+fn parse_line(line: &str) -> Option<MountEntry> {
+    let (left, right) = line.split_once(" - ")?;
+    let mut left = left.split(' ').skip(2);
+    let device = left.next()?.to_owned();
+    let mountpoint = unescape(left.nth(1)?).into();
+    let mut right = right.split(' ');
+    let fs_type = right.next()?.to_owned();
+    let source = unescape(right.next()?);
+    Some(MountEntry { device, mountpoint, fs_type, source })
+}
+
+/// Space, tab, newline and backslash stand as octal in the table.
+fn unescape(text: &str) -> String {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, tail)) = rest.split_first() {
+        let octal = tail.get(..3).filter(|_| *first == b'\\');
+        let code = octal.and_then(|o| u8::from_str_radix(std::str::from_utf8(o).ok()?, 8).ok());
+        match code {
+            Some(byte) => {
+                out.push(byte);
+                rest = &tail[3..];
+            }
+            None => {
+                out.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// Checks that a mountpoint can be used.
+///
+/// # Errors
+/// [`MountError`] but for the last two.
+pub fn check_mountpoint(path: &Path) -> Result<PathBuf, MountError> {
+    let absolute = path.canonicalize().map_err(|e| MountError::Unusable(path.into(), e))?;
+    let table = mount_table().unwrap_or_default();
+    if let Some(entry) = table.iter().rev().find(|e| e.mountpoint == absolute)
+        && absolute != Path::new("/")
+        && entry.fs_type.starts_with("fuse")
+    {
+        return Err(MountError::Taken(absolute, entry.source.clone()));
+    }
+    let mut entries = fs::read_dir(&absolute).map_err(|e| MountError::Unusable(path.into(), e))?;
+    if entries.next().is_some() {
+        return Err(MountError::NotEmpty(absolute));
+    }
+    Ok(absolute)
+}
+
+/// Opens /dev/fuse and mounts it. The kernel's INIT request then waits on the result.
+///
+/// # Errors
+/// [`MountError::NoDevice`], [`MountError::NotPermitted`] or [`MountError::Failed`].
+pub(super) fn mount_device(options: &MountOptions) -> Result<OwnedFd, MountError> {
+    let device = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|e| MountError::NoDevice(e.into()))?;
+    let mut data = format!(
+        "fd={},rootmode=40000,user_id={},group_id={},default_permissions",
+        device.as_fd().as_raw_fd(),
+        rustix::process::geteuid().as_raw(),
+        rustix::process::getegid().as_raw(),
+    );
+    if options.allow_other {
+        data.push_str(",allow_other");
+    }
+    let failed = |e: io::Error| MountError::Failed(options.mountpoint.clone(), e);
+    let data = CString::new(data).map_err(|e| failed(e.into()))?;
+    let mut flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
+    if options.read_only {
+        flags |= MountFlags::RDONLY;
+    }
+    let source = options.source.as_str();
+    match rustix::mount::mount(source, &options.mountpoint, FS_TYPE, flags, data.as_c_str()) {
+        Ok(()) => Ok(device),
+        Err(Errno::PERM | Errno::ACCESS) => Err(MountError::NotPermitted),
+        Err(error) => Err(failed(error.into())),
+    }
+}
+
+/// Unmounts; with `lazy` also while it is in use, which then ends with the last user.
+///
+/// # Errors
+/// What umount2 reports: EBUSY while it is in use, EINVAL where nothing is mounted.
+pub fn unmount(mountpoint: &Path, lazy: bool) -> io::Result<()> {
+    let flags = if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
+    Ok(rustix::mount::unmount(mountpoint, flags | UnmountFlags::NOFOLLOW)?)
+}
+
+/// Lets the kernel read further ahead than the 128 KiB that FUSE's INIT can ask for.
+pub(super) fn set_read_ahead(mountpoint: &Path, kib: u32) {
+    let table = mount_table().unwrap_or_default();
+    let Some(entry) = table.iter().rev().find(|e| e.mountpoint == mountpoint) else { return };
+    let path = format!("/sys/class/bdi/{}/read_ahead_kb", entry.device);
+    if let Err(error) = fs::write(&path, kib.to_string()) {
+        tracing::debug!(%error, %path, "read-ahead stays at the kernel's default");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_the_table_are_read_with_their_escapes() {
+        let line = "36 35 98:0 /root /mnt/a\\040b rw,noatime master:1 - fuse.weir s3://b/x rw";
+        let entry = parse_line(line).unwrap();
+        assert_eq!(entry.mountpoint, Path::new("/mnt/a b"));
+        assert_eq!((entry.device.as_str(), entry.fs_type.as_str()), ("98:0", "fuse.weir"));
+        assert_eq!(entry.source, "s3://b/x");
+    }
+
+    #[test]
+    fn bad_mountpoints_are_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(check_mountpoint(dir.path()).is_ok());
+        let missing = dir.path().join("missing");
+        assert!(matches!(check_mountpoint(&missing), Err(MountError::Unusable(..))));
+        fs::write(dir.path().join("x"), "x").unwrap();
+        assert!(matches!(check_mountpoint(dir.path()), Err(MountError::NotEmpty(_))));
+    }
+}

@@ -1,0 +1,57 @@
+//! Backing files for passthrough, over /dev/fuse itself.
+#![allow(unsafe_code)] // One ioctl that takes a pointer to an integer, and its declaration.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::ioctl::{Opcode, Setter, ioctl, opcode};
+
+use crate::engine::kernel::KernelPort;
+
+/// `FUSE_DEV_IOC_BACKING_CLOSE` (include/uapi/linux/fuse.h).
+const BACKING_CLOSE: Opcode = opcode::write::<u32>(229, 2);
+
+/// The connection's descriptor, for ioctls.
+pub struct DevFusePort {
+    device: OwnedFd,
+}
+
+impl DevFusePort {
+    /// `device` is a descriptor of the mount's connection.
+    pub fn new(device: OwnedFd) -> Self {
+        Self { device }
+    }
+}
+
+impl KernelPort for DevFusePort {
+    fn open_backing(&self, file: &File) -> io::Result<u32> {
+        fuser::BackingId::create_raw(&self.device, file)
+    }
+
+    fn close_backing(&self, id: u32) {
+        // SAFETY: BACKING_CLOSE reads one u32 and changes no memory of ours.
+        let closed = unsafe {
+            let request = Setter::<BACKING_CLOSE, u32>::new(id);
+            ioctl(&self.device, request)
+        };
+        if let Err(error) = closed {
+            // After an unmount there is nothing left to close.
+            tracing::debug!(%error, id, "backing id not closed");
+        }
+    }
+}
+
+/// Answers an open with a raw backing id, leaving the id with its pool.
+pub(super) fn reply_passthrough(
+    reply: fuser::ReplyOpen,
+    fh: u64,
+    flags: fuser::FopenFlags,
+    id: u32,
+) {
+    // SAFETY: the id belongs to this connection, and its pool keeps it open for longer than
+    // this call; into_raw gives up the wrapper's claim to close it.
+    let backing = unsafe { reply.wrap_backing(id) };
+    reply.opened_passthrough(fuser::FileHandle(fh), flags, &backing);
+    backing.into_raw();
+}

@@ -1,0 +1,89 @@
+//! Open files and directories.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use crate::namespace::dir::{Dir, DirEntry};
+use crate::namespace::file::FileNode;
+use crate::read::Source;
+use crate::read::window::Window;
+use crate::write::staging::Staging;
+
+/// What an open descriptor is.
+pub enum Handle {
+    /// A directory.
+    Dir(DirHandle),
+    /// A file open for reading.
+    Read(ReadHandle),
+    /// A file open for writing.
+    Write(WriteHandle),
+}
+
+/// An open directory.
+pub struct DirHandle {
+    /// The directory.
+    pub dir: Arc<Dir>,
+    /// Its names as they were at opendir.
+    pub names: Arc<Vec<DirEntry>>,
+}
+
+/// A file open for reading.
+pub struct ReadHandle {
+    /// Its node.
+    pub node: Arc<FileNode>,
+    /// Where its bytes come from; `None` while nothing of it is stored.
+    pub source: Option<Source>,
+    /// Follows the reads.
+    pub window: Mutex<Window>,
+    /// Bytes served by the daemon.
+    pub served: AtomicU64,
+}
+
+/// A file open for writing.
+pub struct WriteHandle {
+    /// Its node.
+    pub node: Arc<FileNode>,
+    /// Where it is written to.
+    pub staging: Arc<Staging>,
+    /// Process (tgid) that opened it; 0 when unknown.
+    pub opener: u32,
+    /// Whether that process has closed it once.
+    pub opener_closed: AtomicBool,
+}
+
+/// Handles by number.
+#[derive(Default)]
+pub struct Handles {
+    next: AtomicU64,
+    open: RwLock<HashMap<u64, Arc<Handle>>>,
+}
+
+impl Handles {
+    /// Adds a handle; returns its number.
+    pub fn add(&self, handle: Handle) -> u64 {
+        let fh = self.next.fetch_add(1, Ordering::Relaxed) + 1;
+        self.open.write().unwrap_or_else(PoisonError::into_inner).insert(fh, Arc::new(handle));
+        fh
+    }
+
+    /// The handle with this number.
+    pub fn get(&self, fh: u64) -> Option<Arc<Handle>> {
+        self.open.read().unwrap_or_else(PoisonError::into_inner).get(&fh).cloned()
+    }
+
+    /// Takes a handle out.
+    pub fn remove(&self, fh: u64) -> Option<Arc<Handle>> {
+        self.open.write().unwrap_or_else(PoisonError::into_inner).remove(&fh)
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.open.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}

@@ -1,0 +1,81 @@
+//! Sessions: what FUSE asks, answered by namespace, reader and writer. No type of fuser's is
+//! named here.
+//!
+//! Lock order, outermost first: [`modes::Modes`], the backing pool, handles. None is held while
+//! the origin is asked.
+
+pub mod backing;
+pub mod handles;
+pub mod io;
+pub mod kernel;
+pub mod modes;
+pub mod names;
+pub mod open;
+pub mod owner;
+pub mod session;
+pub mod status;
+pub mod xattr;
+
+use std::sync::Arc;
+
+use tokio::runtime::Handle;
+
+use crate::buffers::Buffers;
+use crate::cache::NodeCache;
+use crate::metrics::Metrics;
+use crate::model::attr::Ownership;
+use crate::namespace::NamespaceSettings;
+use crate::read::Reader;
+
+pub use session::Session;
+
+/// What all mounts of a node share.
+pub struct Engine {
+    /// The node cache.
+    pub cache: Arc<NodeCache>,
+    /// Memory for bytes on their way.
+    pub buffers: Arc<Buffers>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    pub(crate) reader: Arc<Reader>,
+    pub(crate) runtime: Handle,
+}
+
+impl Engine {
+    /// `read_part` is the most bytes that one GET asks for.
+    pub fn new(
+        cache: Arc<NodeCache>,
+        buffers: Arc<Buffers>,
+        metrics: Arc<Metrics>,
+        runtime: Handle,
+        read_part: u64,
+    ) -> Arc<Self> {
+        let reader = Reader::new(
+            cache.clone(),
+            buffers.clone(),
+            metrics.clone(),
+            runtime.clone(),
+            read_part,
+        );
+        Arc::new(Self { cache, buffers, metrics, reader, runtime })
+    }
+}
+
+/// Objects up to this size are fetched whole by open and served from the kernel's page cache:
+/// for them passthrough gains nothing (its ioctl costs more than the copy it saves).
+pub const SMALL_MAX: u64 = crate::model::blocks::BLOCK;
+
+/// How one mount behaves.
+#[derive(Clone, Debug)]
+pub struct SessionSettings {
+    /// What is shown, and for how long it is true.
+    pub names: NamespaceSettings,
+    /// Owner and modes of everything shown.
+    pub ownership: Ownership,
+    /// Refuse every change.
+    pub read_only: bool,
+    /// Let the kernel read complete versions by itself.
+    pub passthrough: bool,
+    /// Size of the first parts of an upload, in bytes.
+    pub write_part: u64,
+}

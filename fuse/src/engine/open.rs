@@ -1,0 +1,416 @@
+//! Opening, creating and closing files.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::SystemTime;
+
+use rustix::io::Errno;
+
+use super::backing::Backing;
+use super::handles::{Handle, ReadHandle, WriteHandle};
+use super::modes::{Closed, Mode};
+use super::session::{Attr, Session, file_attr};
+use super::{SMALL_MAX, owner};
+use crate::cache::CachedVersion;
+use crate::model::version::ObjectInfo;
+use crate::namespace::file::FileNode;
+use crate::namespace::inode::Node;
+use crate::namespace::{Found, LookupError};
+use crate::origin::Condition;
+use crate::read::Source;
+use crate::read::walk::REACH;
+use crate::read::window::Window;
+use crate::write::WriteError;
+use crate::write::staging::Staging;
+
+/// How a file was asked for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OpenRequest {
+    /// For writing.
+    pub write: bool,
+    /// Emptied first.
+    pub truncate: bool,
+    /// Must be new (create only).
+    pub exclusive: bool,
+    /// The thread that asks.
+    pub thread: u32,
+}
+
+/// How a file was opened.
+pub struct Opened {
+    /// Number of the handle.
+    pub fh: u64,
+    /// How the kernel is to treat it.
+    pub how: How,
+}
+
+/// How the kernel treats an open file.
+pub enum How {
+    /// Through its page cache; what it has of the inode stays valid.
+    KeepCache,
+    /// Through its page cache, which is emptied first.
+    DropCache,
+    /// By itself, from this file.
+    Passthrough(Arc<Backing>),
+}
+
+/// What stands between a request and an open file.
+enum Step {
+    Done(Result<Opened, Errno>),
+    /// The whole of this small version is to be fetched first.
+    Fetch(Source),
+}
+
+impl Session {
+    /// Opens for reading if nothing must be waited for.
+    pub fn open_now(self: &Arc<Self>, ino: u64, request: &OpenRequest) -> Option<Result<Opened, Errno>> {
+        if request.write || request.truncate {
+            return None;
+        }
+        let node = match self.file(ino) {
+            Ok(node) => node,
+            Err(errno) => return Some(Err(errno)),
+        };
+        let current = self.names.is_current_now(&node)?;
+        match self.try_open(&node, current, false) {
+            Step::Done(result) => Some(result),
+            Step::Fetch(_) => None,
+        }
+    }
+
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// The errno for the process. ESTALE makes the kernel look the name up again and retry.
+    pub async fn open(self: &Arc<Self>, ino: u64, request: &OpenRequest) -> Result<Opened, Errno> {
+        let node = self.file(ino)?;
+        let current = self.names.is_current(&node).await.map_err(|error| error.errno())?;
+        if request.write {
+            return self.open_for_writing(&node, current, request);
+        }
+        match self.try_open(&node, current, false) {
+            Step::Done(result) => result,
+            Step::Fetch(source) => {
+                self.engine.metrics.cache_misses.inc();
+                self.engine.reader.fetch_whole(&source).await.map_err(|error| error.errno())?;
+                match self.try_open(&node, true, true) {
+                    Step::Done(result) => result,
+                    Step::Fetch(_) => Err(Errno::IO),
+                }
+            }
+        }
+    }
+
+    fn try_open(self: &Arc<Self>, node: &Arc<FileNode>, current: bool, fetched: bool) -> Step {
+        if !current && node.tell_stale_once() {
+            return Step::Done(Err(Errno::STALE));
+        }
+        if let Some(result) = self.join_writer(node) {
+            return Step::Done(result);
+        }
+        let Some(key) = self.names.version_key(node) else {
+            return Step::Done(Err(Errno::STALE));
+        };
+        let version = self.engine.cache.acquire(&key);
+        let source = Source { origin: self.names.origin.clone(), version };
+        let small = source.version.size() <= SMALL_MAX;
+        if small && !fetched && !self.is_here(&source.version) {
+            return Step::Fetch(source);
+        }
+        if !fetched {
+            self.count_open(&source.version);
+        }
+        let result = self.open_version(node, source, small);
+        if result.is_ok() {
+            self.follow_walk(node);
+        }
+        Step::Done(result)
+    }
+
+    /// All opens of a name that is being written see what is written.
+    fn join_writer(self: &Arc<Self>, node: &Arc<FileNode>) -> Option<Result<Opened, Errno>> {
+        let mut modes = self.modes.lock();
+        let Some(Mode::Staging(staging)) = modes.present(node.ino) else { return None };
+        let mode = Mode::Staging(staging.clone());
+        modes.join(node.ino, mode, false);
+        drop(modes);
+        self.engine.metrics.opens.with_label_values(&["staging"]).inc();
+        Some(Ok(self.read_handle(node, None, How::DropCache)))
+    }
+
+    fn open_version(
+        self: &Arc<Self>,
+        node: &Arc<FileNode>,
+        source: Source,
+        small: bool,
+    ) -> Result<Opened, Errno> {
+        let trusted = source.version.is_trusted();
+        if source.version.is_complete() && !trusted {
+            self.engine.reader.verify(&source);
+        }
+        let may_pass = !small && trusted && self.backings.is_connected();
+        let mut modes = self.modes.lock();
+        let mode = match modes.present(node.ino) {
+            Some(Mode::Streaming) if may_pass && node.tell_stale_once() => {
+                // A long-lived open holds this inode in streaming; a new one can be passthrough.
+                drop(modes);
+                let (dir, name) = node.place();
+                dir.detach(&name, node);
+                return Err(Errno::STALE);
+            }
+            Some(mode) => mode.clone(),
+            None if may_pass => match self.backings.get(&source.version) {
+                Ok(backing) => Mode::Cached(backing),
+                Err(error) => {
+                    tracing::warn!(%error, "no passthrough for this file");
+                    Mode::Streaming
+                }
+            },
+            None => Mode::Streaming,
+        };
+        modes.join(node.ino, mode.clone(), false);
+        drop(modes);
+        let (how, label) = match mode {
+            Mode::Cached(backing) => (How::Passthrough(backing), "passthrough"),
+            Mode::Streaming => (How::KeepCache, "streaming"),
+            Mode::Staging(_) => (How::DropCache, "staging"),
+        };
+        self.engine.metrics.opens.with_label_values(&[label]).inc();
+        self.engine.cache.used(&source.version);
+        Ok(self.read_handle(node, Some(source), how))
+    }
+
+    fn read_handle(&self, node: &Arc<FileNode>, source: Option<Source>, how: How) -> Opened {
+        // Several readers share the memory: none looks further ahead than a quarter of it.
+        let widest = (self.engine.buffers.total() / 4).min(64 << 20);
+        let handle = ReadHandle {
+            node: node.clone(),
+            source,
+            window: Mutex::new(Window::new(widest)),
+            served: AtomicU64::new(0),
+        };
+        Opened { fh: self.handles.add(Handle::Read(handle)), how }
+    }
+
+    /// Whether all of a small version is on disk or in memory.
+    fn is_here(&self, version: &Arc<CachedVersion>) -> bool {
+        version.is_complete()
+            || self.engine.reader.read_now(version, 0, version.size()).is_some()
+    }
+
+    fn count_open(&self, version: &CachedVersion) {
+        let metrics = &self.engine.metrics;
+        match version.is_complete() {
+            true => {
+                metrics.cache_hits.inc();
+                metrics.saved_bytes.inc_by(version.size());
+            }
+            false => metrics.cache_misses.inc(),
+        }
+    }
+
+    /// Fetches the next small files of a directory that is being walked.
+    fn follow_walk(self: &Arc<Self>, node: &Arc<FileNode>) {
+        let (dir, name) = node.place();
+        let follows =
+            |last: &str| dir.files_after(last, REACH).iter().any(|(next, _)| *next == name);
+        let depth = self.walks.opened(dir.ino, &name, follows);
+        if depth == 0 {
+            return;
+        }
+        if dir.listed_at().is_none() {
+            let (names, dir) = (self.names.clone(), dir.clone());
+            self.engine.runtime.spawn(async move { names.read_dir(&dir).await.map(|_| ()) });
+            return;
+        }
+        for (next, info) in dir.files_after(&name, depth) {
+            let Some(version) = info.version().filter(|v| v.size > 0 && v.size <= SMALL_MAX) else {
+                continue;
+            };
+            let key = crate::model::version::VersionKey {
+                bucket: self.names.bucket().clone(),
+                key: dir.prefix().key_of(&next).into(),
+                version,
+            };
+            let version = self.engine.cache.acquire(&key);
+            let source = Source { origin: self.names.origin.clone(), version };
+            let size = source.version.size();
+            if !source.version.is_complete() {
+                self.engine.reader.prefetch(&source, 0..size);
+            }
+        }
+    }
+
+    fn open_for_writing(
+        self: &Arc<Self>,
+        node: &Arc<FileNode>,
+        current: bool,
+        request: &OpenRequest,
+    ) -> Result<Opened, Errno> {
+        if self.settings.read_only {
+            return Err(Errno::ROFS);
+        }
+        if !current {
+            return Err(Errno::STALE);
+        }
+        let (size, _) = node.size_and_mtime();
+        let mut modes = self.modes.lock();
+        match modes.present(node.ino) {
+            Some(Mode::Staging(staging)) if !staging.is_sealed() => {
+                let staging = staging.clone();
+                modes.join(node.ino, Mode::Staging(staging.clone()), true);
+                drop(modes);
+                if request.truncate && staging.truncate(0).is_err() {
+                    self.close_writer(node.ino);
+                    return Err(Errno::IO);
+                }
+                return Ok(self.write_handle(node, staging, request.thread));
+            }
+            // Readers of a large version keep it, on this inode; the writer gets a new one.
+            Some(Mode::Cached(_)) => return self.split(modes, node),
+            Some(_) if size > SMALL_MAX => return self.split(modes, node),
+            _ => {}
+        }
+        if !request.truncate && size > 0 {
+            // Changing what is there needs its bytes in the staging file first.
+            return Err(Errno::OPNOTSUPP);
+        }
+        let condition = node.version().map_or(Condition::Always, |v| Condition::Matches(v.etag));
+        // Emptying what is empty changes nothing.
+        let staging = self.new_staging(node, condition, size > 0)?;
+        modes.become_staging(node.ino, staging.clone());
+        drop(modes);
+        let (dir, name) = node.place();
+        dir.begin_writing(&name, node);
+        node.set_size(0);
+        Ok(self.write_handle(node, staging, request.thread))
+    }
+
+    /// Gives the name a new nodeid, so that it can be written while readers keep the old one.
+    fn split(
+        &self,
+        modes: super::modes::Locked<'_>,
+        node: &Arc<FileNode>,
+    ) -> Result<Opened, Errno> {
+        drop(modes);
+        if !node.tell_stale_once() {
+            return Err(Errno::BUSY);
+        }
+        let (dir, name) = node.place();
+        dir.detach(&name, node);
+        Err(Errno::STALE)
+    }
+
+    pub(super) fn new_staging(
+        &self,
+        node: &Arc<FileNode>,
+        condition: Condition,
+        dirty: bool,
+    ) -> Result<Arc<Staging>, Errno> {
+        let path = self.engine.cache.staging_path();
+        Staging::create(node.clone(), path, *self.writer.plan(), condition, dirty)
+            .map_err(|error| WriteError::Staging(error).errno())
+    }
+
+    fn write_handle(&self, node: &Arc<FileNode>, staging: Arc<Staging>, thread: u32) -> Opened {
+        self.engine.metrics.opens.with_label_values(&["writing"]).inc();
+        let handle = WriteHandle {
+            node: node.clone(),
+            staging,
+            opener: owner::process_of(thread),
+            opener_closed: AtomicBool::new(false),
+        };
+        Opened { fh: self.handles.add(Handle::Write(handle)), how: How::DropCache }
+    }
+
+    /// Creates a file and opens it for writing.
+    ///
+    /// # Errors
+    /// The errno for the process.
+    pub async fn create(
+        self: &Arc<Self>,
+        parent: u64,
+        name: &str,
+        request: &OpenRequest,
+    ) -> Result<(Attr, Opened), Errno> {
+        if self.settings.read_only {
+            return Err(Errno::ROFS);
+        }
+        let dir = self.dir(parent)?;
+        self.writer.check_new(&dir, name).map_err(|error| error.errno())?;
+        match self.names.lookup(&dir, name).await {
+            Ok(_) if request.exclusive => return Err(Errno::EXIST),
+            // Somebody was faster: the kernel looks again and opens what is there.
+            Ok(_) => return Err(Errno::STALE),
+            Err(LookupError::Absent) => {}
+            Err(error) => return Err(super::session::lookup_errno(&error)),
+        }
+        let info = ObjectInfo {
+            size: 0,
+            etag: None,
+            mtime: SystemTime::now(),
+            version_id: None,
+            writer: None,
+        };
+        let node = FileNode::new(self.names.inodes.next_ino(), dir.clone(), name, &info);
+        let condition = if request.exclusive { Condition::Absent } else { Condition::Always };
+        let staging = self.new_staging(&node, condition, true)?;
+        self.names.inodes.referenced(node.ino, Node::File(node.clone()));
+        self.modes.lock().become_staging(node.ino, staging.clone());
+        dir.begin_writing(name, &node);
+        Ok((file_attr(&node), self.write_handle(&node, staging, request.thread)))
+    }
+
+    /// Closes a handle for good. For the last writer of a file this stores what is still dirty.
+    pub async fn release(self: &Arc<Self>, fh: u64) {
+        let Some(handle) = self.handles.remove(fh) else { return };
+        match &*handle {
+            Handle::Dir(_) => {}
+            Handle::Read(open) => {
+                let closed = self.modes.close(open.node.ino, false);
+                debug_assert!(matches!(closed, Closed::Quiet));
+                if let Some(source) = &open.source {
+                    self.engine.cache.used(&source.version);
+                }
+            }
+            Handle::Write(open) => {
+                if let Closed::LastWriter(staging) = self.modes.close(open.node.ino, true) {
+                    self.finishing(self.writer.finish(&staging)).await;
+                }
+            }
+        }
+    }
+
+    fn close_writer(self: &Arc<Self>, ino: u64) {
+        if let Closed::LastWriter(staging) = self.modes.close(ino, true) {
+            let session = self.clone();
+            self.engine.runtime.spawn(async move {
+                session.finishing(session.writer.finish(&staging)).await;
+            });
+        }
+    }
+
+    /// Empties a file that is not open here, as truncate(2) does.
+    pub(super) async fn empty(self: &Arc<Self>, ino: u64) -> Result<(), Errno> {
+        let request = OpenRequest { write: true, truncate: true, ..OpenRequest::default() };
+        let opened = self.open(ino, &request).await?;
+        let stored = self.fsync(opened.fh).await;
+        self.release(opened.fh).await;
+        stored
+    }
+
+    /// The node under a name, where it is a file.
+    pub(super) async fn file_named(
+        &self,
+        parent: u64,
+        name: &str,
+    ) -> Result<Option<Arc<FileNode>>, Errno> {
+        let dir = self.dir(parent)?;
+        match self.names.lookup(&dir, name).await {
+            Ok(Found::File(node)) => Ok(Some(node)),
+            Ok(Found::Dir(_)) | Err(LookupError::Absent) => Ok(None),
+            Err(error) => Err(super::session::lookup_errno(&error)),
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! One mount: names, attributes and directories.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use rustix::io::Errno;
+use tokio::sync::Notify;
+
+use super::backing::BackingPool;
+use super::handles::{DirHandle, Handle, Handles};
+use super::kernel::KernelPort;
+use super::modes::Modes;
+use super::{Engine, SessionSettings};
+use crate::namespace::dir::Dir;
+use crate::namespace::file::FileNode;
+use crate::namespace::hidden::HiddenKeys;
+use crate::namespace::inode::Node;
+use crate::namespace::{Found, LookupError, Namespace};
+use crate::origin::Origin;
+use crate::read::walk::Walks;
+use crate::write::Writer;
+
+/// One mount.
+pub struct Session {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) names: Arc<Namespace>,
+    pub(super) writer: Arc<Writer>,
+    pub(crate) settings: SessionSettings,
+    pub(super) modes: Modes,
+    pub(super) handles: Handles,
+    pub(super) backings: Arc<BackingPool>,
+    pub(super) walks: Walks,
+    started: SystemTime,
+    /// Last closes that are being finished.
+    finishing: AtomicUsize,
+    finished: Notify,
+}
+
+/// Attributes of a node.
+#[derive(Clone, Copy, Debug)]
+pub struct Attr {
+    /// Nodeid.
+    pub ino: u64,
+    /// Whether it is a directory.
+    pub is_dir: bool,
+    /// Size in bytes.
+    pub size: u64,
+    /// Last modification.
+    pub mtime: SystemTime,
+}
+
+/// What a directory entry shows.
+pub struct Shown {
+    /// Its attributes.
+    pub attr: Attr,
+    /// How long the kernel may believe them.
+    pub ttl: Duration,
+}
+
+impl Session {
+    /// A mount of what `origin` holds. Uploads that an earlier run left are aborted in the
+    /// background.
+    pub fn new(
+        engine: Arc<Engine>,
+        origin: Arc<dyn Origin>,
+        settings: SessionSettings,
+    ) -> Arc<Self> {
+        let hidden = HiddenKeys::new(engine.metrics.clone());
+        let names =
+            Namespace::new(origin, engine.cache.clone(), hidden, settings.names.clone());
+        let writer = Writer::new(
+            names.clone(),
+            engine.buffers.clone(),
+            engine.metrics.clone(),
+            engine.runtime.clone(),
+            settings.write_part,
+        );
+        let session = Arc::new(Self {
+            engine,
+            names,
+            writer,
+            settings,
+            modes: Modes::default(),
+            handles: Handles::default(),
+            backings: Arc::default(),
+            walks: Walks::default(),
+            started: SystemTime::now(),
+            finishing: AtomicUsize::new(0),
+            finished: Notify::new(),
+        });
+        session.start();
+        session
+    }
+
+    fn start(self: &Arc<Self>) {
+        let pool: std::sync::Weak<BackingPool> = Arc::downgrade(&self.backings);
+        self.engine.cache.on_pressure(pool);
+        if !self.settings.read_only {
+            let writer = self.writer.clone();
+            self.engine.runtime.spawn(async move { writer.abort_leftovers().await });
+        }
+        let weak = Arc::downgrade(self);
+        self.engine.runtime.spawn(async move {
+            loop {
+                tokio::time::sleep(Duration::from_secs(10)).await;
+                let Some(session) = weak.upgrade() else { return };
+                session.backings.sweep();
+            }
+        });
+    }
+
+    /// Makes passthrough possible, once the kernel has agreed to it.
+    pub fn connect_kernel(&self, port: Arc<dyn KernelPort>) {
+        if self.settings.passthrough {
+            self.backings.connect(port);
+        }
+    }
+
+    /// How this mount behaves.
+    pub fn settings(&self) -> &SessionSettings {
+        &self.settings
+    }
+
+    /// The engine that it belongs to.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    pub(super) fn dir(&self, ino: u64) -> Result<Arc<Dir>, Errno> {
+        match self.names.inodes.get(ino) {
+            Some(Node::Dir(dir)) => Ok(dir),
+            Some(Node::File(_)) => Err(Errno::NOTDIR),
+            None => Err(Errno::STALE),
+        }
+    }
+
+    pub(super) fn file(&self, ino: u64) -> Result<Arc<FileNode>, Errno> {
+        match self.names.inodes.get(ino) {
+            Some(Node::File(node)) => Ok(node),
+            Some(Node::Dir(_)) => Err(Errno::ISDIR),
+            None => Err(Errno::STALE),
+        }
+    }
+
+    /// Answers a lookup from what is known; `None` when the origin must be asked.
+    pub fn lookup_now(&self, parent: u64, name: &str) -> Option<Result<Shown, Errno>> {
+        let dir = match self.dir(parent) {
+            Ok(dir) => dir,
+            Err(errno) => return Some(Err(errno)),
+        };
+        let found = self.names.lookup_now(&dir, name)?;
+        Some(self.show(&dir, name, found))
+    }
+
+    /// Answers a lookup.
+    ///
+    /// # Errors
+    /// The errno for the process; ENOENT may be remembered for the negative lifetime.
+    pub async fn lookup(&self, parent: u64, name: &str) -> Result<Shown, Errno> {
+        let dir = self.dir(parent)?;
+        let found = self.names.lookup(&dir, name).await;
+        self.show(&dir, name, found)
+    }
+
+    fn show(
+        &self,
+        dir: &Arc<Dir>,
+        name: &str,
+        found: Result<Found, LookupError>,
+    ) -> Result<Shown, Errno> {
+        let found = found.map_err(|error| lookup_errno(&error))?;
+        let attr = self.refer(found);
+        Ok(Shown { attr, ttl: self.names.kernel_ttl(dir, name) })
+    }
+
+    /// Counts a reference that the kernel is about to get.
+    pub(super) fn refer(&self, found: Found) -> Attr {
+        let (attr, node) = match found {
+            Found::Dir(dir) => (self.dir_attr(dir.ino), Node::Dir(dir)),
+            Found::File(file) => (file_attr(&file), Node::File(file)),
+        };
+        self.names.inodes.referenced(attr.ino, node);
+        attr
+    }
+
+    /// Takes references of the kernel back.
+    pub fn forget(&self, ino: u64, count: u64) {
+        self.names.inodes.forget(ino, count);
+    }
+
+    /// How long the absence of a name may be believed.
+    pub fn negative_ttl(&self) -> Duration {
+        self.settings.names.negative_ttl.duration()
+    }
+
+    /// Attributes of a node, without asking the origin: a node is one version.
+    ///
+    /// # Errors
+    /// ESTALE for a nodeid that is not known.
+    pub fn getattr(&self, ino: u64) -> Result<Shown, Errno> {
+        match self.names.inodes.get(ino) {
+            Some(Node::Dir(dir)) => Ok(Shown { attr: self.dir_attr(dir.ino), ttl: self.names.ttl() }),
+            Some(Node::File(node)) => {
+                let (dir, name) = node.place();
+                Ok(Shown { attr: file_attr(&node), ttl: self.names.kernel_ttl(&dir, &name) })
+            }
+            None => Err(Errno::STALE),
+        }
+    }
+
+    fn dir_attr(&self, ino: u64) -> Attr {
+        Attr { ino, is_dir: true, size: 0, mtime: self.started }
+    }
+
+    /// Opens a directory. The second value says whether the kernel may keep the names that it
+    /// remembers of it.
+    ///
+    /// # Errors
+    /// The errno for the process.
+    pub async fn opendir(&self, ino: u64) -> Result<(u64, bool), Errno> {
+        let dir = self.dir(ino)?;
+        let names = self.names.read_dir(&dir).await.map_err(|error| error.errno())?;
+        let keep = dir.show(&names);
+        let fh = self.handles.add(Handle::Dir(DirHandle { dir, names }));
+        Ok((fh, keep))
+    }
+
+    /// Names of an open directory from `offset` on. For each, `add` gets the offset after it, the
+    /// name, and its attributes if they are known and `plus` is set; it says whether to go on.
+    ///
+    /// # Errors
+    /// EBADF for a handle that is none.
+    pub fn readdir(
+        &self,
+        fh: u64,
+        offset: u64,
+        plus: bool,
+        mut add: impl FnMut(u64, &str, bool, Option<Shown>) -> bool,
+    ) -> Result<(), Errno> {
+        let handle = self.handles.get(fh).ok_or(Errno::BADF)?;
+        let Handle::Dir(open) = &*handle else { return Err(Errno::NOTDIR) };
+        let dots = [".", ".."].into_iter().map(|name| (name, true));
+        let names = open.names.iter().map(|entry| (&*entry.name, entry.is_dir));
+        let all = dots.chain(names).enumerate().skip(usize::try_from(offset).unwrap_or(usize::MAX));
+        for (at, (name, is_dir)) in all {
+            let dot = at < 2;
+            let found = if plus && !dot { self.names.present(&open.dir, name) } else { None };
+            let shown = match found {
+                Some(Ok(found)) => {
+                    let ttl = self.names.kernel_ttl(&open.dir, name);
+                    Some(Shown { attr: self.refer(found), ttl })
+                }
+                _ => None,
+            };
+            let referred = shown.as_ref().map(|shown| shown.attr.ino);
+            if !add(at as u64 + 1, name, is_dir, shown) {
+                // The kernel did not get this one.
+                if let Some(ino) = referred {
+                    self.forget(ino, 1);
+                }
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes a directory.
+    pub fn releasedir(&self, fh: u64) {
+        self.handles.remove(fh);
+    }
+
+    /// Runs the end of a write so that the session waits for it.
+    pub(super) async fn finishing<T>(&self, work: impl Future<Output = T>) -> T {
+        self.finishing.fetch_add(1, Ordering::AcqRel);
+        let done = work.await;
+        if self.finishing.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.finished.notify_waiters();
+        }
+        done
+    }
+
+    /// Ends the session: waits for what is being stored, at most `patience`, and gives back what
+    /// it holds. Says whether everything was stored.
+    pub async fn shut_down(&self, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        for staging in self.modes.writing() {
+            // The kernel is gone without closing: as if every handle were closed now.
+            self.finishing(self.writer.finish(&staging)).await;
+        }
+        while self.finishing.load(Ordering::Acquire) > 0 && Instant::now() < until {
+            let left = until.saturating_duration_since(Instant::now());
+            let _ = tokio::time::timeout(left.min(Duration::from_millis(50)), self.finished.notified())
+                .await;
+        }
+        self.backings.clear();
+        self.finishing.load(Ordering::Acquire) == 0
+    }
+}
+
+pub(super) fn file_attr(node: &FileNode) -> Attr {
+    let (size, mtime) = node.size_and_mtime();
+    Attr { ino: node.ino, is_dir: false, size, mtime }
+}
+
+pub(super) fn lookup_errno(error: &LookupError) -> Errno {
+    match error {
+        LookupError::Absent => Errno::NOENT,
+        LookupError::BadName(_) => Errno::NAMETOOLONG,
+        LookupError::Origin(error) => error.errno(),
+    }
+}

@@ -1,0 +1,50 @@
+//! Extended attributes that tell about a file's version.
+
+use rustix::io::Errno;
+
+use super::session::Session;
+use crate::namespace::inode::Node;
+
+/// The attributes of a file.
+const NAMES: [&str; 3] = ["user.weir.etag", "user.weir.version", "user.weir.cached"];
+
+impl Session {
+    /// Value of an attribute, if nothing must be waited for.
+    pub fn getxattr_now(&self, ino: u64, name: &str) -> Option<Result<String, Errno>> {
+        let Some(Node::File(node)) = self.names.inodes.get(ino) else {
+            return Some(Err(Errno::NODATA));
+        };
+        let Some(key) = self.names.version_key(&node) else { return Some(Err(Errno::NODATA)) };
+        match name {
+            "user.weir.etag" => Some(Ok(key.version.etag.as_str().to_owned())),
+            "user.weir.version" => node.version_id().map(|id| Ok(id.into())),
+            "user.weir.cached" => {
+                let cached = self.engine.cache.peek(&key);
+                Some(Ok(cached.map_or(0, |version| version.percent()).to_string()))
+            }
+            _ => Some(Err(Errno::NODATA)),
+        }
+    }
+
+    /// The version id, asked of the origin: listings do not tell it. `null`, as S3 says it, where
+    /// the bucket is not versioned.
+    ///
+    /// # Errors
+    /// ESTALE when the name shows another version by now; what the origin reports.
+    pub async fn version_xattr(&self, ino: u64) -> Result<String, Errno> {
+        let node = self.file(ino)?;
+        let info = self.names.origin.head(&node.key()).await.map_err(|error| error.errno())?;
+        if info.version() != node.version() {
+            return Err(Errno::STALE);
+        }
+        Ok(info.version_id.map_or_else(|| "null".to_owned(), Into::into))
+    }
+
+    /// Names of all attributes.
+    pub fn listxattr(&self, ino: u64) -> &'static [&'static str] {
+        match self.names.inodes.get(ino) {
+            Some(Node::File(node)) if node.version().is_some() => &NAMES,
+            _ => &[],
+        }
+    }
+}
