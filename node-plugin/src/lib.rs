@@ -1,1 +1,46 @@
+//! What the binary `weir` does: its commands, their settings, and how they end.
 
+pub mod admin;
+pub mod cli;
+pub mod config;
+pub mod demo;
+pub mod exit;
+pub mod logging;
+pub mod metrics;
+pub mod mount;
+pub mod status;
+pub mod umount;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Command};
+use exit::Failure;
+
+/// Runs a command line; the first argument is the program's name.
+pub fn run(args: Vec<OsString>) -> ExitCode {
+    let args = match config::fstab::as_command(args) {
+        Ok(args) => args,
+        Err(failure) => return failure.report(),
+    };
+    let cli = match Cli::try_parse_from(&args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no failures; clap knows where each goes.
+            let _ = error.print();
+            return if error.use_stderr() { exit::Kind::Usage.code() } else { ExitCode::SUCCESS };
+        }
+    };
+    let done: Result<(), Failure> = match cli.command {
+        Command::Mount(mount) => mount::run(*mount, &args),
+        Command::Umount(umount) => umount::run(&umount),
+        Command::Status(status) => status::run(&status),
+        Command::Demo(demo) => demo::run(&demo),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}

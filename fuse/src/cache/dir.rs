@@ -78,15 +78,6 @@ impl CacheDir {
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
-    /// Size of the file system in bytes.
-    ///
-    /// # Errors
-    /// What statvfs reports.
-    pub fn total_bytes(&self) -> io::Result<u64> {
-        let stat = rustix::fs::fstatvfs(&self.handle)?;
-        Ok(stat.f_blocks.saturating_mul(stat.f_frsize))
-    }
-
     /// Puts everything written so far onto the medium, in one call for the whole batch.
     ///
     /// # Errors
@@ -131,6 +122,13 @@ impl CacheDir {
         fs::rename(self.index_path(), &aside)?;
         Ok(aside)
     }
+}
+
+/// Size in bytes of the file system on which `path` is or, if it is not there yet, its nearest
+/// parent; 0 when that cannot be told.
+pub fn file_system_bytes(path: &Path) -> u64 {
+    let there = path.ancestors().find(|part| part.exists()).unwrap_or(Path::new("/"));
+    rustix::fs::statvfs(there).map_or(0, |stat| stat.f_blocks.saturating_mul(stat.f_frsize))
 }
 
 fn lock(root: &Path) -> Result<File, CacheError> {

@@ -6,6 +6,7 @@
 pub mod error;
 pub mod faulty;
 pub mod hedge;
+pub mod measured;
 pub mod memory;
 pub mod retry;
 pub mod s3;

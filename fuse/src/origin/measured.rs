@@ -1,0 +1,112 @@
+//! Counts and times every request to an origin.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::{
+    Body, ListPage, ListRequest, Origin, OriginError, Part, Stored, UploadBody, WriteIntent,
+};
+use crate::metrics::Metrics;
+use crate::model::version::{BucketId, ETag, ObjectInfo};
+
+/// Wraps an origin; GETs are timed to their first byte.
+pub struct Measured {
+    inner: Arc<dyn Origin>,
+    metrics: Arc<Metrics>,
+}
+
+impl Measured {
+    /// Counts into `metrics`.
+    pub fn new(inner: Arc<dyn Origin>, metrics: Arc<Metrics>) -> Self {
+        Self { inner, metrics }
+    }
+
+    async fn timed<T>(
+        &self,
+        op: &str,
+        request: impl Future<Output = Result<T, OriginError>>,
+    ) -> Result<T, OriginError> {
+        let start = Instant::now();
+        let result = request.await;
+        let status = match &result {
+            Ok(_) => "ok",
+            Err(OriginError::NotFound) => "not-found",
+            Err(OriginError::Changed | OriginError::Conflict) => "condition",
+            Err(OriginError::Denied(_) | OriginError::NoCredentials(_)) => "denied",
+            Err(error) if error.is_transient() => "transient",
+            Err(_) => "error",
+        };
+        self.metrics.s3(op, status, start.elapsed());
+        result
+    }
+}
+
+#[async_trait]
+impl Origin for Measured {
+    fn bucket_id(&self) -> &BucketId {
+        self.inner.bucket_id()
+    }
+
+    async fn head(&self, key: &str) -> Result<ObjectInfo, OriginError> {
+        self.timed("HeadObject", self.inner.head(key)).await
+    }
+
+    async fn get(&self, key: &str, etag: &ETag, range: Range<u64>) -> Result<Body, OriginError> {
+        self.timed("GetObject", self.inner.get(key, etag, range)).await
+    }
+
+    async fn list(&self, request: &ListRequest) -> Result<ListPage, OriginError> {
+        self.timed("ListObjectsV2", self.inner.list(request)).await
+    }
+
+    async fn put(&self, key: &str, body: Bytes, write: &WriteIntent) -> Result<Stored, OriginError> {
+        self.timed("PutObject", self.inner.put(key, body, write)).await
+    }
+
+    async fn create_upload(&self, key: &str, writer: &str) -> Result<String, OriginError> {
+        self.timed("CreateMultipartUpload", self.inner.create_upload(key, writer)).await
+    }
+
+    async fn upload_part(
+        &self,
+        key: &str,
+        upload_id: &str,
+        number: u32,
+        body: UploadBody,
+    ) -> Result<Part, OriginError> {
+        self.timed("UploadPart", self.inner.upload_part(key, upload_id, number, body)).await
+    }
+
+    async fn complete_upload(
+        &self,
+        key: &str,
+        upload_id: &str,
+        parts: &[Part],
+        write: &WriteIntent,
+    ) -> Result<Stored, OriginError> {
+        let request = self.inner.complete_upload(key, upload_id, parts, write);
+        self.timed("CompleteMultipartUpload", request).await
+    }
+
+    async fn abort_upload(&self, key: &str, upload_id: &str) -> Result<(), OriginError> {
+        self.timed("AbortMultipartUpload", self.inner.abort_upload(key, upload_id)).await
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), OriginError> {
+        self.timed("DeleteObject", self.inner.delete(key)).await
+    }
+
+    async fn copy(
+        &self,
+        from: &str,
+        etag: &ETag,
+        size: u64,
+        to: &str,
+    ) -> Result<Stored, OriginError> {
+        self.timed("CopyObject", self.inner.copy(from, etag, size, to)).await
+    }
+}

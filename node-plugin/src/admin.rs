@@ -1,0 +1,120 @@
+//! The admin socket: one per process, answering each connection with its status.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixListener;
+use weir_fuse::cache::CacheStats;
+use weir_fuse::engine::status::SessionStatus;
+
+/// What a process tells about itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Its process id.
+    pub pid: u32,
+    /// Its version.
+    pub version: String,
+    /// Its mounts.
+    pub mounts: Vec<MountStatus>,
+    /// Its cache.
+    pub cache: CacheStats,
+    /// What it counted.
+    pub counters: Counters,
+}
+
+/// One mount.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MountStatus {
+    /// What is mounted.
+    pub source: String,
+    /// Where.
+    pub mountpoint: PathBuf,
+    /// Figures.
+    #[serde(flatten)]
+    pub session: SessionStatus,
+}
+
+/// Totals since the process started.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Counters {
+    /// Opens served from the cache.
+    pub cache_hits: u64,
+    /// Opens that waited for the origin.
+    pub cache_misses: u64,
+    /// Bytes that opens found in the cache.
+    pub saved_bytes: u64,
+    /// Bytes fetched.
+    pub fetched_bytes: u64,
+    /// Bytes stored.
+    pub stored_bytes: u64,
+    /// Uploads under way.
+    pub uploads_in_flight: i64,
+    /// Memory for bytes on their way, in use.
+    pub memory_used: u64,
+    /// Its limit.
+    pub memory_target: u64,
+}
+
+/// Where sockets and logs of running mounts are: `$WEIR_RUN_DIR`, or `/run/weir` for root, or
+/// `$XDG_RUNTIME_DIR/weir`.
+pub fn run_dir() -> PathBuf {
+    if let Some(dir) = std::env::var_os("WEIR_RUN_DIR") {
+        return dir.into();
+    }
+    if rustix::process::geteuid().is_root() {
+        return "/run/weir".into();
+    }
+    let base = std::env::var_os("XDG_RUNTIME_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+    base.join("weir")
+}
+
+/// Makes the run directory where needed.
+///
+/// # Errors
+/// What mkdir reports.
+pub fn make_run_dir() -> io::Result<PathBuf> {
+    let dir = run_dir();
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+    Ok(dir)
+}
+
+/// A listening socket; its file goes with it.
+pub struct AdminSocket {
+    path: PathBuf,
+}
+
+impl Drop for AdminSocket {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+impl AdminSocket {
+    /// Listens at `path` (mode 0600) and answers every connection with what `status` says.
+    ///
+    /// # Errors
+    /// What bind reports.
+    pub fn serve(
+        path: &Path,
+        status: impl Fn() -> NodeStatus + Send + Sync + 'static,
+    ) -> io::Result<Self> {
+        // A socket left by a process that died; its pid is ours now.
+        let _ = fs::remove_file(path);
+        let listener = UnixListener::bind(path)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+        tokio::spawn(async move {
+            loop {
+                let Ok((mut stream, _)) = listener.accept().await else { continue };
+                let text = serde_json::to_vec(&status()).unwrap_or_default();
+                if let Err(error) = stream.write_all(&text).await {
+                    tracing::debug!(%error, "status not delivered");
+                }
+            }
+        });
+        Ok(Self { path: path.to_owned() })
+    }
+}

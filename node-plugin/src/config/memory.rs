@@ -1,0 +1,57 @@
+//! How much memory a process may count on.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Most memory for bytes on their way, unless told otherwise.
+const DEFAULT_MAX: u64 = 512 << 20;
+
+/// The default for `--memory-target`: 512 MiB, or a quarter of the cgroup's limit if that is less.
+pub fn default_target() -> u64 {
+    let membership = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let limit = cgroup_limit(&membership, Path::new("/sys/fs/cgroup"));
+    limit.map_or(DEFAULT_MAX, |limit| DEFAULT_MAX.min(limit / 4))
+}
+
+/// The least of the limits of this process's cgroup and those above it. Facts: cgroups(7).
+fn cgroup_limit(membership: &str, root: &Path) -> Option<u64> {
+    let files = membership.lines().filter_map(|line| {
+        let mut parts = line.splitn(3, ':');
+        let (_, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
+        let path = path.trim_start_matches('/').to_owned();
+        match controllers {
+            "" => Some((root.to_owned(), path, "memory.max")),
+            "memory" => Some((root.join("memory"), path, "memory.limit_in_bytes")),
+            _ => None,
+        }
+    });
+    files.flat_map(|(base, path, file)| limits_up(base, &path, file)).min()
+}
+
+fn limits_up(base: PathBuf, path: &str, file: &'static str) -> Vec<u64> {
+    let full = base.join(path);
+    let within = full.ancestors().take_while(|dir| dir.starts_with(&base));
+    within
+        .filter_map(|dir| fs::read_to_string(dir.join(file)).ok()?.trim().parse().ok())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_least_limit_on_the_way_up_counts() {
+        let root = tempfile::tempdir().unwrap();
+        let pod = root.path().join("pods/one");
+        fs::create_dir_all(&pod).unwrap();
+        fs::write(pod.join("memory.max"), "max\n").unwrap();
+        fs::write(root.path().join("pods/memory.max"), "1048576\n").unwrap();
+        assert_eq!(cgroup_limit("0::/pods/one\n", root.path()), Some(1 << 20));
+        assert_eq!(cgroup_limit("0::/elsewhere\n", root.path()), None);
+        let v1 = root.path().join("memory/a");
+        fs::create_dir_all(&v1).unwrap();
+        fs::write(v1.join("memory.limit_in_bytes"), "4096").unwrap();
+        assert_eq!(cgroup_limit("3:memory:/a\n2:cpu:/a\n", root.path()), Some(4096));
+    }
+}

@@ -1,0 +1,3 @@
+//! stub
+/// Runs.
+pub fn run(_: &crate::cli::DemoArgs) -> Result<(), crate::exit::Failure> { Ok(()) }

@@ -1,0 +1,261 @@
+//! A mount from start to end.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+use weir_fuse::adapter::{self, MountOptions, Mounted, mount as fuse_mount};
+use weir_fuse::buffers::Buffers;
+use weir_fuse::cache::{CacheSettings, NodeCache};
+use weir_fuse::engine::{Engine, Session};
+use weir_fuse::metrics::Metrics;
+use weir_fuse::origin::Origin;
+use weir_fuse::origin::hedge::Hedged;
+use weir_fuse::origin::measured::Measured;
+use weir_fuse::origin::s3::S3Origin;
+
+use super::background::Ready;
+use super::preflight;
+use crate::admin::{self, AdminSocket, Counters, MountStatus, NodeStatus};
+use crate::cli::LogArgs;
+use crate::config::mount::MountConfig;
+use crate::exit::{Failure, Kind};
+use crate::metrics;
+
+/// How long the end of a mount waits for what is being stored.
+const STORE_PATIENCE: Duration = Duration::from_secs(60);
+/// How long the end of a mount waits for those who still use it, after a signal.
+const USE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A mount being served, with all that belongs to it.
+pub struct Service {
+    /// The session.
+    pub session: Arc<Session>,
+    cache: Arc<NodeCache>,
+    mounted: Mounted,
+    source: String,
+}
+
+/// Runs a mount in this process until it is unmounted or a signal ends it.
+///
+/// # Errors
+/// Why nothing is mounted.
+pub fn run(config: &MountConfig, log: &LogArgs, ready: Option<Ready>) -> Result<(), Failure> {
+    let runtime = runtime()?;
+    let done = runtime.block_on(async {
+        let service = Service::start(config, runtime.handle().clone()).await?;
+        let _admin = service.serve_admin();
+        if let Some(address) = log.metrics_listen {
+            let taken = metrics::serve(address, service.session.engine().metrics.clone()).await;
+            match taken {
+                Ok(taken) => tracing::info!(address = %taken, "serving metrics"),
+                Err(failure) => {
+                    service.end().await;
+                    return Err(failure);
+                }
+            }
+        }
+        if let Some(ready) = ready {
+            ready.tell();
+        }
+        service.until_unmounted().await
+    });
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    done
+}
+
+/// The runtime that everything asynchronous runs in.
+///
+/// # Errors
+/// When threads cannot be started.
+pub fn runtime() -> Result<Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("weir-io")
+        .build()
+        .map_err(|e| Failure::new(Kind::Other, format!("runtime: {e}")))
+}
+
+impl Service {
+    /// Checks everything, then mounts.
+    ///
+    /// # Errors
+    /// Why nothing is mounted.
+    pub async fn start(
+        config: &MountConfig,
+        runtime: tokio::runtime::Handle,
+    ) -> Result<Self, Failure> {
+        let mountpoint = fuse_mount::check_mountpoint(&config.mountpoint)?;
+        let counted = Metrics::new().map_err(|e| Failure::new(Kind::Other, e.to_string()))?;
+        let counted = Arc::new(counted);
+        let origin = connect(config, &counted).await?;
+        let cache = open_cache(config, &counted)?;
+        let buffers = Buffers::new(config.memory);
+        let engine =
+            Engine::new(cache.clone(), buffers, counted, runtime, config.read_part);
+        let session = Session::new(engine, origin, config.session.clone());
+        let source = format!("s3://{}/{}", config.s3.bucket, config.session.names.prefix);
+        let options = MountOptions {
+            source: source.clone(),
+            mountpoint,
+            allow_other: config.allow_other,
+            read_only: config.session.read_only,
+        };
+        // The kernel's first request is answered before mount returns; that blocks.
+        let mounted = tokio::task::block_in_place(|| adapter::mount(&session, &options));
+        let mounted = match mounted {
+            Ok(mounted) => mounted,
+            Err(error) => {
+                tokio::task::block_in_place(|| cache.close());
+                return Err(error.into());
+            }
+        };
+        tracing::info!(
+            source,
+            mountpoint = %options.mountpoint.display(),
+            passthrough = mounted.passthrough,
+            "mounted"
+        );
+        Ok(Self { session, cache, mounted, source })
+    }
+
+    /// Where it is mounted.
+    pub fn mountpoint(&self) -> PathBuf {
+        self.mounted.mountpoint().to_owned()
+    }
+
+    /// Whether the kernel reads cached files by itself.
+    pub fn passthrough(&self) -> bool {
+        self.mounted.passthrough
+    }
+
+    /// Unmounts, stores what is left and closes the cache.
+    pub async fn end(self) {
+        self.unmount();
+        let _ = self.finish().await;
+    }
+
+    fn unmount(&self) {
+        let mountpoint = self.mounted.mountpoint();
+        if let Err(error) = fuse_mount::unmount(mountpoint, false) {
+            tracing::info!(%error, "still in use: detached, and ended when nobody uses it any more");
+            let _ = fuse_mount::unmount(mountpoint, true);
+        }
+    }
+
+    async fn until_unmounted(self) -> Result<(), Failure> {
+        let signals = |kind| {
+            signal(kind).map_err(|e| Failure::new(Kind::Other, format!("signal handler: {e}")))
+        };
+        let (mut term, mut int) =
+            (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
+        let Self { session, cache, mounted, .. } = self;
+        let mountpoint = mounted.mountpoint().to_owned();
+        let mut joined = tokio::task::spawn_blocking(move || mounted.join());
+        tokio::select! {
+            ended = &mut joined => report(ended),
+            _ = term.recv() => detach(&mountpoint, &mut joined).await,
+            _ = int.recv() => detach(&mountpoint, &mut joined).await,
+        }
+        close(&session, &cache).await
+    }
+
+    async fn finish(self) -> Result<(), Failure> {
+        let Self { session, cache, mounted, .. } = self;
+        let mut joined = tokio::task::spawn_blocking(move || mounted.join());
+        if tokio::time::timeout(USE_PATIENCE, &mut joined).await.is_err() {
+            tracing::warn!("somebody still uses the mount; ending all the same");
+        }
+        close(&session, &cache).await
+    }
+
+    /// Serves the admin socket; without one the mount works all the same.
+    pub fn serve_admin(&self) -> Option<AdminSocket> {
+        let (session, source) = (self.session.clone(), self.source.clone());
+        let mountpoint = self.mountpoint();
+        let status = move || status_of(&session, &source, &mountpoint);
+        let serve = || {
+            let name = format!("weir-{}.sock", std::process::id());
+            AdminSocket::serve(&admin::make_run_dir()?.join(name), status)
+        };
+        serve().inspect_err(|error| tracing::warn!(%error, "no admin socket")).ok()
+    }
+}
+
+async fn connect(config: &MountConfig, counted: &Arc<Metrics>) -> Result<Arc<dyn Origin>, Failure> {
+    let explain = |error| preflight::explain(&error, config);
+    let s3 = S3Origin::connect(config.s3.clone()).await.map_err(explain)?;
+    let hedges = counted.clone();
+    let measured = Arc::new(Measured::new(Arc::new(s3), counted.clone()));
+    let origin = Arc::new(Hedged::new(measured, move || hedges.hedges.inc()));
+    preflight::check_bucket(&*origin, config).await?;
+    Ok(origin)
+}
+
+fn open_cache(config: &MountConfig, counted: &Arc<Metrics>) -> Result<Arc<NodeCache>, Failure> {
+    let whole = weir_fuse::cache::dir::file_system_bytes(&config.cache_dir);
+    let settings = CacheSettings {
+        dir: config.cache_dir.clone(),
+        max_size: config.cache_max,
+        min_free: config.cache_min_free.of(whole),
+    };
+    Ok(tokio::task::block_in_place(|| NodeCache::open(&settings, counted.clone()))?)
+}
+
+fn report(ended: Result<std::io::Result<()>, tokio::task::JoinError>) {
+    match ended {
+        Ok(Ok(())) => tracing::info!("unmounted"),
+        Ok(Err(error)) => tracing::error!(%error, "serving ended"),
+        Err(error) => tracing::error!(%error, "serving ended"),
+    }
+}
+
+async fn detach(
+    mountpoint: &std::path::Path,
+    joined: &mut tokio::task::JoinHandle<std::io::Result<()>>,
+) {
+    tracing::info!("signal received; unmounting");
+    if fuse_mount::unmount(mountpoint, false).is_err() {
+        let _ = fuse_mount::unmount(mountpoint, true);
+    }
+    match tokio::time::timeout(USE_PATIENCE, joined).await {
+        Ok(ended) => report(ended),
+        Err(_) => tracing::warn!("somebody still uses the mount; ending all the same"),
+    }
+}
+
+async fn close(session: &Arc<Session>, cache: &Arc<NodeCache>) -> Result<(), Failure> {
+    let stored = session.shut_down(STORE_PATIENCE).await;
+    tokio::task::block_in_place(|| cache.close());
+    if stored {
+        return Ok(());
+    }
+    Err(Failure::new(Kind::Other, "not everything that was written could be stored; see the log"))
+}
+
+fn status_of(session: &Session, source: &str, mountpoint: &std::path::Path) -> NodeStatus {
+    let engine = session.engine();
+    let counted = &engine.metrics;
+    NodeStatus {
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        mounts: vec![MountStatus {
+            source: source.to_owned(),
+            mountpoint: mountpoint.to_owned(),
+            session: session.status(),
+        }],
+        cache: engine.cache.stats(),
+        counters: Counters {
+            cache_hits: counted.cache_hits.get(),
+            cache_misses: counted.cache_misses.get(),
+            saved_bytes: counted.saved_bytes.get(),
+            fetched_bytes: counted.fetched_bytes.get(),
+            stored_bytes: counted.stored_bytes.get(),
+            uploads_in_flight: counted.uploads.get(),
+            memory_used: engine.buffers.used(),
+            memory_target: engine.buffers.total(),
+        },
+    }
+}

@@ -1,0 +1,107 @@
+//! `weir status`.
+
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::admin::{self, MountStatus, NodeStatus};
+use crate::cli::{Output, StatusArgs};
+use crate::config::size::Size;
+use crate::exit::{Failure, Kind};
+
+/// How long a process may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Runs the command.
+///
+/// # Errors
+/// When the answer cannot be printed.
+pub fn run(args: &StatusArgs) -> Result<(), Failure> {
+    let nodes: Vec<NodeStatus> = all().into_iter().map(|(_, node)| node).collect();
+    match args.output {
+        Output::Json => {
+            let text = serde_json::to_string_pretty(&nodes)
+                .map_err(|e| Failure::new(Kind::Other, e.to_string()))?;
+            println!("{text}");
+        }
+        Output::Text if nodes.is_empty() => println!("nothing is mounted"),
+        Output::Text => nodes.iter().for_each(|node| print!("{}", describe(node))),
+    }
+    Ok(())
+}
+
+/// Every process that answers, with its socket.
+pub fn all() -> Vec<(PathBuf, NodeStatus)> {
+    let Ok(entries) = std::fs::read_dir(admin::run_dir()) else { return Vec::new() };
+    let sockets = entries.flatten().map(|entry| entry.path());
+    let sockets = sockets.filter(|path| path.extension().is_some_and(|ext| ext == "sock"));
+    sockets.filter_map(|path| ask(&path).map(|node| (path, node))).collect()
+}
+
+/// Asks one process. A socket that nobody listens to is removed.
+fn ask(path: &PathBuf) -> Option<NodeStatus> {
+    let mut stream = match UnixStream::connect(path) {
+        Ok(stream) => stream,
+        Err(error) => {
+            if error.kind() == std::io::ErrorKind::ConnectionRefused {
+                let _ = std::fs::remove_file(path);
+            }
+            return None;
+        }
+    };
+    stream.set_read_timeout(Some(PATIENCE)).ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    serde_json::from_str(&text).ok()
+}
+
+fn describe(node: &NodeStatus) -> String {
+    let mut out = String::new();
+    for mount in &node.mounts {
+        out.push_str(&describe_mount(mount));
+    }
+    let (cache, counters) = (&node.cache, &node.counters);
+    let limit = match cache.max_bytes {
+        u64::MAX => format!("{} free on the disk", Size(cache.free_bytes)),
+        max => format!("of {}", Size(max)),
+    };
+    let opens = counters.cache_hits + counters.cache_misses;
+    let ratio = match opens {
+        0 => "no opens yet".to_owned(),
+        opens => format!("{:.1} % of {opens} opens", 100.0 * counters.cache_hits as f64 / opens as f64),
+    };
+    out.push_str(&format!(
+        "  cache      {} ({} in {} versions, {limit})\n  hits       {ratio}\n  \
+         saved      {} found in the cache, {} fetched, {} stored\n  \
+         uploads    {} in flight\n  memory     {} of {}\n  process    {} (weir {})\n",
+        cache.dir.display(),
+        Size(cache.used_bytes),
+        cache.versions,
+        Size(counters.saved_bytes),
+        Size(counters.fetched_bytes),
+        Size(counters.stored_bytes),
+        counters.uploads_in_flight,
+        Size(counters.memory_used),
+        Size(counters.memory_target),
+        node.pid,
+        node.version,
+    ));
+    out
+}
+
+fn describe_mount(mount: &MountStatus) -> String {
+    let session = &mount.session;
+    let mut out = format!("{} on {}\n", mount.source, mount.mountpoint.display());
+    out.push_str(&format!(
+        "  origin     {}\n  reads      {}\n  open       {} handles, {} inodes known\n",
+        if session.origin_up { "answers" } else { "does not answer; showing what is remembered" },
+        if session.passthrough { "by the kernel once cached" } else { "through the daemon" },
+        session.open_handles,
+        session.inodes,
+    ));
+    for key in &session.writing {
+        out.push_str(&format!("  writing    {key}\n"));
+    }
+    out
+}

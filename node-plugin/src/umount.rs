@@ -1,0 +1,66 @@
+//! `weir umount`.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use weir_fuse::adapter::mount::{self, FS_TYPE};
+
+use crate::cli::UmountArgs;
+use crate::exit::{Failure, Kind};
+use crate::status;
+
+/// How long the serving process may take to store what is left and end.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Runs the command: unmounts, then waits until the process that served the mount has ended.
+///
+/// # Errors
+/// When nothing of ours is mounted there, or it is in use.
+pub fn run(args: &UmountArgs) -> Result<(), Failure> {
+    let path = absolute(&args.mountpoint);
+    let table = mount::mount_table()
+        .map_err(|e| Failure::new(Kind::Other, format!("mount table: {e}")))?;
+    if !table.iter().any(|entry| entry.mountpoint == path && entry.fs_type == FS_TYPE) {
+        let text = format!("{}: no mount of Weir is there", path.display());
+        return Err(Failure::new(Kind::Mountpoint, text));
+    }
+    let server = status::all().into_iter().find(|(_, node)| {
+        node.mounts.iter().any(|mount| mount.mountpoint == path)
+    });
+    mount::unmount(&path, args.lazy).map_err(|error| {
+        let text = match error.raw_os_error() {
+            Some(code) if code == rustix::io::Errno::BUSY.raw_os_error() => format!(
+                "{}: in use; close what is open there (fuser -vm {0} shows it), or use --lazy",
+                path.display()
+            ),
+            _ => format!("{}: {error}", path.display()),
+        };
+        Failure::new(Kind::Mountpoint, text)
+    })?;
+    match server {
+        Some((socket, _)) if !args.lazy => wait_for_end(&socket),
+        _ => Ok(()),
+    }
+}
+
+/// A path as the mount table has it, without asking the mount itself, which may be dead.
+fn absolute(path: &Path) -> PathBuf {
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match (parent.canonicalize(), path.file_name()) {
+        (Ok(parent), Some(name)) => parent.join(name),
+        _ => path.to_owned(),
+    }
+}
+
+fn wait_for_end(socket: &Path) -> Result<(), Failure> {
+    let until = Instant::now() + PATIENCE;
+    while socket.exists() && status::all().iter().any(|(path, _)| path == socket) {
+        if Instant::now() > until {
+            let text = "unmounted, but the process that served it still stores what was written; \
+                        see its log";
+            return Err(Failure::new(Kind::Other, text));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
