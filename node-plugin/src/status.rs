@@ -2,7 +2,7 @@
 
 use std::io::Read;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::admin::{self, MountStatus, NodeStatus};
@@ -33,7 +33,12 @@ pub fn run(args: &StatusArgs) -> Result<(), Failure> {
 
 /// Every process that answers, with its socket.
 pub fn all() -> Vec<(PathBuf, NodeStatus)> {
-    let Ok(entries) = std::fs::read_dir(admin::run_dir()) else { return Vec::new() };
+    all_in(&admin::run_dir())
+}
+
+/// Every process whose socket is in `dir`.
+pub fn all_in(dir: &Path) -> Vec<(PathBuf, NodeStatus)> {
+    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
     let sockets = entries.flatten().map(|entry| entry.path());
     let sockets = sockets.filter(|path| path.extension().is_some_and(|ext| ext == "sock"));
     sockets.filter_map(|path| ask(&path).map(|node| (path, node))).collect()

@@ -231,7 +231,8 @@ impl Reader {
         if !version.has(n) {
             return None;
         }
-        let mut share = self.try_share(blocks::len_of(n, version.size()))?;
+        let whole = blocks::len_of(n, version.size()).next_multiple_of(crate::buffers::ALIGN);
+        let mut share = self.try_share(whole)?;
         let data = version.read_block(n, &self.buffers, &mut share).ok()?;
         self.hot.insert(version.id, n, data.clone());
         Some(data)

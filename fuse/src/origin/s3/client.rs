@@ -4,6 +4,9 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use aws_config::environment::EnvironmentVariableRegionProvider;
+use aws_config::meta::region::RegionProviderChain;
+use aws_config::profile::ProfileFileRegionProvider;
 use aws_config::retry::RetryConfig;
 use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::timeout::TimeoutConfig;
@@ -11,6 +14,8 @@ use aws_config::{BehaviorVersion, Region};
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::RequestChecksumCalculation;
 use aws_sdk_s3::types::{ServerSideEncryption, StorageClass};
+use aws_credential_types::Credentials;
+use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 use aws_smithy_http_client::{Builder, Connector};
@@ -48,7 +53,7 @@ pub struct S3Settings {
     /// Send CRC32C with every upload.
     pub upload_checksums: bool,
     /// Credentials given by the caller; the SDK's chain where absent.
-    pub credentials: Option<aws_credential_types::provider::SharedCredentialsProvider>,
+    pub credentials: Option<SharedCredentialsProvider>,
 }
 
 impl fmt::Debug for S3Settings {
@@ -62,6 +67,14 @@ impl fmt::Debug for S3Settings {
 }
 
 impl S3Settings {
+    /// With these keys instead of the SDK's chain.
+    #[must_use]
+    pub fn with_keys(mut self, access_key: &str, secret_key: &str) -> Self {
+        let keys = Credentials::new(access_key, secret_key, None, None, "given");
+        self.credentials = Some(SharedCredentialsProvider::new(keys));
+        self
+    }
+
     pub(super) fn sse(&self) -> Option<ServerSideEncryption> {
         self.sse.as_deref().map(ServerSideEncryption::from)
     }
@@ -88,6 +101,13 @@ pub(super) async fn build(settings: &S3Settings) -> Result<(Client, String), Ori
     }
     if let Some(region) = &settings.region {
         loader = loader.region(Region::new(region.clone()));
+    } else if settings.endpoint_url.is_some() {
+        // Beside an endpoint a region is a formality: not worth asking the instance's metadata
+        // service for. us-east-1 is what S3-compatible servers expect when nobody says otherwise.
+        let chain = RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new())
+            .or_else(ProfileFileRegionProvider::new())
+            .or_else(Region::new("us-east-1"));
+        loader = loader.region(chain);
     }
     if settings.no_sign_request {
         loader = loader.no_credentials();
@@ -96,15 +116,9 @@ pub(super) async fn build(settings: &S3Settings) -> Result<(Client, String), Ori
     }
     let shared = loader.load().await;
     let endpoint = settings.endpoint_url.clone().or_else(|| shared.endpoint_url().map(Into::into));
-    let region = match (shared.region(), &endpoint) {
-        (Some(region), _) => region.clone(),
-        // What S3-compatible servers expect when nobody says otherwise.
-        (None, Some(_)) => Region::new("us-east-1"),
-        (None, None) => {
-            return Err(OriginError::Invalid(
-                "no region: set --region, AWS_REGION or a profile's region".into(),
-            ));
-        }
+    let Some(region) = shared.region().cloned() else {
+        let advice = "no region: set --region, AWS_REGION or a profile's region";
+        return Err(OriginError::Invalid(advice.into()));
     };
     let path_style = settings
         .force_path_style
