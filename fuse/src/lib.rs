@@ -4,13 +4,13 @@
 //! by [`namespace`], [`read`] and [`write`], these by [`engine`], and that by [`adapter`], the
 //! only place that names fuser's types. Nothing here knows of Kubernetes.
 
-pub mod model;
-pub mod origin;
+pub mod adapter;
 pub mod buffers;
 pub mod cache;
+pub mod engine;
 pub mod metrics;
+pub mod model;
 pub mod namespace;
+pub mod origin;
 pub mod read;
 pub mod write;
-pub mod engine;
-pub mod adapter;

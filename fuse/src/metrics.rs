@@ -65,7 +65,8 @@ impl Metrics {
         };
         let histogram = |name: &str, help: &str, labels: &[&str]| {
             let buckets = prometheus::exponential_buckets(0.000_02, 3.0, 14)?;
-            let metric = HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), labels)?;
+            let metric =
+                HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), labels)?;
             registry.register(Box::new(metric.clone()))?;
             Ok::<_, prometheus::Error>(metric)
         };

@@ -32,8 +32,7 @@ pub async fn serve(address: SocketAddr, metrics: Arc<Metrics>) -> Result<SocketA
             tokio::spawn(async move {
                 let service = service_fn(move |request| answer(request, metrics.clone()));
                 let connection = auto::Builder::new(TokioExecutor::new());
-                if let Err(error) =
-                    connection.serve_connection(TokioIo::new(stream), service).await
+                if let Err(error) = connection.serve_connection(TokioIo::new(stream), service).await
                 {
                     tracing::debug!(%error, "metrics connection ended");
                 }

@@ -74,7 +74,9 @@ fn describe(node: &NodeStatus) -> String {
     let opens = counters.cache_hits + counters.cache_misses;
     let ratio = match opens {
         0 => "no opens yet".to_owned(),
-        opens => format!("{:.1} % of {opens} opens", 100.0 * counters.cache_hits as f64 / opens as f64),
+        opens => {
+            format!("{:.1} % of {opens} opens", 100.0 * counters.cache_hits as f64 / opens as f64)
+        }
     };
     out.push_str(&format!(
         "  cache      {} ({} in {} versions, {limit})\n  hits       {ratio}\n  \

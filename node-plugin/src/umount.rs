@@ -18,15 +18,15 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// When nothing of ours is mounted there, or it is in use.
 pub fn run(args: &UmountArgs) -> Result<(), Failure> {
     let path = absolute(&args.mountpoint);
-    let table = mount::mount_table()
-        .map_err(|e| Failure::new(Kind::Other, format!("mount table: {e}")))?;
+    let table =
+        mount::mount_table().map_err(|e| Failure::new(Kind::Other, format!("mount table: {e}")))?;
     if !table.iter().any(|entry| entry.mountpoint == path && entry.fs_type == FS_TYPE) {
         let text = format!("{}: no mount of Weir is there", path.display());
         return Err(Failure::new(Kind::Mountpoint, text));
     }
-    let server = status::all().into_iter().find(|(_, node)| {
-        node.mounts.iter().any(|mount| mount.mountpoint == path)
-    });
+    let server = status::all()
+        .into_iter()
+        .find(|(_, node)| node.mounts.iter().any(|mount| mount.mountpoint == path));
     mount::unmount(&path, args.lazy).map_err(|error| {
         let text = match error.raw_os_error() {
             Some(code) if code == rustix::io::Errno::BUSY.raw_os_error() => format!(

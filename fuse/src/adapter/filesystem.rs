@@ -142,6 +142,7 @@ fn open_request(req: &Request, flags: i32) -> OpenRequest {
     OpenRequest {
         write: flags.intersects(rustix::fs::OFlags::ACCMODE),
         truncate: flags.contains(rustix::fs::OFlags::TRUNC),
+        append: flags.contains(rustix::fs::OFlags::APPEND),
         exclusive: flags.contains(rustix::fs::OFlags::EXCL),
         thread: req.pid(),
     }
@@ -466,7 +467,8 @@ impl fuser::Filesystem for FuseSession {
     ) {
         let start = Instant::now();
         let done = self.session.readdir(fh.0, offset, false, |next, name, is_dir, _| {
-            let kind = if is_dir { fuser::FileType::Directory } else { fuser::FileType::RegularFile };
+            let kind =
+                if is_dir { fuser::FileType::Directory } else { fuser::FileType::RegularFile };
             // Any number but 0 will do: nodeids are given by lookups.
             !reply.add(INodeNo(u64::MAX), next, kind, name)
         });

@@ -297,7 +297,9 @@ impl Opening {
 impl From<DatabaseError> for Opening {
     fn from(error: DatabaseError) -> Self {
         match error {
-            DatabaseError::Storage(StorageError::Io(e)) if e.kind() != io::ErrorKind::InvalidData => {
+            DatabaseError::Storage(StorageError::Io(e))
+                if e.kind() != io::ErrorKind::InvalidData =>
+            {
                 // A damaged file shows as an unexpected end; a failing disk as anything else.
                 match e.kind() {
                     io::ErrorKind::UnexpectedEof => Self::Damaged(e.to_string()),

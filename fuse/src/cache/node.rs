@@ -121,10 +121,10 @@ impl NodeCache {
             pressure: Mutex::default(),
             thread: Mutex::default(),
         });
-        cache.clone().start().map_err(|error| CacheError::Unusable {
-            dir: settings.dir.clone(),
-            error,
-        })?;
+        cache
+            .clone()
+            .start()
+            .map_err(|error| CacheError::Unusable { dir: settings.dir.clone(), error })?;
         Ok(cache)
     }
 
@@ -265,11 +265,11 @@ impl NodeCache {
         let holders: Vec<_> = pressure.iter().filter_map(Weak::upgrade).collect();
         drop(pressure);
         // What waits for its commit is in use until then.
-        let relieved = holders.iter().fold(false, |any, holder| holder.relieve() || any);
-        relieved && {
+        let relieved = holders.iter().filter(|holder| holder.relieve()).count() > 0;
+        if relieved {
             self.shared.committer.flush();
-            true
         }
+        relieved
     }
 
     /// Registers somebody to be asked when room is short.

@@ -71,10 +71,8 @@ impl CachedVersion {
         verified_epoch: u32,
     ) -> Self {
         let size = key.version.size;
-        let held_bytes = (0..map.len())
-            .filter(|b| map.has(*b))
-            .map(|b| blocks::len_of(b, size) as u64)
-            .sum();
+        let held_bytes =
+            (0..map.len()).filter(|b| map.has(*b)).map(|b| blocks::len_of(b, size) as u64).sum();
         let state = State { on_disk: map.held() > 0, map, held_bytes, verified_epoch };
         Self {
             key,

@@ -79,7 +79,8 @@ impl BackingPool {
 
     fn drop_idle(entries: &mut HashMap<u64, (Arc<Backing>, Instant)>, kept: Duration) -> bool {
         let before = entries.len();
-        entries.retain(|_, (backing, used)| Arc::strong_count(backing) > 1 || used.elapsed() < kept);
+        entries
+            .retain(|_, (backing, used)| Arc::strong_count(backing) > 1 || used.elapsed() < kept);
         entries.len() < before
     }
 

@@ -38,6 +38,9 @@ pub struct ReadHandle {
     pub window: Mutex<Window>,
     /// Bytes served by the daemon.
     pub served: AtomicU64,
+    /// Whether it was opened for writing, too, over bytes that are there: so far it can only be
+    /// emptied through it.
+    pub writable: bool,
 }
 
 /// A file open for writing.

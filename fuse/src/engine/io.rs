@@ -102,6 +102,7 @@ impl Session {
         let handle = self.handles.get(fh).ok_or(Errno::BADF)?;
         match &*handle {
             Handle::Write(_) => Ok(handle),
+            Handle::Read(open) if open.writable => Err(Errno::OPNOTSUPP),
             _ => Err(Errno::BADF),
         }
     }
@@ -114,7 +115,9 @@ impl Session {
         let handle = self.writing(fh)?;
         let Handle::Write(open) = &*handle else { return Err(Errno::BADF) };
         let passed = match open.staging.write(offset, data) {
-            Err(WriteError::Staging(e)) if e.raw_os_error() == Some(Errno::NOSPC.raw_os_error()) => {
+            Err(WriteError::Staging(e))
+                if e.raw_os_error() == Some(Errno::NOSPC.raw_os_error()) =>
+            {
                 // What is cached can be fetched again; what is being written cannot.
                 let room = self.engine.cache.make_room(data.len() as u64);
                 let again = open.staging.write(offset, data);

@@ -150,17 +150,15 @@ impl Session {
         }
         match size {
             _ if node.size_and_mtime().0 == size => Ok(()),
-            0 => self.empty(ino).await,
+            0 => self.empty(&node).await,
             _ => Err(Errno::OPNOTSUPP),
         }
     }
 
     fn logged(&self, what: &str, name: &str, done: Result<(), WriteError>) -> Result<(), Errno> {
         done.map_err(|error| {
-            let expected = matches!(
-                error,
-                WriteError::Exists | WriteError::Absent | WriteError::NotEmpty
-            );
+            let expected =
+                matches!(error, WriteError::Exists | WriteError::Absent | WriteError::NotEmpty);
             if !expected {
                 tracing::warn!(what, name, %error, "change refused");
             }

@@ -31,6 +31,8 @@ pub struct OpenRequest {
     pub write: bool,
     /// Emptied first.
     pub truncate: bool,
+    /// Every write goes to the end.
+    pub append: bool,
     /// Must be new (create only).
     pub exclusive: bool,
     /// The thread that asks.
@@ -64,7 +66,11 @@ enum Step {
 
 impl Session {
     /// Opens for reading if nothing must be waited for.
-    pub fn open_now(self: &Arc<Self>, ino: u64, request: &OpenRequest) -> Option<Result<Opened, Errno>> {
+    pub fn open_now(
+        self: &Arc<Self>,
+        ino: u64,
+        request: &OpenRequest,
+    ) -> Option<Result<Opened, Errno>> {
         if request.write || request.truncate {
             return None;
         }
@@ -136,7 +142,7 @@ impl Session {
         modes.join(node.ino, mode, false);
         drop(modes);
         self.engine.metrics.opens.with_label_values(&["staging"]).inc();
-        Some(Ok(self.read_handle(node, None, How::DropCache)))
+        Some(Ok(self.read_handle(node, None, How::DropCache, false)))
     }
 
     fn open_version(
@@ -178,10 +184,16 @@ impl Session {
         };
         self.engine.metrics.opens.with_label_values(&[label]).inc();
         self.engine.cache.used(&source.version);
-        Ok(self.read_handle(node, Some(source), how))
+        Ok(self.read_handle(node, Some(source), how, false))
     }
 
-    fn read_handle(&self, node: &Arc<FileNode>, source: Option<Source>, how: How) -> Opened {
+    fn read_handle(
+        &self,
+        node: &Arc<FileNode>,
+        source: Option<Source>,
+        how: How,
+        writable: bool,
+    ) -> Opened {
         // Several readers share the memory: none looks further ahead than a quarter of it.
         let widest = (self.engine.buffers.total() / 4).min(64 << 20);
         let handle = ReadHandle {
@@ -189,14 +201,14 @@ impl Session {
             source,
             window: Mutex::new(Window::new(widest)),
             served: AtomicU64::new(0),
+            writable,
         };
         Opened { fh: self.handles.add(Handle::Read(handle)), how }
     }
 
     /// Whether all of a small version is on disk or in memory.
     fn is_here(&self, version: &Arc<CachedVersion>) -> bool {
-        version.is_complete()
-            || self.engine.reader.read_now(version, 0, version.size()).is_some()
+        version.is_complete() || self.engine.reader.read_now(version, 0, version.size()).is_some()
     }
 
     fn count_open(&self, version: &CachedVersion) {
@@ -269,12 +281,11 @@ impl Session {
             }
             // Readers of a large version keep it, on this inode; the writer gets a new one.
             Some(Mode::Cached(_)) => return self.split(modes, node),
-            Some(_) if size > SMALL_MAX => return self.split(modes, node),
+            Some(_) if size > SMALL_MAX && request.truncate => return self.split(modes, node),
             _ => {}
         }
         if !request.truncate && size > 0 {
-            // Changing what is there needs its bytes in the staging file first.
-            return Err(Errno::OPNOTSUPP);
+            return self.open_over_bytes(modes, node, request);
         }
         let condition = node.version().map_or(Condition::Always, |v| Condition::Matches(v.etag));
         // Emptying what is empty changes nothing.
@@ -285,6 +296,26 @@ impl Session {
         dir.begin_writing(&name, node);
         node.set_size(0);
         Ok(self.write_handle(node, staging, request.thread))
+    }
+
+    /// Opens for writing what is not emptied. Changing what is there needs its bytes in the
+    /// staging file first, which is not supported yet; emptying it through the handle is. Never
+    /// by passthrough: the kernel would write into the cached version.
+    fn open_over_bytes(
+        &self,
+        mut modes: super::modes::Locked<'_>,
+        node: &Arc<FileNode>,
+        request: &OpenRequest,
+    ) -> Result<Opened, Errno> {
+        if request.append {
+            return Err(Errno::OPNOTSUPP);
+        }
+        let key = self.names.version_key(node).ok_or(Errno::STALE)?;
+        modes.join(node.ino, Mode::Streaming, false);
+        drop(modes);
+        let version = self.engine.cache.acquire(&key);
+        let source = Source { origin: self.names.origin.clone(), version };
+        Ok(self.read_handle(node, Some(source), How::KeepCache, true))
     }
 
     /// Gives the name a new nodeid, so that it can be written while readers keep the old one.
@@ -391,13 +422,20 @@ impl Session {
         }
     }
 
-    /// Empties a file that is not open here, as truncate(2) does.
-    pub(super) async fn empty(self: &Arc<Self>, ino: u64) -> Result<(), Errno> {
-        let request = OpenRequest { write: true, truncate: true, ..OpenRequest::default() };
-        let opened = self.open(ino, &request).await?;
-        let stored = self.fsync(opened.fh).await;
-        self.release(opened.fh).await;
-        stored
+    /// Empties a file that is not being written here, as truncate(2) does.
+    pub(super) async fn empty(self: &Arc<Self>, node: &Arc<FileNode>) -> Result<(), Errno> {
+        let stored = self.finishing(self.writer.store_empty(node)).await;
+        let info = stored.map_err(|error| error.errno())?;
+        let (dir, name) = node.place();
+        // Readers whom the kernel serves keep this node and its bytes; the name gets a new one.
+        let keep = matches!(self.modes.lock().present(node.ino), Some(Mode::Cached(_)));
+        if !keep {
+            node.set_size(0);
+            node.set_stored(&info);
+        }
+        dir.insert_file(&name, info, (!keep).then_some(node));
+        self.names.drop_kept(&dir);
+        Ok(())
     }
 
     /// The node under a name, where it is a file.

@@ -22,7 +22,9 @@ pub fn holds_another(process: u32, ino: u64, name: &str) -> bool {
     entries.flatten().any(|entry| {
         let info = fs::read_to_string(entry.path()).unwrap_or_default();
         let field = |key: &str| {
-            info.lines().find_map(|line| line.strip_prefix(key)).map(|value| value.trim().to_owned())
+            info.lines()
+                .find_map(|line| line.strip_prefix(key))
+                .map(|value| value.trim().to_owned())
         };
         let same = field("ino:").and_then(|v| v.parse().ok()) == Some(ino);
         let flags = field("flags:").and_then(|v| u32::from_str_radix(&v, 8).ok()).unwrap_or(0);

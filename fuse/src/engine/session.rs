@@ -67,8 +67,7 @@ impl Session {
         settings: SessionSettings,
     ) -> Arc<Self> {
         let hidden = HiddenKeys::new(engine.metrics.clone());
-        let names =
-            Namespace::new(origin, engine.cache.clone(), hidden, settings.names.clone());
+        let names = Namespace::new(origin, engine.cache.clone(), hidden, settings.names.clone());
         let writer = Writer::new(
             names.clone(),
             engine.buffers.clone(),
@@ -200,7 +199,9 @@ impl Session {
     /// ESTALE for a nodeid that is not known.
     pub fn getattr(&self, ino: u64) -> Result<Shown, Errno> {
         match self.names.inodes.get(ino) {
-            Some(Node::Dir(dir)) => Ok(Shown { attr: self.dir_attr(dir.ino), ttl: self.names.ttl() }),
+            Some(Node::Dir(dir)) => {
+                Ok(Shown { attr: self.dir_attr(dir.ino), ttl: self.names.ttl() })
+            }
             Some(Node::File(node)) => {
                 let (dir, name) = node.place();
                 Ok(Shown { attr: file_attr(&node), ttl: self.names.kernel_ttl(&dir, &name) })
@@ -290,8 +291,9 @@ impl Session {
         }
         while self.finishing.load(Ordering::Acquire) > 0 && Instant::now() < until {
             let left = until.saturating_duration_since(Instant::now());
-            let _ = tokio::time::timeout(left.min(Duration::from_millis(50)), self.finished.notified())
-                .await;
+            let _ =
+                tokio::time::timeout(left.min(Duration::from_millis(50)), self.finished.notified())
+                    .await;
         }
         self.backings.clear();
         self.finishing.load(Ordering::Acquire) == 0

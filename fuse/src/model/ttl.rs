@@ -33,10 +33,12 @@ impl FromStr for MetadataTtl {
             "minimal" => Ok(Self::Minimal),
             "indefinite" => Ok(Self::Indefinite),
             _ => match text.parse::<f64>() {
-                Ok(secs) if secs >= 0.0 && secs <= 1e9 => {
+                Ok(secs) if (0.0..=1e9).contains(&secs) => {
                     Ok(Self::For(Duration::from_secs_f64(secs)))
                 }
-                _ => Err(format!("{text:?} is not a number of seconds, \"indefinite\" or \"minimal\"")),
+                _ => Err(format!(
+                    "{text:?} is not a number of seconds, \"indefinite\" or \"minimal\""
+                )),
             },
         }
     }

@@ -68,7 +68,10 @@ struct Entry {
 
 enum Kind {
     Dir,
-    File { info: ObjectInfo, node: Weak<FileNode> },
+    File {
+        info: ObjectInfo,
+        node: Weak<FileNode>,
+    },
     /// Being written here: the origin's word does not count.
     Writing(Arc<FileNode>),
 }
@@ -295,7 +298,12 @@ impl Dir {
     }
 
     /// Takes over what the origin said about one name when asked at `started`.
-    pub(super) fn merge_one(&self, name: &str, answer: Option<Option<ObjectInfo>>, started: Instant) {
+    pub(super) fn merge_one(
+        &self,
+        name: &str,
+        answer: Option<Option<ObjectInfo>>,
+        started: Instant,
+    ) {
         let mut state = self.state();
         state.snapshot = None;
         if state.removed.get(name).is_some_and(|at| *at >= started) {
@@ -322,11 +330,11 @@ impl Dir {
         if let Some(snapshot) = &state.snapshot {
             return snapshot.clone();
         }
-        let entry = |(name, entry): (&Box<str>, &Entry)| DirEntry {
+        let shown = state.entries.iter().map(|(name, entry)| DirEntry {
             name: name.clone(),
             is_dir: matches!(entry.kind, Kind::Dir),
-        };
-        let snapshot = Arc::new(state.entries.iter().map(entry).collect::<Vec<_>>());
+        });
+        let snapshot = Arc::new(shown.collect::<Vec<_>>());
         state.snapshot = Some(snapshot.clone());
         snapshot
     }
@@ -343,11 +351,11 @@ impl Dir {
         use std::ops::Bound::{Excluded, Unbounded};
         let state = self.state();
         let following = state.entries.range::<str, _>((Excluded(name), Unbounded));
-        let file = |(name, entry): (&Box<str>, &Entry)| match &entry.kind {
+        let files = following.filter_map(|(name, entry)| match &entry.kind {
             Kind::File { info, .. } => Some((name.clone(), info.clone())),
             _ => None,
-        };
-        following.filter_map(file).take(limit).collect()
+        });
+        files.take(limit).collect()
     }
 
     /// Whether no name is known here, apart from `except`.

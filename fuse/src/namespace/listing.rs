@@ -65,19 +65,19 @@ impl Listing {
 
     /// The row that keeps this listing across restarts.
     pub fn to_row(&self, fetched: SystemTime) -> ListingRow {
-        let entry = |(name, info): (&Box<str>, &Option<ObjectInfo>)| ListingEntry {
+        let entries = self.entries.iter().map(|(name, info)| ListingEntry {
             name: name.to_string(),
             file: info.as_ref().map(|info| FileEntry {
                 size: info.size,
                 etag: info.etag.as_ref().map(|e| e.as_str().to_owned()),
                 mtime_ms: to_ms(info.mtime),
             }),
-        };
+        });
         ListingRow {
             fetched_ms: to_ms(fetched),
             pages: self.pages,
             marker: self.marker,
-            entries: self.entries.iter().map(entry).collect(),
+            entries: entries.collect(),
         }
     }
 

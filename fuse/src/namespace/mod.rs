@@ -147,9 +147,11 @@ impl Namespace {
     /// What the directory's state shows under this name, however old. `None`: nothing, or a file
     /// whose version is not known yet.
     pub fn present(&self, dir: &Arc<Dir>, name: &str) -> Option<Result<Found, LookupError>> {
-        let found = dir.found(name, |dir, name, info| {
-            FileNode::new(self.inodes.next_ino(), dir.clone(), name, info)
-        }, || self.inodes.next_ino())?;
+        let found = dir.found(
+            name,
+            |dir, name, info| FileNode::new(self.inodes.next_ino(), dir.clone(), name, info),
+            || self.inodes.next_ino(),
+        )?;
         Some(Ok(found))
     }
 

@@ -51,23 +51,27 @@ impl Namespace {
     /// # Errors
     /// What the origin reports, unless an older listing is known.
     pub async fn read_dir(&self, dir: &Arc<Dir>) -> Result<Arc<Vec<DirEntry>>, OriginError> {
-        let now = Instant::now();
-        let fresh = |dir: &Dir| {
-            dir.listed_at().is_some_and(|at| now.saturating_duration_since(at) < self.ttl())
-        };
-        if !fresh(dir) {
-            let known = dir.listed_at().is_some();
-            let skip = self.health.is_down() && (known || self.load_kept(dir, true));
-            if !skip && !(self.load_kept(dir, false) && fresh(dir)) {
-                match self.list(dir, now).await {
-                    Err(e) if e.is_outage() && (known || self.load_kept(dir, true)) => {
-                        self.note_outage(&e);
-                    }
-                    other => other?,
-                }
-            }
+        let asked = Instant::now();
+        if self.is_listed(dir, asked) || (self.load_kept(dir, false) && self.is_listed(dir, asked))
+        {
+            return Ok(dir.snapshot());
         }
-        Ok(dir.snapshot())
+        let remembers = || dir.listed_at().is_some() || self.load_kept(dir, true);
+        if self.health.is_down() && remembers() {
+            return Ok(dir.snapshot());
+        }
+        match self.list(dir, asked).await {
+            Err(error) if error.is_outage() => {
+                self.note_outage(&error);
+                if remembers() { Ok(dir.snapshot()) } else { Err(error) }
+            }
+            listed => listed.map(|()| dir.snapshot()),
+        }
+    }
+
+    /// Whether the last full listing is young enough.
+    fn is_listed(&self, dir: &Dir, now: Instant) -> bool {
+        dir.listed_at().is_some_and(|at| now.saturating_duration_since(at) < self.ttl())
     }
 
     /// Lists the directory, unless somebody did since `asked` or recently enough.
@@ -141,12 +145,8 @@ impl Namespace {
         let started = Instant::now();
         let prefix = dir.prefix();
         let key = prefix.key_of(name);
-        let below = ListRequest {
-            prefix: format!("{key}/"),
-            delimited: false,
-            token: None,
-            max_keys: 1,
-        };
+        let below =
+            ListRequest { prefix: format!("{key}/"), delimited: true, token: None, max_keys: 1 };
         let (object, below) = tokio::join!(self.origin.head(&key), self.origin.list(&below));
         let below = below?;
         let is_dir = !below.objects.is_empty() || !below.prefixes.is_empty();

@@ -10,7 +10,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 
-use super::{Body, ListPage, ListRequest, Origin, OriginError, Part, Stored, UploadBody, WriteIntent};
+use super::{
+    Body, ListPage, ListRequest, Origin, OriginError, Part, Stored, UploadBody, WriteIntent,
+};
 use crate::model::version::{BucketId, ETag, ObjectInfo};
 
 /// Which request a fault hits.
@@ -165,7 +167,12 @@ impl Origin for Faulty {
         reply(self.inner.list(request).await, fault)
     }
 
-    async fn put(&self, key: &str, body: Bytes, write: &WriteIntent) -> Result<Stored, OriginError> {
+    async fn put(
+        &self,
+        key: &str,
+        body: Bytes,
+        write: &WriteIntent,
+    ) -> Result<Stored, OriginError> {
         self.puts.fetch_add(1, Ordering::Relaxed);
         let fault = self.meet(Op::Put).await?;
         reply(self.inner.put(key, body, write).await, fault)

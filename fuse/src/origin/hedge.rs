@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{Body, ListPage, ListRequest, Origin, OriginError, Part, Stored, UploadBody, WriteIntent};
+use super::{
+    Body, ListPage, ListRequest, Origin, OriginError, Part, Stored, UploadBody, WriteIntent,
+};
 use crate::model::version::{BucketId, ETag, ObjectInfo};
 
 const SAMPLES: usize = 256;
@@ -118,7 +120,12 @@ impl Origin for Hedged {
         self.inner.list(request).await
     }
 
-    async fn put(&self, key: &str, body: Bytes, write: &WriteIntent) -> Result<Stored, OriginError> {
+    async fn put(
+        &self,
+        key: &str,
+        body: Bytes,
+        write: &WriteIntent,
+    ) -> Result<Stored, OriginError> {
         self.inner.put(key, body, write).await
     }
 

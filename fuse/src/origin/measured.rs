@@ -63,7 +63,12 @@ impl Origin for Measured {
         self.timed("ListObjectsV2", self.inner.list(request)).await
     }
 
-    async fn put(&self, key: &str, body: Bytes, write: &WriteIntent) -> Result<Stored, OriginError> {
+    async fn put(
+        &self,
+        key: &str,
+        body: Bytes,
+        write: &WriteIntent,
+    ) -> Result<Stored, OriginError> {
         self.timed("PutObject", self.inner.put(key, body, write)).await
     }
 

@@ -12,7 +12,8 @@ use futures_util::{StreamExt, stream};
 use md5::{Digest, Md5};
 
 use super::{
-    Body, Condition, ListPage, ListRequest, Origin, OriginError, Part, Stored, UploadBody, WriteIntent,
+    Body, Condition, ListPage, ListRequest, Origin, OriginError, Part, Stored, UploadBody,
+    WriteIntent,
 };
 use crate::model::version::{BucketId, ETag, ObjectInfo};
 
@@ -176,7 +177,12 @@ impl Origin for MemoryOrigin {
         Ok(page)
     }
 
-    async fn put(&self, key: &str, body: Bytes, write: &WriteIntent) -> Result<Stored, OriginError> {
+    async fn put(
+        &self,
+        key: &str,
+        body: Bytes,
+        write: &WriteIntent,
+    ) -> Result<Stored, OriginError> {
         self.store(key, body, write)
     }
 

@@ -45,7 +45,8 @@ pub trait Origin: Send + Sync + 'static {
     async fn list(&self, request: &ListRequest) -> Result<ListPage, OriginError>;
 
     /// Stores an object in one request.
-    async fn put(&self, key: &str, body: Bytes, write: &WriteIntent) -> Result<Stored, OriginError>;
+    async fn put(&self, key: &str, body: Bytes, write: &WriteIntent)
+    -> Result<Stored, OriginError>;
 
     /// Begins a multipart upload.
     async fn create_upload(&self, key: &str, writer: &str) -> Result<String, OriginError>;
@@ -75,8 +76,13 @@ pub trait Origin: Send + Sync + 'static {
     async fn delete(&self, key: &str) -> Result<(), OriginError>;
 
     /// Copies the version `etag` (of `size` bytes) to another key, within the bucket.
-    async fn copy(&self, from: &str, etag: &ETag, size: u64, to: &str)
-    -> Result<Stored, OriginError>;
+    async fn copy(
+        &self,
+        from: &str,
+        etag: &ETag,
+        size: u64,
+        to: &str,
+    ) -> Result<Stored, OriginError>;
 }
 
 /// The bytes of a range as they arrive.

@@ -32,8 +32,8 @@ impl Window {
     /// Notes a read; says how many bytes beyond it to fetch along with it.
     pub fn read(&mut self, offset: u64, len: u64) -> u64 {
         let end = offset.saturating_add(len);
-        let near = offset <= self.next.saturating_add(NEAR)
-            && end.saturating_add(NEAR) >= self.next;
+        let near =
+            offset <= self.next.saturating_add(NEAR) && end.saturating_add(NEAR) >= self.next;
         if !self.started {
             self.started = true;
             // From the start: likely a whole read. From elsewhere: likely a random one.
@@ -84,7 +84,7 @@ mod tests {
             at += BLOCK;
             let ahead = window.ahead(8 * MIB, 1 << 40);
             if !ahead.is_empty() {
-                assert!(ahead.start >= asked && ahead.start % BLOCK == 0);
+                assert!(ahead.start >= asked && ahead.start.is_multiple_of(BLOCK));
                 asked = ahead.end;
             }
         }

@@ -99,8 +99,7 @@ impl Writer {
         }
         if let Some(etag) = &stored.etag {
             let version = Version { etag: etag.clone(), size: *size };
-            let new =
-                VersionKey { bucket: old.bucket.clone(), key: new_key.into(), version };
+            let new = VersionKey { bucket: old.bucket.clone(), key: new_key.into(), version };
             tokio::task::block_in_place(|| {
                 self.names.cache.link(old, &new);
                 self.names.cache.discard(old);

@@ -112,7 +112,9 @@ impl Staging {
         let mut state = self.state();
         state.size = state.size.max(end);
         let size = state.size;
-        state.touch(self.plan.part_at(offset)..=self.plan.part_at(end.saturating_sub(1).max(offset)));
+        state.touch(
+            self.plan.part_at(offset)..=self.plan.part_at(end.saturating_sub(1).max(offset)),
+        );
         let mut passed = Vec::new();
         if offset == state.front {
             state.front = end;

@@ -13,6 +13,7 @@ use super::{WriteError, Writer};
 use crate::cache::records::UploadRow;
 use crate::model::blocks::BLOCK;
 use crate::model::version::ObjectInfo;
+use crate::namespace::file::FileNode;
 use crate::origin::{Condition, OriginError, Part, Stored, UploadBody, WriteIntent, retry};
 
 /// Parts up to this size go through memory; larger ones are streamed from the staging file.
@@ -108,6 +109,28 @@ impl Writer {
         if !body.is_empty() {
             staging.set_sums(1, generation, block_sums(&body));
         }
+        self.put_body(key, body, condition, &snapshot.condition).await
+    }
+
+    /// Makes a stored file empty.
+    ///
+    /// # Errors
+    /// Why it is not emptied; ESTALE when it was replaced meanwhile.
+    pub async fn store_empty(&self, node: &FileNode) -> Result<ObjectInfo, WriteError> {
+        let key = node.key();
+        let wanted = node.version().map_or(Condition::Always, |v| Condition::Matches(v.etag));
+        let condition = self.names_condition(&key, &wanted).await?;
+        let (stored, nonce) = self.put_body(&key, Bytes::new(), condition, &wanted).await?;
+        self.info_of(&key, 0, stored, nonce).await
+    }
+
+    async fn put_body(
+        &self,
+        key: &str,
+        body: Bytes,
+        condition: Condition,
+        wanted: &Condition,
+    ) -> Result<(Stored, String), WriteError> {
         let nonce = new_nonce();
         let write = WriteIntent { condition, writer: nonce.clone() };
         let mut tries = 0;
@@ -123,7 +146,7 @@ impl Writer {
             }
             return match self.stored_after_all(key, &nonce, &error).await {
                 Some(stored) => Ok((stored, nonce)),
-                None => Err(conflict(error, &snapshot.condition)),
+                None => Err(conflict(error, wanted)),
             };
         }
     }
@@ -170,11 +193,7 @@ impl Writer {
     }
 
     /// Sends what is missing, until every part of the present state is stored.
-    async fn all_parts(
-        &self,
-        staging: &Arc<Staging>,
-        size: u64,
-    ) -> Result<Vec<Part>, WriteError> {
+    async fn all_parts(&self, staging: &Arc<Staging>, size: u64) -> Result<Vec<Part>, WriteError> {
         for _ in 0..ROUNDS_MAX {
             let missing = match staging.parts(size) {
                 Ok(parts) => return Ok(parts),
@@ -395,4 +414,3 @@ fn file_sums(staging: &Staging, offset: u64, len: u64) -> io::Result<(u32, Vec<u
     }
     Ok((crc, sums))
 }
-

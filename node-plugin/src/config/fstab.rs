@@ -82,8 +82,16 @@ mod tests {
         ];
         let command = as_command(args.map(OsString::from).to_vec()).unwrap();
         let expected = [
-            "weir", "mount", "s3://b/p", "/mnt", "--read-only", "--allow-other", "--region",
-            "eu-west-1", "--metadata-ttl", "5",
+            "weir",
+            "mount",
+            "s3://b/p",
+            "/mnt",
+            "--read-only",
+            "--allow-other",
+            "--region",
+            "eu-west-1",
+            "--metadata-ttl",
+            "5",
         ];
         assert_eq!(command, expected.map(OsString::from));
     }

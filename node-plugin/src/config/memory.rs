@@ -31,9 +31,7 @@ fn cgroup_limit(membership: &str, root: &Path) -> Option<u64> {
 fn limits_up(base: PathBuf, path: &str, file: &'static str) -> Vec<u64> {
     let full = base.join(path);
     let within = full.ancestors().take_while(|dir| dir.starts_with(&base));
-    within
-        .filter_map(|dir| fs::read_to_string(dir.join(file)).ok()?.trim().parse().ok())
-        .collect()
+    within.filter_map(|dir| fs::read_to_string(dir.join(file)).ok()?.trim().parse().ok()).collect()
 }
 
 #[cfg(test)]

@@ -3,8 +3,10 @@
 //! Added are conditions on GET, tags in listings, markers of empty directories, and listings
 //! that look at one directory instead of at the whole bucket.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -15,11 +17,13 @@ use s3s::service::S3ServiceBuilder;
 use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
 use tokio::io::AsyncSeekExt;
 use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::io::ReaderStream;
 
 /// Tag of a marker object: MD5 of nothing.
 const EMPTY_MD5: &str = "d41d8cd98f00b204e9800998ecf8427e";
+/// File that marks a directory for which a marker object was stored.
+const MARKER: &str = ".weir-demo-marker";
 /// Size of the pieces of a body.
 const PIECE: usize = 256 * 1024;
 
@@ -48,7 +52,7 @@ impl EmbeddedS3 {
     pub async fn start(root: &Path) -> std::io::Result<Self> {
         let inner = s3s_fs::FileSystem::new(root)
             .map_err(|e| std::io::Error::other(format!("s3s-fs: {e:?}")))?;
-        let store = Store { inner, root: root.canonicalize()? };
+        let store = Store { inner, root: root.canonicalize()?, tags: Mutex::default() };
         let access_key = format!("weir{:08x}", rand::random::<u32>());
         let secret_key = format!("{:032x}", rand::random::<u128>());
         let mut builder = S3ServiceBuilder::new(store);
@@ -57,11 +61,14 @@ impl EmbeddedS3 {
         let listener = TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
         let task = tokio::spawn(async move {
+            // Connections end with the server.
+            let mut connections = JoinSet::new();
             loop {
                 let Ok((stream, _)) = listener.accept().await else { continue };
                 let _ = stream.set_nodelay(true);
                 let service = service.clone();
-                tokio::spawn(async move {
+                while connections.try_join_next().is_some() {}
+                connections.spawn(async move {
                     let http = auto::Builder::new(TokioExecutor::new());
                     // A client that goes away in the middle is no fault of the server.
                     let _ = http.serve_connection(TokioIo::new(stream), service).await;
@@ -80,6 +87,8 @@ impl EmbeddedS3 {
 struct Store {
     inner: s3s_fs::FileSystem,
     root: PathBuf,
+    /// Tags by path, as of a time and size: s3s-fs keeps each in a file of its own.
+    tags: Mutex<HashMap<PathBuf, (SystemTime, u64, ETag)>>,
 }
 
 fn with_input<T, U>(req: &S3Request<T>, input: U) -> S3Request<U>
@@ -115,12 +124,14 @@ impl Store {
         let mut found = Vec::new();
         let Ok(mut entries) = tokio::fs::read_dir(&path).await else { return Ok(found) };
         let base = if dir.is_empty() { String::new() } else { format!("{dir}/") };
-        let mut empty = true;
-        while let Some(entry) = entries.next_entry().await.map_err(|e| s3_error!(e, InternalError))?
+        while let Some(entry) =
+            entries.next_entry().await.map_err(|e| s3_error!(e, InternalError))?
         {
-            empty = false;
             let Ok(name) = entry.file_name().into_string() else { continue };
-            if !name.starts_with(start) || name.starts_with(".tmp.") {
+            if name == MARKER && start.is_empty() {
+                found.push((base.clone(), Some(marker(&base))));
+            }
+            if !name.starts_with(start) || name == MARKER || name.starts_with(".tmp.") {
                 continue;
             }
             let key = format!("{base}{name}");
@@ -129,9 +140,6 @@ impl Store {
             } else if let Ok(object) = self.object(req, bucket, &key).await {
                 found.push((key, Some(object)));
             }
-        }
-        if empty && start.is_empty() && !base.is_empty() {
-            found.push((base, Some(marker(prefix))));
         }
         found.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(found)
@@ -143,12 +151,32 @@ impl Store {
         bucket: &str,
         key: &str,
     ) -> S3Result<Object> {
-        let head = self.inner.head_object(with_input(req, head_input(bucket, key)?)).await?.output;
+        let path = self.path(bucket, key);
+        let meta = std::fs::metadata(&path).map_err(|e| s3_error!(e, NoSuchKey))?;
+        let modified = meta.modified().map_err(|e| s3_error!(e, InternalError))?;
+        let known = {
+            let tags = self.tags.lock().unwrap_or_else(PoisonError::into_inner);
+            let tag =
+                tags.get(&path).filter(|(time, size, _)| (*time, *size) == (modified, meta.len()));
+            tag.map(|(_, _, tag)| tag.clone())
+        };
+        let e_tag = match known {
+            Some(tag) => Some(tag),
+            None => {
+                let head = with_input(req, head_input(bucket, key)?);
+                let tag = self.inner.head_object(head).await?.output.e_tag;
+                if let Some(tag) = &tag {
+                    let mut tags = self.tags.lock().unwrap_or_else(PoisonError::into_inner);
+                    tags.insert(path, (modified, meta.len(), tag.clone()));
+                }
+                tag
+            }
+        };
         Ok(Object {
             key: Some(key.to_owned()),
-            size: head.content_length,
-            e_tag: head.e_tag,
-            last_modified: head.last_modified,
+            size: i64::try_from(meta.len()).ok(),
+            e_tag,
+            last_modified: Some(Timestamp::from(modified)),
             ..Object::default()
         })
     }
@@ -172,6 +200,31 @@ impl Store {
         }
         out.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(out)
+    }
+}
+
+impl Store {
+    fn has_marker(&self, bucket: &str, key: &str) -> bool {
+        self.path(bucket, key).join(MARKER).exists()
+    }
+
+    /// Stores a marker object.
+    fn put_marker(&self, bucket: &str, key: &str) -> std::io::Result<()> {
+        let path = self.path(bucket, key);
+        std::fs::create_dir_all(&path)?;
+        std::fs::write(path.join(MARKER), "")
+    }
+
+    /// Removes folders that hold nothing any more: in S3 there are none.
+    fn prune(&self, bucket: &str, key: &str) {
+        let bucket = self.root.join(bucket);
+        let path = bucket.join(key);
+        for folder in path.ancestors().take_while(|folder| *folder != bucket) {
+            // Fails where something is left, and that is the end.
+            if folder.is_dir() && std::fs::remove_dir(folder).is_err() {
+                return;
+            }
+        }
     }
 }
 
@@ -205,9 +258,10 @@ impl S3 for Store {
         &self,
         req: S3Request<HeadObjectInput>,
     ) -> S3Result<S3Response<HeadObjectOutput>> {
-        let is_dir = self.path(&req.input.bucket, &req.input.key).is_dir();
-        match (is_dir, req.input.key.ends_with('/')) {
-            (true, true) => {
+        let (bucket, key) = (&req.input.bucket, &req.input.key);
+        let is_dir = self.path(bucket, key).is_dir();
+        match (is_dir, key.ends_with('/')) {
+            (true, true) if self.has_marker(bucket, key) => {
                 let output = HeadObjectOutput {
                     content_length: Some(0),
                     e_tag: Some(ETag::Strong(EMPTY_MD5.to_owned())),
@@ -248,9 +302,8 @@ impl S3 for Store {
         let output = GetObjectOutput {
             body: Some(StreamingBlob::wrap(ReaderStream::with_capacity(body, PIECE))),
             content_length: i64::try_from(len).ok(),
-            content_range: part.then(|| {
-                format!("bytes {}-{}/{size}", range.start, range.end.saturating_sub(1))
-            }),
+            content_range: part
+                .then(|| format!("bytes {}-{}/{size}", range.start, range.end.saturating_sub(1))),
             e_tag: head.e_tag,
             last_modified: head.last_modified,
             metadata: head.metadata,
@@ -305,7 +358,18 @@ impl S3 for Store {
         &self,
         req: S3Request<PutObjectInput>,
     ) -> S3Result<S3Response<PutObjectOutput>> {
-        self.inner.put_object(req).await
+        let input = &req.input;
+        if !input.key.ends_with('/') {
+            return self.inner.put_object(req).await;
+        }
+        let absent_only = input.if_none_match.as_ref().is_some_and(ETagCondition::is_any);
+        if absent_only && self.has_marker(&input.bucket, &input.key) {
+            return Err(s3_error!(PreconditionFailed));
+        }
+        let stored = self.put_marker(&input.bucket, &input.key);
+        stored.map_err(|e| s3_error!(e, InternalError))?;
+        let e_tag = Some(ETag::Strong(EMPTY_MD5.to_owned()));
+        Ok(S3Response::new(PutObjectOutput { e_tag, ..PutObjectOutput::default() }))
     }
 
     async fn copy_object(
@@ -313,14 +377,16 @@ impl S3 for Store {
         req: S3Request<CopyObjectInput>,
     ) -> S3Result<S3Response<CopyObjectOutput>> {
         if req.input.key.ends_with('/') {
-            let path = self.path(&req.input.bucket, &req.input.key);
-            tokio::fs::create_dir_all(path).await.map_err(|e| s3_error!(e, InternalError))?;
+            let stored = self.put_marker(&req.input.bucket, &req.input.key);
+            stored.map_err(|e| s3_error!(e, InternalError))?;
             let result = CopyObjectResult {
                 e_tag: Some(ETag::Strong(EMPTY_MD5.to_owned())),
                 ..CopyObjectResult::default()
             };
-            let output =
-                CopyObjectOutput { copy_object_result: Some(result), ..CopyObjectOutput::default() };
+            let output = CopyObjectOutput {
+                copy_object_result: Some(result),
+                ..CopyObjectOutput::default()
+            };
             return Ok(S3Response::new(output));
         }
         self.inner.copy_object(req).await
@@ -330,11 +396,16 @@ impl S3 for Store {
         &self,
         req: S3Request<DeleteObjectInput>,
     ) -> S3Result<S3Response<DeleteObjectOutput>> {
-        let is_dir = self.path(&req.input.bucket, &req.input.key).is_dir();
-        if is_dir && !req.input.key.ends_with('/') {
-            return Ok(S3Response::new(DeleteObjectOutput::default()));
+        let (bucket, key) = (req.input.bucket.clone(), req.input.key.clone());
+        let path = self.path(&bucket, &key);
+        if key.ends_with('/') {
+            // One that is not there is removed as well.
+            let _ = std::fs::remove_file(path.join(MARKER));
+        } else if !path.is_dir() {
+            self.inner.delete_object(req).await?;
         }
-        self.inner.delete_object(req).await
+        self.prune(&bucket, &key);
+        Ok(S3Response::new(DeleteObjectOutput::default()))
     }
 
     async fn create_multipart_upload(

@@ -59,7 +59,8 @@ impl Stage {
         if args.endpoint_url.is_none() {
             let started = EmbeddedS3::start(&root.join("s3")).await;
             let started = started.map_err(failed("starting the S3 server"))?;
-            fs::create_dir_all(root.join("s3").join(BUCKET)).map_err(failed("making the bucket"))?;
+            fs::create_dir_all(root.join("s3").join(BUCKET))
+                .map_err(failed("making the bucket"))?;
             settings.endpoint_url = Some(started.url());
             settings = settings.with_keys(&started.access_key, &started.secret_key);
             server = Some(started);
@@ -67,8 +68,7 @@ impl Stage {
         let (bucket, url, region) =
             (settings.bucket.clone(), settings.endpoint_url.clone(), settings.region.clone());
         let origin = S3Origin::connect(settings).await;
-        let origin =
-            origin.map_err(|error| Failure::of_origin(&error, &bucket, url.as_deref()))?;
+        let origin = origin.map_err(|error| Failure::of_origin(&error, &bucket, url.as_deref()))?;
         let stage = Self {
             root,
             server,

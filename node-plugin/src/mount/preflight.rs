@@ -15,12 +15,12 @@ pub async fn check_bucket(origin: &dyn Origin, config: &MountConfig) -> Result<(
     let prefix = &config.session.names.prefix;
     let request = ListRequest {
         prefix: prefix.as_str().to_owned(),
-        delimited: false,
+        delimited: true,
         token: None,
         max_keys: 1,
     };
     let page = origin.list(&request).await.map_err(|error| explain(&error, config))?;
-    if page.objects.is_empty() && !prefix.is_root() {
+    if page.objects.is_empty() && page.prefixes.is_empty() && !prefix.is_root() {
         check_not_a_file(origin, prefix, config).await?;
     }
     Ok(())

@@ -93,8 +93,7 @@ impl Service {
         let origin = connect(config, &counted).await?;
         let cache = open_cache(config, &counted)?;
         let buffers = Buffers::new(config.memory);
-        let engine =
-            Engine::new(cache.clone(), buffers, counted, runtime, config.read_part);
+        let engine = Engine::new(cache.clone(), buffers, counted, runtime, config.read_part);
         let session = Session::new(engine, origin, config.session.clone());
         let source = format!("s3://{}/{}", config.s3.bucket, config.session.names.prefix);
         let options = MountOptions {

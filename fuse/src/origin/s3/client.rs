@@ -6,16 +6,17 @@ use std::time::Duration;
 
 use aws_config::environment::EnvironmentVariableRegionProvider;
 use aws_config::meta::region::RegionProviderChain;
-use aws_config::profile::ProfileFileRegionProvider;
+use aws_config::profile::{ProfileFileCredentialsProvider, ProfileFileRegionProvider};
+use aws_config::provider_config::ProviderConfig;
 use aws_config::retry::RetryConfig;
 use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region};
+use aws_credential_types::Credentials;
+use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::RequestChecksumCalculation;
 use aws_sdk_s3::types::{ServerSideEncryption, StorageClass};
-use aws_credential_types::Credentials;
-use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 use aws_smithy_http_client::{Builder, Connector};
@@ -86,8 +87,9 @@ impl S3Settings {
 
 /// Builds the client; the second value names the endpoint for cache identity.
 pub(super) async fn build(settings: &S3Settings) -> Result<(Client, String), OriginError> {
+    let http = http_client(settings)?;
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
-        .http_client(http_client(settings)?)
+        .http_client(http.clone())
         .retry_config(RetryConfig::adaptive().with_max_attempts(4))
         .timeout_config(
             TimeoutConfig::builder()
@@ -111,6 +113,12 @@ pub(super) async fn build(settings: &S3Settings) -> Result<(Client, String), Ori
     }
     if settings.no_sign_request {
         loader = loader.no_credentials();
+    } else if let Some(profile) = &settings.profile {
+        // Who names a profile wants it, also where the environment holds other credentials.
+        let region = settings.region.clone().map(Region::new);
+        let provider = ProviderConfig::without_region().with_region(region).with_http_client(http);
+        let chain = ProfileFileCredentialsProvider::builder().configure(&provider);
+        loader = loader.credentials_provider(chain.profile_name(profile).build());
     } else if let Some(credentials) = &settings.credentials {
         loader = loader.credentials_provider(credentials.clone());
     }

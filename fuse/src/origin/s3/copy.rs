@@ -2,7 +2,7 @@
 
 use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
 
-use super::errors::{self, Request};
+use super::errors::Request;
 use super::{REPLY_DEADLINE, S3Origin, names, stored};
 use crate::model::version::ETag;
 use crate::origin::{Origin, OriginError, Stored};
@@ -35,10 +35,7 @@ pub(super) async fn copy(
         .set_request_payer(origin.payer())
         .set_expected_bucket_owner(origin.owner())
         .send();
-    let reply = S3Origin::within(REPLY_DEADLINE * 15, async {
-        request.await.map_err(|e| errors::of(Request::Pinned, &e))
-    })
-    .await?;
+    let reply = S3Origin::within(REPLY_DEADLINE * 15, Request::Pinned, request).await?;
     let result = reply.copy_object_result();
     Ok(stored(result.and_then(|r| r.e_tag()), reply.version_id()))
 }
@@ -83,10 +80,7 @@ async fn copy_parts(
             .copy_source_if_match(etag.as_str())
             .copy_source_range(format!("bytes={start}-{}", end - 1))
             .send();
-        let reply = S3Origin::within(REPLY_DEADLINE * 15, async {
-            request.await.map_err(|e| errors::of(Request::Pinned, &e))
-        })
-        .await?;
+        let reply = S3Origin::within(REPLY_DEADLINE * 15, Request::Pinned, request).await?;
         let result = reply.copy_part_result();
         let part = CompletedPart::builder()
             .part_number(number)
@@ -103,9 +97,6 @@ async fn copy_parts(
         .upload_id(upload)
         .multipart_upload(CompletedMultipartUpload::builder().set_parts(Some(parts)).build())
         .send();
-    let reply = S3Origin::within(REPLY_DEADLINE * 15, async {
-        request.await.map_err(|e| errors::of(Request::Write, &e))
-    })
-    .await?;
+    let reply = S3Origin::within(REPLY_DEADLINE * 15, Request::Write, request).await?;
     Ok(stored(reply.e_tag(), reply.version_id()))
 }

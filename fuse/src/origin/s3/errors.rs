@@ -86,6 +86,8 @@ fn of_status(
 ) -> OriginError {
     let label = code.map_or_else(|| format!("HTTP {status}"), str::to_owned);
     match (status, code.unwrap_or_default()) {
+        // A success that cannot be read.
+        (200..=299, "") => OriginError::NotS3(label),
         (_, "NoSuchBucket") => OriginError::NoSuchBucket,
         (_, "NoSuchUpload") => OriginError::NoSuchUpload,
         (404, "") if request == Request::List => OriginError::NotS3(label),
@@ -102,7 +104,8 @@ fn of_status(
         }
         (401 | 403, _) => OriginError::Denied(label),
         (_, "EntityTooLarge" | "KeyTooLongError") => OriginError::TooLarge(label),
-        (507, _) | (_, "QuotaExceeded" | "XMinioStorageFull" | "XMinioAdminBucketQuotaExceeded") => {
+        (507, _)
+        | (_, "QuotaExceeded" | "XMinioStorageFull" | "XMinioAdminBucketQuotaExceeded") => {
             OriginError::NoSpace(label)
         }
         (501 | 405, _) => OriginError::Unsupported(label),

@@ -5,24 +5,26 @@ mod copy;
 mod errors;
 mod names;
 
-use std::future::Future;
 use std::ops::Range;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::{ByteStream, Length};
 use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use base64::Engine as _;
 use bytes::Bytes;
-use futures_util::{StreamExt, stream};
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt, stream};
 
 pub use client::S3Settings;
 use errors::Request;
 
 use super::{
-    Body, Condition, ListPage, ListRequest, Origin, OriginError, Part, Stored, UploadBody, WRITER_METADATA,
-    WriteIntent,
+    Body, Condition, ListPage, ListRequest, Origin, OriginError, Part, Stored, UploadBody,
+    WRITER_METADATA, WriteIntent,
 };
 use crate::model::version::{BucketId, ETag, ObjectInfo};
 
@@ -51,11 +53,25 @@ impl S3Origin {
         Ok(Self { client, id, settings })
     }
 
-    async fn within<T>(
+    /// Sends a request and bounds the wait for its answer. The SDK's futures are tens of KiB:
+    /// boxed, they do not weigh on every future that waits for them.
+    fn within<T, E>(
         limit: Duration,
-        request: impl Future<Output = Result<T, OriginError>> + Send,
-    ) -> Result<T, OriginError> {
-        tokio::time::timeout(limit, request).await.unwrap_or(Err(OriginError::TimedOut))
+        kind: Request,
+        request: impl Future<Output = Result<T, SdkError<E, HttpResponse>>> + Send + 'static,
+    ) -> BoxFuture<'static, Result<T, OriginError>>
+    where
+        T: Send + 'static,
+        E: std::error::Error + ProvideErrorMetadata + Send + Sync + 'static,
+    {
+        let request = Box::pin(request);
+        async move {
+            match tokio::time::timeout(limit, request).await {
+                Ok(reply) => reply.map_err(|error| errors::of(kind, &error)),
+                Err(_) => Err(OriginError::TimedOut),
+            }
+        }
+        .boxed()
     }
 
     fn payer(&self) -> Option<aws_sdk_s3::types::RequestPayer> {
@@ -131,16 +147,16 @@ impl Origin for S3Origin {
             .set_request_payer(self.payer())
             .set_expected_bucket_owner(self.owner())
             .send();
-        let reply = Self::within(REPLY_DEADLINE, async {
-            request.await.map_err(|e| errors::of(Request::Read, &e))
-        })
-        .await?;
+        let reply = Self::within(REPLY_DEADLINE, Request::Read, request).await?;
         Ok(ObjectInfo {
             size: size_of(reply.content_length()),
             etag: reply.e_tag().and_then(ETag::new),
             mtime: time_of(reply.last_modified()),
             version_id: names::version_id(reply.version_id()),
-            writer: reply.metadata().and_then(|m| m.get(WRITER_METADATA)).map(|w| w.as_str().into()),
+            writer: reply
+                .metadata()
+                .and_then(|m| m.get(WRITER_METADATA))
+                .map(|w| w.as_str().into()),
         })
     }
 
@@ -156,10 +172,7 @@ impl Origin for S3Origin {
             .set_request_payer(self.payer())
             .set_expected_bucket_owner(self.owner())
             .send();
-        let reply = Self::within(REPLY_DEADLINE, async {
-            request.await.map_err(|e| errors::of(Request::Pinned, &e))
-        })
-        .await?;
+        let reply = Self::within(REPLY_DEADLINE, Request::Pinned, request).await?;
         // A server that ignores If-Match must not slip in another version.
         let got = reply.e_tag().and_then(ETag::new);
         if got.as_ref() != Some(etag) {
@@ -167,7 +180,9 @@ impl Origin for S3Origin {
         }
         let announced = size_of(reply.content_length());
         if announced != expected {
-            return Err(OriginError::BadBody(format!("{announced} bytes announced, {expected} asked")));
+            return Err(OriginError::BadBody(format!(
+                "{announced} bytes announced, {expected} asked"
+            )));
         }
         Ok(Body { etag: etag.clone(), pieces: checked_pieces(reply.body, expected) })
     }
@@ -185,14 +200,16 @@ impl Origin for S3Origin {
             .set_request_payer(self.payer())
             .set_expected_bucket_owner(self.owner())
             .send();
-        let reply = Self::within(REPLY_DEADLINE, async {
-            call.await.map_err(|e| errors::of(Request::List, &e))
-        })
-        .await?;
+        let reply = Self::within(REPLY_DEADLINE, Request::List, call).await?;
         names::page(&reply)
     }
 
-    async fn put(&self, key: &str, body: Bytes, write: &WriteIntent) -> Result<Stored, OriginError> {
+    async fn put(
+        &self,
+        key: &str,
+        body: Bytes,
+        write: &WriteIntent,
+    ) -> Result<Stored, OriginError> {
         let (if_match, if_none_match) = headers(&write.condition);
         let deadline = upload_deadline(body.len() as u64);
         let request = self
@@ -211,10 +228,7 @@ impl Origin for S3Origin {
             .set_expected_bucket_owner(self.owner())
             .body(ByteStream::from(body))
             .send();
-        let reply = Self::within(deadline, async {
-            request.await.map_err(|e| errors::of(Request::Write, &e))
-        })
-        .await?;
+        let reply = Self::within(deadline, Request::Write, request).await?;
         Ok(stored(reply.e_tag(), reply.version_id()))
     }
 
@@ -234,10 +248,7 @@ impl Origin for S3Origin {
             .set_request_payer(self.payer())
             .set_expected_bucket_owner(self.owner())
             .send();
-        let reply = Self::within(REPLY_DEADLINE, async {
-            request.await.map_err(|e| errors::of(Request::Write, &e))
-        })
-        .await?;
+        let reply = Self::within(REPLY_DEADLINE, Request::Write, request).await?;
         let id = reply.upload_id().map(str::to_owned);
         id.ok_or_else(|| OriginError::NotS3("no upload id in the answer".into()))
     }
@@ -264,10 +275,7 @@ impl Origin for S3Origin {
             .set_expected_bucket_owner(self.owner())
             .body(stream)
             .send();
-        let reply = Self::within(deadline, async {
-            request.await.map_err(|e| errors::of(Request::Write, &e))
-        })
-        .await?;
+        let reply = Self::within(deadline, Request::Write, request).await?;
         let etag = reply.e_tag().map(str::to_owned);
         let etag = etag.ok_or_else(|| OriginError::NotS3("no ETag for a part".into()))?;
         Ok(Part { number, etag, crc32c })
@@ -303,10 +311,7 @@ impl Origin for S3Origin {
             .send();
         // S3 may take minutes to put a large object together (API reference,
         // CompleteMultipartUpload: it sends white space meanwhile).
-        let reply = Self::within(REPLY_DEADLINE * 15, async {
-            request.await.map_err(|e| errors::of(Request::Write, &e))
-        })
-        .await?;
+        let reply = Self::within(REPLY_DEADLINE * 15, Request::Write, request).await?;
         Ok(stored(reply.e_tag(), reply.version_id()))
     }
 
@@ -319,9 +324,7 @@ impl Origin for S3Origin {
             .upload_id(upload_id)
             .set_expected_bucket_owner(self.owner())
             .send();
-        let reply = Self::within(REPLY_DEADLINE, async {
-            request.await.map_err(|e| errors::of(Request::Write, &e))
-        });
+        let reply = Self::within(REPLY_DEADLINE, Request::Write, request);
         match reply.await {
             Ok(_) | Err(OriginError::NoSuchUpload | OriginError::NotFound) => Ok(()),
             Err(e) => Err(e),
@@ -337,9 +340,7 @@ impl Origin for S3Origin {
             .set_request_payer(self.payer())
             .set_expected_bucket_owner(self.owner())
             .send();
-        let reply = Self::within(REPLY_DEADLINE, async {
-            request.await.map_err(|e| errors::of(Request::Write, &e))
-        });
+        let reply = Self::within(REPLY_DEADLINE, Request::Write, request);
         match reply.await {
             Ok(_) | Err(OriginError::NotFound) => Ok(()),
             Err(e) => Err(e),

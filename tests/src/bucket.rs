@@ -1,0 +1,152 @@
+//! A bucket of its own for each test, on one of the servers.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use tempfile::TempDir;
+use weir_fuse::model::version::ETag;
+use weir_fuse::origin::s3::{S3Origin, S3Settings};
+use weir_fuse::origin::{Condition, ListRequest, Origin, OriginError, WriteIntent};
+use weir_node::demo::server::EmbeddedS3;
+
+use crate::{minio, runtime};
+
+/// The kinds of servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Server {
+    /// MinIO, in a process of its own.
+    Minio,
+    /// The server that the demo brings, in this process.
+    Embedded,
+}
+
+/// A bucket, and what reaches it past any mount.
+pub struct Bucket {
+    /// Its name.
+    pub name: String,
+    /// URL of its server.
+    pub url: String,
+    /// Access key id.
+    pub access_key: String,
+    /// Secret key.
+    pub secret_key: String,
+    folder: PathBuf,
+    origin: Arc<dyn Origin>,
+    embedded: Option<(EmbeddedS3, TempDir)>,
+}
+
+impl Bucket {
+    /// An empty bucket.
+    pub fn new(server: Server) -> Self {
+        let name = format!("test-{:016x}", rand::random::<u64>());
+        let (url, access_key, secret_key, data, embedded) = match server {
+            Server::Minio => {
+                let minio = minio::shared();
+                let (user, password) = (minio::USER.to_owned(), minio::PASSWORD.to_owned());
+                (minio.url.clone(), user, password, minio.data.clone(), None)
+            }
+            Server::Embedded => {
+                let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+                let s3 = runtime().block_on(EmbeddedS3::start(dir.path())).unwrap();
+                let keys = (s3.access_key.clone(), s3.secret_key.clone());
+                (s3.url(), keys.0, keys.1, dir.path().to_owned(), Some((s3, dir)))
+            }
+        };
+        let folder = data.join(&name);
+        fs::create_dir(&folder).unwrap();
+        let settings = S3Settings {
+            bucket: name.clone(),
+            endpoint_url: Some(url.clone()),
+            region: Some("us-east-1".into()),
+            upload_checksums: true,
+            ..S3Settings::default()
+        };
+        let settings = settings.with_keys(&access_key, &secret_key);
+        let origin = runtime().block_on(S3Origin::connect(settings)).unwrap();
+        Self { name, url, access_key, secret_key, folder, origin: Arc::new(origin), embedded }
+    }
+
+    /// Stops the server, where it is this bucket's own.
+    pub fn stop_server(&mut self) {
+        drop(self.embedded.take().expect("only an embedded server can be stopped"));
+    }
+
+    /// Removes the bucket behind everybody's back.
+    pub fn remove_folder(&self) {
+        fs::remove_dir_all(&self.folder).unwrap();
+    }
+
+    /// Stores an object as somebody else would.
+    pub fn put(&self, key: &str, bytes: impl Into<Bytes>) -> ETag {
+        let write = WriteIntent { condition: Condition::Always, writer: "somebody-else".into() };
+        let stored = runtime().block_on(self.origin.put(key, bytes.into(), &write)).unwrap();
+        stored.etag.unwrap_or_else(|| ETag::new("marker").unwrap())
+    }
+
+    /// Tries to store an object under a key that the server may refuse.
+    pub fn try_put(&self, key: &str, bytes: &'static str) -> bool {
+        let write = WriteIntent { condition: Condition::Always, writer: "somebody-else".into() };
+        runtime().block_on(self.origin.put(key, bytes.into(), &write)).is_ok()
+    }
+
+    /// Stores many small objects, several at once.
+    pub fn put_many(&self, keys: impl Iterator<Item = String>, bytes: &Bytes) {
+        let puts = keys.map(|key| {
+            let (origin, bytes) = (self.origin.clone(), bytes.clone());
+            async move {
+                let write = WriteIntent { condition: Condition::Always, writer: "many".into() };
+                origin.put(&key, bytes, &write).await.unwrap();
+            }
+        });
+        runtime().block_on(futures_util::stream::iter(puts).buffer_unordered(32).count());
+    }
+
+    /// The bytes of an object, or `None`.
+    pub fn get(&self, key: &str) -> Option<Vec<u8>> {
+        runtime().block_on(async {
+            let info = match self.origin.head(key).await {
+                Ok(info) => info,
+                Err(OriginError::NotFound) => return None,
+                Err(error) => panic!("HEAD {key}: {error}"),
+            };
+            if info.size == 0 {
+                return Some(Vec::new());
+            }
+            let body = self.origin.get(key, &info.etag.unwrap(), 0..info.size).await.unwrap();
+            let mut pieces = body.pieces;
+            let mut bytes = Vec::new();
+            while let Some(piece) = pieces.next().await {
+                bytes.extend_from_slice(&piece.unwrap());
+            }
+            Some(bytes)
+        })
+    }
+
+    /// Tag of an object.
+    pub fn etag(&self, key: &str) -> ETag {
+        runtime().block_on(self.origin.head(key)).unwrap().etag.unwrap()
+    }
+
+    /// Removes an object as somebody else would.
+    pub fn delete(&self, key: &str) {
+        runtime().block_on(self.origin.delete(key)).unwrap();
+    }
+
+    /// All keys.
+    pub fn keys(&self) -> Vec<String> {
+        let mut request =
+            ListRequest { prefix: String::new(), delimited: false, token: None, max_keys: 1000 };
+        let mut keys = Vec::new();
+        loop {
+            let page = runtime().block_on(self.origin.list(&request)).unwrap();
+            keys.extend(page.objects.into_iter().map(|(key, _)| key));
+            request.token = page.next;
+            if request.token.is_none() {
+                return keys;
+            }
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! One MinIO for all tests of a test binary.
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use crate::eventually;
+
+/// Its administrator.
+pub const USER: &str = "weir-tests";
+/// The administrator's password.
+pub const PASSWORD: &str = "weir-tests-secret";
+
+/// A running MinIO.
+pub struct Minio {
+    /// Its URL, on loopback.
+    pub url: String,
+    /// Its data: a folder made here is a bucket.
+    pub data: PathBuf,
+}
+
+/// The MinIO of this process, started at the first call. It ends with the process.
+pub fn shared() -> &'static Minio {
+    static MINIO: OnceLock<Minio> = OnceLock::new();
+    MINIO.get_or_init(start)
+}
+
+/// A port of loopback that is free now.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn program() -> PathBuf {
+    let given = std::env::var_os("WEIR_MINIO").map(PathBuf::from);
+    let home = std::env::var_os("HOME").map_or_else(|| "/root".into(), PathBuf::from);
+    let program = given.unwrap_or_else(|| home.join(".cache/weir-tests/bin/minio"));
+    assert!(program.exists(), "no MinIO at {}: run tests/setup first", program.display());
+    program
+}
+
+fn start() -> Minio {
+    let data =
+        tempfile::Builder::new().prefix("weir-minio-").tempdir_in("/var/tmp").unwrap().keep();
+    let port = free_port();
+    let address = format!("127.0.0.1:{port}");
+    let (folder, listen, parent) = (data.clone(), address.clone(), std::process::id());
+    // The signal comes when the starting thread ends: this one lasts as long as the process.
+    std::thread::spawn(move || {
+        let mut child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL"])
+            .arg(program())
+            .args(["server", "--quiet", "--address", &listen])
+            .arg(&folder)
+            .env("MINIO_ROOT_USER", USER)
+            .env("MINIO_ROOT_PASSWORD", PASSWORD)
+            .env("MINIO_BROWSER", "off")
+            .env("MINIO_UPDATE", "off")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        // Removes the data after the process, even after a kill.
+        let script = format!(
+            "while kill -0 {parent} 2>/dev/null; do sleep 1; done; sleep 1; rm -rf '{}'",
+            folder.display()
+        );
+        let _ = Command::new("setsid").args(["sh", "-c", &script]).spawn();
+        let _ = child.wait();
+    });
+    eventually("MinIO answers", || std::net::TcpStream::connect(&address).is_ok());
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    Minio { url: format!("http://{address}"), data }
+}

@@ -1,0 +1,133 @@
+//! The commands around a mount.
+
+use std::fs;
+use std::process::Command;
+
+use weir_node::admin::NodeStatus;
+use weir_tests::bucket::{Bucket, Server};
+use weir_tests::mount::{Mount, cache_dir, is_mounted, program, weir};
+use weir_tests::shell::sh;
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn mount_returns_once_it_answers_and_umount_once_all_is_stored() {
+    let bucket = Bucket::new(Server::Minio);
+    bucket.put("hello", "world");
+    let (dir, cache) = (tempfile::tempdir().unwrap(), cache_dir());
+    let mnt = dir.path().join("mnt");
+    fs::create_dir(&mnt).unwrap();
+    let run_dir = dir.path().join("run");
+    let call =
+        |args: &[&str]| weir(&bucket).args(args).env("WEIR_RUN_DIR", &run_dir).output().unwrap();
+    let source = format!("s3://{}", bucket.name);
+    let (mnt_text, cache_text) = (mnt.to_str().unwrap(), cache.path().to_str().unwrap());
+    let args =
+        ["mount", &source, mnt_text, "--endpoint-url", &bucket.url, "--cache-dir", cache_text];
+    let output = call(&args);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(is_mounted(&mnt));
+    assert_eq!(fs::read(mnt.join("hello")).unwrap(), b"world");
+
+    let status = call(&["status", "--output", "json"]);
+    let nodes: Vec<NodeStatus> = serde_json::from_slice(&status.stdout).unwrap();
+    assert_eq!(nodes[0].mounts[0].mountpoint, mnt);
+    assert_eq!(nodes[0].counters.fetched_bytes, 5);
+    let status = text(&call(&["status"]).stdout);
+    for word in ["origin     answers", "hits", "saved", "uploads", mnt_text] {
+        assert!(status.contains(word), "{word}: {status}");
+    }
+
+    fs::write(mnt.join("written"), "bytes").unwrap();
+    let held = fs::File::open(mnt.join("hello")).unwrap();
+    let busy = call(&["umount", mnt_text]);
+    assert!(busy.status.code() == Some(6) && text(&busy.stderr).contains("in use"));
+    drop(held);
+    let output = call(&["umount", mnt_text]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(!is_mounted(&mnt));
+    assert_eq!(text(&call(&["status"]).stdout), "nothing is mounted\n");
+    let again = call(&["umount", mnt_text]);
+    assert!(again.status.code() == Some(6) && text(&again.stderr).contains("no mount of Weir"));
+}
+
+#[test]
+fn a_line_of_fstab_mounts() {
+    let bucket = Bucket::new(Server::Minio);
+    bucket.put("hello", "world");
+    let (dir, cache) = (tempfile::tempdir().unwrap(), cache_dir());
+    let mnt = dir.path().join("mnt");
+    fs::create_dir(&mnt).unwrap();
+    let helper = dir.path().join("mount.weir");
+    std::os::unix::fs::symlink(program(), &helper).unwrap();
+    let options = format!(
+        "ro,_netdev,endpoint-url={},cache-dir={},log-level=warn",
+        bucket.url,
+        cache.path().display()
+    );
+    let output = Command::new(&helper)
+        .arg(format!("s3://{}", bucket.name))
+        .arg(&mnt)
+        .args(["-o", &options])
+        .env("AWS_ACCESS_KEY_ID", &bucket.access_key)
+        .env("AWS_SECRET_ACCESS_KEY", &bucket.secret_key)
+        .env("WEIR_RUN_DIR", dir.path().join("run"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(fs::read(mnt.join("hello")).unwrap(), b"world");
+    assert!(fs::write(mnt.join("x"), "x").is_err());
+    sh(dir.path(), "umount mnt");
+}
+
+#[test]
+fn metrics_have_the_names_that_dashboards_use() {
+    let bucket = Bucket::new(Server::Minio);
+    bucket.put("f", "x");
+    let mount = Mount::new(&bucket);
+    fs::read(mount.join("f")).unwrap();
+    let metrics = mount.metrics();
+    for name in [
+        "weir_cache_hits_total",
+        "weir_cache_misses_total",
+        "weir_cache_evictions_total",
+        "weir_cache_bytes",
+        "weir_fuse_request_duration_seconds_count{op=\"open\"}",
+        "weir_s3_request_duration_seconds_count{op=\"GetObject\",status=\"ok\"}",
+    ] {
+        assert!(metrics.contains_key(name), "{name}");
+    }
+    assert_eq!(metrics["weir_cache_misses_total"], 1.0);
+    assert!(mount.http("/healthz").ends_with("ok\n"));
+    assert!(mount.http("/other").starts_with("HTTP/1.1 404"));
+}
+
+#[test]
+fn a_signal_unmounts_and_stores_what_is_left() {
+    let bucket = Bucket::new(Server::Minio);
+    let mount = Mount::new(&bucket);
+    let path = mount.path();
+    fs::write(mount.join("f"), "x").unwrap();
+    mount.signal(rustix::process::Signal::TERM);
+    weir_tests::eventually("the mount is gone", || !is_mounted(&path));
+    assert_eq!(bucket.get("f").unwrap(), b"x");
+}
+
+#[test]
+fn log_lines_are_json_when_asked_and_hold_no_secret() {
+    let bucket = Bucket::new(Server::Minio);
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    let flags = format!("--log-format json --log-level trace --log-file {}", log.display());
+    let mount = Mount::flags(&bucket, &flags);
+    fs::write(mount.join("f"), "x").unwrap();
+    mount.unmount();
+    let lines = fs::read_to_string(&log).unwrap();
+    assert!(lines.lines().count() > 1);
+    for line in lines.lines() {
+        serde_json::from_str::<serde_json::Value>(line).unwrap();
+    }
+    assert!(!lines.contains(&bucket.secret_key));
+}

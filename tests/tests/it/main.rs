@@ -1,0 +1,36 @@
+//! Tests through real mounts, on real S3 servers.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
+
+mod bad_input;
+mod cache;
+mod commands;
+mod demo;
+mod metadata;
+mod reading;
+mod writing;
+
+/// Makes one test for each kind of server.
+macro_rules! on_each_server {
+    ($($(#[$meta:meta])* fn $name:ident($bucket:ident: Bucket) $body:block)+) => {
+        $(
+            $(#[$meta])*
+            mod $name {
+                #[allow(unused_imports, reason = "not every test uses all")]
+                use super::*;
+
+                fn check($bucket: weir_tests::bucket::Bucket) $body
+
+                #[test]
+                fn minio() {
+                    check(weir_tests::bucket::Bucket::new(weir_tests::bucket::Server::Minio));
+                }
+
+                #[test]
+                fn embedded() {
+                    check(weir_tests::bucket::Bucket::new(weir_tests::bucket::Server::Embedded));
+                }
+            }
+        )+
+    };
+}
+use on_each_server;
