@@ -162,11 +162,15 @@ pub fn unmount(mountpoint: &Path, lazy: bool) -> io::Result<()> {
     Ok(rustix::mount::unmount(mountpoint, flags | UnmountFlags::NOFOLLOW)?)
 }
 
-/// Lets the kernel read further ahead than the 128 KiB that FUSE's INIT can ask for.
-pub(super) fn set_read_ahead(mountpoint: &Path, kib: u32) {
+/// Device number of what is mounted here, as `major:minor`.
+pub(super) fn device_of(mountpoint: &Path) -> Option<String> {
     let table = mount_table().unwrap_or_default();
-    let Some(entry) = table.iter().rev().find(|e| e.mountpoint == mountpoint) else { return };
-    let path = format!("/sys/class/bdi/{}/read_ahead_kb", entry.device);
+    table.into_iter().rev().find(|e| e.mountpoint == mountpoint).map(|entry| entry.device)
+}
+
+/// Lets the kernel read further ahead than the 128 KiB that FUSE's INIT can ask for.
+pub(super) fn set_read_ahead(device: &str, kib: u32) {
+    let path = format!("/sys/class/bdi/{device}/read_ahead_kb");
     if let Err(error) = fs::write(&path, kib.to_string()) {
         tracing::debug!(%error, %path, "read-ahead stays at the kernel's default");
     }

@@ -38,7 +38,10 @@ pub fn mount(session: &Arc<Session>, options: &MountOptions) -> Result<Mounted, 
         let _ = mount::unmount(&options.mountpoint, true);
         failed(error)
     })?;
-    mount::set_read_ahead(&options.mountpoint, READ_AHEAD_KIB);
+    if let Some(device) = mount::device_of(&options.mountpoint) {
+        session.set_device(&device);
+        mount::set_read_ahead(&device, READ_AHEAD_KIB);
+    }
     Ok(Mounted { mountpoint: options.mountpoint.clone(), thread, passthrough })
 }
 

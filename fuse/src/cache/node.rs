@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use super::commit::Committer;
 use super::dir::CacheDir;
@@ -19,6 +20,9 @@ use super::version::{CachedVersion, Shared};
 use crate::metrics::Metrics;
 use crate::model::blocks::{self, BlockMap};
 use crate::model::version::VersionKey;
+
+/// How often those who keep versions in use are asked to let go.
+const RELIEVE_EVERY: Duration = Duration::from_millis(250);
 
 /// Where the cache is and how large it may become.
 #[derive(Clone, Debug)]
@@ -48,8 +52,8 @@ pub struct CacheStats {
 
 /// Something that keeps versions in use although nobody reads them, and can let go.
 pub trait Pressure: Send + Sync {
-    /// Lets go; says whether that freed anything.
-    fn relieve(&self) -> bool;
+    /// Lets go.
+    fn relieve(&self);
 }
 
 /// Room set aside in the cache; given back when dropped, by when what was stored is counted.
@@ -72,6 +76,7 @@ pub struct NodeCache {
     recency: Mutex<Recency>,
     next_id: AtomicU64,
     pressure: Mutex<Vec<Weak<dyn Pressure>>>,
+    relieved: Mutex<Option<Instant>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -119,6 +124,7 @@ impl NodeCache {
             active: Mutex::default(),
             recency: Mutex::new(Recency::new()),
             pressure: Mutex::default(),
+            relieved: Mutex::default(),
             thread: Mutex::default(),
         });
         cache
@@ -174,6 +180,8 @@ impl NodeCache {
         if let Some(version) = active.by_key.get(key).and_then(Weak::upgrade) {
             return version;
         }
+        // What was looked for in the index may have been in use, and committed, in between.
+        let found = found.or_else(|| self.index.find(&key.to_bytes()));
         let found = found.filter(|(id, row)| {
             !active.evicted.contains(id) && row.version_key().as_ref() == Some(key)
         });
@@ -221,13 +229,21 @@ impl NodeCache {
     /// Makes room for `bytes`, by evicting what was not used for longest, and sets it aside
     /// while the result lives. `None`: there is no room.
     pub fn make_room(&self, bytes: u64) -> Option<Room> {
+        let mut relieved = false;
         loop {
             if self.shared.space.reserve(&self.shared.dir, bytes) {
                 return Some(Room { shared: self.shared.clone(), bytes });
             }
-            if bytes > self.shared.space.max_size() || (!self.evict_one() && !self.relieve()) {
+            if bytes > self.shared.space.max_size() {
                 return None;
             }
+            if self.evict_one() {
+                continue;
+            }
+            if relieved || !self.relieve() {
+                return None;
+            }
+            relieved = true;
         }
     }
 
@@ -259,17 +275,23 @@ impl NodeCache {
         self.note_use();
     }
 
-    /// Asks those who keep versions in use without need.
+    /// Asks those who keep versions in use without need: backing ids that nobody has open, and
+    /// the committer, for which a version is in use until it is in the index. Says whether that
+    /// was tried; not again soon, where it would be in vain.
     fn relieve(&self) -> bool {
+        {
+            let mut last = self.relieved.lock().unwrap_or_else(PoisonError::into_inner);
+            if last.is_some_and(|at| at.elapsed() < RELIEVE_EVERY) {
+                return false;
+            }
+            *last = Some(Instant::now());
+        }
         let pressure = self.pressure.lock().unwrap_or_else(PoisonError::into_inner);
         let holders: Vec<_> = pressure.iter().filter_map(Weak::upgrade).collect();
         drop(pressure);
-        // What waits for its commit is in use until then.
-        let relieved = holders.iter().filter(|holder| holder.relieve()).count() > 0;
-        if relieved {
-            self.shared.committer.flush();
-        }
-        relieved
+        holders.iter().for_each(|holder| holder.relieve());
+        self.shared.committer.flush();
+        true
     }
 
     /// Registers somebody to be asked when room is short.

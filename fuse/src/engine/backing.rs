@@ -77,11 +77,9 @@ impl BackingPool {
         self.entries().clear();
     }
 
-    fn drop_idle(entries: &mut HashMap<u64, (Arc<Backing>, Instant)>, kept: Duration) -> bool {
-        let before = entries.len();
+    fn drop_idle(entries: &mut HashMap<u64, (Arc<Backing>, Instant)>, kept: Duration) {
         entries
             .retain(|_, (backing, used)| Arc::strong_count(backing) > 1 || used.elapsed() < kept);
-        entries.len() < before
     }
 
     fn entries(&self) -> MutexGuard<'_, HashMap<u64, (Arc<Backing>, Instant)>> {
@@ -90,8 +88,8 @@ impl BackingPool {
 }
 
 impl Pressure for BackingPool {
-    fn relieve(&self) -> bool {
-        Self::drop_idle(&mut self.entries(), Duration::ZERO)
+    fn relieve(&self) {
+        Self::drop_idle(&mut self.entries(), Duration::ZERO);
     }
 }
 

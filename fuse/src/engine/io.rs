@@ -141,7 +141,7 @@ impl Session {
     pub async fn flush(self: &Arc<Self>, fh: u64, thread: u32) -> Result<(), Errno> {
         let Ok(handle) = self.writing(fh) else { return Ok(()) };
         let Handle::Write(open) = &*handle else { return Ok(()) };
-        if !open.staging.is_dirty() || !is_last_close(open, thread) {
+        if !open.staging.is_dirty() || !self.is_last_close(open, thread) {
             return Ok(());
         }
         self.store(&open.staging).await
@@ -157,24 +157,25 @@ impl Session {
         self.store(&open.staging).await
     }
 
-    pub(super) async fn store(&self, staging: &Arc<Staging>) -> Result<(), Errno> {
-        self.finishing(self.writer.commit(staging)).await.map_err(|error| error.errno())
-    }
-}
-
-/// Whether a close ends the opener's writing: the opener holds no other descriptor, or it has
-/// closed before, or it is gone. Other closes are left to the opener's, or to the release.
-fn is_last_close(open: &WriteHandle, thread: u32) -> bool {
-    let closer = owner::process_of(thread);
-    if open.opener == 0 || closer == open.opener {
+    /// Whether a close ends the opener's writing: the opener holds no other descriptor, or it has
+    /// closed before, or it is gone. Other closes are left to the opener's, or to the release.
+    fn is_last_close(&self, open: &WriteHandle, thread: u32) -> bool {
+        let closer = owner::process_of(thread);
+        if open.opener != 0 && closer != open.opener {
+            return open.opener_closed.load(Ordering::Relaxed) || !owner::is_alive(open.opener);
+        }
         let (_, name) = open.node.place();
-        if closer != 0 && owner::holds_another(closer, open.node.ino, &name) {
+        let file = owner::FileId { device: self.device(), ino: open.node.ino, name: &name };
+        if closer != 0 && owner::holds(closer, &file) {
             return false;
         }
         open.opener_closed.store(true, Ordering::Relaxed);
-        return true;
+        true
     }
-    open.opener_closed.load(Ordering::Relaxed) || !owner::is_alive(open.opener)
+
+    pub(super) async fn store(&self, staging: &Arc<Staging>) -> Result<(), Errno> {
+        self.finishing(self.writer.commit(staging)).await.map_err(|error| error.errno())
+    }
 }
 
 fn read_staging(staging: &Staging, offset: u64, len: u64) -> Result<ReadNow, Errno> {

@@ -15,25 +15,42 @@ pub fn is_alive(process: u32) -> bool {
     process != 0 && fs::exists(format!("/proc/{process}")).unwrap_or(false)
 }
 
-/// Whether a process has another descriptor, open for writing, of the file with this inode
-/// number and name. Facts: proc(5), `/proc/pid/fdinfo` (`ino` since Linux 5.14).
-pub fn holds_another(process: u32, ino: u64, name: &str) -> bool {
+/// A file as descriptors of any process show it.
+#[derive(Clone, Copy, Debug)]
+pub struct FileId<'a> {
+    /// Device number of its file system, as `major:minor`.
+    pub device: &'a str,
+    /// Inode number.
+    pub ino: u64,
+    /// File name.
+    pub name: &'a str,
+}
+
+/// Whether a process has a descriptor of this file open for writing. Facts: proc(5),
+/// `/proc/pid/fdinfo` (`ino` since Linux 5.14) and `/proc/pid/mountinfo`.
+pub fn holds(process: u32, file: &FileId<'_>) -> bool {
     let Ok(entries) = fs::read_dir(format!("/proc/{process}/fdinfo")) else { return false };
     entries.flatten().any(|entry| {
         let info = fs::read_to_string(entry.path()).unwrap_or_default();
-        let field = |key: &str| {
-            info.lines()
-                .find_map(|line| line.strip_prefix(key))
-                .map(|value| value.trim().to_owned())
-        };
-        let same = field("ino:").and_then(|v| v.parse().ok()) == Some(ino);
-        let flags = field("flags:").and_then(|v| u32::from_str_radix(&v, 8).ok()).unwrap_or(0);
+        let field = |key: &str| info.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
+        let same = field("ino:").and_then(|v| v.parse().ok()) == Some(file.ino);
+        let flags = field("flags:").and_then(|v| u32::from_str_radix(v, 8).ok()).unwrap_or(0);
         if !same || flags & rustix::fs::OFlags::ACCMODE.bits() == 0 {
             return false;
         }
         let fd = entry.file_name();
         let link = fs::read_link(format!("/proc/{process}/fd/{}", fd.to_string_lossy()));
-        link.is_ok_and(|path| path.file_name().is_some_and(|file| file == name))
+        link.is_ok_and(|path| path.file_name().is_some_and(|name| name == file.name))
+            && field("mnt_id:").is_some_and(|mount| is_on(process, mount, file.device))
+    })
+}
+
+/// Whether a mount, by its id in the process's mount table, is of this device.
+fn is_on(process: u32, mount: &str, device: &str) -> bool {
+    let table = fs::read_to_string(format!("/proc/{process}/mountinfo")).unwrap_or_default();
+    table.lines().any(|line| {
+        let mut fields = line.split(' ');
+        fields.next() == Some(mount) && fields.nth(1) == Some(device)
     })
 }
 
@@ -49,16 +66,19 @@ mod tests {
         let path = dir.path().join("out.txt");
         let me = std::process::id();
         let first = fs::File::create(&path).unwrap();
-        let ino = first.metadata().unwrap().ino();
+        let meta = first.metadata().unwrap();
+        let (major, minor) = (rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()));
+        let device = format!("{major}:{minor}");
+        let file = FileId { device: &device, ino: meta.ino(), name: "out.txt" };
         let second = first.try_clone().unwrap();
-        assert!(holds_another(me, ino, "out.txt"));
-        assert!(!holds_another(me, ino, "other.txt"));
+        assert!(holds(me, &file));
+        assert!(!holds(me, &FileId { name: "other.txt", ..file }));
+        assert!(!holds(me, &FileId { device: "0:0", ..file }));
         drop(first);
-        assert!(holds_another(me, ino, "out.txt"));
+        assert!(holds(me, &file));
         drop(second);
-        assert!(!holds_another(me, ino, "out.txt"));
         let _reader = fs::File::open(&path).unwrap();
-        assert!(!holds_another(me, ino, "out.txt"));
+        assert!(!holds(me, &file));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! One mount: names, attributes and directories.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::io::Errno;
@@ -32,6 +32,8 @@ pub struct Session {
     pub(super) backings: Arc<BackingPool>,
     pub(super) walks: Walks,
     started: SystemTime,
+    /// Device number of the mount, as `major:minor`.
+    device: OnceLock<String>,
     /// Last closes that are being finished.
     finishing: AtomicUsize,
     finished: Notify,
@@ -85,6 +87,7 @@ impl Session {
             backings: Arc::default(),
             walks: Walks::default(),
             started: SystemTime::now(),
+            device: OnceLock::new(),
             finishing: AtomicUsize::new(0),
             finished: Notify::new(),
         });
@@ -114,6 +117,16 @@ impl Session {
         if self.settings.passthrough {
             self.backings.connect(port);
         }
+    }
+
+    /// Notes the device number that the kernel gave the mount.
+    pub fn set_device(&self, device: &str) {
+        let _ = self.device.set(device.to_owned());
+    }
+
+    /// Device number of the mount, as `major:minor`; empty before it is mounted.
+    pub(super) fn device(&self) -> &str {
+        self.device.get().map_or("", String::as_str)
     }
 
     /// How this mount behaves.
