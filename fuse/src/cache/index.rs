@@ -60,10 +60,13 @@ impl Index {
     /// # Errors
     /// [`CacheError::NewerSchema`], or [`CacheError::Index`] when a new one fails too.
     pub fn open(dir: &CacheDir) -> Result<Self, CacheError> {
+        Self::open_in(dir, &boot_id())
+    }
+
+    fn open_in(dir: &CacheDir, boot_id: &str) -> Result<Self, CacheError> {
         let root = dir.root().to_owned();
         let failed = |error: String| CacheError::Index { dir: root.clone(), error };
-        let boot_id = boot_id();
-        match Self::try_open(&dir.index_path(), &boot_id) {
+        match Self::try_open(&dir.index_path(), boot_id) {
             Ok(index) => Ok(index),
             Err(Opening::Newer(found)) => {
                 Err(CacheError::NewerSchema { dir: root, found, known: SCHEMA })
@@ -71,7 +74,7 @@ impl Index {
             Err(Opening::Damaged(reason)) => {
                 let aside = dir.set_index_aside().map_err(|e| failed(e.to_string()))?;
                 tracing::warn!(%reason, aside = %aside.display(), "index unusable; starting a new one");
-                Self::try_open(&dir.index_path(), &boot_id).map_err(|e| failed(format!("{e:?}")))
+                Self::try_open(&dir.index_path(), boot_id).map_err(|e| failed(format!("{e:?}")))
             }
             Err(Opening::Failed(reason)) => Err(failed(reason)),
         }
@@ -320,5 +323,60 @@ impl From<TableError> for Opening {
 impl From<StorageError> for Opening {
     fn from(error: StorageError) -> Self {
         Self::damaged(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(verified_epoch: u32) -> ObjectRow {
+        ObjectRow {
+            bucket: "http://s3\u{1f}b".into(),
+            key: "k".into(),
+            etag: "\"e\"".into(),
+            size: 10,
+            held: 10,
+            last_used: 5,
+            verified_epoch,
+        }
+    }
+
+    #[test]
+    fn an_unclean_boot_makes_every_version_unverified() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = CacheDir::own(temp.path(), 0).unwrap();
+        let open = |boot: &str| Index::open_in(&dir, boot).unwrap();
+        let index = open("boot-1");
+        let batch =
+            Batch { objects: vec![(1, b"id".to_vec(), row(index.epoch))], ..Batch::default() };
+        index.apply(&batch).unwrap();
+        drop(index);
+        // The process died, the machine did not.
+        let index = open("boot-1");
+        assert_eq!(index.find(b"id").unwrap().1.verified_epoch, index.epoch);
+        drop(index);
+        // The machine died.
+        let index = open("boot-2");
+        assert!(index.find(b"id").unwrap().1.verified_epoch < index.epoch);
+        let (before, first) = (index.epoch, index.first_id);
+        index.apply(&Batch { closing: true, ..Batch::default() }).unwrap();
+        drop(index);
+        // Closed in order, then a boot.
+        let index = open("boot-3");
+        assert_eq!(index.epoch, before);
+        assert!(index.first_id >= first + ID_STRIDE);
+    }
+
+    #[test]
+    fn a_removed_identity_with_a_newer_id_keeps_the_newer() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = CacheDir::own(temp.path(), 0).unwrap();
+        let index = Index::open(&dir).unwrap();
+        let objects = vec![(2, b"id".to_vec(), row(0))];
+        index.apply(&Batch { objects, ..Batch::default() }).unwrap();
+        let removed = vec![(1, b"id".to_vec(), 1)];
+        index.apply(&Batch { removed, ..Batch::default() }).unwrap();
+        assert_eq!(index.find(b"id").unwrap().0, 2);
     }
 }
