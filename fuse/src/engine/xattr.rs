@@ -19,8 +19,10 @@ impl Session {
             "user.weir.etag" => Some(Ok(key.version.etag.as_str().to_owned())),
             "user.weir.version" => node.version_id().map(|id| Ok(id.into())),
             "user.weir.cached" => {
+                // Of nothing, all is held.
+                let unknown = if key.version.size == 0 { 100 } else { 0 };
                 let cached = self.engine.cache.peek(&key);
-                Some(Ok(cached.map_or(0, |version| version.percent()).to_string()))
+                Some(Ok(cached.map_or(unknown, |version| version.percent()).to_string()))
             }
             _ => Some(Err(Errno::NODATA)),
         }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use rand::rngs::StdRng;
 use rand::{Rng, RngCore, SeedableRng};
 
+use super::check_interrupt;
 use super::progress::Progress;
 
 /// Folders of the asset tree.
@@ -33,6 +34,7 @@ pub(super) fn make_assets(root: &Path) -> io::Result<Vec<InputFile>> {
     let mut files = Vec::new();
     for folder in 0..FOLDERS {
         let kind = KINDS[folder as usize % KINDS.len()];
+        check_interrupt()?;
         let dir = format!("assets/{kind}/pack{folder:02}");
         fs::create_dir_all(root.join(&dir))?;
         for file in 0..FILES {
@@ -55,6 +57,7 @@ pub(super) fn make_random(path: &Path, size: u64) -> io::Result<u32> {
     let mut buffer = vec![0; 1 << 20];
     let (mut crc, mut left) = (0, size);
     while left > 0 {
+        check_interrupt()?;
         let take = left.min(buffer.len() as u64) as usize;
         random.fill_bytes(&mut buffer[..take]);
         file.write_all(&buffer[..take])?;
@@ -70,6 +73,7 @@ pub(super) fn sum_file(path: &Path, mut each: impl FnMut(u64)) -> io::Result<(u6
     let mut buffer = vec![0; 1 << 20];
     let (mut size, mut crc) = (0, 0);
     loop {
+        check_interrupt()?;
         let read = io::Read::read(&mut file, &mut buffer)?;
         if read == 0 {
             return Ok((size, crc));

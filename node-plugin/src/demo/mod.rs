@@ -8,6 +8,7 @@ pub mod server;
 mod stage;
 mod steps;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::cli::DemoArgs;
@@ -17,6 +18,17 @@ use stage::Stage;
 
 /// How long the threads of an interrupted step may take to notice.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Set when the demo is to end: steps in threads of their own look at it.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// An error once the demo is interrupted.
+fn check_interrupt() -> std::io::Result<()> {
+    match INTERRUPTED.load(Ordering::Relaxed) {
+        true => Err(std::io::ErrorKind::Interrupted.into()),
+        false => Ok(()),
+    }
+}
 
 /// Runs the command. Whatever happens, nothing is left behind but with `--keep`, and then only
 /// until Ctrl-C.
@@ -33,6 +45,7 @@ pub fn run(args: &DemoArgs) -> Result<(), Failure> {
         let mut stage = Stage::set(args).await?;
         let interrupted = async {
             let _ = tokio::signal::ctrl_c().await;
+            INTERRUPTED.store(true, Ordering::Relaxed);
             Failure::new(Kind::Other, "interrupted; cleaned up")
         };
         let done = tokio::select! {

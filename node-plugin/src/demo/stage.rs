@@ -18,6 +18,8 @@ use crate::{admin, mount, status};
 const BUCKET: &str = "weir-demo";
 /// How long the mount may take to answer.
 const MOUNT_PATIENCE: Duration = Duration::from_secs(30);
+/// How often the removal of the demo's directories is tried.
+const REMOVE_TRIES: u32 = 100;
 
 /// Everything that the demo made.
 pub(super) struct Stage {
@@ -182,7 +184,20 @@ impl Stage {
             self.remove_objects().await;
         }
         drop(self.server.take());
-        if let Err(error) = fs::remove_dir_all(&self.root) {
+        self.remove_directories().await;
+    }
+
+    /// A step that was interrupted may still be writing its last file: hence more than one try.
+    async fn remove_directories(&self) {
+        let mut removed = Ok(());
+        for _ in 0..REMOVE_TRIES {
+            removed = fs::remove_dir_all(&self.root);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            if !self.root.exists() {
+                return;
+            }
+        }
+        if let Err(error) = removed {
             eprintln!("weir: {} is left behind: {error}", self.root.display());
         }
     }

@@ -20,7 +20,7 @@ fn cached(path: &std::path::Path) -> String {
 /// Reads a file to the end and waits until all of it is in the cache.
 fn read_until_cached(path: &std::path::Path) -> Vec<u8> {
     let bytes = fs::read(path).unwrap();
-    eventually("the file is cached whole", || cached(path) == "100");
+    eventually(&format!("{} is cached whole", path.display()), || cached(path) == "100");
     bytes
 }
 
