@@ -15,12 +15,12 @@ use fuser::{
 };
 use rustix::io::Errno;
 
-use super::{passthrough, reply};
+use super::reply::{self, send_attr, send_empty, send_entry, send_open, send_xattr};
 use crate::engine::Session;
 use crate::engine::io::ReadNow;
 use crate::engine::names::AttrChange;
-use crate::engine::open::{How, OpenRequest, Opened};
-use crate::engine::session::{Attr, Shown};
+use crate::engine::open::OpenRequest;
+use crate::engine::session::Attr;
 
 /// Longest wait for the answer to a request that brings no bytes to the origin.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -84,57 +84,6 @@ impl FuseSession {
 
 fn text(name: &OsStr) -> Result<String, Errno> {
     name.to_str().map(str::to_owned).ok_or(Errno::ILSEQ)
-}
-
-fn send_entry(session: &Session, reply: ReplyEntry, result: Result<Shown, Errno>) {
-    let owned = &session.settings().ownership;
-    match result {
-        Ok(shown) => reply.entry(&shown.ttl, &reply::attr(&shown.attr, owned), Generation(0)),
-        Err(Errno::NOENT) => {
-            reply.entry(&session.negative_ttl(), &reply::absent(owned), Generation(0));
-        }
-        Err(error) => reply.error(reply::errno(error)),
-    }
-}
-
-fn send_attr(session: &Session, reply: ReplyAttr, result: Result<Shown, Errno>) {
-    match result {
-        Ok(shown) => {
-            reply.attr(&shown.ttl, &reply::attr(&shown.attr, &session.settings().ownership));
-        }
-        Err(error) => reply.error(reply::errno(error)),
-    }
-}
-
-fn send_empty(reply: ReplyEmpty, result: Result<(), Errno>) {
-    match result {
-        Ok(()) => reply.ok(),
-        Err(error) => reply.error(reply::errno(error)),
-    }
-}
-
-fn send_open(reply: ReplyOpen, write: bool, result: Result<Opened, Errno>) {
-    // A reader has nothing to flush; so a killed one needs no answer from us.
-    let flush = if write { FopenFlags::empty() } else { FopenFlags::FOPEN_NOFLUSH };
-    match result {
-        Ok(Opened { fh, how: How::Passthrough(backing) }) => {
-            passthrough::reply_passthrough(reply, fh, flush, backing.id);
-        }
-        Ok(Opened { fh, how: How::KeepCache }) => {
-            reply.opened(FileHandle(fh), flush | FopenFlags::FOPEN_KEEP_CACHE);
-        }
-        Ok(Opened { fh, how: How::DropCache }) => reply.opened(FileHandle(fh), flush),
-        Err(error) => reply.error(reply::errno(error)),
-    }
-}
-
-fn send_xattr(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, Errno>) {
-    match result {
-        Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
-        Ok(value) if value.len() > size as usize => reply.error(FuseErrno::ERANGE),
-        Ok(value) => reply.data(&value),
-        Err(error) => reply.error(reply::errno(error)),
-    }
 }
 
 fn open_request(req: &Request, flags: i32) -> OpenRequest {
@@ -337,10 +286,11 @@ impl fuser::Filesystem for FuseSession {
         let request = open_request(req, flags);
         let (session, name) = (self.session.clone(), text(name));
         let owned = self.session.settings().ownership;
+        let ttl = self.session.settings().names.ttl.duration();
         let work = async move { session.create(parent.0, &name?, &request).await };
         self.later("create", Some(DEADLINE), work, move |r| match r {
             Ok((attr, opened)) => reply.created(
-                &Duration::from_secs(1),
+                &ttl,
                 &reply::attr(&attr, &owned),
                 Generation(0),
                 FileHandle(opened.fh),

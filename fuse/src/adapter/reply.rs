@@ -2,10 +2,16 @@
 
 use std::time::SystemTime;
 
-use fuser::{FileAttr, FileType, INodeNo};
+use fuser::{
+    FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyEmpty,
+    ReplyEntry, ReplyOpen, ReplyXattr,
+};
 use rustix::io::Errno;
 
-use crate::engine::session::Attr;
+use super::passthrough;
+use crate::engine::Session;
+use crate::engine::open::{How, Opened};
+use crate::engine::session::{Attr, Shown};
 use crate::model::attr::Ownership;
 
 /// Preferred size of reads, in bytes: what one request carries.
@@ -39,4 +45,55 @@ pub(super) fn attr(attr: &Attr, owned: &Ownership) -> FileAttr {
 pub(super) fn absent(owned: &Ownership) -> FileAttr {
     let nothing = Attr { ino: 0, is_dir: false, size: 0, mtime: SystemTime::UNIX_EPOCH };
     attr(&nothing, owned)
+}
+
+pub(super) fn send_entry(session: &Session, reply: ReplyEntry, result: Result<Shown, Errno>) {
+    let owned = &session.settings().ownership;
+    match result {
+        Ok(shown) => reply.entry(&shown.ttl, &attr(&shown.attr, owned), Generation(0)),
+        Err(Errno::NOENT) => {
+            reply.entry(&session.negative_ttl(), &absent(owned), Generation(0));
+        }
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+pub(super) fn send_attr(session: &Session, reply: ReplyAttr, result: Result<Shown, Errno>) {
+    match result {
+        Ok(shown) => {
+            reply.attr(&shown.ttl, &attr(&shown.attr, &session.settings().ownership));
+        }
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+pub(super) fn send_empty(reply: ReplyEmpty, result: Result<(), Errno>) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+pub(super) fn send_open(reply: ReplyOpen, write: bool, result: Result<Opened, Errno>) {
+    // A reader has nothing to flush; so a killed one needs no answer from us.
+    let flush = if write { FopenFlags::empty() } else { FopenFlags::FOPEN_NOFLUSH };
+    match result {
+        Ok(Opened { fh, how: How::Passthrough(backing) }) => {
+            passthrough::reply_passthrough(reply, fh, flush, backing.id);
+        }
+        Ok(Opened { fh, how: How::KeepCache }) => {
+            reply.opened(FileHandle(fh), flush | FopenFlags::FOPEN_KEEP_CACHE);
+        }
+        Ok(Opened { fh, how: How::DropCache }) => reply.opened(FileHandle(fh), flush),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+pub(super) fn send_xattr(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, Errno>) {
+    match result {
+        Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
+        Ok(value) if value.len() > size as usize => reply.error(fuser::Errno::ERANGE),
+        Ok(value) => reply.data(&value),
+        Err(error) => reply.error(errno(error)),
+    }
 }

@@ -11,6 +11,7 @@ pub mod kernel;
 pub mod modes;
 pub mod names;
 pub mod open;
+mod open_write;
 pub mod owner;
 pub mod session;
 pub mod status;

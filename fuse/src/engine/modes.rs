@@ -24,6 +24,9 @@ pub struct OpenInode {
     pub mode: Mode,
     opens: u32,
     writers: u32,
+    /// The last writer has closed, and what it wrote is being stored and cached. Readers join
+    /// the staging file meanwhile; a new writer waits.
+    finishing: bool,
 }
 
 /// What a close leaves to do.
@@ -86,12 +89,24 @@ impl Modes {
             open.writers = open.writers.saturating_sub(1);
             if let (Mode::Staging(staging), 0) = (&open.mode, open.writers) {
                 closed = Closed::LastWriter(staging.clone());
+                open.finishing = true;
             }
         }
-        if open.opens == 0 {
+        if open.opens == 0 && !open.finishing {
             inodes.0.remove(&ino);
         }
         closed
+    }
+
+    /// Notes that what the last writer left is stored and cached.
+    pub fn finished(&self, ino: u64) {
+        let mut inodes = self.lock();
+        if let Some(open) = inodes.0.get_mut(&ino) {
+            open.finishing = false;
+            if open.opens == 0 {
+                inodes.0.remove(&ino);
+            }
+        }
     }
 }
 
@@ -101,6 +116,11 @@ impl Locked<'_> {
         self.0.get(&ino).map(|open| &open.mode)
     }
 
+    /// Whether what the last writer left is still being stored.
+    pub fn is_finishing(&self, ino: u64) -> bool {
+        self.0.get(&ino).is_some_and(|open| open.finishing)
+    }
+
     /// Whether somebody has the inode open for writing.
     pub fn has_writer(&self, ino: u64) -> bool {
         self.0.get(&ino).is_some_and(|open| open.writers > 0)
@@ -108,7 +128,8 @@ impl Locked<'_> {
 
     /// Adds an open; `mode` counts only if there is none yet.
     pub fn join(&mut self, ino: u64, mode: Mode, writer: bool) {
-        let open = self.0.entry(ino).or_insert(OpenInode { mode, opens: 0, writers: 0 });
+        let open =
+            self.0.entry(ino).or_insert(OpenInode { mode, opens: 0, writers: 0, finishing: false });
         open.opens += 1;
         open.writers += u32::from(writer);
     }

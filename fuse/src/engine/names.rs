@@ -5,8 +5,10 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::modes::Mode;
-use super::session::{Session, Shown};
+use super::session::{Session, Shown, lookup_errno};
+use crate::namespace::file::FileNode;
 use crate::namespace::inode::Node;
+use crate::namespace::{Found, LookupError};
 use crate::write::WriteError;
 use crate::write::rename::Place;
 
@@ -152,6 +154,16 @@ impl Session {
             _ if node.size_and_mtime().0 == size => Ok(()),
             0 => self.empty(&node).await,
             _ => Err(Errno::OPNOTSUPP),
+        }
+    }
+
+    /// The node under a name, where it is a file.
+    async fn file_named(&self, parent: u64, name: &str) -> Result<Option<Arc<FileNode>>, Errno> {
+        let dir = self.dir(parent)?;
+        match self.names.lookup(&dir, name).await {
+            Ok(Found::File(node)) => Ok(Some(node)),
+            Ok(Found::Dir(_)) | Err(LookupError::Absent) => Ok(None),
+            Err(error) => Err(lookup_errno(&error)),
         }
     }
 

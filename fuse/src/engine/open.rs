@@ -1,28 +1,21 @@
-//! Opening, creating and closing files.
+//! Opening files for reading, and closing them.
 
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::time::SystemTime;
+use std::sync::atomic::AtomicU64;
 
 use rustix::io::Errno;
 
+use super::SMALL_MAX;
 use super::backing::Backing;
-use super::handles::{Handle, ReadHandle, WriteHandle};
+use super::handles::{Handle, ReadHandle};
 use super::modes::{Closed, Mode};
-use super::session::{Attr, Session, file_attr};
-use super::{SMALL_MAX, owner};
+use super::session::Session;
 use crate::cache::CachedVersion;
-use crate::model::version::ObjectInfo;
 use crate::namespace::file::FileNode;
-use crate::namespace::inode::Node;
-use crate::namespace::{Found, LookupError};
-use crate::origin::Condition;
 use crate::read::Source;
 use crate::read::walk::REACH;
 use crate::read::window::Window;
-use crate::write::WriteError;
-use crate::write::staging::Staging;
 
 /// How a file was asked for.
 #[derive(Clone, Copy, Debug, Default)]
@@ -91,16 +84,29 @@ impl Session {
     /// The errno for the process. ESTALE makes the kernel look the name up again and retry.
     pub async fn open(self: &Arc<Self>, ino: u64, request: &OpenRequest) -> Result<Opened, Errno> {
         let node = self.file(ino)?;
-        let current = self.names.is_current(&node).await.map_err(|error| error.errno())?;
-        if request.write {
-            return self.open_for_writing(&node, current, request);
+        loop {
+            let current = self.names.is_current(&node).await.map_err(|error| error.errno())?;
+            if !request.write {
+                return self.open_for_reading(&node, current).await;
+            }
+            if let Some(opened) = self.open_for_writing(&node, current, request) {
+                return opened;
+            }
+            self.until_finished(ino).await;
         }
-        match self.try_open(&node, current, false) {
+    }
+
+    async fn open_for_reading(
+        self: &Arc<Self>,
+        node: &Arc<FileNode>,
+        current: bool,
+    ) -> Result<Opened, Errno> {
+        match self.try_open(node, current, false) {
             Step::Done(result) => result,
             Step::Fetch(source) => {
                 self.engine.metrics.cache_misses.inc();
                 self.engine.reader.fetch_whole(&source).await.map_err(|error| error.errno())?;
-                match self.try_open(&node, true, true) {
+                match self.try_open(node, true, true) {
                     Step::Done(result) => result,
                     Step::Fetch(_) => Err(Errno::IO),
                 }
@@ -187,7 +193,7 @@ impl Session {
         Ok(self.read_handle(node, Some(source), how, false))
     }
 
-    fn read_handle(
+    pub(super) fn read_handle(
         &self,
         node: &Arc<FileNode>,
         source: Option<Source>,
@@ -254,145 +260,6 @@ impl Session {
         }
     }
 
-    fn open_for_writing(
-        self: &Arc<Self>,
-        node: &Arc<FileNode>,
-        current: bool,
-        request: &OpenRequest,
-    ) -> Result<Opened, Errno> {
-        if self.settings.read_only {
-            return Err(Errno::ROFS);
-        }
-        if !current {
-            return Err(Errno::STALE);
-        }
-        let (size, _) = node.size_and_mtime();
-        let mut modes = self.modes.lock();
-        match modes.present(node.ino) {
-            Some(Mode::Staging(staging)) if !staging.is_sealed() => {
-                let staging = staging.clone();
-                modes.join(node.ino, Mode::Staging(staging.clone()), true);
-                drop(modes);
-                if request.truncate && staging.truncate(0).is_err() {
-                    self.close_writer(node.ino);
-                    return Err(Errno::IO);
-                }
-                return Ok(self.write_handle(node, staging, request.thread));
-            }
-            // Readers of a large version keep it, on this inode; the writer gets a new one.
-            Some(Mode::Cached(_)) => return self.split(modes, node),
-            Some(_) if size > SMALL_MAX && request.truncate => return self.split(modes, node),
-            _ => {}
-        }
-        if !request.truncate && size > 0 {
-            return self.open_over_bytes(modes, node, request);
-        }
-        let condition = node.version().map_or(Condition::Always, |v| Condition::Matches(v.etag));
-        // Emptying what is empty changes nothing.
-        let staging = self.new_staging(node, condition, size > 0)?;
-        modes.become_staging(node.ino, staging.clone());
-        drop(modes);
-        let (dir, name) = node.place();
-        dir.begin_writing(&name, node);
-        node.set_size(0);
-        Ok(self.write_handle(node, staging, request.thread))
-    }
-
-    /// Opens for writing what is not emptied. Changing what is there needs its bytes in the
-    /// staging file first, which is not supported yet; emptying it through the handle is. Never
-    /// by passthrough: the kernel would write into the cached version.
-    fn open_over_bytes(
-        &self,
-        mut modes: super::modes::Locked<'_>,
-        node: &Arc<FileNode>,
-        request: &OpenRequest,
-    ) -> Result<Opened, Errno> {
-        if request.append {
-            return Err(Errno::OPNOTSUPP);
-        }
-        let key = self.names.version_key(node).ok_or(Errno::STALE)?;
-        modes.join(node.ino, Mode::Streaming, false);
-        drop(modes);
-        let version = self.engine.cache.acquire(&key);
-        let source = Source { origin: self.names.origin.clone(), version };
-        Ok(self.read_handle(node, Some(source), How::KeepCache, true))
-    }
-
-    /// Gives the name a new nodeid, so that it can be written while readers keep the old one.
-    fn split(
-        &self,
-        modes: super::modes::Locked<'_>,
-        node: &Arc<FileNode>,
-    ) -> Result<Opened, Errno> {
-        drop(modes);
-        if !node.tell_stale_once() {
-            return Err(Errno::BUSY);
-        }
-        let (dir, name) = node.place();
-        dir.detach(&name, node);
-        Err(Errno::STALE)
-    }
-
-    pub(super) fn new_staging(
-        &self,
-        node: &Arc<FileNode>,
-        condition: Condition,
-        dirty: bool,
-    ) -> Result<Arc<Staging>, Errno> {
-        let path = self.engine.cache.staging_path();
-        Staging::create(node.clone(), path, *self.writer.plan(), condition, dirty)
-            .map_err(|error| WriteError::Staging(error).errno())
-    }
-
-    fn write_handle(&self, node: &Arc<FileNode>, staging: Arc<Staging>, thread: u32) -> Opened {
-        self.engine.metrics.opens.with_label_values(&["writing"]).inc();
-        let handle = WriteHandle {
-            node: node.clone(),
-            staging,
-            opener: owner::process_of(thread),
-            opener_closed: AtomicBool::new(false),
-        };
-        Opened { fh: self.handles.add(Handle::Write(handle)), how: How::DropCache }
-    }
-
-    /// Creates a file and opens it for writing.
-    ///
-    /// # Errors
-    /// The errno for the process.
-    pub async fn create(
-        self: &Arc<Self>,
-        parent: u64,
-        name: &str,
-        request: &OpenRequest,
-    ) -> Result<(Attr, Opened), Errno> {
-        if self.settings.read_only {
-            return Err(Errno::ROFS);
-        }
-        let dir = self.dir(parent)?;
-        self.writer.check_new(&dir, name).map_err(|error| error.errno())?;
-        match self.names.lookup(&dir, name).await {
-            Ok(_) if request.exclusive => return Err(Errno::EXIST),
-            // Somebody was faster: the kernel looks again and opens what is there.
-            Ok(_) => return Err(Errno::STALE),
-            Err(LookupError::Absent) => {}
-            Err(error) => return Err(super::session::lookup_errno(&error)),
-        }
-        let info = ObjectInfo {
-            size: 0,
-            etag: None,
-            mtime: SystemTime::now(),
-            version_id: None,
-            writer: None,
-        };
-        let node = FileNode::new(self.names.inodes.next_ino(), dir.clone(), name, &info);
-        let condition = if request.exclusive { Condition::Absent } else { Condition::Always };
-        let staging = self.new_staging(&node, condition, true)?;
-        self.names.inodes.referenced(node.ino, Node::File(node.clone()));
-        self.modes.lock().become_staging(node.ino, staging.clone());
-        dir.begin_writing(name, &node);
-        Ok((file_attr(&node), self.write_handle(&node, staging, request.thread)))
-    }
-
     /// Closes a handle for good. For the last writer of a file this stores what is still dirty.
     pub async fn release(self: &Arc<Self>, fh: u64) {
         let Some(handle) = self.handles.remove(fh) else { return };
@@ -407,48 +274,9 @@ impl Session {
             }
             Handle::Write(open) => {
                 if let Closed::LastWriter(staging) = self.modes.close(open.node.ino, true) {
-                    self.finishing(self.writer.finish(&staging)).await;
+                    self.finish(&staging).await;
                 }
             }
-        }
-    }
-
-    fn close_writer(self: &Arc<Self>, ino: u64) {
-        if let Closed::LastWriter(staging) = self.modes.close(ino, true) {
-            let session = self.clone();
-            self.engine.runtime.spawn(async move {
-                session.finishing(session.writer.finish(&staging)).await;
-            });
-        }
-    }
-
-    /// Empties a file that is not being written here, as truncate(2) does.
-    pub(super) async fn empty(self: &Arc<Self>, node: &Arc<FileNode>) -> Result<(), Errno> {
-        let stored = self.finishing(self.writer.store_empty(node)).await;
-        let info = stored.map_err(|error| error.errno())?;
-        let (dir, name) = node.place();
-        // Readers whom the kernel serves keep this node and its bytes; the name gets a new one.
-        let keep = matches!(self.modes.lock().present(node.ino), Some(Mode::Cached(_)));
-        if !keep {
-            node.set_size(0);
-            node.set_stored(&info);
-        }
-        dir.insert_file(&name, info, (!keep).then_some(node));
-        self.names.drop_kept(&dir);
-        Ok(())
-    }
-
-    /// The node under a name, where it is a file.
-    pub(super) async fn file_named(
-        &self,
-        parent: u64,
-        name: &str,
-    ) -> Result<Option<Arc<FileNode>>, Errno> {
-        let dir = self.dir(parent)?;
-        match self.names.lookup(&dir, name).await {
-            Ok(Found::File(node)) => Ok(Some(node)),
-            Ok(Found::Dir(_)) | Err(LookupError::Absent) => Ok(None),
-            Err(error) => Err(super::session::lookup_errno(&error)),
         }
     }
 }

@@ -288,10 +288,14 @@ impl Session {
     pub(super) async fn finishing<T>(&self, work: impl Future<Output = T>) -> T {
         self.finishing.fetch_add(1, Ordering::AcqRel);
         let done = work.await;
-        if self.finishing.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.finished.notify_waiters();
-        }
+        self.finishing.fetch_sub(1, Ordering::AcqRel);
+        self.finished.notify_waiters();
         done
+    }
+
+    /// The end of one piece of such work; to be enabled before the state is looked at.
+    pub(super) fn one_finished(&self) -> tokio::sync::futures::Notified<'_> {
+        self.finished.notified()
     }
 
     /// Ends the session: waits for what is being stored, at most `patience`, and gives back what

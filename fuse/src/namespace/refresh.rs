@@ -7,6 +7,7 @@ use super::Namespace;
 use super::dir::{Ask, Dir, DirEntry};
 use super::listing::Listing;
 use crate::model::key::BadName;
+use crate::model::ttl::MetadataTtl;
 use crate::origin::{ListRequest, OriginError};
 
 /// Keys asked for in one request: the most that S3 gives.
@@ -198,7 +199,9 @@ impl Namespace {
         }
         let Some(row) = self.cache.listing(&self.kept_name(dir)) else { return false };
         let (listing, age) = Listing::from_row(row);
-        if age >= self.ttl() && !any_age {
+        // What is true for as long as the mount lives is asked for anew by the next mount.
+        let lasts = self.settings.ttl != MetadataTtl::Indefinite && age < self.ttl();
+        if !lasts && !any_age {
             return false;
         }
         let Some(started) = Instant::now().checked_sub(age) else { return false };

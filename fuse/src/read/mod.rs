@@ -118,6 +118,9 @@ impl Reader {
             let under_way = wanted.clone().any(|b| version.flights.find(b).is_some());
             if under_way {
                 changed.await;
+            } else {
+                // All is held, but there is no memory to read it into yet.
+                tokio::time::sleep(Duration::from_millis(1)).await;
             }
         }
     }

@@ -94,6 +94,17 @@ on_each_server! {
         }
     }
 
+    fn every_overwrite_is_seen_here_at_once(bucket: Bucket) {
+        let mount = Mount::new(&bucket);
+        for n in 0..150_u32 {
+            // From one PUT to several parts, and back.
+            let bytes = random_bytes(u64::from(n), if n % 50 == 49 { 9 * MIB } else { n as usize });
+            fs::write(mount.join("f"), &bytes).unwrap();
+            assert!(fs::read(mount.join("f")).unwrap() == bytes, "overwrite {n}");
+            assert_eq!(fs::metadata(mount.join("f")).unwrap().len(), bytes.len() as u64);
+        }
+    }
+
     fn a_reader_keeps_its_version_while_the_file_is_overwritten_here(bucket: Bucket) {
         let (old, new) = (random_bytes(1, 3 * MIB), random_bytes(2, 3 * MIB));
         bucket.put("f", old.clone());
