@@ -10,6 +10,7 @@ pub mod bucket;
 pub mod minio;
 pub mod mount;
 pub mod shell;
+pub mod tmpfs;
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};

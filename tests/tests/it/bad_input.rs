@@ -7,6 +7,7 @@ use std::process::Output;
 use weir_tests::bucket::{Bucket, Server};
 use weir_tests::minio::free_port;
 use weir_tests::mount::{Mount, Options, cache_dir, is_mounted, weir};
+use weir_tests::tmpfs::Tmpfs;
 
 /// What is wrong with a call.
 struct Case<'a> {
@@ -157,11 +158,8 @@ fn a_cache_directory_that_cannot_be_used_is_named() {
     let cache = cache_dir();
     refused(&bucket, &case(cache.path(), &["--cache-min-free", "100%"]), 7, &["--cache-min-free"]);
 
-    let small = tempfile::tempdir().unwrap();
-    let (tmpfs, flags) = (c"tmpfs", rustix::mount::MountFlags::empty());
-    rustix::mount::mount(tmpfs, small.path(), tmpfs, flags, c"size=8m").unwrap();
+    let small = Tmpfs::new(8);
     refused(&bucket, &case(small.path(), &[]), 7, &["bytes free", "--cache-dir"]);
-    rustix::mount::unmount(small.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
 
     let newer = cache_dir();
     Mount::with(&bucket, &Options::default().cache(newer.path())).unmount();

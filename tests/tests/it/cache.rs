@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use weir_tests::bucket::{Bucket, Server};
 use weir_tests::mount::{Mount, Options, cache_dir, run};
+use weir_tests::tmpfs::Tmpfs;
 use weir_tests::{eventually, random_bytes};
 
 use crate::on_each_server;
@@ -102,6 +103,39 @@ on_each_server! {
         let mut first = Vec::new();
         open[0].read_to_end(&mut first).unwrap();
         assert!(first == random_bytes(0, 8 * MIB));
+    }
+
+    fn eviction_leaves_what_is_to_stay_free(bucket: Bucket) {
+        const MIN_FREE: u64 = 40 << 20;
+        let disk = Tmpfs::new(80);
+        let options = Options::flags("--cache-min-free 40MiB").cache(disk.path());
+        for n in 0..7 {
+            bucket.put(&format!("f{n}"), random_bytes(n, 8 * MIB));
+        }
+        let mount = Mount::with(&bucket, &options);
+        let mut open = Vec::new();
+        for n in 0..7 {
+            let path = mount.join(&format!("f{n}"));
+            assert!(fs::read(&path).unwrap() == random_bytes(n, 8 * MIB));
+            open.push(File::open(&path).unwrap());
+            // The index grows beside what is cached.
+            assert!(disk.free() + (4 << 20) >= MIN_FREE, "{}", disk.free());
+        }
+        assert!(mount.status().cache.used_bytes >= 16 << 20);
+    }
+
+    fn a_full_disk_is_read_through(bucket: Bucket) {
+        let disk = Tmpfs::new(32);
+        bucket.put("large", random_bytes(1, 24 * MIB));
+        let options = Options::flags("--cache-min-free 0").cache(disk.path());
+        let mount = Mount::with(&bucket, &options);
+        let filler = disk.path().join("filler");
+        let _ = fs::write(&filler, vec![0; 64 * MIB]);
+        for _ in 0..2 {
+            assert!(fs::read(mount.join("large")).unwrap() == random_bytes(1, 24 * MIB));
+        }
+        fs::remove_file(filler).unwrap();
+        assert!(fs::read(mount.join("large")).unwrap() == random_bytes(1, 24 * MIB));
     }
 
     fn a_file_larger_than_the_cache_is_read_through(bucket: Bucket) {

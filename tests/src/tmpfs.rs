@@ -1,0 +1,40 @@
+//! A small disk.
+
+use std::ffi::CString;
+use std::path::Path;
+
+use rustix::mount::{MountFlags, UnmountFlags};
+use tempfile::TempDir;
+
+/// A tmpfs of a given size; gone when dropped.
+pub struct Tmpfs {
+    dir: TempDir,
+}
+
+impl Tmpfs {
+    /// Mounts one of `mib` MiB.
+    pub fn new(mib: u32) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let size = CString::new(format!("size={mib}m")).unwrap();
+        let flags = MountFlags::empty();
+        rustix::mount::mount(c"tmpfs", dir.path(), c"tmpfs", flags, size.as_c_str()).unwrap();
+        Self { dir }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Bytes free on it.
+    pub fn free(&self) -> u64 {
+        let stat = rustix::fs::statvfs(self.dir.path()).unwrap();
+        stat.f_bavail * stat.f_frsize
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(self.dir.path(), UnmountFlags::DETACH);
+    }
+}

@@ -1,0 +1,40 @@
+//! SEMANTICS.md and the tests belong together.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn sources(dir: &Path, out: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        match path.extension() {
+            _ if path.is_dir() => sources(&path, out),
+            Some(ext) if ext == "rs" => out.push(path),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn every_promise_names_a_test_that_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let mut files = Vec::new();
+    for dir in ["fuse/src", "fuse/tests", "node-plugin/src", "tests/tests"] {
+        sources(&root.join(dir), &mut files);
+    }
+    let text = fs::read_to_string(root.join("SEMANTICS.md")).unwrap();
+    let quoted = text.split('`').skip(1).step_by(2);
+    let named: Vec<(&str, &str)> = quoted.filter_map(|name| name.split_once("::")).collect();
+    assert!(named.len() > 50, "only {} tests are named", named.len());
+    for (module, test) in named {
+        let file = files.iter().find(|path| path.file_stem().is_some_and(|stem| stem == module));
+        let file = file.unwrap_or_else(|| panic!("no module {module}"));
+        let source = fs::read_to_string(file).unwrap();
+        assert!(source.contains(&format!("fn {test}(")), "{module} has no test {test}");
+    }
+    // And every line of a promise names one.
+    let tables = text.lines().filter(|line| line.starts_with("| ") && line.contains(". |"));
+    for line in tables {
+        let last = line.trim_end_matches('|').rsplit(" | ").next().unwrap();
+        assert!(last.contains("::"), "no test: {line}");
+    }
+}
