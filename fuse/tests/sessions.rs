@@ -209,6 +209,51 @@ async fn bytes_that_cannot_be_stored_after_the_last_close_are_kept_and_counted()
     assert_eq!(std::fs::read(kept).unwrap(), b"precious");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_cannot_be_shown_are_counted_and_hide_no_neighbour() {
+    let node = Node::new();
+    let long = "x".repeat(300);
+    let odd = ["/abs", "d//b", "d/../b", "d/./b", "d/nul\0", &format!("d/{long}"), "d/both"];
+    for key in odd {
+        node.memory.insert(key, "odd");
+    }
+    for key in ["d/", "d/both/inside", "d/good", "d/zz"] {
+        node.memory.insert(key, "x");
+    }
+    let session = node.session();
+    let root = session.lookup(ROOT, "d").await.unwrap().attr;
+    assert!(root.is_dir);
+    for _ in 0..3 {
+        let (fh, _) = session.opendir(root.ino).await.unwrap();
+        let mut names = Vec::new();
+        session
+            .readdir(fh, 0, false, |_, name, is_dir, _| {
+                names.push((name.to_owned(), is_dir));
+                true
+            })
+            .unwrap();
+        session.releasedir(fh);
+        let expected = [(".", true), ("..", true), ("both", true), ("good", false), ("zz", false)];
+        assert_eq!(names, expected.map(|(name, is_dir)| (name.to_owned(), is_dir)));
+    }
+    let hidden = |reason| node.engine.metrics.hidden_keys.with_label_values(&[reason]).get();
+    for (reason, count) in [
+        ("empty-component", 1),
+        ("dot-component", 2),
+        ("nul", 1),
+        ("name-too-long", 1),
+        ("shadowed-by-directory", 1),
+        ("marker-with-content", 1),
+    ] {
+        assert_eq!(hidden(reason), count, "{reason}");
+    }
+    // None of them is a way out.
+    for name in ["..", ".", "", "nul\0", "a/b"] {
+        assert!(session.lookup(root.ino, name).await.is_err(), "{name:?}");
+    }
+    assert_eq!(session.lookup(root.ino, &long).await.err(), Some(Errno::NAMETOOLONG));
+}
+
 /// A kernel that only counts.
 #[derive(Default)]
 struct CountingKernel {

@@ -160,7 +160,9 @@ fn commit(dir: &CacheDir, index: &Index, taken: Queue, closing: bool) {
     batch.uploads.extend(taken.uploads);
     // A failed sync means that the bytes may be missing: then they are not to be named. They
     // stay usable for this process only.
-    if let Err(error) = dir.sync() {
+    if !batch.segments.is_empty()
+        && let Err(error) = dir.sync()
+    {
         tracing::error!(%error, "cache disk does not sync; the index is not updated");
         return;
     }

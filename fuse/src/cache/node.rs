@@ -185,15 +185,23 @@ impl NodeCache {
         let found = found.filter(|(id, row)| {
             !active.evicted.contains(id) && row.version_key().as_ref() == Some(key)
         });
-        let (id, map, epoch) = match found {
-            Some((id, row)) => (id, self.index.map(id, row.size), row.verified_epoch),
+        let (id, map, epoch, known_use) = match found {
+            Some((id, row)) => {
+                (id, self.index.map(id, row.size), row.verified_epoch, row.last_used)
+            }
             None => {
                 let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-                (id, BlockMap::empty(blocks::count(key.version.size)), self.shared.epoch)
+                (id, BlockMap::empty(blocks::count(key.version.size)), self.shared.epoch, 0)
             }
         };
-        let version =
-            Arc::new(CachedVersion::new(self.shared.clone(), key.clone(), id, map, epoch));
+        let version = Arc::new(CachedVersion::new(
+            self.shared.clone(),
+            key.clone(),
+            id,
+            map,
+            epoch,
+            known_use,
+        ));
         active.forget_dead();
         active.by_key.insert(key.clone(), Arc::downgrade(&version));
         active.by_id.insert(id, Arc::downgrade(&version));
@@ -217,7 +225,7 @@ impl NodeCache {
     }
 
     /// Notes that a version is being used and what it holds now.
-    pub fn used(&self, version: &CachedVersion) {
+    pub fn used(&self, version: &Arc<CachedVersion>) {
         let held = version.held_bytes();
         if held > 0 {
             version.touch();

@@ -37,8 +37,13 @@ pub struct CachedVersion {
     pub(super) shared: Arc<Shared>,
     state: Mutex<State>,
     file: Mutex<Option<Arc<CacheFile>>>,
+    /// Last use, in seconds since 1970; and the one that the index knows.
     last_used: AtomicU64,
+    known_use: AtomicU64,
 }
+
+/// How much the index may lag behind the last use of a version, in seconds.
+const USE_LAG_SECS: u64 = 60;
 
 struct State {
     map: BlockMap,
@@ -69,6 +74,7 @@ impl CachedVersion {
         id: u64,
         map: BlockMap,
         verified_epoch: u32,
+        known_use: u64,
     ) -> Self {
         let size = key.version.size;
         let held_bytes =
@@ -82,6 +88,7 @@ impl CachedVersion {
             state: Mutex::new(state),
             file: Mutex::default(),
             last_used: AtomicU64::new(now_secs()),
+            known_use: AtomicU64::new(known_use),
         }
     }
 
@@ -127,9 +134,14 @@ impl CachedVersion {
         BlockMap::runs(wanted, |b| !state.map.has(b))
     }
 
-    /// Notes a use, for the order of eviction.
-    pub(super) fn touch(&self) {
-        self.last_used.store(now_secs(), Ordering::Relaxed);
+    /// Notes a use, for the order of eviction, which is to survive a restart.
+    pub(super) fn touch(self: &Arc<Self>) {
+        let now = now_secs();
+        self.last_used.store(now, Ordering::Relaxed);
+        let known = self.known_use.load(Ordering::Relaxed);
+        if now > known.saturating_add(USE_LAG_SECS) && self.held_bytes() > 0 {
+            self.queue(0..0);
+        }
     }
 
     /// Stores consecutive blocks. They count as held from here on, and after the next commit
@@ -297,6 +309,8 @@ impl CachedVersion {
 
     /// The row that describes this version now.
     pub(super) fn row(&self) -> ObjectRow {
+        let last_used = self.last_used.load(Ordering::Relaxed);
+        self.known_use.store(last_used, Ordering::Relaxed);
         let state = self.state();
         ObjectRow {
             bucket: self.key.bucket.as_str().into(),
@@ -304,7 +318,7 @@ impl CachedVersion {
             etag: self.key.version.etag.as_str().into(),
             size: self.size(),
             held: state.held_bytes,
-            last_used: self.last_used.load(Ordering::Relaxed),
+            last_used,
             verified_epoch: state.verified_epoch,
         }
     }

@@ -17,6 +17,11 @@ use crate::model::version::ObjectInfo;
 /// Most absent names that a directory remembers.
 const ABSENT_MAX: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4095);
 
+/// Names removed here that a directory remembers before it looks which are still needed.
+const REMOVED_MAX: usize = 4096;
+/// How long a removed name is needed: longer than any listing takes.
+const REMOVED_KEPT: Duration = Duration::from_secs(600);
+
 /// A directory. Its nodeid never changes while the mount lives.
 pub struct Dir {
     /// Its nodeid.
@@ -49,6 +54,8 @@ struct DirState {
     snapshot: Option<Arc<Vec<DirEntry>>>,
     /// What the kernel's directory cache was filled from last.
     shown: Option<Arc<Vec<DirEntry>>>,
+    /// Fingerprint of the listing that the index keeps, and when it was put there.
+    kept: Option<(u64, Instant)>,
 }
 
 #[derive(Clone, Copy)]
@@ -255,6 +262,22 @@ impl Dir {
         }
     }
 
+    /// Whether a listing with this fingerprint is to be put into the index: not the same one
+    /// again and again.
+    pub(super) fn is_worth_keeping(&self, fingerprint: u64, every: Duration) -> bool {
+        let mut state = self.state();
+        let known = state.kept.is_some_and(|(of, at)| of == fingerprint && at.elapsed() < every);
+        if !known {
+            state.kept = Some((fingerprint, Instant::now()));
+        }
+        !known
+    }
+
+    /// Notes that the index keeps no listing any more.
+    pub(super) fn forget_kept(&self) {
+        self.state().kept = None;
+    }
+
     pub(super) fn set_large(&self) {
         self.state().large = true;
     }
@@ -426,6 +449,10 @@ impl Dir {
             }
             None => {
                 state.entries.remove(name);
+                if state.removed.len() >= REMOVED_MAX {
+                    // No listing takes that long.
+                    state.removed.retain(|_, at| at.elapsed() < REMOVED_KEPT);
+                }
                 state.removed.insert(name.into(), now);
                 let absent = state.absent.get_or_insert_with(|| LruCache::new(ABSENT_MAX));
                 absent.put(name.into(), now);

@@ -1,6 +1,7 @@
 //! Listings of a directory: from the origin, and to and from the index.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, SystemTime};
 
 use super::hidden::HiddenKeys;
@@ -61,6 +62,17 @@ impl Listing {
                 self.entries.insert(name.into(), Some(info));
             }
         }
+    }
+
+    /// A number that differs, but for rare accidents, from that of any other listing.
+    pub fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.marker.hash(&mut hasher);
+        for (name, info) in &self.entries {
+            name.hash(&mut hasher);
+            info.as_ref().map(|i| (i.size, &i.etag, i.mtime)).hash(&mut hasher);
+        }
+        hasher.finish()
     }
 
     /// The row that keeps this listing across restarts.

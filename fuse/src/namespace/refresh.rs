@@ -1,7 +1,7 @@
 //! Asking the origin about names, once for all who wait.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::Namespace;
 use super::dir::{Ask, Dir, DirEntry};
@@ -14,6 +14,8 @@ use crate::origin::{ListRequest, OriginError};
 const PAGE: u16 = 1000;
 /// Listings with more names are not kept in the index.
 const KEPT_MAX: usize = 200_000;
+/// A listing that does not change is put into the index this often, for its age.
+const KEPT_EVERY: Duration = Duration::from_secs(60);
 
 impl Namespace {
     /// Asks about one name, in the cheapest way that this directory allows.
@@ -135,7 +137,9 @@ impl Namespace {
 
     fn took_over(&self, dir: &Arc<Dir>, listing: Listing, started: Instant, fetched: SystemTime) {
         self.note_answer();
-        if listing.entries.len() <= KEPT_MAX {
+        if listing.entries.len() <= KEPT_MAX
+            && dir.is_worth_keeping(listing.fingerprint(), KEPT_EVERY)
+        {
             self.cache.put_listing(self.kept_name(dir), Some(listing.to_row(fetched)));
         }
         dir.merge(listing, started);
@@ -211,6 +215,7 @@ impl Namespace {
 
     /// Forgets the listing kept in the index, because something was changed here.
     pub fn drop_kept(&self, dir: &Dir) {
+        dir.forget_kept();
         self.cache.put_listing(self.kept_name(dir), None);
     }
 
