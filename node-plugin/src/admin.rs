@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -18,6 +19,8 @@ pub struct NodeStatus {
     pub pid: u32,
     /// Its version.
     pub version: String,
+    /// Where it serves metrics, if it does.
+    pub metrics: Option<SocketAddr>,
     /// Its mounts.
     pub mounts: Vec<MountStatus>,
     /// Its cache.

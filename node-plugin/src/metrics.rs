@@ -25,6 +25,7 @@ pub async fn serve(address: SocketAddr, metrics: Arc<Metrics>) -> Result<SocketA
     };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let taken = listener.local_addr().map_err(failed)?;
+    tracing::info!(address = %taken, "serving metrics");
     tokio::spawn(async move {
         loop {
             let Ok((stream, _)) = listener.accept().await else { continue };

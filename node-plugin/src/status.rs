@@ -94,6 +94,9 @@ fn describe(node: &NodeStatus) -> String {
         node.pid,
         node.version,
     ));
+    if let Some(address) = node.metrics {
+        out.push_str(&format!("  metrics    http://{address}/metrics\n"));
+    }
     out
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -15,7 +15,7 @@ use weir_node::admin::NodeStatus;
 use weir_node::status;
 
 use crate::bucket::Bucket;
-use crate::{eventually, minio};
+use crate::eventually;
 
 /// The binary under test, built beside this test.
 pub fn program() -> PathBuf {
@@ -80,7 +80,7 @@ impl Options {
 pub struct Mount {
     child: Option<Child>,
     dir: TempDir,
-    metrics: u16,
+    metrics: Option<SocketAddr>,
     _cache: Option<TempDir>,
 }
 
@@ -101,14 +101,13 @@ impl Mount {
         fs::create_dir(dir.path().join("mnt")).unwrap();
         let own_cache = options.cache.is_none().then(cache_dir);
         let cache = options.cache.clone().or(own_cache.as_ref().map(|c| c.path().to_owned()));
-        let metrics = minio::free_port();
         let mut command = weir(bucket);
         command
             .arg("mount")
             .arg(format!("s3://{}/{}", bucket.name, options.prefix))
             .arg(dir.path().join("mnt"))
             .args(["--foreground", "--endpoint-url", &bucket.url])
-            .args(["--metrics-listen", &format!("127.0.0.1:{metrics}")])
+            .args(["--metrics-listen", "127.0.0.1:0"])
             .arg("--cache-dir")
             .arg(cache.unwrap())
             .args(&options.flags)
@@ -116,7 +115,7 @@ impl Mount {
             // A test that dies takes its mount along.
             .env(weir_node::mount::DIE_WITH_PARENT, "1");
         let child = command.spawn().unwrap();
-        let mut mount = Self { child: Some(child), dir, metrics, _cache: own_cache };
+        let mut mount = Self { child: Some(child), dir, metrics: None, _cache: own_cache };
         let path = mount.path();
         eventually("the mount comes up", || {
             let ended = mount.child.as_mut().unwrap().try_wait().unwrap();
@@ -124,7 +123,8 @@ impl Mount {
             is_mounted(&path)
         });
         eventually("the mount serves metrics", || {
-            TcpStream::connect(("127.0.0.1", metrics)).is_ok()
+            mount.metrics = mount.nodes().pop().and_then(|node| node.metrics);
+            mount.metrics.is_some()
         });
         mount
     }
@@ -146,8 +146,11 @@ impl Mount {
 
     /// What the process tells about itself.
     pub fn status(&self) -> NodeStatus {
-        let mut nodes = status::all_in(&self.dir.path().join("run"));
-        nodes.pop().expect("the mount has an admin socket").1
+        self.nodes().pop().expect("the mount has an admin socket")
+    }
+
+    fn nodes(&self) -> Vec<NodeStatus> {
+        status::all_in(&self.dir.path().join("run")).into_iter().map(|(_, node)| node).collect()
     }
 
     /// Bytes fetched from the bucket so far.
@@ -157,7 +160,7 @@ impl Mount {
 
     /// A page of the metrics server.
     pub fn http(&self, path: &str) -> String {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.metrics)).unwrap();
+        let mut stream = TcpStream::connect(self.metrics.unwrap()).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();

@@ -1,5 +1,6 @@
 //! A mount from start to end.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,17 +47,20 @@ pub fn run(config: &MountConfig, log: &LogArgs, ready: Option<Ready>) -> Result<
     let runtime = runtime()?;
     let done = runtime.block_on(async {
         let service = Service::start(config, runtime.handle().clone()).await?;
-        let _admin = service.serve_admin();
-        if let Some(address) = log.metrics_listen {
-            let taken = metrics::serve(address, service.session.engine().metrics.clone()).await;
-            match taken {
-                Ok(taken) => tracing::info!(address = %taken, "serving metrics"),
-                Err(failure) => {
-                    service.end().await;
-                    return Err(failure);
+        let metrics = match log.metrics_listen {
+            None => None,
+            Some(address) => {
+                let counted = service.session.engine().metrics.clone();
+                match metrics::serve(address, counted).await {
+                    Ok(taken) => Some(taken),
+                    Err(failure) => {
+                        service.end().await;
+                        return Err(failure);
+                    }
                 }
             }
-        }
+        };
+        let _admin = service.serve_admin(metrics);
         if let Some(ready) = ready {
             ready.tell();
         }
@@ -171,10 +175,10 @@ impl Service {
     }
 
     /// Serves the admin socket; without one the mount works all the same.
-    pub fn serve_admin(&self) -> Option<AdminSocket> {
+    pub fn serve_admin(&self, metrics: Option<SocketAddr>) -> Option<AdminSocket> {
         let (session, source) = (self.session.clone(), self.source.clone());
         let mountpoint = self.mountpoint();
-        let status = move || status_of(&session, &source, &mountpoint);
+        let status = move || NodeStatus { metrics, ..status_of(&session, &source, &mountpoint) };
         let serve = || {
             let name = format!("weir-{}.sock", std::process::id());
             AdminSocket::serve(&admin::make_run_dir()?.join(name), status)
@@ -240,6 +244,7 @@ fn status_of(session: &Session, source: &str, mountpoint: &std::path::Path) -> N
     NodeStatus {
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        metrics: None,
         mounts: vec![MountStatus {
             source: source.to_owned(),
             mountpoint: mountpoint.to_owned(),
