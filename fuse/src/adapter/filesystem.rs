@@ -538,6 +538,21 @@ impl fuser::Filesystem for FuseSession {
         reply.error(FuseErrno::EOPNOTSUPP);
     }
 
+    fn ioctl(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _flags: fuser::IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: fuser::ReplyIoctl,
+    ) {
+        // What every file that is no device says, as when a program asks for a terminal.
+        reply.error(FuseErrno::ENOTTY);
+    }
+
     fn copy_file_range(
         &self,
         _req: &Request,
