@@ -68,8 +68,9 @@ impl FuseSession {
                     tokio::time::timeout(limit, work).await.unwrap_or(Err(Errno::TIMEDOUT))
                 }
             };
-            answer(result);
+            // Before the answer: who has it may look at the metrics at once.
             metrics.fuse(op, start);
+            answer(result);
         });
     }
 
@@ -132,8 +133,8 @@ impl fuser::Filesystem for FuseSession {
         // A name that is not UTF-8 cannot be a key.
         let Ok(name) = text(name) else { return reply.error(FuseErrno::ENOENT) };
         if let Some(result) = session.lookup_now(parent.0, &name) {
-            send_entry(&session, reply, result);
-            return self.now("lookup", start);
+            self.now("lookup", start);
+            return send_entry(&session, reply, result);
         }
         let asked = session.clone();
         let work = async move { asked.lookup(parent.0, &name).await };
@@ -265,8 +266,8 @@ impl fuser::Filesystem for FuseSession {
         let start = Instant::now();
         let request = open_request(req, flags.0);
         if let Some(result) = self.session.open_now(ino.0, &request) {
-            send_open(reply, request.write, result);
-            return self.now("open", start);
+            self.now("open", start);
+            return send_open(reply, request.write, result);
         }
         let session = self.session.clone();
         let work = async move { session.open(ino.0, &request).await };
@@ -314,8 +315,8 @@ impl fuser::Filesystem for FuseSession {
         let start = Instant::now();
         match self.session.read_now(fh.0, offset, u64::from(size)) {
             Ok(ReadNow::Data(data)) => {
-                reply.data(&data);
                 self.now("read", start);
+                reply.data(&data);
             }
             Ok(ReadNow::Wait(pending)) => {
                 let session = self.session.clone();
