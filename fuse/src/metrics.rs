@@ -125,17 +125,6 @@ impl Metrics {
         self.s3_seconds.with_label_values(&[op, status]).observe(elapsed.as_secs_f64());
     }
 
-    /// How many S3 requests of a kind there were.
-    pub fn s3_count(&self, op: &str) -> u64 {
-        let families = self.registry.gather();
-        let family = families.iter().find(|f| f.name() == "weir_s3_request_duration_seconds");
-        let metrics = family.map(|f| f.get_metric()).unwrap_or_default();
-        let of_op = |m: &&prometheus::proto::Metric| {
-            m.get_label().iter().any(|l| l.name() == "op" && l.value() == op)
-        };
-        metrics.iter().filter(of_op).map(|m| m.get_histogram().get_sample_count()).sum()
-    }
-
     /// All of it in Prometheus text form.
     pub fn text(&self) -> String {
         TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()

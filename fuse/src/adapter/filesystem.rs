@@ -162,7 +162,7 @@ impl fuser::Filesystem for FuseSession {
         atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
         _ctime: Option<SystemTime>,
-        fh: Option<FileHandle>,
+        _fh: Option<FileHandle>,
         _crtime: Option<SystemTime>,
         _chgtime: Option<SystemTime>,
         _bkuptime: Option<SystemTime>,
@@ -170,7 +170,7 @@ impl fuser::Filesystem for FuseSession {
         reply: ReplyAttr,
     ) {
         let times = atime.is_some() || mtime.is_some();
-        let change = AttrChange { size, mode, uid, gid, times, fh: fh.map(|fh| fh.0) };
+        let change = AttrChange { size, mode, uid, gid, times };
         let (session, asked) = (self.session.clone(), self.session.clone());
         let work = async move { asked.setattr(ino.0, &change).await };
         self.later("setattr", None, work, move |r| send_attr(&session, reply, r));

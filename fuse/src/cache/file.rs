@@ -2,7 +2,6 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice};
-use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -144,16 +143,6 @@ impl CacheFile {
             let _ = rustix::fs::fadvise(&self.file, offset, len, Advice::DontNeed);
         }
         Ok(())
-    }
-
-    /// The descriptor.
-    pub fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.file.as_fd()
-    }
-
-    /// The size that the file has.
-    pub fn size(&self) -> u64 {
-        self.size
     }
 }
 

@@ -12,7 +12,7 @@ use super::file::CacheFile;
 use super::flight::Flights;
 use super::records::{ObjectRow, SEGMENT};
 use super::space::Space;
-use crate::buffers::{Block, Buffers};
+use crate::buffers::{Block, Buffers, Share};
 use crate::metrics::Metrics;
 use crate::model::blocks::{self, BlockMap};
 use crate::model::version::VersionKey;
@@ -192,10 +192,8 @@ impl CachedVersion {
     pub fn read_block(
         self: &Arc<Self>,
         block: u32,
-        buffers: &Arc<Buffers>,
-        share: &mut crate::buffers::Share,
+        share: &mut Share,
     ) -> Result<Block, BlockError> {
-        debug_assert!(buffers.total() > 0);
         let Some(expected) = self.state().map.get(block) else { return Err(BlockError::Absent) };
         let mut buffer = share.buffer(blocks::len_of(block, self.size()));
         let read = self.file_for_reading().and_then(|file| file.read_block(block, &mut buffer));
@@ -221,7 +219,7 @@ impl CachedVersion {
                 continue;
             }
             let Some(mut share) = buffers.try_share(blocks::BLOCK as usize) else { return false };
-            right &= self.read_block(block, buffers, &mut share).is_ok();
+            right &= self.read_block(block, &mut share).is_ok();
         }
         if right {
             self.state().verified_epoch = self.shared.epoch;

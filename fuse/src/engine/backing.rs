@@ -18,7 +18,8 @@ const POOL_MAX: usize = 512;
 pub struct Backing {
     /// Its raw id.
     pub id: u32,
-    version: Arc<CachedVersion>,
+    /// Not evicted while the kernel may read it.
+    _version: Arc<CachedVersion>,
     port: Arc<dyn KernelPort>,
 }
 
@@ -59,7 +60,7 @@ impl BackingPool {
         }
         let file = version.open_for_passthrough()?;
         let id = port.open_backing(&file)?;
-        let backing = Arc::new(Backing { id, version: version.clone(), port: port.clone() });
+        let backing = Arc::new(Backing { id, _version: version.clone(), port: port.clone() });
         if entries.len() >= POOL_MAX {
             Self::drop_idle(&mut entries, Duration::ZERO);
         }
@@ -90,12 +91,5 @@ impl BackingPool {
 impl Pressure for BackingPool {
     fn relieve(&self) {
         Self::drop_idle(&mut self.entries(), Duration::ZERO);
-    }
-}
-
-impl Backing {
-    /// The version that it shows.
-    pub fn version(&self) -> &Arc<CachedVersion> {
-        &self.version
     }
 }

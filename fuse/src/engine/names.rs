@@ -25,8 +25,6 @@ pub struct AttrChange {
     pub gid: Option<u32>,
     /// Whether a time is set.
     pub times: bool,
-    /// The handle through which it came.
-    pub fh: Option<u64>,
 }
 
 impl Session {

@@ -28,8 +28,8 @@ impl Namespace {
             return Ok(());
         }
         let done = match dir.how_to_ask() {
-            Ask::List => self.list(dir, asked).await,
-            Ask::FirstPage => match self.list_first_page(dir, asked).await {
+            Ask::List => self.list(dir, asked, false).await.map(|_| ()),
+            Ask::FirstPage => match self.list(dir, asked, true).await {
                 Ok(true) => Ok(()),
                 Ok(false) => self.ask_single(dir, name).await,
                 Err(error) => Err(error),
@@ -63,12 +63,12 @@ impl Namespace {
         if self.health.is_down() && remembers() {
             return Ok(dir.snapshot());
         }
-        match self.list(dir, asked).await {
+        match self.list(dir, asked, false).await {
             Err(error) if error.is_outage() => {
                 self.note_outage(&error);
                 if remembers() { Ok(dir.snapshot()) } else { Err(error) }
             }
-            listed => listed.map(|()| dir.snapshot()),
+            listed => listed.map(|_| dir.snapshot()),
         }
     }
 
@@ -77,11 +77,17 @@ impl Namespace {
         dir.listed_at().is_some_and(|at| now.saturating_duration_since(at) < self.ttl())
     }
 
-    /// Lists the directory, unless somebody did since `asked` or recently enough.
-    async fn list(&self, dir: &Arc<Dir>, asked: Instant) -> Result<(), OriginError> {
+    /// Lists the directory, unless somebody did since `asked` or recently enough. With
+    /// `one_page` it gives up where there are more; says whether the directory is listed now.
+    async fn list(
+        &self,
+        dir: &Arc<Dir>,
+        asked: Instant,
+        one_page: bool,
+    ) -> Result<bool, OriginError> {
         let _gate = dir.gate.lock().await;
         if self.listed_meanwhile(dir, asked) {
-            return Ok(());
+            return Ok(true);
         }
         let started = Instant::now();
         let fetched = SystemTime::now();
@@ -96,37 +102,15 @@ impl Namespace {
         loop {
             let mut page = self.origin.list(&request).await?;
             request.token = page.next.take();
+            if one_page && request.token.is_some() {
+                dir.set_large();
+                return Ok(false);
+            }
             listing.add(&prefix, page, &self.hidden);
             if request.token.is_none() {
                 break;
             }
         }
-        self.took_over(dir, listing, started, fetched);
-        Ok(())
-    }
-
-    /// Lists the directory if it fits one page; says whether it did.
-    async fn list_first_page(&self, dir: &Arc<Dir>, asked: Instant) -> Result<bool, OriginError> {
-        let _gate = dir.gate.lock().await;
-        if self.listed_meanwhile(dir, asked) {
-            return Ok(true);
-        }
-        let started = Instant::now();
-        let fetched = SystemTime::now();
-        let prefix = dir.prefix();
-        let request = ListRequest {
-            prefix: prefix.as_str().to_owned(),
-            delimited: true,
-            token: None,
-            max_keys: PAGE,
-        };
-        let page = self.origin.list(&request).await?;
-        if page.next.is_some() {
-            dir.set_large();
-            return Ok(false);
-        }
-        let mut listing = Listing::default();
-        listing.add(&prefix, page, &self.hidden);
         self.took_over(dir, listing, started, fetched);
         Ok(true)
     }

@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -49,25 +48,17 @@ pub enum Fault {
     FlipBit,
 }
 
-/// Wraps an origin; counts requests and injects faults.
+/// Wraps an origin; injects faults.
 pub struct Faulty {
     inner: Arc<dyn Origin>,
     plan: Mutex<VecDeque<(Op, Fault)>>,
     always: Mutex<Option<OriginError>>,
-    gets: AtomicU64,
-    puts: AtomicU64,
 }
 
 impl Faulty {
     /// Behaves like `inner` until told otherwise.
     pub fn new(inner: Arc<dyn Origin>) -> Self {
-        Self {
-            inner,
-            plan: Mutex::default(),
-            always: Mutex::default(),
-            gets: AtomicU64::new(0),
-            puts: AtomicU64::new(0),
-        }
+        Self { inner, plan: Mutex::default(), always: Mutex::default() }
     }
 
     /// The next request of kind `op` meets this fault.
@@ -78,16 +69,6 @@ impl Faulty {
     /// Every request fails like this until told otherwise.
     pub fn fail_all(&self, error: Option<OriginError>) {
         *self.always.lock().unwrap_or_else(PoisonError::into_inner) = error;
-    }
-
-    /// How many GETs there were.
-    pub fn gets(&self) -> u64 {
-        self.gets.load(Ordering::Relaxed)
-    }
-
-    /// How many PUTs of whole objects there were.
-    pub fn puts(&self) -> u64 {
-        self.puts.load(Ordering::Relaxed)
     }
 
     /// Takes the next fault for `op`, having served delays and failures that come first.
@@ -131,7 +112,6 @@ impl Origin for Faulty {
     }
 
     async fn get(&self, key: &str, etag: &ETag, range: Range<u64>) -> Result<Body, OriginError> {
-        self.gets.fetch_add(1, Ordering::Relaxed);
         let fault = self.meet(Op::Get).await?;
         let mut body = self.inner.get(key, etag, range).await?;
         match fault {
@@ -173,7 +153,6 @@ impl Origin for Faulty {
         body: Bytes,
         write: &WriteIntent,
     ) -> Result<Stored, OriginError> {
-        self.puts.fetch_add(1, Ordering::Relaxed);
         let fault = self.meet(Op::Put).await?;
         reply(self.inner.put(key, body, write).await, fault)
     }

@@ -236,7 +236,7 @@ impl Reader {
         }
         let whole = blocks::len_of(n, version.size()).next_multiple_of(crate::buffers::ALIGN);
         let mut share = self.try_share(whole)?;
-        let data = version.read_block(n, &self.buffers, &mut share).ok()?;
+        let data = version.read_block(n, &mut share).ok()?;
         self.hot.insert(version.id, n, data.clone());
         Some(data)
     }

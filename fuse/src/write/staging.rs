@@ -176,12 +176,6 @@ impl Staging {
         !state.unlinked && state.stored != Some(state.generation)
     }
 
-    /// Whether nothing was ever written and nothing is stored yet.
-    pub fn is_untouched(&self) -> bool {
-        let state = self.state();
-        state.generation == 1 && state.stored.is_none()
-    }
-
     /// Notes that the name was removed. Returns an upload to abort.
     pub fn unlink(&self) -> Option<String> {
         let mut state = self.state();
