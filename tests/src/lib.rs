@@ -7,6 +7,7 @@
 )]
 
 pub mod bucket;
+pub mod link;
 pub mod minio;
 pub mod mount;
 pub mod shell;

@@ -1,0 +1,147 @@
+//! The table: every work, by every contestant, beside its limit.
+
+use bytes::Bytes;
+
+use crate::contestant::{Contestant, Kind};
+use crate::limits;
+use crate::report::{LIMIT, Report, Work};
+use crate::stage::{BIG, Stage};
+use crate::works;
+
+const fn work(name: &'static str, unit: &'static str, limit: &'static str) -> Work {
+    Work { name, unit, limit }
+}
+
+const MOUNT: Work = work("mount until first listing", "ms", "");
+const WALK: Work = work("walk + stat, first", "files/s", "(disk)");
+const WALK_AGAIN: Work = work("walk + stat, again", "files/s", "(disk)");
+const COLD: Work = work("cold sequential read", "MiB/s", "(bare GETs)");
+const CACHED: Work = work("read again, page cache dropped", "MiB/s", "(disk)");
+const WARM: Work = work("read again, warm", "MiB/s", "(disk)");
+const RANDOM: Work = work("random 4 KiB, warm", "reads/s", "(disk)");
+const MAP: Work = work("mmap, every page, dropped", "MiB/s", "(disk)");
+const SMALL: Work = work("small files, first read", "files/s", "(bare GETs)");
+const SMALL_AGAIN: Work = work("small files again, dropped", "files/s", "(disk)");
+const WRITE: Work = work("write, until close", "MiB/s", "(bare PUTs)");
+const WRITE_SMALL: Work = work("write 64 KiB files", "files/s", "");
+const MEMORY: Work = work("peak memory, anon + kernel", "MiB", "");
+const RSS: Work = work("peak memory, RSS", "MiB", "");
+const CPU: Work = work("CPU over all of it", "s", "");
+
+/// Runs rounds in which everybody takes a turn.
+pub(crate) fn run(stage: &Stage, who: &[Kind], rounds: usize, only: Option<&str>) -> Report {
+    let place = if stage.is_slow() { "20 ms, 1 Gbit/s" } else { "loopback" };
+    let mut report = Report::new(format!("{place}, {} MiB", stage.sizes.big >> 20));
+    let bytes = Bytes::from(weir_tests::random_bytes(9, stage.sizes.big as usize));
+    let wanted = |work: &Work| only.is_none_or(|only| work.name.contains(only));
+    for round in 0..rounds {
+        eprintln!("-- {place}, round {} of {rounds}", round + 1);
+        raw(stage, &bytes, &mut report, &wanted);
+        for kind in who {
+            contend(stage, *kind, &bytes, &mut report, &wanted);
+        }
+    }
+    report
+}
+
+fn raw(stage: &Stage, bytes: &Bytes, report: &mut Report, wanted: &dyn Fn(&Work) -> bool) {
+    let big = stage.raw.join(BIG);
+    let keys = stage.small_keys();
+    let files = keys.len() + 1;
+    let limits: [(Work, &dyn Fn() -> f64); 10] = [
+        (WALK, &|| {
+            works::drop_caches(3);
+            works::walk(&stage.raw, files)
+        }),
+        (WALK_AGAIN, &|| works::walk(&stage.raw, files)),
+        (COLD, &|| limits::gets(stage)),
+        (CACHED, &|| {
+            works::drop_caches(1);
+            works::sequential(&big)
+        }),
+        (WARM, &|| works::sequential(&big)),
+        (RANDOM, &|| works::random(&big)),
+        (MAP, &|| {
+            works::drop_caches(1);
+            works::map(&big)
+        }),
+        (SMALL, &|| limits::small_gets(stage)),
+        (SMALL_AGAIN, &|| {
+            works::drop_caches(1);
+            works::small(&stage.raw, &keys)
+        }),
+        (WRITE, &|| limits::puts(stage, bytes)),
+    ];
+    for (work, measure) in limits {
+        if wanted(&work) {
+            report.add(work, LIMIT, measure());
+        }
+    }
+}
+
+fn contend(
+    stage: &Stage,
+    kind: Kind,
+    bytes: &Bytes,
+    report: &mut Report,
+    wanted: &dyn Fn(&Work) -> bool,
+) {
+    works::drop_caches(1);
+    let (mount, until_listing) = Contestant::mount(stage, kind, &[]);
+    let name = kind.name();
+    report.add(MOUNT, name, until_listing.as_secs_f64() * 1000.0);
+    let big = mount.join(BIG);
+    let root = mount.join("");
+    let keys = stage.small_keys();
+    let files = keys.len() + 1;
+    let dropped = |measure: &dyn Fn() -> f64| {
+        mount.settle();
+        works::drop_caches(1);
+        measure()
+    };
+    let steps: [(Work, &dyn Fn() -> f64); 9] = [
+        (WALK, &|| works::walk(&root, files)),
+        (WALK_AGAIN, &|| works::walk(&root, files)),
+        (COLD, &|| works::sequential(&big)),
+        (CACHED, &|| dropped(&|| works::sequential(&big))),
+        (WARM, &|| works::sequential(&big)),
+        (RANDOM, &|| works::random(&big)),
+        (MAP, &|| dropped(&|| works::map(&big))),
+        (SMALL, &|| works::small(&root, &keys)),
+        (SMALL_AGAIN, &|| dropped(&|| works::small(&root, &keys))),
+    ];
+    for (work, measure) in steps {
+        if wanted(&work) {
+            report.add(work, name, measure());
+        }
+    }
+    if kind.is_durable() {
+        write(stage, &mount, bytes, report, wanted);
+    }
+    let used = mount.end();
+    stage.clear("written/");
+    report.add(CPU, name, used.cpu_secs);
+    report.add(MEMORY, name, used.anon_and_kernel as f64 / f64::from(1 << 20));
+    report.add(RSS, name, used.rss as f64 / f64::from(1 << 20));
+}
+
+/// Writes, and sees that S3 holds what was closed.
+fn write(
+    stage: &Stage,
+    mount: &Contestant,
+    bytes: &Bytes,
+    report: &mut Report,
+    wanted: &dyn Fn(&Work) -> bool,
+) {
+    if wanted(&WRITE) {
+        let rate = works::write(&mount.join("written/big"), bytes);
+        assert_eq!(stage.size_at_s3("written/big"), Some(bytes.len() as u64));
+        report.add(WRITE, mount.kind.name(), rate);
+    }
+    if wanted(&WRITE_SMALL) {
+        let rate = works::write_small(&mount.join("written/small"), stage.sizes.written);
+        let last = format!("written/small/w{:04}", stage.sizes.written - 1);
+        assert_eq!(stage.size_at_s3(&last), Some(64 << 10));
+        report.add(WRITE_SMALL, mount.kind.name(), rate);
+    }
+}
