@@ -1,19 +1,21 @@
 //! Buffers for bytes on their way, all of them under one limit.
 //!
 //! Every buffer is aligned for O_DIRECT and holds its share of the limit until the last
-//! [`Bytes`] made of it is dropped.
+//! [`Bytes`] made of it is dropped. Buffers are used again: fresh memory costs page faults.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use memmap2::MmapMut;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::model::blocks::BLOCK;
 
 /// Alignment of buffers: the largest logical block size of common disks.
 pub const ALIGN: usize = 4096;
-/// Buffers kept for reuse.
-const SPARE_MAX: usize = 64;
+/// Most blocks in one buffer: 1 MiB, the largest read of FUSE, so that it is answered from one.
+pub const RUN: u32 = 8;
 /// Unit in which the limit is counted.
 const UNIT: usize = 1024;
 
@@ -21,7 +23,7 @@ const UNIT: usize = 1024;
 pub struct Buffers {
     limit: Arc<Semaphore>,
     total_units: usize,
-    spare: Mutex<Vec<Vec<u8>>>,
+    spare: Mutex<Spare>,
 }
 
 impl Buffers {
@@ -66,14 +68,89 @@ impl Buffers {
         u32::try_from(units).unwrap_or(u32::MAX)
     }
 
-    fn take_spare(&self) -> Option<Vec<u8>> {
-        self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    fn take(&self, capacity: usize) -> Store {
+        let total = self.total_units * UNIT;
+        let mut spare = self.spare();
+        if let Some(store) = spare.stores.get_mut(&capacity).and_then(Vec::pop) {
+            spare.bytes -= capacity;
+            return store;
+        }
+        // What is spared of other sizes makes place for this one.
+        while spare.bytes > 0 && spare.allocated + capacity > total {
+            spare.drop_one();
+        }
+        spare.allocated += capacity;
+        drop(spare);
+        Store::new(capacity)
     }
 
-    fn give_back(&self, store: Vec<u8>) {
-        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
-        if spare.len() < SPARE_MAX {
-            spare.push(store);
+    fn give_back(&self, capacity: usize, store: Store) {
+        let mut spare = self.spare();
+        if spare.allocated > self.total_units * UNIT {
+            spare.allocated -= capacity;
+            return;
+        }
+        spare.bytes += capacity;
+        spare.stores.entry(capacity).or_default().push(store);
+    }
+
+    fn spare(&self) -> std::sync::MutexGuard<'_, Spare> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Memory of a buffer. Large ones are mappings of their own: what is given back goes to the
+/// system, and does not leave holes in the allocator's arenas.
+enum Store {
+    Mapped(MmapMut),
+    Heap { bytes: Vec<u8>, start: usize },
+}
+
+impl Store {
+    fn new(capacity: usize) -> Self {
+        if capacity >= BLOCK as usize
+            && let Ok(map) = MmapMut::map_anon(capacity)
+        {
+            return Self::Mapped(map);
+        }
+        let bytes = vec![0; capacity + ALIGN];
+        let start = bytes.as_ptr().align_offset(ALIGN).min(ALIGN);
+        Self::Heap { bytes, start }
+    }
+
+    fn bytes(&self, len: usize) -> &[u8] {
+        match self {
+            Self::Mapped(map) => &map[..len],
+            Self::Heap { bytes, start } => &bytes[*start..*start + len],
+        }
+    }
+
+    fn bytes_mut(&mut self, len: usize) -> &mut [u8] {
+        match self {
+            Self::Mapped(map) => &mut map[..len],
+            Self::Heap { bytes, start } => &mut bytes[*start..*start + len],
+        }
+    }
+}
+
+/// Buffers that nobody uses, by capacity.
+#[derive(Default)]
+struct Spare {
+    stores: HashMap<usize, Vec<Store>>,
+    /// Bytes of them, and bytes of all buffers there are.
+    bytes: usize,
+    allocated: usize,
+}
+
+impl Spare {
+    fn drop_one(&mut self) {
+        let some = self.stores.iter_mut().find(|(_, stores)| !stores.is_empty());
+        match some.and_then(|(capacity, stores)| stores.pop().map(|_| *capacity)) {
+            Some(capacity) => {
+                self.bytes -= capacity;
+                self.allocated -= capacity;
+            }
+            None => self.bytes = 0,
         }
     }
 }
@@ -85,23 +162,26 @@ pub struct Share {
 }
 
 impl Share {
-    /// A buffer for `len` bytes (at most one block) that holds its part of this share.
+    /// A buffer for `len` bytes that holds its part of this share.
     pub fn buffer(&mut self, len: usize) -> Buffer {
-        let capacity = len.next_multiple_of(ALIGN).max(ALIGN);
+        let capacity = capacity_for(len);
         let units = capacity.div_ceil(UNIT).min(self.permit.num_permits());
         let part = self.permit.split(units);
-        let whole = BLOCK as usize;
-        let store = if capacity == whole { self.buffers.take_spare() } else { None };
-        let store = store.unwrap_or_else(|| vec![0; capacity + ALIGN]);
-        let start = store.as_ptr().align_offset(ALIGN).min(ALIGN);
-        Buffer { store, start, capacity, len, _part: part, buffers: self.buffers.clone() }
+        let store = Some(self.buffers.take(capacity));
+        Buffer { store, capacity, len, _part: part, buffers: self.buffers.clone() }
     }
+}
+
+/// Bytes that a buffer for `len` bytes takes: few sizes, so that buffers can be used again.
+pub fn capacity_for(len: usize) -> usize {
+    let block = BLOCK as usize;
+    if len >= block { len.next_multiple_of(block) } else { len.max(ALIGN).next_power_of_two() }
 }
 
 /// An aligned buffer.
 pub struct Buffer {
-    store: Vec<u8>,
-    start: usize,
+    /// There until it is dropped.
+    store: Option<Store>,
     capacity: usize,
     len: usize,
     _part: Option<OwnedSemaphorePermit>,
@@ -111,32 +191,43 @@ pub struct Buffer {
 impl Buffer {
     /// The bytes to fill.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.store[self.start..self.start + self.len]
+        self.store.as_mut().map_or(&mut [], |store| store.bytes_mut(self.len))
     }
 
     /// The bytes with their padding up to the alignment.
     pub fn padded_mut(&mut self) -> &mut [u8] {
-        &mut self.store[self.start..self.start + self.capacity]
+        let padded = self.len.next_multiple_of(ALIGN);
+        self.store.as_mut().map_or(&mut [], |store| store.bytes_mut(padded))
     }
 
-    /// Makes the buffer immutable and shareable. The padding is zeroed and left out.
-    pub fn freeze(mut self) -> Block {
+    /// Makes the buffer immutable, in one piece.
+    pub fn into_bytes(self) -> Bytes {
+        let len = self.len;
+        Bytes::from_owner(self).slice(..len)
+    }
+
+    /// Makes the buffer immutable and cuts it into blocks that share it. The padding of the
+    /// last one is zeroed.
+    pub fn freeze(mut self) -> Vec<Block> {
         let len = self.len;
         self.padded_mut()[len..].fill(0);
-        Block { len, padded: Bytes::from_owner(self) }
+        let run = Bytes::from_owner(self);
+        let block =
+            |from: usize| Block { run: run.clone(), from, len: (len - from).min(BLOCK as usize) };
+        (0..len).step_by(BLOCK as usize).map(block).collect()
     }
 }
 
 impl AsRef<[u8]> for Buffer {
     fn as_ref(&self) -> &[u8] {
-        &self.store[self.start..self.start + self.capacity]
+        self.store.as_ref().map_or(&[], |store| store.bytes(self.capacity))
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if self.capacity == BLOCK as usize {
-            self.buffers.give_back(std::mem::take(&mut self.store));
+        if let Some(store) = self.store.take() {
+            self.buffers.give_back(self.capacity, store);
         }
     }
 }
@@ -144,19 +235,21 @@ impl Drop for Buffer {
 /// The bytes of one block, shareable, with zero padding up to the alignment.
 #[derive(Clone, Debug)]
 pub struct Block {
+    /// The whole buffer that it was cut from.
+    run: Bytes,
+    from: usize,
     len: usize,
-    padded: Bytes,
 }
 
 impl Block {
     /// The block's bytes.
-    pub fn bytes(&self) -> Bytes {
-        self.padded.slice(..self.len)
+    pub fn bytes(&self) -> &[u8] {
+        &self.run[self.from..self.from + self.len]
     }
 
     /// The bytes with their padding, aligned for O_DIRECT.
     pub fn padded(&self) -> &[u8] {
-        &self.padded
+        &self.run[self.from..self.from + self.len.next_multiple_of(ALIGN)]
     }
 
     /// Length without padding.
@@ -167,6 +260,24 @@ impl Block {
     /// Whether there are no bytes.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// The bytes of consecutive blocks: without a copy where they lie in one buffer.
+    pub fn join(blocks: &[Block]) -> Bytes {
+        let [first, .., last] = blocks else {
+            let one = blocks.first();
+            return one.map_or_else(Bytes::new, |b| b.run.slice(b.from..b.from + b.len));
+        };
+        let follows = |pair: &[Block]| match pair {
+            [a, b] => a.run.as_ptr() == b.run.as_ptr() && a.from + a.len == b.from,
+            _ => false,
+        };
+        if blocks.windows(2).all(follows) {
+            return first.run.slice(first.from..last.from + last.len);
+        }
+        let mut out = Vec::with_capacity(blocks.iter().map(Block::len).sum());
+        blocks.iter().for_each(|block| out.extend_from_slice(block.bytes()));
+        out.into()
     }
 }
 
@@ -183,9 +294,9 @@ mod tests {
         let mut buffer = share.buffer(5);
         buffer.bytes_mut().copy_from_slice(b"hello");
         drop(share);
-        let block = buffer.freeze();
+        let block = buffer.freeze().remove(0);
         assert_eq!(block.padded().as_ptr().align_offset(ALIGN), 0);
-        assert_eq!(&block.bytes()[..], b"hello");
+        assert_eq!(block.bytes(), b"hello");
         let copy = block.clone();
         drop(block);
         assert_eq!(buffers.used(), ALIGN as u64);
@@ -197,5 +308,38 @@ mod tests {
     async fn a_request_over_the_whole_limit_does_not_hang() {
         let buffers = Buffers::new(0);
         assert!(buffers.share(usize::MAX / 2).await.is_some());
+    }
+
+    #[test]
+    fn blocks_of_one_buffer_join_without_a_copy_and_others_with() {
+        let buffers = Buffers::new(0);
+        let len = 2 * BLOCK as usize + 10;
+        let mut share = buffers.try_share(3 * BLOCK as usize).unwrap();
+        let mut buffer = share.buffer(len);
+        for (at, byte) in buffer.bytes_mut().iter_mut().enumerate() {
+            *byte = (at / 1000) as u8;
+        }
+        let blocks = buffer.freeze();
+        let whole = Block::join(&blocks);
+        assert_eq!((blocks.len(), whole.len()), (3, len));
+        assert_eq!(whole.as_ptr(), blocks[0].bytes().as_ptr());
+        let apart = [blocks[2].clone(), blocks[1].clone()];
+        let joined = Block::join(&apart);
+        assert_eq!(&joined[..10], blocks[2].bytes());
+        assert_eq!(&joined[10..], blocks[1].bytes());
+        assert!(Block::join(&[]).is_empty());
+    }
+
+    #[test]
+    fn what_is_spared_stays_under_the_limit() {
+        let buffers = Buffers::new(0);
+        let total = buffers.total() as usize;
+        for len in [BLOCK as usize, 5000, 8 * BLOCK as usize] {
+            let mut share = buffers.try_share(total).unwrap();
+            let all: Vec<_> = (0..total / capacity_for(len)).map(|_| share.buffer(len)).collect();
+            drop(all);
+            let spare = buffers.spare();
+            assert!(spare.allocated <= total && spare.bytes == spare.allocated, "{len}");
+        }
     }
 }

@@ -150,7 +150,7 @@ pub struct CacheArgs {
     /// What the cache leaves free on its disk, as 20GiB or 10% [default: 10%].
     #[arg(long, value_name = "SIZE")]
     pub cache_min_free: Option<Amount>,
-    /// Memory for bytes on their way [default: 512MiB, or a quarter of the cgroup's limit].
+    /// Memory for bytes on their way [default: a 512th of the machine's memory, 64MiB to 512MiB, at most a quarter of the cgroup's limit].
     #[arg(long, value_name = "SIZE")]
     pub memory_target: Option<Size>,
     /// Most bytes asked for in one request [default: 8MiB].

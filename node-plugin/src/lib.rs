@@ -1,6 +1,7 @@
 //! What the binary `weir` does: its commands, their settings, and how they end.
 
 pub mod admin;
+mod allocator;
 pub mod cli;
 pub mod config;
 pub mod demo;
@@ -21,6 +22,7 @@ use exit::Failure;
 
 /// Runs a command line; the first argument is the program's name.
 pub fn run(args: Vec<OsString>) -> ExitCode {
+    allocator::bound();
     let args = match config::fstab::as_command(args) {
         Ok(args) => args,
         Err(failure) => return failure.report(),

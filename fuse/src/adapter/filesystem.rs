@@ -15,7 +15,7 @@ use fuser::{
 };
 use rustix::io::Errno;
 
-use super::reply::{self, send_attr, send_empty, send_entry, send_open, send_xattr};
+use super::reply::{self, send_attr, send_empty, send_entry, send_open, send_opendir, send_xattr};
 use crate::engine::Session;
 use crate::engine::io::ReadNow;
 use crate::engine::names::AttrChange;
@@ -374,6 +374,9 @@ impl fuser::Filesystem for FuseSession {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        if self.session.release_now(fh.0) {
+            return reply.ok();
+        }
         let session = self.session.clone();
         let work = async move {
             session.release(fh.0).await;
@@ -396,16 +399,15 @@ impl fuser::Filesystem for FuseSession {
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let start = Instant::now();
+        if let Some(result) = self.session.opendir_now(ino.0) {
+            self.now("opendir", start);
+            return send_opendir(reply, result);
+        }
         let session = self.session.clone();
         let work = async move { session.opendir(ino.0).await };
         // A directory of a million keys takes a thousand requests.
-        self.later("opendir", Some(DEADLINE * 10), work, move |r| match r {
-            Ok((fh, keep)) => {
-                let keep = if keep { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
-                reply.opened(FileHandle(fh), FopenFlags::FOPEN_CACHE_DIR | keep);
-            }
-            Err(error) => reply.error(reply::errno(error)),
-        });
+        self.later("opendir", Some(DEADLINE * 10), work, move |r| send_opendir(reply, r));
     }
 
     fn readdir(

@@ -89,6 +89,17 @@ pub(super) fn send_open(reply: ReplyOpen, write: bool, result: Result<Opened, Er
     }
 }
 
+/// The kernel caches the names; `keep` says that those it has are still right.
+pub(super) fn send_opendir(reply: ReplyOpen, result: Result<(u64, bool), Errno>) {
+    match result {
+        Ok((fh, keep)) => {
+            let keep = if keep { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
+            reply.opened(FileHandle(fh), FopenFlags::FOPEN_CACHE_DIR | keep);
+        }
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
 pub(super) fn send_xattr(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, Errno>) {
     match result {
         Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),

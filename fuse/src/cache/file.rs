@@ -117,12 +117,12 @@ impl CacheFile {
         Ok(offset)
     }
 
-    /// Fills `buffer` with the block `block`.
+    /// Fills `buffer` from the block `first` on.
     ///
     /// # Errors
     /// What pread reports; `UnexpectedEof` when the file is shorter.
-    pub fn read_block(&self, block: u32, buffer: &mut Buffer) -> io::Result<()> {
-        let offset = u64::from(block) * BLOCK;
+    pub fn read_run(&self, first: u32, buffer: &mut Buffer) -> io::Result<()> {
+        let offset = u64::from(first) * BLOCK;
         let wanted = buffer.bytes_mut().len();
         let mut done = 0;
         while done < wanted {
@@ -139,7 +139,7 @@ impl CacheFile {
             }
         }
         if !self.direct {
-            let len = std::num::NonZeroU64::new(BLOCK);
+            let len = std::num::NonZeroU64::new(wanted as u64);
             let _ = rustix::fs::fadvise(&self.file, offset, len, Advice::DontNeed);
         }
         Ok(())
@@ -154,7 +154,7 @@ mod tests {
     fn block(buffers: &std::sync::Arc<Buffers>, byte: u8, len: usize) -> Block {
         let mut buffer = buffers.try_share(len).unwrap().buffer(len);
         buffer.bytes_mut().fill(byte);
-        buffer.freeze()
+        buffer.freeze().remove(0)
     }
 
     #[test]
@@ -170,7 +170,7 @@ mod tests {
             assert_eq!(fs::metadata(&path).unwrap().len(), size);
             let file = CacheFile::open(&path, size).unwrap();
             let mut buffer = buffers.try_share(100).unwrap().buffer(100);
-            file.read_block(2, &mut buffer).unwrap();
+            file.read_run(2, &mut buffer).unwrap();
             assert_eq!(buffer.bytes_mut(), [3; 100]);
             assert!(CacheFile::open(&path, size + 1).is_err());
         }

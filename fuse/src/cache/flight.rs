@@ -12,6 +12,8 @@ use crate::origin::OriginError;
 /// One fetch of a run of blocks.
 pub struct Flight {
     range: Range<u32>,
+    /// End of the blocks that somebody waited for when it began.
+    wanted: u32,
     landed: Mutex<BTreeMap<u32, Block>>,
     outcome: OnceLock<Result<(), OriginError>>,
 }
@@ -20,6 +22,11 @@ impl Flight {
     /// The blocks that it fetches.
     pub fn range(&self) -> Range<u32> {
         self.range.clone()
+    }
+
+    /// End of the blocks that somebody waited for when it began.
+    pub fn wanted(&self) -> u32 {
+        self.wanted
     }
 
     /// A block that has arrived.
@@ -50,10 +57,12 @@ impl Flights {
     }
 
     /// Begins flights for those runs in `wanted` that are neither under way nor, by `held`,
-    /// there already. No run is longer than `longest`; `limit` bounds their number.
+    /// there already. No run is longer than `longest`; `limit` bounds their number. Somebody
+    /// waits for the blocks before `waited_for`.
     pub fn begin(
         &self,
         wanted: Range<u32>,
+        waited_for: u32,
         longest: u32,
         limit: usize,
         held: impl Fn(u32) -> bool,
@@ -77,6 +86,7 @@ impl Flights {
             let end = (at + 1..bound).find(|b| held(*b)).unwrap_or(bound);
             let flight = Arc::new(Flight {
                 range: at..end,
+                wanted: waited_for.clamp(at, end),
                 landed: Mutex::default(),
                 outcome: OnceLock::new(),
             });
@@ -87,9 +97,11 @@ impl Flights {
         begun
     }
 
-    /// Notes that a block has arrived.
-    pub fn landed(&self, flight: &Flight, block: u32, data: Block) {
-        flight.landed.lock().unwrap_or_else(PoisonError::into_inner).insert(block, data);
+    /// Notes that consecutive blocks have arrived.
+    pub fn landed(&self, flight: &Flight, first: u32, data: &[Block]) {
+        let mut landed = flight.landed.lock().unwrap_or_else(PoisonError::into_inner);
+        landed.extend((first..).zip(data.iter().cloned()));
+        drop(landed);
         self.changed.notify_waiters();
     }
 
@@ -123,14 +135,14 @@ mod tests {
     fn runs_never_overlap_and_skip_what_is_held() {
         let flights = Flights::default();
         let ranges = |begun: Vec<Arc<Flight>>| begun.iter().map(|f| f.range()).collect::<Vec<_>>();
-        assert_eq!(ranges(flights.begin(4..8, 100, 9, |_| false)), vec![4_u32..8; 1]);
-        let begun = flights.begin(0..20, 6, 9, |b| b == 1 || b == 10);
+        assert_eq!(ranges(flights.begin(4..8, 0, 100, 9, |_| false)), vec![4_u32..8; 1]);
+        let begun = flights.begin(0..20, 0, 6, 9, |b| b == 1 || b == 10);
         assert_eq!(ranges(begun), [0..1, 2..4, 8..10, 11..17, 17..20]);
-        assert_eq!(ranges(flights.begin(0..20, 6, 9, |b| b == 1 || b == 10)), []);
+        assert_eq!(ranges(flights.begin(0..20, 0, 6, 9, |b| b == 1 || b == 10)), []);
         let flight = flights.find(9).unwrap();
         assert_eq!(flight.range(), 8..10);
         flights.end(&flight, Ok(()));
         assert!(flights.find(9).is_none());
-        assert_eq!(ranges(flights.begin(8..12, 1, 1, |_| false)), vec![8_u32..9; 1]);
+        assert_eq!(ranges(flights.begin(8..12, 0, 1, 1, |_| false)), vec![8_u32..9; 1]);
     }
 }

@@ -30,12 +30,14 @@ impl HotBlocks {
         self.lock().blocks.get(&(id, block)).cloned()
     }
 
-    /// Adds a block.
-    pub fn insert(&self, id: u64, block: u32, data: Block) {
+    /// Adds consecutive blocks.
+    pub fn insert(&self, id: u64, first: u32, data: &[Block]) {
         let mut inner = self.lock();
-        inner.bytes += data.padded().len();
-        if let Some((_, old)) = inner.blocks.push((id, block), data) {
-            inner.bytes -= old.padded().len();
+        for (block, data) in (first..).zip(data) {
+            inner.bytes += data.len();
+            if let Some((_, old)) = inner.blocks.push((id, block), data.clone()) {
+                inner.bytes -= old.len();
+            }
         }
         while inner.bytes > self.max_bytes && inner.pop() {}
     }
@@ -57,13 +59,11 @@ impl HotBlocks {
         any
     }
 
-    /// Drops the blocks of one version.
-    pub fn forget(&self, id: u64, blocks: std::ops::Range<u32>) {
+    /// Drops a block.
+    pub fn forget(&self, id: u64, block: u32) {
         let mut inner = self.lock();
-        for block in blocks {
-            if let Some(old) = inner.blocks.pop(&(id, block)) {
-                inner.bytes -= old.padded().len();
-            }
+        if let Some(old) = inner.blocks.pop(&(id, block)) {
+            inner.bytes -= old.len();
         }
     }
 
@@ -76,7 +76,7 @@ impl Inner {
     fn pop(&mut self) -> bool {
         let popped = self.blocks.pop_lru();
         if let Some((_, old)) = &popped {
-            self.bytes -= old.padded().len();
+            self.bytes -= old.len();
         }
         popped.is_some()
     }
@@ -90,14 +90,14 @@ mod tests {
     #[test]
     fn the_oldest_goes_first_and_the_bound_holds() {
         let buffers = Buffers::new(0);
-        let block = || buffers.try_share(4096).unwrap().buffer(4096).freeze();
+        let block = || buffers.try_share(4096).unwrap().buffer(4096).freeze().remove(0);
         let hot = HotBlocks::new(3 * 4096);
         for n in 0..4 {
-            hot.insert(1, n, block());
+            hot.insert(1, n, &[block()]);
             hot.get(1, 0);
         }
         assert!(hot.get(1, 0).is_some() && hot.get(1, 1).is_none() && hot.get(1, 3).is_some());
-        hot.insert(1, 0, block());
+        hot.insert(1, 0, &[block()]);
         assert!(hot.reclaim(usize::MAX) && !hot.reclaim(1));
         assert_eq!(buffers.used(), 0);
     }

@@ -153,13 +153,14 @@ impl CachedVersion {
         let file = self.file_for_writing()?;
         file.write_blocks(first, data)?;
         let mut added = 0;
+        let sums: Vec<u32> = data.iter().map(|block| crc32c::crc32c(block.bytes())).collect();
         {
             let mut state = self.state();
-            for (block, bytes) in (first..).zip(data) {
+            for ((block, bytes), sum) in (first..).zip(data).zip(&sums) {
                 if !state.map.has(block) {
                     added += bytes.len() as u64;
                 }
-                state.map.insert(block, crc32c::crc32c(&bytes.bytes()));
+                state.map.insert(block, *sum);
             }
             state.held_bytes += added;
             state.on_disk = true;
@@ -185,30 +186,39 @@ impl CachedVersion {
         self.queue(0..blocks::count(size));
     }
 
-    /// Reads a held block and checks it.
+    /// Reads consecutive held blocks, at most [`crate::buffers::RUN`], and checks each.
     ///
     /// # Errors
     /// [`BlockError`]; a block that fails is forgotten, so that it is fetched again.
-    pub fn read_block(
+    pub fn read_run(
         self: &Arc<Self>,
-        block: u32,
+        run: Range<u32>,
         share: &mut Share,
-    ) -> Result<Block, BlockError> {
-        let Some(expected) = self.state().map.get(block) else { return Err(BlockError::Absent) };
-        let mut buffer = share.buffer(blocks::len_of(block, self.size()));
-        let read = self.file_for_reading().and_then(|file| file.read_block(block, &mut buffer));
+    ) -> Result<Vec<Block>, BlockError> {
+        let expected: Option<Vec<u32>> = {
+            let state = self.state();
+            run.clone().map(|block| state.map.get(block)).collect()
+        };
+        let expected = expected.ok_or(BlockError::Absent)?;
+        let bytes = blocks::bytes_of(&run, self.size());
+        let mut buffer = share.buffer((bytes.end - bytes.start) as usize);
+        let read = self.file_for_reading().and_then(|file| file.read_run(run.start, &mut buffer));
         if let Err(error) = read {
-            tracing::warn!(key = %self.key.key, block, %error, "cache file unreadable; fetching again");
-            self.forget(block);
+            tracing::warn!(key = %self.key.key, block = run.start, %error, "cache file unreadable; fetching again");
+            run.for_each(|block| self.forget(block));
             return Err(BlockError::Disk(error));
         }
-        if crc32c::crc32c(buffer.bytes_mut()) != expected {
-            tracing::warn!(key = %self.key.key, block, "damaged block in the cache; fetching again");
-            self.shared.metrics.cache_damaged_bytes.inc_by(buffer.bytes_mut().len() as u64);
-            self.forget(block);
-            return Err(BlockError::Damaged);
+        let data = buffer.freeze();
+        let mut damaged = false;
+        for ((block, data), expected) in run.zip(&data).zip(expected) {
+            if crc32c::crc32c(data.bytes()) != expected {
+                tracing::warn!(key = %self.key.key, block, "damaged block in the cache; fetching again");
+                self.shared.metrics.cache_damaged_bytes.inc_by(data.len() as u64);
+                self.forget(block);
+                damaged = true;
+            }
         }
-        Ok(buffer.freeze())
+        if damaged { Err(BlockError::Damaged) } else { Ok(data) }
     }
 
     /// Checks every held block and forgets those that fail. Says whether all were right.
@@ -219,7 +229,7 @@ impl CachedVersion {
                 continue;
             }
             let Some(mut share) = buffers.try_share(blocks::BLOCK as usize) else { return false };
-            right &= self.read_block(block, &mut share).is_ok();
+            right &= self.read_run(block..block + 1, &mut share).is_ok();
         }
         if right {
             self.state().verified_epoch = self.shared.epoch;

@@ -1,9 +1,11 @@
 //! Backing ids: one per version, pooled for a while after the last close.
 
-use std::collections::HashMap;
 use std::io;
+use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
+
+use lru::LruCache;
 
 use super::kernel::KernelPort;
 use crate::cache::CachedVersion;
@@ -11,8 +13,9 @@ use crate::cache::node::Pressure;
 
 /// How long an unused id is kept.
 const KEPT: Duration = Duration::from_secs(30);
-/// Most ids kept; each holds a file open in the kernel.
-const POOL_MAX: usize = 512;
+/// Most ids kept. Each holds a file open in the kernel, some 2 KiB; an open that finds its id
+/// here costs a third less than one that must register it (docs/performance.md).
+const POOL_MAX: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4095);
 
 /// A file that the kernel reads by itself.
 pub struct Backing {
@@ -30,10 +33,15 @@ impl Drop for Backing {
 }
 
 /// The ids of one session.
-#[derive(Default)]
 pub struct BackingPool {
     port: OnceLock<Arc<dyn KernelPort>>,
-    entries: Mutex<HashMap<u64, (Arc<Backing>, Instant)>>,
+    entries: Mutex<LruCache<u64, (Arc<Backing>, Instant)>>,
+}
+
+impl Default for BackingPool {
+    fn default() -> Self {
+        Self { port: OnceLock::new(), entries: Mutex::new(LruCache::new(POOL_MAX)) }
+    }
 }
 
 impl BackingPool {
@@ -61,10 +69,8 @@ impl BackingPool {
         let file = version.open_for_passthrough()?;
         let id = port.open_backing(&file)?;
         let backing = Arc::new(Backing { id, _version: version.clone(), port: port.clone() });
-        if entries.len() >= POOL_MAX {
-            Self::drop_idle(&mut entries, Duration::ZERO);
-        }
-        entries.insert(version.id, (backing.clone(), Instant::now()));
+        // What falls out of the pool lives on in the modes of inodes that have it open.
+        entries.put(version.id, (backing.clone(), Instant::now()));
         Ok(backing)
     }
 
@@ -78,12 +84,17 @@ impl BackingPool {
         self.entries().clear();
     }
 
-    fn drop_idle(entries: &mut HashMap<u64, (Arc<Backing>, Instant)>, kept: Duration) {
-        entries
-            .retain(|_, (backing, used)| Arc::strong_count(backing) > 1 || used.elapsed() < kept);
+    fn drop_idle(entries: &mut LruCache<u64, (Arc<Backing>, Instant)>, kept: Duration) {
+        let idle = |(_, (backing, used)): &(&u64, &(Arc<Backing>, Instant))| {
+            Arc::strong_count(backing) == 1 && used.elapsed() >= kept
+        };
+        let idle: Vec<u64> = entries.iter().filter(idle).map(|(id, _)| *id).collect();
+        for id in idle {
+            entries.pop(&id);
+        }
     }
 
-    fn entries(&self) -> MutexGuard<'_, HashMap<u64, (Arc<Backing>, Instant)>> {
+    fn entries(&self) -> MutexGuard<'_, LruCache<u64, (Arc<Backing>, Instant)>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

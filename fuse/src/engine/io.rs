@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use super::handles::{Handle, ReadHandle, WriteHandle};
 use super::owner;
 use super::session::Session;
+use crate::read::Purpose;
 use crate::write::WriteError;
 use crate::write::staging::Staging;
 
@@ -54,7 +55,7 @@ impl Session {
             let extra = window.read(offset, len);
             (extra, window.ahead(self.engine.reader.part_bytes(), size))
         };
-        match self.engine.reader.read_now(&source.version, offset, len) {
+        match self.engine.reader.read_now(&source.version, offset, len, Purpose::Serve) {
             Some(data) => {
                 if !then.is_empty() {
                     self.engine.reader.prefetch(source, then);
@@ -77,7 +78,9 @@ impl Session {
         let Handle::Read(open) = &*read.handle else { return Err(Errno::BADF) };
         let Some(source) = &open.source else { return Err(Errno::STALE) };
         let reader = &self.engine.reader;
-        let data = reader.read(source, read.offset, read.len, read.extra, read.then).await;
+        let data =
+            reader.read(source, read.offset, read.len, read.extra, read.then, Purpose::Serve);
+        let data = data.await;
         let data = data.map_err(|error| {
             tracing::warn!(key = %source.version.key.key, offset = read.offset, %error, "read failed");
             error.errno()

@@ -4,6 +4,7 @@
 //! Lock order, outermost first: [`modes::Modes`], the backing pool, handles. None is held while
 //! the origin is asked.
 
+mod ahead;
 pub mod backing;
 pub mod handles;
 pub mod io;
@@ -62,8 +63,8 @@ impl Engine {
     }
 }
 
-/// Objects up to this size are fetched whole by open and served from the kernel's page cache:
-/// for them passthrough gains nothing (its ioctl costs more than the copy it saves).
+/// Objects up to this size are fetched whole by open, ahead of somebody who walks a directory,
+/// and never change their nodeid because of an open.
 pub const SMALL_MAX: u64 = crate::model::blocks::BLOCK;
 
 /// How one mount behaves.

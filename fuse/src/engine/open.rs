@@ -13,9 +13,8 @@ use super::modes::{Closed, Mode};
 use super::session::Session;
 use crate::cache::CachedVersion;
 use crate::namespace::file::FileNode;
-use crate::read::Source;
-use crate::read::walk::REACH;
 use crate::read::window::Window;
+use crate::read::{Purpose, Source};
 
 /// How a file was asked for.
 #[derive(Clone, Copy, Debug, Default)]
@@ -134,8 +133,8 @@ impl Session {
             self.count_open(&source.version);
         }
         let result = self.open_version(node, source, small);
-        if result.is_ok() {
-            self.follow_walk(node);
+        if result.is_ok() && small {
+            self.follow_files(node, fetched);
         }
         Step::Done(result)
     }
@@ -161,11 +160,12 @@ impl Session {
         if source.version.is_complete() && !trusted {
             self.engine.reader.verify(&source);
         }
-        let may_pass = !small && trusted && self.backings.is_connected();
+        let may_pass = trusted && self.backings.is_connected();
         let mut modes = self.modes.lock();
         let mode = match modes.present(node.ino) {
-            Some(Mode::Streaming) if may_pass && node.tell_stale_once() => {
+            Some(Mode::Streaming) if may_pass && !small && node.tell_stale_once() => {
                 // A long-lived open holds this inode in streaming; a new one can be passthrough.
+                // Not for small files: all opens of a lock file must meet in one inode.
                 drop(modes);
                 let (dir, name) = node.place();
                 dir.detach(&name, node);
@@ -200,8 +200,8 @@ impl Session {
         how: How,
         writable: bool,
     ) -> Opened {
-        // Several readers share the memory: none looks further ahead than a quarter of it.
-        let widest = (self.engine.buffers.total() / 4).min(64 << 20);
+        // Several readers share the memory: none looks further ahead than half of it.
+        let widest = (self.engine.buffers.total() / 2).min(64 << 20);
         let handle = ReadHandle {
             node: node.clone(),
             source,
@@ -214,7 +214,8 @@ impl Session {
 
     /// Whether all of a small version is on disk or in memory.
     fn is_here(&self, version: &Arc<CachedVersion>) -> bool {
-        version.is_complete() || self.engine.reader.read_now(version, 0, version.size()).is_some()
+        version.is_complete()
+            || self.engine.reader.read_now(version, 0, version.size(), Purpose::Hold).is_some()
     }
 
     fn count_open(&self, version: &CachedVersion) {
@@ -228,55 +229,38 @@ impl Session {
         }
     }
 
-    /// Fetches the next small files of a directory that is being walked.
-    fn follow_walk(self: &Arc<Self>, node: &Arc<FileNode>) {
-        let (dir, name) = node.place();
-        let follows =
-            |last: &str| dir.files_after(last, REACH).iter().any(|(next, _)| *next == name);
-        let depth = self.walks.opened(dir.ino, &name, follows);
-        if depth == 0 {
-            return;
+    /// Like [`Session::release`], if nothing must be waited for; says whether it is done.
+    pub fn release_now(&self, fh: u64) -> bool {
+        match self.handles.get(fh).as_deref() {
+            Some(Handle::Write(_)) => false,
+            _ => {
+                self.close_reader(fh);
+                true
+            }
         }
-        if dir.listed_at().is_none() {
-            let (names, dir) = (self.names.clone(), dir.clone());
-            self.engine.runtime.spawn(async move { names.read_dir(&dir).await.map(|_| ()) });
-            return;
-        }
-        for (next, info) in dir.files_after(&name, depth) {
-            let Some(version) = info.version().filter(|v| v.size > 0 && v.size <= SMALL_MAX) else {
-                continue;
-            };
-            let key = crate::model::version::VersionKey {
-                bucket: self.names.bucket().clone(),
-                key: dir.prefix().key_of(&next).into(),
-                version,
-            };
-            let version = self.engine.cache.acquire(&key);
-            let source = Source { origin: self.names.origin.clone(), version };
-            let size = source.version.size();
-            if !source.version.is_complete() {
-                self.engine.reader.prefetch(&source, 0..size);
+    }
+
+    fn close_reader(&self, fh: u64) {
+        let Some(handle) = self.handles.remove(fh) else { return };
+        if let Handle::Read(open) = &*handle {
+            let closed = self.modes.close(open.node.ino, false);
+            debug_assert!(matches!(closed, Closed::Quiet));
+            if let Some(source) = &open.source {
+                self.engine.cache.used(&source.version);
             }
         }
     }
 
     /// Closes a handle for good. For the last writer of a file this stores what is still dirty.
     pub async fn release(self: &Arc<Self>, fh: u64) {
+        if self.release_now(fh) {
+            return;
+        }
         let Some(handle) = self.handles.remove(fh) else { return };
-        match &*handle {
-            Handle::Dir(_) => {}
-            Handle::Read(open) => {
-                let closed = self.modes.close(open.node.ino, false);
-                debug_assert!(matches!(closed, Closed::Quiet));
-                if let Some(source) = &open.source {
-                    self.engine.cache.used(&source.version);
-                }
-            }
-            Handle::Write(open) => {
-                if let Closed::LastWriter(staging) = self.modes.close(open.node.ino, true) {
-                    self.finish(&staging).await;
-                }
-            }
+        if let Handle::Write(open) = &*handle
+            && let Closed::LastWriter(staging) = self.modes.close(open.node.ino, true)
+        {
+            self.finish(&staging).await;
         }
     }
 }

@@ -7,18 +7,18 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::io::Errno;
 use tokio::sync::Notify;
 
+use super::ahead::Walkers;
 use super::backing::BackingPool;
 use super::handles::{DirHandle, Handle, Handles};
 use super::kernel::KernelPort;
 use super::modes::Modes;
 use super::{Engine, SessionSettings};
-use crate::namespace::dir::Dir;
+use crate::namespace::dir::{Dir, DirEntry};
 use crate::namespace::file::FileNode;
 use crate::namespace::hidden::HiddenKeys;
 use crate::namespace::inode::Node;
 use crate::namespace::{Found, LookupError, Namespace};
 use crate::origin::Origin;
-use crate::read::walk::Walks;
 use crate::write::Writer;
 
 /// One mount.
@@ -30,7 +30,7 @@ pub struct Session {
     pub(super) modes: Modes,
     pub(super) handles: Handles,
     pub(super) backings: Arc<BackingPool>,
-    pub(super) walks: Walks,
+    pub(super) walkers: Walkers,
     started: SystemTime,
     /// Device number of the mount, as `major:minor`.
     device: OnceLock<String>,
@@ -85,7 +85,7 @@ impl Session {
             modes: Modes::default(),
             handles: Handles::default(),
             backings: Arc::default(),
-            walks: Walks::default(),
+            walkers: Walkers::default(),
             started: SystemTime::now(),
             device: OnceLock::new(),
             finishing: AtomicUsize::new(0),
@@ -232,12 +232,27 @@ impl Session {
     ///
     /// # Errors
     /// The errno for the process.
-    pub async fn opendir(&self, ino: u64) -> Result<(u64, bool), Errno> {
+    pub async fn opendir(self: &Arc<Self>, ino: u64) -> Result<(u64, bool), Errno> {
         let dir = self.dir(ino)?;
+        self.follow_listings(&dir);
         let names = self.names.read_dir(&dir).await.map_err(|error| error.errno())?;
+        Ok(self.dir_handle(dir, names))
+    }
+
+    /// Like [`Session::opendir`], if nothing must be waited for.
+    pub fn opendir_now(self: &Arc<Self>, ino: u64) -> Option<Result<(u64, bool), Errno>> {
+        let dir = match self.dir(ino) {
+            Ok(dir) => dir,
+            Err(errno) => return Some(Err(errno)),
+        };
+        let names = self.names.read_dir_now(&dir)?;
+        self.follow_listings(&dir);
+        Some(Ok(self.dir_handle(dir, names)))
+    }
+
+    fn dir_handle(&self, dir: Arc<Dir>, names: Arc<Vec<DirEntry>>) -> (u64, bool) {
         let keep = dir.show(&names);
-        let fh = self.handles.add(Handle::Dir(DirHandle { dir, names }));
-        Ok((fh, keep))
+        (self.handles.add(Handle::Dir(DirHandle { dir, names })), keep)
     }
 
     /// Names of an open directory from `offset` on. For each, `add` gets the offset after it, the

@@ -11,6 +11,7 @@ use super::Found;
 use super::file::FileNode;
 use super::inode::ROOT_INO;
 use super::listing::Listing;
+use super::walk::Direction;
 use crate::model::key::DirPrefix;
 use crate::model::version::ObjectInfo;
 
@@ -369,16 +370,35 @@ impl Dir {
         before.is_some_and(|before| Arc::ptr_eq(&before, snapshot) || before == *snapshot)
     }
 
-    /// The files that follow `name` in the listing, with their versions: at most `limit`.
-    pub fn files_after(&self, name: &str, limit: usize) -> Vec<(Box<str>, ObjectInfo)> {
+    /// The names next to `from` in the listing, at most `limit`: directories, or files with what
+    /// is known of them.
+    pub fn near(
+        &self,
+        from: &str,
+        direction: Direction,
+        limit: usize,
+        dirs: bool,
+    ) -> Vec<(Box<str>, Option<ObjectInfo>)> {
         use std::ops::Bound::{Excluded, Unbounded};
         let state = self.state();
-        let following = state.entries.range::<str, _>((Excluded(name), Unbounded));
-        let files = following.filter_map(|(name, entry)| match &entry.kind {
-            Kind::File { info, .. } => Some((name.clone(), info.clone())),
+        let wanted = |entry: &Entry| match &entry.kind {
+            Kind::Dir if dirs => Some(None),
+            Kind::File { info, .. } if !dirs => Some(Some(info.clone())),
             _ => None,
-        });
-        files.take(limit).collect()
+        };
+        let entries = &state.entries;
+        match direction {
+            Direction::Up => {
+                let after = entries.range::<str, _>((Excluded(from), Unbounded));
+                let found = after.filter_map(|(name, e)| Some((name.clone(), wanted(e)?)));
+                found.take(limit).collect()
+            }
+            Direction::Down => {
+                let before = entries.range::<str, _>((Unbounded, Excluded(from))).rev();
+                let found = before.filter_map(|(name, e)| Some((name.clone(), wanted(e)?)));
+                found.take(limit).collect()
+            }
+        }
     }
 
     /// Whether no name is known here, apart from `except`.

@@ -10,6 +10,7 @@ pub mod hidden;
 pub mod inode;
 pub mod listing;
 pub mod refresh;
+pub mod walk;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

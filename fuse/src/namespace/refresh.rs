@@ -72,6 +72,11 @@ impl Namespace {
         }
     }
 
+    /// Like [`Namespace::read_dir`], if nothing must be waited for.
+    pub fn read_dir_now(&self, dir: &Arc<Dir>) -> Option<Arc<Vec<DirEntry>>> {
+        self.is_listed(dir, Instant::now()).then(|| dir.snapshot())
+    }
+
     /// Whether the last full listing is young enough.
     fn is_listed(&self, dir: &Dir, now: Instant) -> bool {
         dir.listed_at().is_some_and(|at| now.saturating_duration_since(at) < self.ttl())

@@ -201,7 +201,7 @@ impl Origin for MemoryOrigin {
         body: UploadBody,
     ) -> Result<Part, OriginError> {
         let body = match body {
-            UploadBody::Memory(bytes) => bytes,
+            UploadBody::Memory { bytes, .. } => bytes,
             UploadBody::File { path, offset, len, .. } => {
                 let all = std::fs::read(path).map_err(|e| OriginError::Invalid(e.to_string()))?;
                 Bytes::from(all).slice(offset as usize..(offset + len) as usize)

@@ -143,7 +143,12 @@ pub struct WriteIntent {
 #[derive(Clone, Debug)]
 pub enum UploadBody {
     /// In memory.
-    Memory(Bytes),
+    Memory {
+        /// The bytes.
+        bytes: Bytes,
+        /// Their CRC32C.
+        crc32c: u32,
+    },
     /// A range of a file, for parts too large for memory.
     File {
         /// The file.
@@ -158,10 +163,15 @@ pub enum UploadBody {
 }
 
 impl UploadBody {
+    /// Bytes in memory.
+    pub fn of(bytes: Bytes) -> Self {
+        Self::Memory { crc32c: crc32c::crc32c(&bytes), bytes }
+    }
+
     /// Number of bytes.
     pub fn len(&self) -> u64 {
         match self {
-            Self::Memory(bytes) => bytes.len() as u64,
+            Self::Memory { bytes, .. } => bytes.len() as u64,
             Self::File { len, .. } => *len,
         }
     }
@@ -173,10 +183,8 @@ impl UploadBody {
 
     /// CRC32C of the bytes.
     pub fn crc32c(&self) -> u32 {
-        match self {
-            Self::Memory(bytes) => crc32c::crc32c(bytes),
-            Self::File { crc32c, .. } => *crc32c,
-        }
+        let (Self::Memory { crc32c, .. } | Self::File { crc32c, .. }) = self;
+        *crc32c
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Reader, Source};
+use super::{Purpose, Reader, Source};
 use crate::model::blocks::{self, BLOCK};
 
 impl Reader {
@@ -29,7 +29,7 @@ impl Reader {
                 // Reading one byte of each block's part waits for the whole flight.
                 let last = bytes.end - 1;
                 self.prefetch(source, bytes.clone());
-                if let Err(error) = self.read(source, last, 1, 0, 0..0).await {
+                if let Err(error) = self.read(source, last, 1, 0, 0..0, Purpose::Hold).await {
                     tracing::debug!(key = %version.key.key, %error, "completion given up");
                     return;
                 }

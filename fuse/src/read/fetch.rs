@@ -7,13 +7,10 @@ use futures_util::StreamExt;
 use tokio::task::JoinHandle;
 
 use super::{Reader, Source};
-use crate::buffers::{Block, Buffer, Share};
+use crate::buffers::{Block, Buffer, RUN, Share, capacity_for};
 use crate::cache::flight::Flight;
 use crate::model::blocks::{self, BLOCK};
 use crate::origin::{OriginError, retry};
-
-/// Blocks that are written to the disk together: 1 MiB.
-const WRITE_BLOCKS: usize = 8;
 
 /// Ends its flight even when its task is dropped or panics.
 struct Landing {
@@ -62,7 +59,7 @@ impl Reader {
         let bytes = (range.end - range.start) as usize;
         let share = match share {
             Some(share) => Some(share),
-            None => self.share(flight.range().len() * BLOCK as usize).await,
+            None => self.share(capacity_of(flight.range(), size)).await,
         };
         let Some(share) = share else {
             return Err(OriginError::Unavailable("shutting down".into()));
@@ -114,17 +111,26 @@ impl Reader {
     }
 }
 
-/// Cuts what arrives into blocks, shows them to readers, and writes them to the disk behind.
+/// Memory for the runs into which a flight of these blocks is cut.
+pub(super) fn capacity_of(blocks: std::ops::Range<u32>, size: u64) -> usize {
+    let bytes = blocks::bytes_of(&blocks, size);
+    let bytes = (bytes.end - bytes.start) as usize;
+    // A run over block size takes whole blocks.
+    if blocks.len() == 1 { capacity_for(bytes) } else { blocks.len() * BLOCK as usize }
+}
+
+/// Cuts what arrives into runs of blocks, shows them to readers, and writes them to the disk
+/// behind. A run ends where FUSE's largest reads end, so that such a read is answered from one
+/// buffer, and where the bytes end that somebody already waits for.
 struct Filler {
     reader: Arc<Reader>,
     source: Source,
     flight: Arc<Flight>,
     share: Share,
     keep: bool,
-    /// Block that is being filled, and how far.
+    /// First block of the run that is being filled.
     block: u32,
     buffer: Option<(Buffer, usize)>,
-    pending: Vec<Block>,
     writing: Option<JoinHandle<()>>,
 }
 
@@ -137,13 +143,24 @@ impl Filler {
         keep: bool,
     ) -> Self {
         let block = flight.range().start;
-        let pending = Vec::with_capacity(WRITE_BLOCKS);
-        Self { reader, source, flight, share, keep, block, buffer: None, pending, writing: None }
+        Self { reader, source, flight, share, keep, block, buffer: None, writing: None }
+    }
+
+    /// The blocks of the run that begins at `self.block`.
+    fn run(&self) -> std::ops::Range<u32> {
+        let aligned = (self.block / RUN + 1) * RUN;
+        let mut end = aligned.min(self.flight.range().end);
+        let wanted = self.flight.wanted();
+        if self.block < wanted {
+            end = end.min(wanted);
+        }
+        self.block..end
     }
 
     async fn add(&mut self, mut piece: Bytes) {
         while !piece.is_empty() && self.block < self.flight.range().end {
-            let len = blocks::len_of(self.block, self.source.version.size());
+            let run = blocks::bytes_of(&self.run(), self.source.version.size());
+            let len = (run.end - run.start) as usize;
             let (mut buffer, filled) = match self.buffer.take() {
                 Some(partial) => partial,
                 None => (self.share.buffer(len), 0),
@@ -159,25 +176,20 @@ impl Filler {
         }
     }
 
-    async fn landed(&mut self, data: Block) {
+    async fn landed(&mut self, data: Vec<Block>) {
         let version = &self.source.version;
-        version.flights.landed(&self.flight, self.block, data.clone());
-        self.reader.hot.insert(version.id, self.block, data.clone());
-        self.block += 1;
-        self.pending.push(data);
-        if self.pending.len() == WRITE_BLOCKS {
-            self.write().await;
+        let first = self.block;
+        self.reader.hot.insert(version.id, first, &data);
+        version.flights.landed(&self.flight, first, &data);
+        self.block += data.len() as u32;
+        // One write at a time: what is behind it is in memory meanwhile.
+        self.written().await;
+        if self.keep {
+            self.write(first, data);
         }
     }
 
-    /// Starts writing what is pending, after what is being written.
-    async fn write(&mut self) {
-        self.written().await;
-        let data = std::mem::take(&mut self.pending);
-        if data.is_empty() || !self.keep {
-            return;
-        }
-        let first = self.block - data.len() as u32;
+    fn write(&mut self, first: u32, data: Vec<Block>) {
         let version = self.source.version.clone();
         let metrics = self.reader.metrics.clone();
         self.writing = Some(tokio::task::spawn_blocking(move || {
@@ -198,7 +210,6 @@ impl Filler {
     }
 
     async fn finish(mut self) {
-        self.write().await;
         self.written().await;
     }
 }

@@ -2,7 +2,6 @@
 
 pub mod complete;
 pub mod fetch;
-pub mod walk;
 pub mod window;
 
 use std::collections::HashSet;
@@ -10,11 +9,11 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
-use crate::buffers::{Block, Buffers, Share};
+use crate::buffers::{Block, Buffers, RUN, Share};
 use crate::cache::flight::Flight;
 use crate::cache::hot::HotBlocks;
 use crate::cache::{CachedVersion, NodeCache};
@@ -23,7 +22,7 @@ use crate::model::blocks::{self, BLOCK};
 use crate::origin::{Origin, OriginError};
 
 /// GETs under way at once, over all mounts of the node.
-const GETS_MAX: usize = 32;
+const GETS_MAX: usize = 64;
 
 /// Reads versions for all mounts of a node.
 pub struct Reader {
@@ -36,6 +35,15 @@ pub struct Reader {
     /// Blocks in one GET, at most.
     part_blocks: u32,
     completing: Mutex<HashSet<u64>>,
+}
+
+/// What bytes are read for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Purpose {
+    /// For the kernel, which keeps them in its page cache.
+    Serve,
+    /// To be here when they are asked for.
+    Hold,
 }
 
 /// Where the bytes of a version come from.
@@ -81,8 +89,14 @@ impl Reader {
     }
 
     /// The bytes at `offset`, if they are here; may read the disk.
-    pub fn read_now(&self, version: &Arc<CachedVersion>, offset: u64, len: u64) -> Option<Bytes> {
-        self.gather(version, offset, len, &[])
+    pub fn read_now(
+        &self,
+        version: &Arc<CachedVersion>,
+        offset: u64,
+        len: u64,
+        purpose: Purpose,
+    ) -> Option<Bytes> {
+        self.gather(version, offset..offset.saturating_add(len), &[], true, purpose)
     }
 
     /// The bytes at `offset`, fetched where needed. `extra` is how many bytes beyond are worth
@@ -97,7 +111,9 @@ impl Reader {
         len: u64,
         extra: u64,
         mut then: Range<u64>,
+        purpose: Purpose,
     ) -> Result<Bytes, OriginError> {
+        let asked = offset..offset.saturating_add(len);
         let version = &source.version;
         let wanted = blocks::covering(offset, len, version.size());
         let mut mine: Vec<Arc<Flight>> = Vec::new();
@@ -105,9 +121,14 @@ impl Reader {
             let changed = version.flights.changed();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            let found = tokio::task::block_in_place(|| self.gather(version, offset, len, &mine));
-            if let Some(bytes) = found {
+            if let Some(bytes) = self.gather(version, asked.clone(), &mine, false, purpose) {
                 return Ok(bytes);
+            }
+            if wanted.clone().any(|block| version.has(block)) {
+                let from_disk = || self.gather(version, asked.clone(), &mine, true, purpose);
+                if let Some(bytes) = tokio::task::block_in_place(from_disk) {
+                    return Ok(bytes);
+                }
             }
             if let Some(error) = mine.iter().find_map(|f| f.outcome()?.as_ref().err()) {
                 return Err(error.clone());
@@ -139,7 +160,7 @@ impl Reader {
         let end = wanted.end.saturating_add(more).min(blocks::count(version.size()));
         let held = |block| version.has(block) || self.hot.get(version.id, block).is_some();
         // What is wanted first; a run beyond it only if it starts within.
-        for flight in version.flights.begin(wanted.start..end, longest, 64, held) {
+        for flight in version.flights.begin(wanted.start..end, wanted.end, longest, 64, held) {
             if flight.range().start < wanted.end {
                 mine.push(flight.clone());
             }
@@ -168,8 +189,9 @@ impl Reader {
             if range.clone().all(|b| held(b) || version.flights.find(b).is_some()) {
                 continue;
             }
-            let Some(share) = self.try_share((range.len() as u64 * BLOCK) as usize) else { return };
-            let mut begun = version.flights.begin(range, self.part_blocks, 1, held);
+            let share = self.try_share(fetch::capacity_of(range.clone(), size));
+            let Some(share) = share else { return };
+            let mut begun = version.flights.begin(range, 0, self.part_blocks, 1, held);
             if let Some(flight) = begun.pop() {
                 self.launch(source.clone(), flight, Some(share));
             }
@@ -181,7 +203,8 @@ impl Reader {
     /// # Errors
     /// What the origin reports.
     pub async fn fetch_whole(self: &Arc<Self>, source: &Source) -> Result<(), OriginError> {
-        self.read(source, 0, source.version.size(), 0, 0..0).await.map(|_| ())
+        let size = source.version.size();
+        self.read(source, 0, size, 0, 0..0, Purpose::Hold).await.map(|_| ())
     }
 
     /// The longest run to ask for at once, given the memory that is free.
@@ -195,50 +218,70 @@ impl Reader {
         self.hot.bytes() as u64
     }
 
-    /// Collects the bytes if all of them are here.
+    /// Collects the bytes if all of them are here; `disk` says whether the disk may be read.
     fn gather(
         &self,
         version: &Arc<CachedVersion>,
-        offset: u64,
-        len: u64,
+        asked: Range<u64>,
         mine: &[Arc<Flight>],
+        disk: bool,
+        purpose: Purpose,
     ) -> Option<Bytes> {
         let size = version.size();
-        let wanted = blocks::covering(offset, len, size);
-        let end = offset.saturating_add(len).min(size);
-        let cut = |block: u32, data: &Block| {
-            let start = u64::from(block) * BLOCK;
-            let from = offset.saturating_sub(start) as usize;
-            let to = (end - start).min(BLOCK) as usize;
-            data.bytes().slice(from..to)
-        };
-        if wanted.len() == 1 {
-            return Some(cut(wanted.start, &self.block(version, wanted.start, mine)?));
-        }
+        let wanted = blocks::covering(asked.start, asked.end - asked.start, size);
+        let in_memory: Vec<Option<Block>> =
+            wanted.clone().map(|b| self.in_memory(version, b, mine)).collect();
         // Nothing is read from the disk in vain.
-        let here = |b: u32| version.has(b) || self.in_memory(version, b, mine).is_some();
-        if !wanted.clone().all(here) {
+        let here = |(b, data): (u32, &Option<Block>)| data.is_some() || (disk && version.has(b));
+        if !wanted.clone().zip(&in_memory).all(here) {
             return None;
         }
-        let mut out = BytesMut::with_capacity((end.saturating_sub(offset)) as usize);
-        for block in wanted {
-            out.extend_from_slice(&cut(block, &self.block(version, block, mine)?));
+        let mut found = Vec::with_capacity(wanted.len());
+        let mut at = wanted.start;
+        while at < wanted.end {
+            let place = (at - wanted.start) as usize;
+            if let Some(data) = &in_memory[place] {
+                found.push(data.clone());
+                at += 1;
+                continue;
+            }
+            let missing = in_memory[place..].iter().take_while(|data| data.is_none()).count();
+            let end = (at + missing as u32).min(at + RUN);
+            found.extend(self.read_disk(version, at..end)?);
+            at = end;
         }
-        Some(out.freeze())
+        self.keep_or_drop(version, &asked, wanted.start, &found, purpose);
+        let start = u64::from(wanted.start) * BLOCK;
+        let joined = Block::join(&found);
+        let from = asked.start.saturating_sub(start) as usize;
+        let to = asked.end.min(size).saturating_sub(start) as usize;
+        Some(joined.slice(from.min(to)..to))
     }
 
-    fn block(&self, version: &Arc<CachedVersion>, n: u32, mine: &[Arc<Flight>]) -> Option<Block> {
-        if let Some(data) = self.in_memory(version, n, mine) {
-            return Some(data);
+    fn read_disk(&self, version: &Arc<CachedVersion>, run: Range<u32>) -> Option<Vec<Block>> {
+        let mut share = self.try_share(fetch::capacity_of(run.clone(), version.size()))?;
+        version.read_run(run, &mut share).ok()
+    }
+
+    /// A block that was asked for to its end is in the kernel's page cache now: on disk, it need
+    /// not be in memory, too. Others are likely to be asked for again.
+    fn keep_or_drop(
+        &self,
+        version: &CachedVersion,
+        asked: &Range<u64>,
+        first: u32,
+        found: &[Block],
+        purpose: Purpose,
+    ) {
+        for (block, data) in (first..).zip(found) {
+            let bytes = blocks::bytes_of(&(block..block + 1), version.size());
+            let whole = asked.start <= bytes.start && bytes.end <= asked.end;
+            if purpose == Purpose::Serve && whole && version.has(block) {
+                self.hot.forget(version.id, block);
+            } else {
+                self.hot.insert(version.id, block, std::slice::from_ref(data));
+            }
         }
-        if !version.has(n) {
-            return None;
-        }
-        let whole = blocks::len_of(n, version.size()).next_multiple_of(crate::buffers::ALIGN);
-        let mut share = self.try_share(whole)?;
-        let data = version.read_block(n, &mut share).ok()?;
-        self.hot.insert(version.id, n, data.clone());
-        Some(data)
     }
 
     fn in_memory(&self, version: &CachedVersion, n: u32, mine: &[Arc<Flight>]) -> Option<Block> {

@@ -165,6 +165,25 @@ impl Staging {
         Ok(out)
     }
 
+    /// Fills `into` from `offset` on.
+    ///
+    /// # Errors
+    /// What the cache disk reports; `UnexpectedEof` when there is less.
+    pub(super) fn read_exact(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        if offset.saturating_add(into.len() as u64) > self.state().size {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.file.read_exact_at(into, offset)
+    }
+
+    /// Asks the kernel to write a range to the disk and, where that is done, to drop its pages:
+    /// what was sent is not needed in memory (mm/fadvise.c: DONTNEED begins to write dirty pages
+    /// and drops clean ones).
+    pub(super) fn leave_page_cache(&self, offset: u64, len: u64) {
+        let len = std::num::NonZeroU64::new(len);
+        let _ = rustix::fs::fadvise(&self.file, offset, len, rustix::fs::Advice::DontNeed);
+    }
+
     /// Size in bytes.
     pub fn size(&self) -> u64 {
         self.state().size

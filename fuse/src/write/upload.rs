@@ -10,6 +10,7 @@ use bytes::Bytes;
 use super::conditions::new_nonce;
 use super::staging::{Snapshot, Staging};
 use super::{WriteError, Writer};
+use crate::buffers::{Share, capacity_for};
 use crate::cache::records::UploadRow;
 use crate::model::blocks::BLOCK;
 use crate::model::version::ObjectInfo;
@@ -104,8 +105,8 @@ impl Writer {
     ) -> Result<(Stored, String), WriteError> {
         let generation = staging.part_generation(1);
         let len = snapshot.size as usize;
-        let _share = self.buffers.share(len).await;
-        let body = read_at(staging, 0, snapshot.size)?;
+        let share = self.buffers.share(capacity_for(len)).await;
+        let body = tokio::task::block_in_place(|| read_part(staging, 0, len, share))?;
         if !body.is_empty() {
             staging.set_sums(1, generation, block_sums(&body));
         }
@@ -243,12 +244,17 @@ impl Writer {
         let range = self.plan.range(part);
         let len = range.end.min(staging.size()).saturating_sub(range.start);
         let in_memory = len <= MEMORY_MAX.min(self.buffers.total() / 4);
-        let _share = if in_memory { self.buffers.share(len as usize).await } else { None };
+        let share = match in_memory {
+            true => self.buffers.share(capacity_for(len as usize)).await,
+            false => None,
+        };
         let (body, sums) = tokio::task::block_in_place(|| {
             if in_memory {
-                let body = read_at(staging, range.start, len)?;
+                let body = read_part(staging, range.start, len as usize, share)?;
+                staging.leave_page_cache(range.start, len);
                 let sums = block_sums(&body);
-                return Ok::<_, io::Error>((UploadBody::Memory(body), sums));
+                let crc32c = combined(&sums, len);
+                return Ok::<_, io::Error>((UploadBody::Memory { bytes: body, crc32c }, sums));
             }
             let (crc32c, sums) = file_sums(staging, range.start, len)?;
             let path = staging.path().to_owned();
@@ -260,7 +266,10 @@ impl Writer {
         loop {
             tries += 1;
             match self.names.origin.upload_part(&key, id, part, body.clone()).await {
-                Ok(done) => return Ok(done),
+                Ok(done) => {
+                    staging.leave_page_cache(range.start, len);
+                    return Ok(done);
+                }
                 Err(error) if error.is_transient() && tries < retry::BODY_TRIES => {
                     tokio::time::sleep(retry::backoff(tries)).await;
                 }
@@ -386,31 +395,40 @@ fn conflict(error: OriginError, condition: &Condition) -> WriteError {
     }
 }
 
-fn read_at(staging: &Staging, offset: u64, len: u64) -> io::Result<Bytes> {
-    let bytes = staging.read(offset, len as usize)?;
-    if bytes.len() as u64 != len {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    Ok(bytes.into())
+fn read_part(
+    staging: &Staging,
+    offset: u64,
+    len: usize,
+    share: Option<Share>,
+) -> io::Result<Bytes> {
+    let Some(mut share) = share.filter(|_| len > 0) else { return Ok(Bytes::new()) };
+    let mut buffer = share.buffer(len);
+    staging.read_exact(offset, buffer.bytes_mut())?;
+    Ok(buffer.into_bytes())
 }
 
 fn block_sums(bytes: &[u8]) -> Vec<u32> {
     bytes.chunks(BLOCK as usize).map(crc32c::crc32c).collect()
 }
 
+/// CRC32C of `len` bytes, from those of their blocks.
+fn combined(sums: &[u32], len: u64) -> u32 {
+    let block = |at: u64| (len - at).min(BLOCK) as usize;
+    let pairs = sums.iter().zip((0..len).step_by(BLOCK as usize));
+    pairs.fold(0, |crc, (sum, at)| crc32c::crc32c_combine(crc, *sum, block(at)))
+}
+
 /// CRC32C of a range of the staging file, and of each of its blocks.
 fn file_sums(staging: &Staging, offset: u64, len: u64) -> io::Result<(u32, Vec<u32>)> {
     let file = File::open(staging.path())?;
     let mut buffer = vec![0; BLOCK as usize];
-    let (mut crc, mut sums, mut at) = (0, Vec::new(), 0);
+    let (mut sums, mut at) = (Vec::new(), 0);
     while at < len {
         let take = (len - at).min(BLOCK) as usize;
         let piece = &mut buffer[..take];
         file.read_exact_at(piece, offset + at)?;
-        let sum = crc32c::crc32c(piece);
-        crc = crc32c::crc32c_combine(crc, sum, take);
-        sums.push(sum);
+        sums.push(crc32c::crc32c(piece));
         at += take as u64;
     }
-    Ok((crc, sums))
+    Ok((combined(&sums, len), sums))
 }

@@ -3,14 +3,22 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Most memory for bytes on their way, unless told otherwise.
-const DEFAULT_MAX: u64 = 512 << 20;
+/// Least and most memory for bytes on their way, unless told otherwise.
+const DEFAULT: std::ops::RangeInclusive<u64> = 64 << 20..=512 << 20;
 
-/// The default for `--memory-target`: 512 MiB, or a quarter of the cgroup's limit if that is less.
+/// The default for `--memory-target`: a 512th of the machine's memory, at least 64 MiB and at
+/// most 512 MiB; a quarter of the cgroup's limit where that is less.
 pub fn default_target() -> u64 {
     let membership = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let limit = cgroup_limit(&membership, Path::new("/sys/fs/cgroup"));
-    limit.map_or(DEFAULT_MAX, |limit| DEFAULT_MAX.min(limit / 4))
+    let machine = rustix::system::sysinfo();
+    let machine = u64::from(machine.mem_unit).saturating_mul(machine.totalram);
+    target(machine, limit)
+}
+
+fn target(machine: u64, cgroup: Option<u64>) -> u64 {
+    let share = (machine / 512).clamp(*DEFAULT.start(), *DEFAULT.end());
+    cgroup.map_or(share, |limit| share.min(limit / 4))
 }
 
 /// The least of the limits of this process's cgroup and those above it. Facts: cgroups(7).
@@ -37,6 +45,15 @@ fn limits_up(base: PathBuf, path: &str, file: &'static str) -> Vec<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_default_follows_the_machine_and_the_cgroup() {
+        const GIB: u64 = 1 << 30;
+        assert_eq!(target(2 * GIB, None), 64 << 20);
+        assert_eq!(target(64 * GIB, None), 128 << 20);
+        assert_eq!(target(2048 * GIB, None), 512 << 20);
+        assert_eq!(target(2048 * GIB, Some(GIB)), 256 << 20);
+    }
 
     #[test]
     fn the_least_limit_on_the_way_up_counts() {

@@ -162,7 +162,7 @@ async fn upload_parts(
         std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, offset)
             .map_err(failed("reading the model"))?;
         let len = bytes.len() as u64;
-        let body = UploadBody::Memory(bytes.into());
+        let body = UploadBody::of(bytes.into());
         parts.push(origin.upload_part(key, &id, number, body).await.map_err(of_origin(key))?);
         progress.add(len);
     }

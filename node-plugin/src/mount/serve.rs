@@ -25,6 +25,8 @@ use crate::config::mount::MountConfig;
 use crate::exit::{Failure, Kind};
 use crate::metrics;
 
+/// Threads for what blocks.
+const DISK_THREADS: usize = 16;
 /// How long the end of a mount waits for what is being stored.
 const STORE_PATIENCE: Duration = Duration::from_secs(60);
 /// How long the end of a mount waits for those who still use it, after a signal.
@@ -77,6 +79,8 @@ pub fn run(config: &MountConfig, log: &LogArgs, ready: Option<Ready>) -> Result<
 pub fn runtime() -> Result<Runtime, Failure> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        // They write to the cache's disk; more of them only take memory.
+        .max_blocking_threads(DISK_THREADS)
         .thread_name("weir-io")
         .build()
         .map_err(|e| Failure::new(Kind::Other, format!("runtime: {e}")))

@@ -86,7 +86,6 @@ fn contend(
     report: &mut Report,
     wanted: &dyn Fn(&Work) -> bool,
 ) {
-    works::drop_caches(1);
     let (mount, until_listing) = Contestant::mount(stage, kind, &[]);
     let name = kind.name();
     report.add(MOUNT, name, until_listing.as_secs_f64() * 1000.0);

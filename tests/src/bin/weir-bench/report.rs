@@ -78,7 +78,8 @@ impl Report {
         out.push('\n');
         for work in self.unique(|s| s.work) {
             let limit = self.median(work, LIMIT);
-            let shown = limit.map_or("-".to_owned(), |l| format!("{} {} {}", number(l), work.unit, work.limit));
+            let shown = limit
+                .map_or("-".to_owned(), |l| format!("{} {} {}", number(l), work.unit, work.limit));
             out.push_str(&format!("| {} | {shown} |", work.name));
             for who in &who {
                 let cell = match (self.median(work, who), limit) {
@@ -119,6 +120,10 @@ mod tests {
         for value in [1.0, 0.5, 90.0] {
             report.add(work, "Weir", value);
         }
-        assert!(report.table().contains("| w | 2.00 u raw | **0.50** (1.00) |"), "{}", report.table());
+        assert!(
+            report.table().contains("| w | 2.00 u raw | **0.50** (1.00) |"),
+            "{}",
+            report.table()
+        );
     }
 }

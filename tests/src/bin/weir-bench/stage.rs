@@ -147,9 +147,9 @@ impl Stage {
                 if keys.is_empty() {
                     return;
                 }
-                let deletes = keys.iter().map(|key| {
-                    self.direct.delete_object().bucket(&self.bucket).key(key).send()
-                });
+                let deletes = keys
+                    .iter()
+                    .map(|key| self.direct.delete_object().bucket(&self.bucket).key(key).send());
                 stream::iter(deletes).buffer_unordered(16).count().await;
             }
         });

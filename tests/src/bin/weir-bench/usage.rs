@@ -104,7 +104,9 @@ fn field(file: &std::path::Path, name: &str) -> u64 {
 
 fn anon_and_kernel(folder: &std::path::Path) -> u64 {
     match fs::read_to_string(folder.join("memory.kmem.usage_in_bytes")) {
-        Ok(kernel) => field(&folder.join("memory.stat"), "rss ") + kernel.trim().parse().unwrap_or(0),
+        Ok(kernel) => {
+            field(&folder.join("memory.stat"), "rss ") + kernel.trim().parse().unwrap_or(0)
+        }
         Err(_) => {
             let stat = folder.join("memory.stat");
             field(&stat, "anon ") + field(&stat, "kernel ")
