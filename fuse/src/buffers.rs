@@ -113,7 +113,7 @@ impl Store {
         {
             return Self::Mapped(map);
         }
-        let bytes = vec![0; capacity + ALIGN];
+        let bytes = vec![0; capacity];
         let start = bytes.as_ptr().align_offset(ALIGN).min(ALIGN);
         Self::Heap { bytes, start }
     }
@@ -172,10 +172,15 @@ impl Share {
     }
 }
 
-/// Bytes that a buffer for `len` bytes takes: few sizes, so that buffers can be used again.
+/// Memory that a buffer for `len` bytes takes: few sizes, so that buffers can be used again.
 pub fn capacity_for(len: usize) -> usize {
     let block = BLOCK as usize;
-    if len >= block { len.next_multiple_of(block) } else { len.max(ALIGN).next_power_of_two() }
+    // A small one is aligned within its memory, which takes room, too.
+    if len > block / 2 {
+        len.next_multiple_of(block)
+    } else {
+        len.max(ALIGN).next_power_of_two() + ALIGN
+    }
 }
 
 /// An aligned buffer.
@@ -220,7 +225,7 @@ impl Buffer {
 
 impl AsRef<[u8]> for Buffer {
     fn as_ref(&self) -> &[u8] {
-        self.store.as_ref().map_or(&[], |store| store.bytes(self.capacity))
+        self.store.as_ref().map_or(&[], |store| store.bytes(self.len.next_multiple_of(ALIGN)))
     }
 }
 
@@ -255,6 +260,11 @@ impl Block {
     /// Length without padding.
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    /// Memory that it takes, with its padding.
+    pub fn weight(&self) -> usize {
+        capacity_for(self.len)
     }
 
     /// Whether there are no bytes.
@@ -299,7 +309,7 @@ mod tests {
         assert_eq!(block.bytes(), b"hello");
         let copy = block.clone();
         drop(block);
-        assert_eq!(buffers.used(), ALIGN as u64);
+        assert_eq!(buffers.used(), 2 * ALIGN as u64);
         drop(copy);
         assert_eq!(buffers.used(), 0);
     }

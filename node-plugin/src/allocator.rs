@@ -4,8 +4,9 @@
 /// Bounds what the allocator keeps. Threads share two arenas, and allocations from 128 KiB on
 /// (an HTTP client's buffers) are mappings that go back to the system when freed; by default the
 /// threshold grows with the first such free, and holes in a dozen arenas doubled the resident
-/// memory (docs/performance.md). Elsewhere than on glibc it does nothing.
-pub(crate) fn bound() {
+/// memory (docs/performance.md). It also makes fuser's 16 MiB request buffers, one a thread, take
+/// only the pages that are used. Elsewhere than on glibc it does nothing.
+pub fn bound() {
     #[cfg(target_env = "gnu")]
     for (parameter, value) in [
         (libc::M_ARENA_MAX, 2),

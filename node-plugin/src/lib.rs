@@ -1,7 +1,7 @@
 //! What the binary `weir` does: its commands, their settings, and how they end.
 
 pub mod admin;
-mod allocator;
+pub mod allocator;
 pub mod cli;
 pub mod config;
 pub mod demo;

@@ -10,6 +10,7 @@ pub mod bucket;
 pub mod link;
 pub mod minio;
 pub mod mount;
+pub mod node;
 pub mod shell;
 pub mod tmpfs;
 

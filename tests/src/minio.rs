@@ -23,7 +23,10 @@ pub struct Minio {
 /// The MinIO of this process, started at the first call. It ends with the process.
 pub fn shared() -> &'static Minio {
     static MINIO: OnceLock<Minio> = OnceLock::new();
-    MINIO.get_or_init(start)
+    MINIO.get_or_init(|| {
+        let data = tempfile::Builder::new().prefix("weir-minio-").tempdir_in("/var/tmp").unwrap();
+        start(data.keep())
+    })
 }
 
 /// A port of loopback that is free now.
@@ -39,9 +42,8 @@ fn program() -> PathBuf {
     program
 }
 
-fn start() -> Minio {
-    let data =
-        tempfile::Builder::new().prefix("weir-minio-").tempdir_in("/var/tmp").unwrap().keep();
+/// Starts a MinIO over this folder, which is removed after the end of this process.
+pub fn start(data: PathBuf) -> Minio {
     let port = free_port();
     let address = format!("127.0.0.1:{port}");
     let (folder, listen, parent) = (data.clone(), address.clone(), std::process::id());

@@ -34,9 +34,9 @@ impl HotBlocks {
     pub fn insert(&self, id: u64, first: u32, data: &[Block]) {
         let mut inner = self.lock();
         for (block, data) in (first..).zip(data) {
-            inner.bytes += data.len();
+            inner.bytes += data.weight();
             if let Some((_, old)) = inner.blocks.push((id, block), data.clone()) {
-                inner.bytes -= old.len();
+                inner.bytes -= old.weight();
             }
         }
         while inner.bytes > self.max_bytes && inner.pop() {}
@@ -63,7 +63,7 @@ impl HotBlocks {
     pub fn forget(&self, id: u64, block: u32) {
         let mut inner = self.lock();
         if let Some(old) = inner.blocks.pop(&(id, block)) {
-            inner.bytes -= old.len();
+            inner.bytes -= old.weight();
         }
     }
 
@@ -76,7 +76,7 @@ impl Inner {
     fn pop(&mut self) -> bool {
         let popped = self.blocks.pop_lru();
         if let Some((_, old)) = &popped {
-            self.bytes -= old.len();
+            self.bytes -= old.weight();
         }
         popped.is_some()
     }
@@ -90,8 +90,8 @@ mod tests {
     #[test]
     fn the_oldest_goes_first_and_the_bound_holds() {
         let buffers = Buffers::new(0);
-        let block = || buffers.try_share(4096).unwrap().buffer(4096).freeze().remove(0);
-        let hot = HotBlocks::new(3 * 4096);
+        let block = || buffers.try_share(8192).unwrap().buffer(4096).freeze().remove(0);
+        let hot = HotBlocks::new(3 * 8192);
         for n in 0..4 {
             hot.insert(1, n, &[block()]);
             hot.get(1, 0);

@@ -250,7 +250,12 @@ impl CachedVersion {
             }
             Ok(file)
         };
-        open().inspect_err(|error| {
+        let opened = open();
+        if opened.is_ok() {
+            // The kernel has its own now; a descriptor a version would be many.
+            *self.file.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+        opened.inspect_err(|error| {
             tracing::warn!(key = %self.key.key, %error, "cache file unusable; fetching again");
             self.forget_all();
         })

@@ -123,8 +123,15 @@ impl Session {
         count: usize,
     ) -> usize {
         let Some(Ok(Found::Dir(dir))) = self.names.present(parent, name) else { return 0 };
-        if self.walkers.files.is_followed(dir.ino) || self.names.read_dir(&dir).await.is_err() {
+        if self.names.read_dir(&dir).await.is_err() {
             return 0;
+        }
+        let more = self.walkers.files.extend(dir.ino, count, |from, direction, count| {
+            files_near(&dir, from, direction, count)
+        });
+        if let Some((before, files)) = more {
+            self.fetch_ahead(&dir, &files);
+            return count - before - files.len();
         }
         let start = match direction {
             Direction::Up => String::new(),

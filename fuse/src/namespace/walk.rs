@@ -158,6 +158,26 @@ impl Walks {
         self.lock().put(dir, walk);
     }
 
+    /// Goes on ahead in a directory that is followed already, up to `count` names ahead. Returns
+    /// how many were ahead before, and those to work on.
+    pub fn extend<T>(
+        &self,
+        dir: u64,
+        count: usize,
+        next: impl FnOnce(&str, Direction, usize) -> Vec<(Box<str>, T)>,
+    ) -> Option<(usize, Vec<T>)> {
+        let mut dirs = self.lock();
+        let walk = dirs.get_mut(&dir)?;
+        let direction = walk.direction?;
+        let before = walk.ahead.min(count);
+        let found = next(&walk.front, direction, count - before);
+        if let Some((front, _)) = found.last() {
+            walk.front.clone_from(front);
+        }
+        walk.ahead += found.len();
+        Some((before, found.into_iter().map(|(_, thing)| thing).collect()))
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, LruCache<u64, Walk>> {
         self.dirs.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -223,7 +243,11 @@ mod tests {
         let ahead = walks.stepped(1, "x", next).unwrap();
         assert_eq!((ahead.names, ahead.lacking), (vec!["y", "z"], 6));
         walks.came_from_elsewhere(2, Direction::Up, "f", 6);
-        assert_eq!(walks.stepped(2, "a", next), None);
-        assert_eq!(walks.stepped(2, "b", next).unwrap().names, ["g", "h", "i", "j"]);
+        assert_eq!(walks.extend(2, 8, next), Some((6, vec!["g", "h"])));
+        assert_eq!(walks.extend(3, 8, next), None);
+        for name in ["a", "b", "c"] {
+            assert_eq!(walks.stepped(2, name, next), None);
+        }
+        assert_eq!(walks.stepped(2, "d", next).unwrap().names, ["i", "j", "k", "l"]);
     }
 }

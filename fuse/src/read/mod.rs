@@ -189,7 +189,7 @@ impl Reader {
             if range.clone().all(|b| held(b) || version.flights.find(b).is_some()) {
                 continue;
             }
-            let share = self.try_share(fetch::capacity_of(range.clone(), size));
+            let share = self.spare_share(fetch::capacity_of(range.clone(), size));
             let Some(share) = share else { return };
             let mut begun = version.flights.begin(range, 0, self.part_blocks, 1, held);
             if let Some(flight) = begun.pop() {
@@ -301,6 +301,20 @@ impl Reader {
                 return None;
             }
         }
+    }
+
+    /// Like [`Reader::try_share`], but leaves a quarter of the memory to those who wait.
+    fn spare_share(&self, bytes: usize) -> Option<Share> {
+        let fits = |bytes: usize| {
+            let used = self.buffers.used().saturating_add(bytes as u64);
+            used <= self.buffers.total() / 4 * 3
+        };
+        while !fits(bytes) {
+            if !self.hot.reclaim(bytes) {
+                return None;
+            }
+        }
+        self.try_share(bytes)
     }
 
     /// Memory for `bytes`, waiting until there is.

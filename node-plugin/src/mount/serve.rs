@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::Resource;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use weir_fuse::adapter::{self, MountOptions, Mounted, mount as fuse_mount};
@@ -46,6 +47,7 @@ pub struct Service {
 /// # Errors
 /// Why nothing is mounted.
 pub fn run(config: &MountConfig, log: &LogArgs, ready: Option<Ready>) -> Result<(), Failure> {
+    raise_file_limit();
     let runtime = runtime()?;
     let done = runtime.block_on(async {
         let service = Service::start(config, runtime.handle().clone()).await?;
@@ -70,6 +72,15 @@ pub fn run(config: &MountConfig, log: &LogArgs, ready: Option<Ready>) -> Result<
     });
     runtime.shutdown_timeout(Duration::from_secs(1));
     done
+}
+
+/// Each cached file in use takes a descriptor; the usual soft limit of 1024 is for select(2).
+fn raise_file_limit() {
+    let mut limit = rustix::process::getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, limit) {
+        tracing::debug!(%error, "limit of open files not raised");
+    }
 }
 
 /// The runtime that everything asynchronous runs in.

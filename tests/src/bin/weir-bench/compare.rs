@@ -57,12 +57,14 @@ fn raw(stage: &Stage, bytes: &Bytes, report: &mut Report, wanted: &dyn Fn(&Work)
         (COLD, &|| limits::gets(stage)),
         (CACHED, &|| {
             works::drop_caches(1);
+            works::warm_memory(stage.sizes.big);
             works::sequential(&big)
         }),
         (WARM, &|| works::sequential(&big)),
         (RANDOM, &|| works::random(&big)),
         (MAP, &|| {
             works::drop_caches(1);
+            works::warm_memory(stage.sizes.big);
             works::map(&big)
         }),
         (SMALL, &|| limits::small_gets(stage)),
@@ -74,6 +76,7 @@ fn raw(stage: &Stage, bytes: &Bytes, report: &mut Report, wanted: &dyn Fn(&Work)
     ];
     for (work, measure) in limits {
         if wanted(&work) {
+            works::warm_memory(stage.sizes.big);
             report.add(work, LIMIT, measure());
         }
     }
@@ -96,6 +99,7 @@ fn contend(
     let dropped = |measure: &dyn Fn() -> f64| {
         mount.settle();
         works::drop_caches(1);
+        works::warm_memory(stage.sizes.big);
         measure()
     };
     let steps: [(Work, &dyn Fn() -> f64); 9] = [
@@ -111,6 +115,7 @@ fn contend(
     ];
     for (work, measure) in steps {
         if wanted(&work) {
+            works::warm_memory(stage.sizes.big);
             report.add(work, name, measure());
         }
     }
@@ -133,6 +138,7 @@ fn write(
     wanted: &dyn Fn(&Work) -> bool,
 ) {
     if wanted(&WRITE) {
+        works::warm_memory(stage.sizes.big);
         let rate = works::write(&mount.join("written/big"), bytes);
         assert_eq!(stage.size_at_s3("written/big"), Some(bytes.len() as u64));
         report.add(WRITE, mount.kind.name(), rate);

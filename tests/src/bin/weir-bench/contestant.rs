@@ -75,6 +75,8 @@ impl Contestant {
         if std::env::var_os("WEIR_BENCH_LOG").is_none() {
             command.stderr(Stdio::null());
         }
+        // What others wrote is not to be in the way.
+        rustix::fs::sync();
         let start = Instant::now();
         let mut child = command.spawn().unwrap();
         while !is_mounted(&mountpoint) {
@@ -95,11 +97,6 @@ impl Contestant {
     /// Where its cache is.
     pub(crate) fn cache(&self) -> &Path {
         self.cache.path()
-    }
-
-    /// Its process.
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
     }
 
     /// What it used so far.

@@ -45,7 +45,7 @@ struct Args {
     #[arg(long, value_delimiter = ',', default_values = ["loopback", "slow", "special", "scale"])]
     parts: Vec<Part>,
     /// Whom to compare.
-    #[arg(long, value_delimiter = ',', default_values = ["weir", "rclone", "s3fs"])]
+    #[arg(long, value_delimiter = ',', default_values = ["weir", "weir-no-passthrough", "rclone", "s3fs"])]
     who: Vec<Kind>,
     /// Rounds on loopback; over the link it is one less, at least one.
     #[arg(long, default_value_t = 3)]
@@ -53,6 +53,9 @@ struct Args {
     /// Size of the big file in MiB.
     #[arg(long, default_value_t = 1024)]
     big: u64,
+    /// Keys of the bucket in the part `scale`; a million takes ten minutes to put.
+    #[arg(long, default_value_t = 100_000)]
+    keys: usize,
     /// Works whose name contains this.
     #[arg(long)]
     only: Option<String>,
@@ -65,6 +68,7 @@ struct Args {
 }
 
 fn main() {
+    weir_node::allocator::bound();
     let args = Args::parse();
     if let Some(path) = &args.touch {
         works::map(path);
@@ -97,7 +101,7 @@ fn run(part: Part, args: &Args) -> Report {
         Part::Special => special::run(&Stage::new(full, false), args.rounds, only),
         Part::Scale => {
             let tiny = Sizes { big: 8 << 20, small: 60, written: 0 };
-            scale::run(&Stage::new(tiny, false), only)
+            scale::run(&Stage::new(tiny, false), args.keys, only)
         }
     }
 }

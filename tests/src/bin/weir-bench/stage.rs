@@ -12,6 +12,7 @@ use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
 use futures_util::{StreamExt, stream};
 use tempfile::TempDir;
 use weir_tests::link::Link;
+use weir_tests::tmpfs::Tmpfs;
 use weir_tests::{minio, random_bytes, runtime};
 
 /// How large the input is.
@@ -54,12 +55,17 @@ pub(crate) struct Stage {
     direct: Client,
     link: Option<Link>,
     dir: TempDir,
+    _memory: Tmpfs,
 }
 
 impl Stage {
-    /// Starts the server and makes the input.
+    /// Starts the server and makes the input. The server's data is in memory, so that it does
+    /// not share the disk with the caches.
     pub(crate) fn new(sizes: Sizes, slow: bool) -> Self {
-        let minio = minio::shared();
+        let memory = Tmpfs::new(u32::try_from(sizes.big >> 20).unwrap() * 7 + 2048);
+        let data = memory.path().join("data");
+        fs::create_dir(&data).unwrap();
+        let minio = minio::start(data);
         let server: SocketAddr = minio.url.trim_start_matches("http://").parse().unwrap();
         let link = slow.then(|| Link::new(server, ROUND_TRIP, BITS_PER_SEC));
         let url = link.as_ref().map_or(minio.url.clone(), |l| format!("http://{}", l.address));
@@ -75,6 +81,7 @@ impl Stage {
             sizes,
             link,
             dir,
+            _memory: memory,
         };
         runtime().block_on(stage.make_input());
         rustix::fs::sync();
@@ -123,6 +130,20 @@ impl Stage {
     pub(crate) fn put_many(&self, keys: impl Iterator<Item = String>) {
         let puts = keys.map(|key| async move { self.put(&key, b"x".to_vec()).await });
         runtime().block_on(stream::iter(puts).buffer_unordered(32).count());
+    }
+
+    /// A bare ranged GET.
+    pub(crate) fn get(&self, key: &str, at: u64, len: u64) {
+        let range = format!("bytes={at}-{}", at + len - 1);
+        let request = self.client.get_object().bucket(&self.bucket).key(key).range(range);
+        let body = runtime().block_on(async { request.send().await.unwrap().body.collect().await });
+        assert_eq!(body.unwrap().into_bytes().len() as u64, len);
+    }
+
+    /// Puts an object of random bytes.
+    pub(crate) fn put_big(&self, key: &str, size: u64) {
+        let bytes = random_bytes(size, size as usize).into();
+        runtime().block_on(upload(&self.direct, &self.bucket, key, &bytes));
     }
 
     /// Size of an object, if it is there.

@@ -19,6 +19,16 @@ pub(crate) fn drop_caches(what: u8) {
     fs::write("/proc/sys/vm/drop_caches", what.to_string()).unwrap();
 }
 
+/// Touches as much memory as a work on a file of `bytes` takes, and gives it back. On a virtual
+/// machine whose host takes free memory away, whoever allocates first would pay for its return.
+pub(crate) fn warm_memory(bytes: u64) {
+    let bytes = bytes as usize * 2 + (256 << 20);
+    let mut map = memmap2::MmapMut::map_anon(bytes).unwrap();
+    for page in map.chunks_mut(rustix::param::page_size()) {
+        page[0] = 1;
+    }
+}
+
 /// Reads a file from start to end by 1 MiB; MiB a second.
 pub(crate) fn sequential(path: &Path) -> f64 {
     let start = Instant::now();

@@ -1,0 +1,124 @@
+//! A node in this process: Weir's engine over an origin in memory that misbehaves on command.
+//! With a kernel (real mounts) or without.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use weir_fuse::adapter::{self, MountOptions, Mounted};
+use weir_fuse::buffers::Buffers;
+use weir_fuse::cache::{CacheSettings, NodeCache};
+use weir_fuse::engine::{Engine, Session, SessionSettings};
+use weir_fuse::metrics::Metrics;
+use weir_fuse::model::attr::Ownership;
+use weir_fuse::model::key::DirPrefix;
+use weir_fuse::model::ttl::MetadataTtl;
+use weir_fuse::namespace::NamespaceSettings;
+use weir_fuse::origin::faulty::Faulty;
+use weir_fuse::origin::memory::MemoryOrigin;
+
+use crate::runtime;
+
+/// How the node is set up.
+#[derive(Clone, Copy, Debug)]
+pub struct NodeSettings {
+    /// Most bytes that the cache holds.
+    pub cache_max: u64,
+    /// Memory for bytes on their way.
+    pub memory: u64,
+    /// Most bytes of one GET.
+    pub read_part: u64,
+    /// Lifetime of metadata.
+    pub ttl: MetadataTtl,
+}
+
+impl Default for NodeSettings {
+    fn default() -> Self {
+        Self {
+            cache_max: u64::MAX,
+            memory: 16 << 20,
+            read_part: 1 << 20,
+            ttl: MetadataTtl::For(Duration::from_secs(60)),
+        }
+    }
+}
+
+/// An engine, and what its mounts show.
+pub struct Node {
+    /// What S3 holds.
+    pub memory: Arc<MemoryOrigin>,
+    /// What stands before it.
+    pub faulty: Arc<Faulty>,
+    /// The engine.
+    pub engine: Arc<Engine>,
+    settings: NodeSettings,
+}
+
+impl Node {
+    /// A node over this cache directory.
+    pub fn new(cache: &Path, memory: Arc<MemoryOrigin>, settings: NodeSettings) -> Self {
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let cache =
+            CacheSettings { dir: cache.to_owned(), max_size: settings.cache_max, min_free: 0 };
+        let cache = NodeCache::open(&cache, metrics.clone()).unwrap();
+        let buffers = Buffers::new(settings.memory);
+        let engine =
+            Engine::new(cache, buffers, metrics, runtime().handle().clone(), settings.read_part);
+        let faulty = Arc::new(Faulty::new(memory.clone()));
+        Self { memory, faulty, engine, settings }
+    }
+
+    /// A session of this node.
+    pub fn session(&self) -> Arc<Session> {
+        let names = NamespaceSettings {
+            prefix: DirPrefix::root(),
+            ttl: self.settings.ttl,
+            negative_ttl: self.settings.ttl,
+        };
+        let settings = SessionSettings {
+            names,
+            ownership: Ownership { uid: 0, gid: 0, file_mode: 0o644, dir_mode: 0o755 },
+            read_only: false,
+            passthrough: true,
+            write_part: 5 << 20,
+        };
+        Session::new(self.engine.clone(), self.faulty.clone(), settings)
+    }
+
+    /// A real mount of this node.
+    pub fn mount(&self, mountpoint: &Path) -> NodeMount {
+        std::fs::create_dir_all(mountpoint).unwrap();
+        let session = self.session();
+        let options = MountOptions {
+            source: "memory".into(),
+            mountpoint: mountpoint.to_owned(),
+            allow_other: false,
+            read_only: false,
+        };
+        let mounted = adapter::mount(&session, &options).unwrap();
+        NodeMount { session, mounted: Some(mounted), mountpoint: mountpoint.to_owned() }
+    }
+
+    /// Closes the cache in order.
+    pub fn close(&self) {
+        self.engine.cache.close();
+    }
+}
+
+/// A real mount; unmounted when dropped.
+pub struct NodeMount {
+    /// Its session.
+    pub session: Arc<Session>,
+    mounted: Option<Mounted>,
+    mountpoint: PathBuf,
+}
+
+impl Drop for NodeMount {
+    fn drop(&mut self) {
+        let _ = adapter::mount::unmount(&self.mountpoint, true);
+        if let Some(mounted) = self.mounted.take() {
+            let _ = mounted.join();
+        }
+        runtime().block_on(self.session.shut_down(Duration::from_secs(30)));
+    }
+}
