@@ -9,6 +9,7 @@
 pub mod bucket;
 pub mod link;
 pub mod minio;
+pub mod model;
 pub mod mount;
 pub mod node;
 pub mod shell;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use weir_fuse::adapter::{self, MountOptions, Mounted};
 use weir_fuse::buffers::Buffers;
-use weir_fuse::cache::{CacheSettings, NodeCache};
+use weir_fuse::cache::{CacheError, CacheSettings, NodeCache};
 use weir_fuse::engine::{Engine, Session, SessionSettings};
 use weir_fuse::metrics::Metrics;
 use weir_fuse::model::attr::Ownership;
@@ -17,7 +17,7 @@ use weir_fuse::namespace::NamespaceSettings;
 use weir_fuse::origin::faulty::Faulty;
 use weir_fuse::origin::memory::MemoryOrigin;
 
-use crate::runtime;
+use crate::{eventually, runtime};
 
 /// How the node is set up.
 #[derive(Clone, Copy, Debug)]
@@ -60,7 +60,15 @@ impl Node {
         let metrics = Arc::new(Metrics::new().unwrap());
         let cache =
             CacheSettings { dir: cache.to_owned(), max_size: settings.cache_max, min_free: 0 };
-        let cache = NodeCache::open(&cache, metrics.clone()).unwrap();
+        // What an earlier node of this process still has under way ends by itself.
+        let mut opened = NodeCache::open(&cache, metrics.clone());
+        eventually("the cache directory is free", || {
+            if let Err(CacheError::InUse { .. }) = opened {
+                opened = NodeCache::open(&cache, metrics.clone());
+            }
+            !matches!(opened, Err(CacheError::InUse { .. }))
+        });
+        let cache = opened.unwrap();
         let buffers = Buffers::new(settings.memory);
         let engine =
             Engine::new(cache, buffers, metrics, runtime().handle().clone(), settings.read_part);

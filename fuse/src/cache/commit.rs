@@ -58,6 +58,10 @@ impl Committer {
         bytes: u64,
     ) {
         let mut queue = self.lock();
+        if queue.closed {
+            // Nobody will take it out; and it would keep the cache directory, which keeps it.
+            return;
+        }
         let entry = queue.versions.entry(version.id);
         entry.or_insert_with(|| (version.clone(), BTreeSet::new())).1.extend(segments);
         queue.bytes += bytes;
@@ -133,6 +137,9 @@ impl Committer {
             let mut queue = self.lock();
             queue.made += 1;
             queue.closed = closing;
+            if closing {
+                queue.versions.clear();
+            }
             self.done.notify_all();
             if closing {
                 return;

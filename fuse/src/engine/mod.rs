@@ -67,6 +67,11 @@ impl Engine {
 /// and never change their nodeid because of an open.
 pub const SMALL_MAX: u64 = crate::model::blocks::BLOCK;
 
+/// Objects smaller than this are not read by passthrough: an inode that is would have to give
+/// way to a new one when somebody opens the name for writing, and all opens of a lock file must
+/// meet in one inode. Lock files hold a process id or a host name, if anything.
+pub const PASSTHROUGH_MIN: u64 = 4096;
+
 /// How one mount behaves.
 #[derive(Clone, Debug)]
 pub struct SessionSettings {

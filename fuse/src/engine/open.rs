@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU64;
 
 use rustix::io::Errno;
 
-use super::SMALL_MAX;
+use super::{PASSTHROUGH_MIN, SMALL_MAX};
 use super::backing::Backing;
 use super::handles::{Handle, ReadHandle};
 use super::modes::{Closed, Mode};
@@ -160,7 +160,8 @@ impl Session {
         if source.version.is_complete() && !trusted {
             self.engine.reader.verify(&source);
         }
-        let may_pass = trusted && self.backings.is_connected();
+        let large_enough = source.version.size() >= PASSTHROUGH_MIN;
+        let may_pass = large_enough && trusted && self.backings.is_connected();
         let mut modes = self.modes.lock();
         let mode = match modes.present(node.ino) {
             Some(Mode::Streaming) if may_pass && !small && node.tell_stale_once() => {

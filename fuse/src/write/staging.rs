@@ -108,6 +108,9 @@ impl Staging {
         if end > OBJECT_MAX {
             return Err(WriteError::TooLarge);
         }
+        if data.is_empty() {
+            return Ok(Vec::new());
+        }
         self.file.write_all_at(data, offset)?;
         let mut state = self.state();
         state.size = state.size.max(end);

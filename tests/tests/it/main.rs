@@ -6,6 +6,7 @@ mod cache;
 mod commands;
 mod demo;
 mod metadata;
+mod model;
 mod promises;
 mod reading;
 mod writing;
