@@ -13,6 +13,7 @@ pub mod model;
 pub mod mount;
 pub mod node;
 pub mod shell;
+pub mod storm;
 pub mod tmpfs;
 
 use std::sync::OnceLock;

@@ -35,6 +35,8 @@ pub struct Index {
     pub epoch: u32,
     /// The first id of this run.
     pub first_id: u64,
+    /// Whether the run before closed it in order, so that it knows of all that happened.
+    pub closed_in_order: bool,
 }
 
 /// Changes that are to become durable together.
@@ -84,7 +86,7 @@ impl Index {
         let fresh = path.metadata().map_or(true, |m| m.len() == 0);
         let db = Database::builder().set_cache_size(REDB_CACHE).create(path)?;
         let txn = quick_write(&db).map_err(Opening::damaged)?;
-        let (epoch, first_id) = {
+        let (epoch, first_id, clean) = {
             let mut meta = txn.open_table(META)?;
             let get = |meta: &redb::Table<'_, &str, u64>, name: &str| {
                 Ok::<_, StorageError>(meta.get(name)?.map(|v| v.value()))
@@ -114,7 +116,7 @@ impl Index {
             meta.insert("epoch", epoch)?;
             meta.insert("clean", 0)?;
             meta.insert("next_id", first_id + ID_STRIDE)?;
-            (epoch, first_id)
+            (epoch, first_id, clean)
         };
         txn.open_table(VERSIONS)?;
         txn.open_table(OBJECTS)?;
@@ -122,7 +124,8 @@ impl Index {
         txn.open_table(LISTINGS)?;
         txn.open_table(UPLOADS)?;
         txn.commit().map_err(Opening::damaged)?;
-        Ok(Self { db, epoch: u32::try_from(epoch).unwrap_or(u32::MAX), first_id })
+        let epoch = u32::try_from(epoch).unwrap_or(u32::MAX);
+        Ok(Self { db, epoch, first_id, closed_in_order: clean })
     }
 
     /// Finds a version by the bytes of its identity.

@@ -380,6 +380,12 @@ impl NodeCache {
         self.remove(id);
     }
 
+    /// Whether kept listings know of all that was changed here. After a crash they may lack the
+    /// last changes: then they are only better than nothing.
+    pub fn knows_all_changes(&self) -> bool {
+        self.index.closed_in_order
+    }
+
     /// The listing stored under `name`.
     pub fn listing(&self, name: &[u8]) -> Option<ListingRow> {
         match self.shared.committer.pending_listing(name) {

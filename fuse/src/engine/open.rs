@@ -6,11 +6,11 @@ use std::sync::atomic::AtomicU64;
 
 use rustix::io::Errno;
 
-use super::{PASSTHROUGH_MIN, SMALL_MAX};
 use super::backing::Backing;
 use super::handles::{Handle, ReadHandle};
 use super::modes::{Closed, Mode};
 use super::session::Session;
+use super::{PASSTHROUGH_MIN, SMALL_MAX};
 use crate::cache::CachedVersion;
 use crate::namespace::file::FileNode;
 use crate::read::window::Window;

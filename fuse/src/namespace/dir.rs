@@ -1,6 +1,6 @@
 //! A directory and what is known of its names.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -295,6 +295,7 @@ impl Dir {
 
     /// Takes over a whole listing that was begun at `started`.
     pub(super) fn merge(&self, listing: Listing, started: Instant) {
+        let busy = self.busy_among(|name| !listing.entries.contains_key(name));
         let mut state = self.state();
         state.removed.retain(|_, at| *at >= started);
         let DirState { entries, removed, .. } = &mut *state;
@@ -311,7 +312,7 @@ impl Dir {
             entries.insert(name, entry);
         }
         for (name, entry) in old {
-            if entry.outlives(started) {
+            if entry.outlives(started) || busy.contains(&name) {
                 entries.insert(name, entry);
             }
         }
@@ -328,6 +329,7 @@ impl Dir {
         answer: Option<Option<ObjectInfo>>,
         started: Instant,
     ) {
+        let busy = answer.is_none() && !self.busy_among(|other| other == name).is_empty();
         let mut state = self.state();
         state.snapshot = None;
         if state.removed.get(name).is_some_and(|at| *at >= started) {
@@ -335,7 +337,7 @@ impl Dir {
         }
         let before = state.entries.remove(name);
         match (before, answer) {
-            (Some(entry), _) if entry.outlives(started) => {
+            (Some(entry), _) if busy || entry.outlives(started) => {
                 state.entries.insert(name.into(), entry);
             }
             (before, Some(info)) => {
@@ -346,6 +348,25 @@ impl Dir {
                 absent.put(name.into(), started);
             }
         }
+    }
+
+    /// Those of the directories here, as far as `asked` wants to know, below which a file is being
+    /// written: they are there, whatever the origin says.
+    fn busy_among(&self, asked: impl Fn(&str) -> bool) -> HashSet<Box<str>> {
+        let dirs: Vec<(Box<str>, Arc<Dir>)> = {
+            let state = self.state();
+            let shown = |name: &str| matches!(state.entries.get(name), Some(e) if matches!(e.kind, Kind::Dir));
+            let wanted = state.dirs.iter().filter(|(name, _)| asked(name) && shown(name));
+            wanted.map(|(name, dir)| (name.clone(), dir.clone())).collect()
+        };
+        let busy = dirs.into_iter().filter(|(_, dir)| dir.is_busy());
+        busy.map(|(name, _)| name).collect()
+    }
+
+    fn is_busy(&self) -> bool {
+        let writing = |entry: &Entry| matches!(entry.kind, Kind::Writing(_));
+        let here = self.state().entries.values().any(writing);
+        here || !self.busy_among(|_| true).is_empty()
     }
 
     /// The names, for readdir.
@@ -401,9 +422,14 @@ impl Dir {
         }
     }
 
-    /// Whether no name is known here, apart from `except`.
+    /// Whether no name is known that the origin holds here, apart from `except`. What is being
+    /// written is not at the origin yet.
     pub fn is_empty_but_for(&self, except: &str) -> bool {
-        self.state().entries.keys().all(|name| name.as_ref() == except)
+        let state = self.state();
+        let stored = |(name, entry): (&Box<str>, &Entry)| {
+            name.as_ref() != except && !matches!(entry.kind, Kind::Writing(_))
+        };
+        !state.entries.iter().any(stored)
     }
 
     /// Whether `name` is a file that is being written here.

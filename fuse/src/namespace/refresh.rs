@@ -187,7 +187,7 @@ impl Namespace {
     /// Takes over the listing kept in the index, if none is known and it is young enough or
     /// `any_age` will do. Says whether it did.
     fn load_kept(&self, dir: &Arc<Dir>, any_age: bool) -> bool {
-        if dir.listed_at().is_some() {
+        if dir.listed_at().is_some() || !(any_age || self.cache.knows_all_changes()) {
             return false;
         }
         let Some(row) = self.cache.listing(&self.kept_name(dir)) else { return false };

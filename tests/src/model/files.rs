@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
-use std::os::fd::IntoRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -103,14 +102,9 @@ impl Files for MountFiles {
         self.open[&fd].sync_all().map_err(errno)
     }
 
-    #[allow(unsafe_code, reason = "close(2) with its result, which std does not give")]
     fn close(&mut self, fd: Fd) -> Result<(), Errno> {
-        let raw = self.open.remove(&fd).unwrap().into_raw_fd();
-        // SAFETY: the descriptor was owned here and is not used again.
-        match unsafe { libc::close(raw) } {
-            0 => Ok(()),
-            _ => Err(errno(std::io::Error::last_os_error())),
-        }
+        let file = self.open.remove(&fd).unwrap();
+        crate::shell::close(file).map_err(errno)
     }
 
     fn unlink(&mut self, name: &str) -> Result<(), Errno> {
@@ -213,7 +207,9 @@ impl Files for SessionFiles {
     }
 
     fn write(&mut self, fd: Fd, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
-        self.session.write(fd, offset, bytes).map(|written| assert_eq!(written as usize, bytes.len()))
+        self.session
+            .write(fd, offset, bytes)
+            .map(|written| assert_eq!(written as usize, bytes.len()))
     }
 
     fn truncate(&mut self, fd: Fd, size: u64) -> Result<(), Errno> {

@@ -8,6 +8,7 @@ use rustix::io::Errno;
 
 use super::files::Fd;
 use super::{Files, NAMES, Op, SLOTS, Store};
+use crate::eventually;
 
 /// What S3 is to hold under a name, and how often somebody else changed it.
 #[derive(Clone, Default)]
@@ -31,10 +32,12 @@ type Shared = Rc<RefCell<Staging>>;
 struct Reader {
     fd: Fd,
     name: usize,
-    /// What it may see: the version that it opened, or the file being written that it joined.
-    version: Option<Vec<u8>>,
+    /// The bytes of the name when it was opened.
+    version: Vec<u8>,
     /// Changes of the object, by anybody, when it was opened.
     epoch: u64,
+    /// What was written here while it was open: that may show, as on a local disk.
+    written: Vec<Shared>,
 }
 
 struct Writer {
@@ -50,9 +53,7 @@ pub struct Interpreter<'a, F: Files> {
     objects: Vec<Object>,
     /// Counts all changes of a name, local ones, too.
     epochs: Vec<u64>,
-    /// What was written here under a name since it was opened: readers that join may see it.
     writing: BTreeMap<usize, Shared>,
-    written: Vec<Vec<Shared>>,
     readers: [Option<Reader>; SLOTS],
     writers: [Option<Writer>; SLOTS],
 }
@@ -67,7 +68,6 @@ impl<'a, F: Files> Interpreter<'a, F> {
             objects: NAMES.iter().map(object).collect(),
             epochs: vec![0; NAMES.len()],
             writing: BTreeMap::new(),
-            written: vec![Vec::new(); NAMES.len()],
             readers: Default::default(),
             writers: Default::default(),
         }
@@ -150,10 +150,8 @@ impl<'a, F: Files> Interpreter<'a, F> {
             Ok(fd) => {
                 let version = expected.expect("opened what is not there");
                 let epoch = self.epochs[name];
-                self.readers[slot] = Some(Reader { fd, name, version: Some(version), epoch });
-                if staged.is_none() {
-                    self.written[name].clear();
-                }
+                let written = staged.into_iter().collect();
+                self.readers[slot] = Some(Reader { fd, name, version, epoch, written });
             }
             Err(Errno::NOENT) => assert!(expected.is_none(), "{} is there", NAMES[name]),
             Err(error) => panic!("open {}: {error}", NAMES[name]),
@@ -169,13 +167,17 @@ impl<'a, F: Files> Interpreter<'a, F> {
         let name = reader.name;
         match self.files.read(reader.fd, offset, len) {
             Ok(got) => {
-                let own = reader.version.as_ref().is_some_and(|bytes| got == slice(bytes));
-                // What is written here meanwhile may show, as on a local disk.
-                let staged = self.written[name].iter().any(|s| got == slice(&s.borrow().bytes));
-                assert!(own || staged, "{}: wrong bytes at {offset}, {} of them", NAMES[name], got.len());
+                let own = got == slice(&reader.version);
+                let staged = reader.written.iter().any(|s| got == slice(&s.borrow().bytes));
+                assert!(
+                    own || staged,
+                    "{}: wrong bytes at {offset}, {} of them",
+                    NAMES[name],
+                    got.len()
+                );
             }
             Err(error) => {
-                let gone = self.epochs[name] != reader.epoch || !self.written[name].is_empty();
+                let gone = self.epochs[name] != reader.epoch || !reader.written.is_empty();
                 assert!(gone, "{} is current, but its read failed: {error}", NAMES[name]);
             }
         }
@@ -204,7 +206,9 @@ impl<'a, F: Files> Interpreter<'a, F> {
             }
             state.writers += 1;
         }
-        self.written[name].push(staging.clone());
+        for reader in self.readers.iter_mut().flatten().filter(|reader| reader.name == name) {
+            reader.written.push(staging.clone());
+        }
         self.epochs[name] += 1;
         self.writers[slot] = Some(Writer { fd, name, staging: staging.clone() });
     }
@@ -326,16 +330,26 @@ impl<'a, F: Files> Interpreter<'a, F> {
     }
 
     fn list(&mut self) {
+        const DIRS: [&str; 2] = ["dir", "other"];
         for dir in ["", "dir", "other"] {
-            let Some(names) = self.files.list(dir) else { continue };
-            let names: BTreeSet<String> = names.into_iter().collect();
-            for (at, name) in NAMES.iter().enumerate() {
-                let (folder, base) = name.rsplit_once('/').unwrap_or(("", name));
-                let there = self.writing.contains_key(&at) || self.objects[at].bytes.is_some();
-                if folder == dir {
-                    assert_eq!(names.contains(base), there, "{name} in {names:?}");
-                }
-            }
+            let expected: BTreeSet<&str> = (0..NAMES.len())
+                .filter(|at| self.writing.contains_key(at) || self.objects[*at].bytes.is_some())
+                .filter_map(|at| {
+                    let (folder, base) = NAMES[at].rsplit_once('/').unwrap_or(("", NAMES[at]));
+                    (folder == dir).then_some(base)
+                })
+                .collect();
+            // A name whose close failed is given up when its release is through, which a process
+            // does not wait for.
+            let files = &mut self.files;
+            eventually(&format!("{dir:?} shows {expected:?}"), || {
+                let Some(names) = files.list(dir) else { return expected.is_empty() };
+                let names: BTreeSet<String> = names
+                    .into_iter()
+                    .filter(|n| dir != "" || !DIRS.contains(&n.as_str()))
+                    .collect();
+                names.iter().map(String::as_str).collect::<BTreeSet<_>>() == expected
+            });
         }
     }
 }

@@ -9,6 +9,7 @@ mod metadata;
 mod model;
 mod promises;
 mod reading;
+mod storms;
 mod writing;
 
 /// Makes one test for each kind of server.

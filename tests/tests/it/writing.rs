@@ -7,7 +7,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use rustix::io::Errno;
 use weir_tests::bucket::{Bucket, Server};
 use weir_tests::mount::{Mount, Options, cache_dir};
-use weir_tests::shell::{sh, try_sh};
+use weir_tests::shell::{close, sh, try_sh};
 use weir_tests::{eventually, random_bytes};
 
 use crate::on_each_server;
@@ -16,14 +16,6 @@ const MIB: usize = 1 << 20;
 
 fn errno(error: &std::io::Error) -> Errno {
     Errno::from_raw_os_error(error.raw_os_error().unwrap())
-}
-
-/// Closes a file as a program in C would, so that what close says is heard.
-fn close(file: File) -> std::io::Result<()> {
-    // dup, then close of the copy: the FLUSH of any close carries the error.
-    let synced = file.sync_all();
-    drop(file);
-    synced
 }
 
 on_each_server! {

@@ -90,7 +90,14 @@ pub(super) async fn build(settings: &S3Settings) -> Result<(Client, String), Ori
     let http = http_client(settings)?;
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
         .http_client(http.clone())
-        .retry_config(RetryConfig::adaptive().with_max_attempts(4))
+        // A reader waits: the first try again comes soon. Not the adaptive mode, which would
+        // slow all readers of the node down for minutes after a short storm of 503.
+        .retry_config(
+            RetryConfig::standard()
+                .with_max_attempts(4)
+                .with_initial_backoff(Duration::from_millis(100))
+                .with_max_backoff(Duration::from_secs(5)),
+        )
         .timeout_config(
             TimeoutConfig::builder()
                 .connect_timeout(Duration::from_secs(5))

@@ -76,8 +76,7 @@ fn many_mounts(stage: &Stage, report: &mut Report) {
     let node = Node::new(cache.path(), memory, NodeSettings::default());
     let before = rss();
     let start = Instant::now();
-    let mounts: Vec<_> =
-        (0..200).map(|n| node.mount(&stage.path(&format!("many/{n}")))).collect();
+    let mounts: Vec<_> = (0..200).map(|n| node.mount(&stage.path(&format!("many/{n}")))).collect();
     for n in 0..200 {
         let path = stage.path(&format!("many/{n}/file"));
         assert_eq!(fs::read(path).unwrap().len(), 100_000);

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use rand::{Rng, SeedableRng};
+use weir_tests::shell::close;
 
 /// Threads that read or write small files.
 pub(crate) const THREADS: usize = 8;
@@ -120,7 +121,7 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> f64 {
     for piece in bytes.chunks(1 << 20) {
         file.write_all(piece).unwrap();
     }
-    rustix_close(file);
+    close(file).unwrap();
     bytes.len() as f64 / MIB / start.elapsed().as_secs_f64()
 }
 
@@ -140,20 +141,10 @@ pub(crate) fn write_small(folder: &Path, count: usize) -> f64 {
                     }
                     let mut file = File::create(folder.join(format!("w{n:04}"))).unwrap();
                     file.write_all(&bytes).unwrap();
-                    rustix_close(file);
+                    close(file).unwrap();
                 }
             });
         }
     });
     count as f64 / start.elapsed().as_secs_f64()
-}
-
-/// Closes with the answer of close(2) checked: that is where a durable file system says whether
-/// the file is stored.
-#[allow(unsafe_code, reason = "close(2) with its result, which std does not give")]
-fn rustix_close(file: File) {
-    let fd = std::os::fd::IntoRawFd::into_raw_fd(file);
-    // SAFETY: the descriptor is owned here and not used again.
-    let closed = unsafe { libc::close(fd) };
-    assert_eq!(closed, 0, "close: {}", std::io::Error::last_os_error());
 }
