@@ -13,4 +13,5 @@ pub mod model;
 pub mod namespace;
 pub mod origin;
 pub mod read;
+mod sync;
 pub mod write;

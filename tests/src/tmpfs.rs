@@ -14,10 +14,19 @@ pub struct Tmpfs {
 impl Tmpfs {
     /// Mounts one of `mib` MiB.
     pub fn new(mib: u32) -> Self {
+        Self::with(&format!("size={mib}m"))
+    }
+
+    /// Mounts one of `mib` MiB that holds at most so many files and folders.
+    pub fn with_inodes(mib: u32, inodes: u32) -> Self {
+        Self::with(&format!("size={mib}m,nr_inodes={inodes}"))
+    }
+
+    fn with(options: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let size = CString::new(format!("size={mib}m")).unwrap();
+        let options = CString::new(options).unwrap();
         let flags = MountFlags::empty();
-        rustix::mount::mount(c"tmpfs", dir.path(), c"tmpfs", flags, size.as_c_str()).unwrap();
+        rustix::mount::mount(c"tmpfs", dir.path(), c"tmpfs", flags, options.as_c_str()).unwrap();
         Self { dir }
     }
 

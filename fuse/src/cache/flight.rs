@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use tokio::sync::Notify;
 
 use crate::buffers::Block;
 use crate::origin::OriginError;
+use crate::sync::{Mutex, MutexGuard};
 
 /// One fetch of a run of blocks.
 pub struct Flight {

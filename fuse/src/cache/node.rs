@@ -21,8 +21,8 @@ use crate::metrics::Metrics;
 use crate::model::blocks::{self, BlockMap};
 use crate::model::version::VersionKey;
 
-/// How often those who keep versions in use are asked to let go.
-const RELIEVE_EVERY: Duration = Duration::from_millis(250);
+/// How often a commit is asked for because room is short.
+const FLUSH_EVERY: Duration = Duration::from_millis(250);
 
 /// Where the cache is and how large it may become.
 #[derive(Clone, Debug)]
@@ -52,8 +52,8 @@ pub struct CacheStats {
 
 /// Something that keeps versions in use although nobody reads them, and can let go.
 pub trait Pressure: Send + Sync {
-    /// Lets go.
-    fn relieve(&self);
+    /// Lets go of some, least recently used first; says whether there were any.
+    fn relieve(&self) -> bool;
 }
 
 /// Room set aside in the cache; given back when dropped, by when what was stored is counted.
@@ -76,7 +76,7 @@ pub struct NodeCache {
     recency: Mutex<Recency>,
     next_id: AtomicU64,
     pressure: Mutex<Vec<Weak<dyn Pressure>>>,
-    relieved: Mutex<Option<Instant>>,
+    flushed: Mutex<Option<Instant>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -124,7 +124,7 @@ impl NodeCache {
             active: Mutex::default(),
             recency: Mutex::new(Recency::new()),
             pressure: Mutex::default(),
-            relieved: Mutex::default(),
+            flushed: Mutex::default(),
             thread: Mutex::default(),
         });
         cache
@@ -237,7 +237,6 @@ impl NodeCache {
     /// Makes room for `bytes`, by evicting what was not used for longest, and sets it aside
     /// while the result lives. `None`: there is no room.
     pub fn make_room(&self, bytes: u64) -> Option<Room> {
-        let mut relieved = false;
         loop {
             if self.shared.space.reserve(&self.shared.dir, bytes) {
                 return Some(Room { shared: self.shared.clone(), bytes });
@@ -248,10 +247,9 @@ impl NodeCache {
             if self.evict_one() {
                 continue;
             }
-            if relieved || !self.relieve() {
+            if !self.relieve() {
                 return None;
             }
-            relieved = true;
         }
     }
 
@@ -283,21 +281,24 @@ impl NodeCache {
         self.note_use();
     }
 
-    /// Asks those who keep versions in use without need: backing ids that nobody has open, and
-    /// the committer, for which a version is in use until it is in the index. Says whether that
-    /// was tried; not again soon, where it would be in vain.
+    /// Asks those who keep versions in use without need: backing ids that nobody has open, then
+    /// the committer, for which a version is in use until it is in the index. That costs a
+    /// commit, so not again soon. Says whether a victim may be found now.
     fn relieve(&self) -> bool {
+        let pressure = self.pressure.lock().unwrap_or_else(PoisonError::into_inner);
+        let holders: Vec<_> = pressure.iter().filter_map(Weak::upgrade).collect();
+        drop(pressure);
+        // All of them are asked, so that no mount keeps more than others.
+        if holders.iter().fold(false, |any, holder| holder.relieve() || any) {
+            return true;
+        }
         {
-            let mut last = self.relieved.lock().unwrap_or_else(PoisonError::into_inner);
-            if last.is_some_and(|at| at.elapsed() < RELIEVE_EVERY) {
+            let mut last = self.flushed.lock().unwrap_or_else(PoisonError::into_inner);
+            if last.is_some_and(|at| at.elapsed() < FLUSH_EVERY) {
                 return false;
             }
             *last = Some(Instant::now());
         }
-        let pressure = self.pressure.lock().unwrap_or_else(PoisonError::into_inner);
-        let holders: Vec<_> = pressure.iter().filter_map(Weak::upgrade).collect();
-        drop(pressure);
-        holders.iter().for_each(|holder| holder.relieve());
         self.shared.committer.flush();
         true
     }

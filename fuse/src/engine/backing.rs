@@ -17,6 +17,9 @@ const KEPT: Duration = Duration::from_secs(30);
 /// here costs a third less than one that must register it (docs/performance.md).
 const POOL_MAX: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4095);
 
+/// Ids given back at once when room is short in the cache.
+const RELIEVED: usize = 32;
+
 /// A file that the kernel reads by itself.
 pub struct Backing {
     /// Its raw id.
@@ -76,7 +79,7 @@ impl BackingPool {
 
     /// Gives back ids that were not used for a while.
     pub fn sweep(&self) {
-        Self::drop_idle(&mut self.entries(), KEPT);
+        Self::drop_idle(&mut self.entries(), KEPT, usize::MAX);
     }
 
     /// Gives back all ids, as at the end of the session.
@@ -84,14 +87,21 @@ impl BackingPool {
         self.entries().clear();
     }
 
-    fn drop_idle(entries: &mut LruCache<u64, (Arc<Backing>, Instant)>, kept: Duration) {
+    /// Drops at most `most` ids that nobody has open, least recently used first; says how many.
+    fn drop_idle(
+        entries: &mut LruCache<u64, (Arc<Backing>, Instant)>,
+        kept: Duration,
+        most: usize,
+    ) -> usize {
         let idle = |(_, (backing, used)): &(&u64, &(Arc<Backing>, Instant))| {
             Arc::strong_count(backing) == 1 && used.elapsed() >= kept
         };
-        let idle: Vec<u64> = entries.iter().filter(idle).map(|(id, _)| *id).collect();
-        for id in idle {
-            entries.pop(&id);
-        }
+        let oldest_first = entries.iter().rev();
+        let idle: Vec<u64> = oldest_first.filter(idle).take(most).map(|(id, _)| *id).collect();
+        idle.iter().for_each(|id| {
+            entries.pop(id);
+        });
+        idle.len()
     }
 
     fn entries(&self) -> MutexGuard<'_, LruCache<u64, (Arc<Backing>, Instant)>> {
@@ -100,7 +110,7 @@ impl BackingPool {
 }
 
 impl Pressure for BackingPool {
-    fn relieve(&self) {
-        Self::drop_idle(&mut self.entries(), Duration::ZERO);
+    fn relieve(&self) -> bool {
+        Self::drop_idle(&mut self.entries(), Duration::ZERO, RELIEVED) > 0
     }
 }

@@ -118,7 +118,8 @@ pub(super) enum Ask {
 }
 
 impl Dir {
-    pub(super) fn root(prefix: DirPrefix) -> Arc<Self> {
+    /// The directory that shows all keys with this prefix.
+    pub fn root(prefix: DirPrefix) -> Arc<Self> {
         Self::new(ROOT_INO, None, prefix.as_str())
     }
 

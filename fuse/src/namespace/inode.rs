@@ -1,11 +1,12 @@
 //! Which nodeids the kernel knows.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError};
 
 use super::dir::Dir;
 use super::file::FileNode;
+use crate::sync::RwLock;
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// Nodeid of the root directory (`FUSE_ROOT_ID`).
 pub const ROOT_INO: u64 = 1;

@@ -5,6 +5,8 @@ mod bad_input;
 mod cache;
 mod commands;
 mod demo;
+mod disk;
+mod kernel;
 mod metadata;
 mod model;
 mod promises;

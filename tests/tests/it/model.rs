@@ -3,11 +3,14 @@
 use std::sync::Arc;
 
 use proptest::test_runner::{Config, TestRunner};
+use rand::{Rng, SeedableRng};
 use weir_fuse::model::ttl::MetadataTtl;
 use weir_fuse::origin::memory::MemoryOrigin;
+use weir_tests::bucket::{Bucket, Server};
 use weir_tests::model::{Interpreter, MountFiles, Op, SessionFiles, ops};
-use weir_tests::mount::cache_dir;
+use weir_tests::mount::{Mount, Options, cache_dir};
 use weir_tests::node::{Node, NodeSettings};
+use weir_tests::random_bytes;
 
 /// Small, so that versions are evicted all the time; always asking, so that what others change
 /// shows at once.
@@ -64,4 +67,63 @@ fn mounts_behave_as_the_model_says() {
         Ok(())
     };
     runner(24).run(&ops(50), run).unwrap();
+}
+
+/// Every restart is a kill -9 of the process at that moment, with whatever is open.
+#[test]
+fn what_was_acknowledged_survives_kill_9_as_the_model_says() {
+    let run = |ops: Vec<Op>| {
+        let bucket = Bucket::new(Server::Minio);
+        let cache = cache_dir();
+        let flags = "--metadata-ttl minimal --cache-max-size 2MiB --memory-target 4MiB";
+        let options = Options::flags(flags).cache(cache.path());
+        for life in ops.split(|op| matches!(op, Op::Restart)) {
+            let mount = Mount::with(&bucket, &options);
+            let mut model = Interpreter::new(MountFiles::new(mount.path()), &bucket);
+            life.iter().for_each(|op| model.step(op));
+            mount.kill();
+        }
+        let mount = Mount::with(&bucket, &options);
+        Interpreter::new(MountFiles::new(mount.path()), &bucket).finish();
+        mount.unmount();
+        Ok(())
+    };
+    runner(8).run(&ops(80), run).unwrap();
+}
+
+/// Eviction against opens and fetches: many readers of more than the cache holds.
+#[test]
+fn evictions_race_with_opens_and_fetches() {
+    const LIMIT: u64 = 3 << 20;
+    let settings = NodeSettings { cache_max: LIMIT, memory: 8 << 20, ..NodeSettings::default() };
+    let (cache, place) = (cache_dir(), tempfile::tempdir().unwrap());
+    let memory = Arc::new(MemoryOrigin::new("bucket"));
+    for n in 0..24_u64 {
+        memory.insert(&format!("f{n}"), random_bytes(n, 60_000 * (n as usize % 9 + 1)));
+    }
+    let node = Node::new(cache.path(), memory, settings);
+    let root = place.path().join("mnt");
+    let mount = node.mount(&root);
+    std::thread::scope(|scope| {
+        for reader in 0..8_u64 {
+            let root = &root;
+            scope.spawn(move || {
+                let mut random = rand::rngs::StdRng::seed_from_u64(reader);
+                for _ in 0..150 {
+                    let n = random.random_range(0..24_u64);
+                    let expected = random_bytes(n, 60_000 * (n as usize % 9 + 1));
+                    let read = std::fs::read(root.join(format!("f{n}"))).unwrap();
+                    assert!(read == expected, "f{n}");
+                    // The kernel's pages would spare the cache most of it.
+                    std::fs::write("/proc/sys/vm/drop_caches", "1").unwrap();
+                }
+            });
+        }
+    });
+    assert!(node.engine.metrics.cache_evictions.get() > 20);
+    node.engine.cache.flush();
+    let used = node.engine.cache.stats().used_bytes;
+    assert!(used <= LIMIT, "{used}");
+    drop(mount);
+    node.close();
 }

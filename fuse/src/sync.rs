@@ -1,0 +1,7 @@
+//! The locks of those parts whose interleavings are tested: the standard library's or, for
+//! `tests/interleavings.rs`, shuttle's, which tries orders of threads.
+
+#[cfg(feature = "shuttle")]
+pub(crate) use shuttle::sync::{Mutex, MutexGuard, RwLock, atomic};
+#[cfg(not(feature = "shuttle"))]
+pub(crate) use std::sync::{Mutex, MutexGuard, RwLock, atomic};
