@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use weir_tests::bucket::{Bucket, Server};
+use weir_tests::failing_disk::FailingDisk;
 use weir_tests::mount::{Mount, Options, cache_dir};
 use weir_tests::tmpfs::Tmpfs;
 use weir_tests::{eventually, random_bytes};
@@ -104,4 +105,39 @@ fn a_disk_without_inodes_is_read_through() {
         }
         mount.unmount();
     }
+}
+
+#[test]
+fn a_disk_that_answers_eio_is_read_through_and_used_again_when_it_works() {
+    let bucket = Bucket::new(Server::Minio);
+    for (seed, (name, size)) in FILES.iter().enumerate() {
+        bucket.put(name, random_bytes(seed as u64, *size));
+    }
+    let disk = FailingDisk::new();
+    let cache = disk.path().join("cache");
+    let options = Options::flags("--passthrough off --metadata-ttl minimal").cache(&cache);
+    let mount = Mount::with(&bucket, &options);
+    let read_all = || {
+        for (seed, (name, size)) in FILES.iter().enumerate() {
+            let expected = random_bytes(seed as u64, *size);
+            assert!(fs::read(mount.join(name)).unwrap() == expected, "{name}");
+        }
+        fs::write("/proc/sys/vm/drop_caches", "1").unwrap();
+    };
+    read_all();
+    // Blocks that are cached cannot be read, new ones cannot be written.
+    disk.fail(true);
+    bucket.put("new", random_bytes(9, MIB));
+    read_all();
+    assert!(fs::read(mount.join("new")).unwrap() == random_bytes(9, MIB));
+    assert!(fs::write(mount.join("written"), "x").is_err() || bucket.get("written").is_some());
+    disk.fail(false);
+    read_all();
+    fs::write(mount.join("written"), "y").unwrap();
+    assert_eq!(bucket.get("written").unwrap(), b"y");
+    mount.unmount();
+    // What the failing time left in the index is believed no more than its checksums.
+    let mount = Mount::with(&bucket, &options);
+    assert!(fs::read(mount.join("model")).unwrap() == random_bytes(0, FILES[0].1));
+    mount.unmount();
 }
