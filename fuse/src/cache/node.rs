@@ -288,8 +288,12 @@ impl NodeCache {
         let pressure = self.pressure.lock().unwrap_or_else(PoisonError::into_inner);
         let holders: Vec<_> = pressure.iter().filter_map(Weak::upgrade).collect();
         drop(pressure);
+        let mut any = false;
         // All of them are asked, so that no mount keeps more than others.
-        if holders.iter().fold(false, |any, holder| holder.relieve() || any) {
+        for holder in holders {
+            any |= holder.relieve();
+        }
+        if any {
             return true;
         }
         {

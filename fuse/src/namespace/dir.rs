@@ -427,10 +427,8 @@ impl Dir {
     /// written is not at the origin yet.
     pub fn is_empty_but_for(&self, except: &str) -> bool {
         let state = self.state();
-        let stored = |(name, entry): (&Box<str>, &Entry)| {
-            name.as_ref() != except && !matches!(entry.kind, Kind::Writing(_))
-        };
-        !state.entries.iter().any(stored)
+        let stored = |entry: &Entry| !matches!(entry.kind, Kind::Writing(_));
+        !state.entries.iter().any(|(name, entry)| name.as_ref() != except && stored(entry))
     }
 
     /// Whether `name` is a file that is being written here.

@@ -346,7 +346,7 @@ impl<'a, F: Files> Interpreter<'a, F> {
                 let Some(names) = files.list(dir) else { return expected.is_empty() };
                 let names: BTreeSet<String> = names
                     .into_iter()
-                    .filter(|n| dir != "" || !DIRS.contains(&n.as_str()))
+                    .filter(|n| !dir.is_empty() || !DIRS.contains(&n.as_str()))
                     .collect();
                 names.iter().map(String::as_str).collect::<BTreeSet<_>>() == expected
             });

@@ -35,6 +35,14 @@ impl Kind {
         }
     }
 
+    fn program(self) -> PathBuf {
+        match self {
+            Self::Weir | Self::WeirNoPassthrough => weir(),
+            Self::Rclone => "rclone".into(),
+            Self::S3fs => "s3fs".into(),
+        }
+    }
+
     /// Whether a successful close means that S3 holds the file.
     pub(crate) fn is_durable(self) -> bool {
         self != Self::Rclone
@@ -75,8 +83,14 @@ impl Contestant {
         if std::env::var_os("WEIR_BENCH_LOG").is_none() {
             command.stderr(Stdio::null());
         }
-        // What others wrote is not to be in the way.
+        // What others wrote is not to be in the way, nor that dropped caches took the program's
+        // pages along.
         rustix::fs::sync();
+        let _ = Command::new(kind.program())
+            .arg("--version")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
         let start = Instant::now();
         let mut child = command.spawn().unwrap();
         while !is_mounted(&mountpoint) {
