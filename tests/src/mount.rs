@@ -123,6 +123,8 @@ impl Mount {
             is_mounted(&path)
         });
         eventually("the mount serves metrics", || {
+            let ended = mount.child.as_mut().unwrap().try_wait().unwrap();
+            assert!(ended.is_none(), "the mount ended: {ended:?}");
             mount.metrics = mount.nodes().pop().and_then(|node| node.metrics);
             mount.metrics.is_some()
         });

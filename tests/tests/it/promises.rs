@@ -26,10 +26,11 @@ fn every_promise_names_a_test_that_exists() {
     let named: Vec<(&str, &str)> = quoted.filter_map(|name| name.split_once("::")).collect();
     assert!(named.len() > 50, "only {} tests are named", named.len());
     for (module, test) in named {
-        let file = files.iter().find(|path| path.file_stem().is_some_and(|stem| stem == module));
-        let file = file.unwrap_or_else(|| panic!("no module {module}"));
-        let source = fs::read_to_string(file).unwrap();
-        assert!(source.contains(&format!("fn {test}(")), "{module} has no test {test}");
+        // Several folders may have a module of one name.
+        let mut named = files.iter().filter(|path| path.file_stem().is_some_and(|s| s == module));
+        let holds =
+            |path: &PathBuf| fs::read_to_string(path).unwrap().contains(&format!("fn {test}("));
+        assert!(named.any(holds), "no module {module} has a test {test}");
     }
     // And every line of a promise names one.
     let tables = text.lines().filter(|line| line.starts_with("| ") && line.contains(". |"));
