@@ -391,6 +391,8 @@ impl Writer {
 fn conflict(error: OriginError, condition: &Condition) -> WriteError {
     match (error, condition) {
         (OriginError::Conflict, Condition::Absent) => WriteError::Exists,
+        // S3 answers so where the object to be replaced was removed meanwhile.
+        (OriginError::NotFound, Condition::Matches(_)) => OriginError::Conflict.into(),
         (error, _) => WriteError::Origin(error),
     }
 }

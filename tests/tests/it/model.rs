@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use proptest::test_runner::{Config, TestRunner};
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use rand::{Rng, SeedableRng};
 use weir_fuse::model::ttl::MetadataTtl;
 use weir_fuse::origin::memory::MemoryOrigin;
@@ -21,11 +21,17 @@ const TIGHT: NodeSettings = NodeSettings {
     ttl: MetadataTtl::Minimal,
 };
 
+/// The same sequences each time; with `WEIR_PROPTEST_CASES` so many others.
 fn runner(cases: u32) -> TestRunner {
-    // WEIR_PROPTEST_CASES makes it look longer.
     let given = std::env::var("WEIR_PROPTEST_CASES").ok().and_then(|text| text.parse().ok());
-    let cases = given.unwrap_or(cases);
-    TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() })
+    let config = |cases| Config { cases, failure_persistence: None, ..Config::default() };
+    match given {
+        Some(given) => TestRunner::new(config(given)),
+        None => {
+            let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+            TestRunner::new_with_rng(config(cases), rng)
+        }
+    }
 }
 
 #[test]

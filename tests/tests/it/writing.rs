@@ -142,6 +142,16 @@ on_each_server! {
         });
     }
 
+    fn replacing_what_was_removed_meanwhile_is_told_to_its_writer(bucket: Bucket) {
+        bucket.put("config", "original");
+        let mount = Mount::new(&bucket);
+        let mut file = File::create(mount.join("config")).unwrap();
+        file.write_all(b"mine").unwrap();
+        bucket.delete("config");
+        assert_eq!(errno(&close(file).unwrap_err()), Errno::STALE);
+        assert_eq!(bucket.get("config"), None);
+    }
+
     fn files_and_directories_are_made_moved_and_removed(bucket: Bucket) {
         let mount = Mount::new(&bucket);
         sh(&mount.path(), "mkdir -p a/b && echo one > a/b/one && echo two > a/two");
