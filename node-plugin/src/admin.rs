@@ -105,10 +105,14 @@ impl AdminSocket {
         path: &Path,
         status: impl Fn() -> NodeStatus + Send + Sync + 'static,
     ) -> io::Result<Self> {
-        // A socket left by a process that died; its pid is ours now.
-        let _ = fs::remove_file(path);
-        let listener = UnixListener::bind(path)?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+        // It gets its name once it listens and is private: between bind(2) and listen(2) it
+        // refuses, and who asks takes a socket that refuses for a dead one and removes it.
+        let unnamed = path.with_extension("new");
+        // Left by a process that died; its pid is ours now.
+        let _ = fs::remove_file(&unnamed);
+        let listener = UnixListener::bind(&unnamed)?;
+        fs::set_permissions(&unnamed, fs::Permissions::from_mode(0o600))?;
+        fs::rename(&unnamed, path)?;
         tokio::spawn(async move {
             loop {
                 let Ok((mut stream, _)) = listener.accept().await else { continue };
@@ -119,5 +123,60 @@ impl AdminSocket {
             }
         });
         Ok(Self { path: path.to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::status;
+
+    fn nothing() -> NodeStatus {
+        NodeStatus {
+            pid: 1,
+            version: String::new(),
+            metrics: None,
+            mounts: Vec::new(),
+            cache: CacheStats {
+                dir: PathBuf::new(),
+                used_bytes: 0,
+                max_bytes: 0,
+                free_bytes: 0,
+                versions: 0,
+            },
+            counters: Counters {
+                cache_hits: 0,
+                cache_misses: 0,
+                saved_bytes: 0,
+                fetched_bytes: 0,
+                stored_bytes: 0,
+                uploads_in_flight: 0,
+                memory_used: 0,
+                memory_target: 0,
+            },
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_socket_is_not_taken_for_a_dead_one_while_it_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let over = AtomicBool::new(false);
+        let removed = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    status::all_in(dir.path());
+                }
+            });
+            let removed = (0..300).find(|n| {
+                let path = dir.path().join(format!("weir-{n}.sock"));
+                let socket = AdminSocket::serve(&path, nothing);
+                socket.is_err() || !path.exists()
+            });
+            over.store(true, Ordering::Relaxed);
+            removed
+        });
+        assert_eq!(removed, None, "a live socket was removed");
     }
 }
