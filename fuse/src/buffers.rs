@@ -72,13 +72,10 @@ impl Buffers {
         let total = self.total_units * UNIT;
         let mut spare = self.spare();
         if let Some(store) = spare.stores.get_mut(&capacity).and_then(Vec::pop) {
-            spare.bytes -= capacity;
             return store;
         }
         // What is spared of other sizes makes place for this one.
-        while spare.bytes > 0 && spare.allocated + capacity > total {
-            spare.drop_one();
-        }
+        while spare.allocated + capacity > total && spare.drop_one() {}
         spare.allocated += capacity;
         drop(spare);
         Store::new(capacity)
@@ -90,7 +87,6 @@ impl Buffers {
             spare.allocated -= capacity;
             return;
         }
-        spare.bytes += capacity;
         spare.stores.entry(capacity).or_default().push(store);
     }
 
@@ -137,21 +133,17 @@ impl Store {
 #[derive(Default)]
 struct Spare {
     stores: HashMap<usize, Vec<Store>>,
-    /// Bytes of them, and bytes of all buffers there are.
-    bytes: usize,
+    /// Bytes of all buffers there are, these and those in use.
     allocated: usize,
 }
 
 impl Spare {
-    fn drop_one(&mut self) {
-        let some = self.stores.iter_mut().find(|(_, stores)| !stores.is_empty());
-        match some.and_then(|(capacity, stores)| stores.pop().map(|_| *capacity)) {
-            Some(capacity) => {
-                self.bytes -= capacity;
-                self.allocated -= capacity;
-            }
-            None => self.bytes = 0,
-        }
+    /// Drops a store of any size; says whether there was one.
+    fn drop_one(&mut self) -> bool {
+        let popped = self.stores.iter_mut().find_map(|(size, all)| all.pop().map(|_| *size));
+        let Some(capacity) = popped else { return false };
+        self.allocated -= capacity;
+        true
     }
 }
 
@@ -168,7 +160,7 @@ impl Share {
         let units = capacity.div_ceil(UNIT).min(self.permit.num_permits());
         let part = self.permit.split(units);
         let store = Some(self.buffers.take(capacity));
-        Buffer { store, capacity, len, _part: part, buffers: self.buffers.clone() }
+        Buffer { store, len, _part: part, buffers: self.buffers.clone() }
     }
 }
 
@@ -187,7 +179,6 @@ pub fn capacity_for(len: usize) -> usize {
 pub struct Buffer {
     /// There until it is dropped.
     store: Option<Store>,
-    capacity: usize,
     len: usize,
     _part: Option<OwnedSemaphorePermit>,
     buffers: Arc<Buffers>,
@@ -232,7 +223,7 @@ impl AsRef<[u8]> for Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         if let Some(store) = self.store.take() {
-            self.buffers.give_back(self.capacity, store);
+            self.buffers.give_back(capacity_for(self.len), store);
         }
     }
 }
@@ -349,7 +340,8 @@ mod tests {
             let all: Vec<_> = (0..total / capacity_for(len)).map(|_| share.buffer(len)).collect();
             drop(all);
             let spare = buffers.spare();
-            assert!(spare.allocated <= total && spare.bytes == spare.allocated, "{len}");
+            let bytes: usize = spare.stores.iter().map(|(size, all)| size * all.len()).sum();
+            assert!(spare.allocated <= total && bytes == spare.allocated, "{len}");
         }
     }
 }

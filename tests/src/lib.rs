@@ -7,6 +7,7 @@
 )]
 
 pub mod bucket;
+pub mod cached;
 pub mod failing_disk;
 pub mod link;
 pub mod minio;

@@ -9,7 +9,7 @@ use crate::model::version::{ObjectInfo, VersionKey};
 use crate::namespace::Found;
 use crate::namespace::dir::Dir;
 use crate::namespace::file::FileNode;
-use crate::namespace::walk::{Depth, Direction, Walks};
+use crate::namespace::walk::{Depth, Direction, Named, Walks};
 use crate::read::Source;
 
 /// Small files fetched ahead: enough for a link of 1 Gbit/s and tens of milliseconds.
@@ -69,7 +69,7 @@ impl Session {
     }
 
     /// Fetches the small ones of these files that are not here; says how many.
-    fn fetch_ahead(self: &Arc<Self>, dir: &Arc<Dir>, files: &[(Box<str>, ObjectInfo)]) -> usize {
+    fn fetch_ahead(self: &Arc<Self>, dir: &Arc<Dir>, files: &[Named<ObjectInfo>]) -> usize {
         let prefix = dir.prefix();
         let mut fetched = 0;
         for (name, info) in files {
@@ -138,7 +138,6 @@ impl Session {
             Direction::Down => char::MAX.to_string(),
         };
         let files = files_near(&dir, &start, direction, count);
-        let files: Vec<_> = files.into_iter().map(|(_, file)| file).collect();
         let Some((front, _)) = files.last() else { return count };
         self.walkers.files.came_from_elsewhere(dir.ino, direction, front, files.len());
         self.fetch_ahead(&dir, &files);
@@ -154,7 +153,7 @@ impl Session {
                 .map(|(name, ())| (name.clone(), name))
                 .collect()
         });
-        for name in ahead.into_iter().flat_map(|ahead| ahead.names) {
+        for (name, _) in ahead.into_iter().flat_map(|ahead| ahead.names) {
             let Some(Ok(Found::Dir(next))) = self.names.present(&parent, &name) else { continue };
             let (names, limit) = (self.names.clone(), self.walkers.listing.clone());
             self.engine.runtime.spawn(async move {
@@ -166,13 +165,11 @@ impl Session {
     }
 }
 
-type NamedFile = (Box<str>, (Box<str>, ObjectInfo));
-
-fn files_near(dir: &Dir, from: &str, direction: Direction, count: usize) -> Vec<NamedFile> {
+fn files_near(dir: &Dir, from: &str, direction: Direction, count: usize) -> Vec<Named<ObjectInfo>> {
     let near = dir.near(from, direction, count, false).into_iter();
-    near.filter_map(|(name, info)| Some((name.clone(), (name, info?)))).collect()
+    near.filter_map(|(name, info)| Some((name, info?))).collect()
 }
 
-fn dirs_near(dir: &Dir, from: &str, direction: Direction, count: usize) -> Vec<(Box<str>, ())> {
+fn dirs_near(dir: &Dir, from: &str, direction: Direction, count: usize) -> Vec<Named<()>> {
     dir.near(from, direction, count, true).into_iter().map(|(name, _)| (name, ())).collect()
 }

@@ -1,6 +1,9 @@
 //! A directory and what is known of its names.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+mod change;
+mod merge;
+
+use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -10,18 +13,12 @@ use lru::LruCache;
 use super::Found;
 use super::file::FileNode;
 use super::inode::ROOT_INO;
-use super::listing::Listing;
 use super::walk::Direction;
 use crate::model::key::DirPrefix;
 use crate::model::version::ObjectInfo;
 
 /// Most absent names that a directory remembers.
 const ABSENT_MAX: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4095);
-
-/// Names removed here that a directory remembers before it looks which are still needed.
-const REMOVED_MAX: usize = 4096;
-/// How long a removed name is needed: longer than any listing takes.
-const REMOVED_KEPT: Duration = Duration::from_secs(600);
 
 /// A directory. Its nodeid never changes while the mount lives.
 pub struct Dir {
@@ -294,82 +291,6 @@ impl Dir {
         self.state().listed.is_some_and(|l| l.marker)
     }
 
-    /// Takes over a whole listing that was begun at `started`.
-    pub(super) fn merge(&self, listing: Listing, started: Instant) {
-        let busy = self.busy_among(|name| !listing.entries.contains_key(name));
-        let mut state = self.state();
-        state.removed.retain(|_, at| *at >= started);
-        let DirState { entries, removed, .. } = &mut *state;
-        let mut old = std::mem::take(entries);
-        for (name, info) in listing.entries {
-            if removed.contains_key(&name) {
-                continue;
-            }
-            let before = old.remove(&name);
-            let entry = match before {
-                Some(entry) if entry.outlives(started) => entry,
-                before => Entry::merged(before, info, started),
-            };
-            entries.insert(name, entry);
-        }
-        for (name, entry) in old {
-            if entry.outlives(started) || busy.contains(&name) {
-                entries.insert(name, entry);
-            }
-        }
-        state.listed = Some(Listed { started, pages: listing.pages, marker: listing.marker });
-        state.large = listing.pages > 1;
-        state.absent = None;
-        state.snapshot = None;
-    }
-
-    /// Takes over what the origin said about one name when asked at `started`.
-    pub(super) fn merge_one(
-        &self,
-        name: &str,
-        answer: Option<Option<ObjectInfo>>,
-        started: Instant,
-    ) {
-        let busy = answer.is_none() && !self.busy_among(|other| other == name).is_empty();
-        let mut state = self.state();
-        state.snapshot = None;
-        if state.removed.get(name).is_some_and(|at| *at >= started) {
-            return;
-        }
-        let before = state.entries.remove(name);
-        match (before, answer) {
-            (Some(entry), _) if busy || entry.outlives(started) => {
-                state.entries.insert(name.into(), entry);
-            }
-            (before, Some(info)) => {
-                state.entries.insert(name.into(), Entry::merged(before, info, started));
-            }
-            (_, None) => {
-                let absent = state.absent.get_or_insert_with(|| LruCache::new(ABSENT_MAX));
-                absent.put(name.into(), started);
-            }
-        }
-    }
-
-    /// Those of the directories here, as far as `asked` wants to know, below which a file is being
-    /// written: they are there, whatever the origin says.
-    fn busy_among(&self, asked: impl Fn(&str) -> bool) -> HashSet<Box<str>> {
-        let dirs: Vec<(Box<str>, Arc<Dir>)> = {
-            let state = self.state();
-            let shown = |name: &str| matches!(state.entries.get(name), Some(e) if matches!(e.kind, Kind::Dir));
-            let wanted = state.dirs.iter().filter(|(name, _)| asked(name) && shown(name));
-            wanted.map(|(name, dir)| (name.clone(), dir.clone())).collect()
-        };
-        let busy = dirs.into_iter().filter(|(_, dir)| dir.is_busy());
-        busy.map(|(name, _)| name).collect()
-    }
-
-    fn is_busy(&self) -> bool {
-        let writing = |entry: &Entry| matches!(entry.kind, Kind::Writing(_));
-        let here = self.state().entries.values().any(writing);
-        here || !self.busy_among(|_| true).is_empty()
-    }
-
     /// The names, for readdir.
     pub fn snapshot(&self) -> Arc<Vec<DirEntry>> {
         let mut state = self.state();
@@ -437,126 +358,7 @@ impl Dir {
         matches!(state.entries.get(name), Some(Entry { kind: Kind::Writing(_), .. }))
     }
 
-    /// Notes that a file is being written here, as this node.
-    pub fn begin_writing(&self, name: &str, node: &Arc<FileNode>) {
-        self.change(name, Some(Kind::Writing(node.clone())));
-    }
-
-    /// Notes what a finished write left under the name of this node, if the name still is its.
-    /// `None`: it failed, and the origin must be asked what is there.
-    pub fn end_writing(&self, name: &str, node: &Arc<FileNode>, info: Option<ObjectInfo>) {
-        let still = {
-            let mut state = self.state();
-            let still = match state.entries.get(name).map(|e| &e.kind) {
-                Some(Kind::Writing(current)) => Arc::ptr_eq(current, node),
-                _ => false,
-            };
-            if still && info.is_none() {
-                state.entries.remove(name);
-                state.listed = None;
-                state.snapshot = None;
-            }
-            still
-        };
-        if let (true, Some(info)) = (still, info) {
-            self.change(name, Some(Kind::File { info, node: Arc::downgrade(node) }));
-        }
-    }
-
-    /// Notes a file that was put here by a copy on the server.
-    pub fn insert_file(&self, name: &str, info: ObjectInfo, node: Option<&Arc<FileNode>>) {
-        let node = node.map(Arc::downgrade).unwrap_or_default();
-        self.change(name, Some(Kind::File { info, node }));
-    }
-
-    /// Notes a directory that was made here.
-    pub fn insert_dir(&self, name: &str) {
-        self.change(name, Some(Kind::Dir));
-    }
-
-    /// Notes that a name was removed here.
-    pub fn remove(&self, name: &str) {
-        self.change(name, None);
-    }
-
-    fn change(&self, name: &str, kind: Option<Kind>) {
-        let now = Instant::now();
-        let mut state = self.state();
-        state.snapshot = None;
-        match kind {
-            Some(kind) => {
-                if let Some(absent) = &mut state.absent {
-                    absent.pop(name);
-                }
-                state.removed.remove(name);
-                let entry = Entry { kind, checked: now, changed: Some(now) };
-                state.entries.insert(name.into(), entry);
-            }
-            None => {
-                state.entries.remove(name);
-                if state.removed.len() >= REMOVED_MAX {
-                    // No listing takes that long.
-                    state.removed.retain(|_, at| at.elapsed() < REMOVED_KEPT);
-                }
-                state.removed.insert(name.into(), now);
-                let absent = state.absent.get_or_insert_with(|| LruCache::new(ABSENT_MAX));
-                absent.put(name.into(), now);
-            }
-        }
-    }
-
-    /// Moves a directory node, with all below it, to another place.
-    pub fn move_dir(self: &Arc<Self>, name: &str, to: &Arc<Dir>, new_name: &str) {
-        let moved = {
-            let mut state = self.state();
-            state.dirs.remove(name)
-        };
-        self.change(name, None);
-        if let Some(dir) = moved {
-            {
-                let mut place = dir.place.lock().unwrap_or_else(PoisonError::into_inner);
-                place.parent = Some(to.clone());
-                place.name = new_name.into();
-            }
-            dir.expire();
-            to.state().dirs.insert(new_name.into(), dir);
-        }
-        to.change(new_name, Some(Kind::Dir));
-    }
-
-    /// Makes everything known here be asked for again.
-    pub fn expire(&self) {
-        let children: Vec<Arc<Dir>> = {
-            let mut state = self.state();
-            state.listed = None;
-            state.snapshot = None;
-            state.absent = None;
-            state.entries.retain(|_, entry| matches!(entry.kind, Kind::Writing(_) | Kind::Dir));
-            state.dirs.values().cloned().collect()
-        };
-        children.iter().for_each(|child| child.expire());
-    }
-
     fn state(&self) -> MutexGuard<'_, DirState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Entry {
-    /// Whether what happened here is newer than an answer asked for at `started`.
-    fn outlives(&self, started: Instant) -> bool {
-        matches!(self.kind, Kind::Writing(_)) || self.changed.is_some_and(|at| at >= started)
-    }
-
-    /// The entry for an answer, keeping the node of the entry before it.
-    fn merged(before: Option<Entry>, info: Option<ObjectInfo>, started: Instant) -> Entry {
-        let Some(info) = info else {
-            return Entry { kind: Kind::Dir, checked: started, changed: None };
-        };
-        let node = match before.map(|entry| entry.kind) {
-            Some(Kind::File { node, .. }) => node,
-            _ => Weak::new(),
-        };
-        Entry { kind: Kind::File { info, node }, checked: started, changed: None }
     }
 }

@@ -11,6 +11,9 @@ const FOLLOWED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(255);
 /// A name this many further still belongs to the walk: several threads share one.
 pub const REACH: usize = 16;
 
+/// A thing in a directory, with its name.
+pub type Named<T> = (Box<str>, T);
+
 /// Which way the names are gone through.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Direction {
@@ -54,8 +57,8 @@ impl Walk {
 /// What to do ahead of a walk.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Ahead<T> {
-    /// What `next` gave.
-    pub names: Vec<T>,
+    /// What `next` gave, with its names.
+    pub names: Vec<Named<T>>,
     /// How many more were wanted: beyond the end of the directory.
     pub lacking: usize,
     /// Which way.
@@ -92,7 +95,7 @@ impl Walks {
         &self,
         dir: u64,
         name: &str,
-        mut next: impl FnMut(&str, Direction, usize) -> Vec<(Box<str>, T)>,
+        mut next: impl FnMut(&str, Direction, usize) -> Vec<Named<T>>,
     ) -> Option<Ahead<T>> {
         let mut dirs = self.lock();
         let Some(walk) = dirs.get_mut(&dir) else {
@@ -138,8 +141,7 @@ impl Walks {
         // Beyond the end, too: what was asked for once is not asked for again.
         walk.ahead = depth;
         let lacking = wanted - found.len();
-        let names = found.into_iter().map(|(_, thing)| thing).collect();
-        Some(Ahead { names, lacking, direction })
+        Some(Ahead { names: found, lacking, direction })
     }
 
     /// Begins a walk that came here from another directory: the first `ahead` names, up to
@@ -164,8 +166,8 @@ impl Walks {
         &self,
         dir: u64,
         count: usize,
-        next: impl FnOnce(&str, Direction, usize) -> Vec<(Box<str>, T)>,
-    ) -> Option<(usize, Vec<T>)> {
+        next: impl FnOnce(&str, Direction, usize) -> Vec<Named<T>>,
+    ) -> Option<(usize, Vec<Named<T>>)> {
         let mut dirs = self.lock();
         let walk = dirs.get_mut(&dir)?;
         let direction = walk.direction?;
@@ -175,7 +177,7 @@ impl Walks {
             walk.front.clone_from(front);
         }
         walk.ahead += found.len();
-        Some((before, found.into_iter().map(|(_, thing)| thing).collect()))
+        Some((before, found))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, LruCache<u64, Walk>> {
@@ -192,14 +194,18 @@ mod tests {
         "s", "t", "u", "v", "w", "x", "y", "z",
     ];
 
-    fn next(from: &str, direction: Direction, count: usize) -> Vec<(Box<str>, &'static str)> {
-        let named = |name: &&'static str| (Box::from(*name), *name);
+    fn next(from: &str, direction: Direction, count: usize) -> Vec<Named<()>> {
+        let named = |name: &&str| (Box::from(*name), ());
         match direction {
             Direction::Up => NAMES.iter().filter(|n| **n > from).take(count).map(named).collect(),
             Direction::Down => {
                 NAMES.iter().rev().filter(|n| **n < from).take(count).map(named).collect()
             }
         }
+    }
+
+    fn names(ahead: Ahead<()>) -> Vec<Box<str>> {
+        ahead.names.into_iter().map(|(name, ())| name).collect()
     }
 
     #[test]
@@ -210,14 +216,15 @@ mod tests {
             if down {
                 order.reverse();
             }
-            let mut given: Vec<&str> = Vec::new();
+            let mut given: Vec<Box<str>> = Vec::new();
             for (at, name) in order.iter().enumerate() {
                 if let Some(ahead) = walks.stepped(1, name, next) {
                     assert!(at >= 2);
-                    given.extend(ahead.names);
+                    given.extend(names(ahead));
                 }
                 assert!(given.len() <= at + 8, "{at} {given:?}");
             }
+            let given: Vec<&str> = given.iter().map(|name| &**name).collect();
             assert_eq!(given, order[3..], "{down}");
         }
     }
@@ -229,9 +236,10 @@ mod tests {
             assert_eq!(walks.stepped(1, name, next), None);
         }
         let ahead = walks.stepped(1, "c", next).unwrap();
-        assert_eq!((ahead.names, ahead.lacking), (vec!["d", "e", "f", "g"], 0));
+        assert_eq!(ahead.lacking, 0);
+        assert_eq!(names(ahead), ["d", "e", "f", "g"].map(Box::from));
         assert_eq!(walks.stepped(1, "b", next), None);
-        assert_eq!(walks.stepped(1, "e", next).unwrap().names, ["h", "i"]);
+        assert_eq!(names(walks.stepped(1, "e", next).unwrap()), ["h", "i"].map(Box::from));
         assert_eq!(walks.stepped(1, "z", next), None);
         assert_eq!(walks.stepped(1, "y", next), None);
     }
@@ -241,13 +249,16 @@ mod tests {
         let walks = Walks::new(Depth { enough: 1, max: 8 });
         walks.stepped(1, "w", next);
         let ahead = walks.stepped(1, "x", next).unwrap();
-        assert_eq!((ahead.names, ahead.lacking), (vec!["y", "z"], 6));
+        assert_eq!(ahead.lacking, 6);
+        assert_eq!(names(ahead), ["y", "z"].map(Box::from));
         walks.came_from_elsewhere(2, Direction::Up, "f", 6);
-        assert_eq!(walks.extend(2, 8, next), Some((6, vec!["g", "h"])));
+        let gh = ["g", "h"].map(|name| (Box::from(name), ()));
+        assert_eq!(walks.extend(2, 8, next), Some((6, gh.to_vec())));
         assert_eq!(walks.extend(3, 8, next), None);
         for name in ["a", "b", "c"] {
             assert_eq!(walks.stepped(2, name, next), None);
         }
-        assert_eq!(walks.stepped(2, "d", next).unwrap().names, ["i", "j", "k", "l"]);
+        let ahead = walks.stepped(2, "d", next).unwrap();
+        assert_eq!(names(ahead), ["i", "j", "k", "l"].map(Box::from));
     }
 }

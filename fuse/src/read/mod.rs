@@ -236,21 +236,36 @@ impl Reader {
         if !wanted.clone().zip(&in_memory).all(here) {
             return None;
         }
+        // A block that was asked for to its end is in the kernel's page cache now: on disk, it
+        // need not be in memory, too. Others are likely to be asked for again.
+        let is_done = |block: u32| {
+            let bytes = blocks::bytes_of(&(block..block + 1), size);
+            let whole = asked.start <= bytes.start && bytes.end <= asked.end;
+            purpose == Purpose::Serve && whole && version.has(block)
+        };
         let mut found = Vec::with_capacity(wanted.len());
         let mut at = wanted.start;
         while at < wanted.end {
             let place = (at - wanted.start) as usize;
             if let Some(data) = &in_memory[place] {
+                if is_done(at) {
+                    self.hot.forget(version.id, at);
+                }
                 found.push(data.clone());
                 at += 1;
                 continue;
             }
             let missing = in_memory[place..].iter().take_while(|data| data.is_none()).count();
             let end = (at + missing as u32).min(at + RUN);
-            found.extend(self.read_disk(version, at..end)?);
+            let run = self.read_disk(version, at..end)?;
+            for (block, data) in (at..).zip(&run) {
+                if !is_done(block) {
+                    self.hot.insert(version.id, block, std::slice::from_ref(data));
+                }
+            }
+            found.extend(run);
             at = end;
         }
-        self.keep_or_drop(version, &asked, wanted.start, &found, purpose);
         let start = u64::from(wanted.start) * BLOCK;
         let joined = Block::join(&found);
         let from = asked.start.saturating_sub(start) as usize;
@@ -261,27 +276,6 @@ impl Reader {
     fn read_disk(&self, version: &Arc<CachedVersion>, run: Range<u32>) -> Option<Vec<Block>> {
         let mut share = self.try_share(fetch::capacity_of(run.clone(), version.size()))?;
         version.read_run(run, &mut share).ok()
-    }
-
-    /// A block that was asked for to its end is in the kernel's page cache now: on disk, it need
-    /// not be in memory, too. Others are likely to be asked for again.
-    fn keep_or_drop(
-        &self,
-        version: &CachedVersion,
-        asked: &Range<u64>,
-        first: u32,
-        found: &[Block],
-        purpose: Purpose,
-    ) {
-        for (block, data) in (first..).zip(found) {
-            let bytes = blocks::bytes_of(&(block..block + 1), version.size());
-            let whole = asked.start <= bytes.start && bytes.end <= asked.end;
-            if purpose == Purpose::Serve && whole && version.has(block) {
-                self.hot.forget(version.id, block);
-            } else {
-                self.hot.insert(version.id, block, std::slice::from_ref(data));
-            }
-        }
     }
 
     fn in_memory(&self, version: &CachedVersion, n: u32, mine: &[Arc<Flight>]) -> Option<Block> {

@@ -223,7 +223,7 @@ impl Files for SessionFiles {
 
     fn close(&mut self, fd: Fd) -> Result<(), Errno> {
         let (_, writer) = self.open.remove(&fd).unwrap();
-        let done = if writer { self.fsync_of(fd) } else { Ok(()) };
+        let done = if writer { self.fsync(fd) } else { Ok(()) };
         runtime().block_on(self.session.release(fd));
         done
     }
@@ -252,11 +252,5 @@ impl Files for SessionFiles {
         self.session.readdir(fh, 2, false, add).unwrap();
         self.session.releasedir(fh);
         Some(names)
-    }
-}
-
-impl SessionFiles {
-    fn fsync_of(&self, fd: Fd) -> Result<(), Errno> {
-        runtime().block_on(self.session.fsync(fd))
     }
 }

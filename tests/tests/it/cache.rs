@@ -3,9 +3,10 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::Read;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use weir_tests::bucket::{Bucket, Server};
+use weir_tests::cached::{bytes_on_disk, is_cached, objects};
 use weir_tests::mount::{Mount, Options, cache_dir, run};
 use weir_tests::tmpfs::Tmpfs;
 use weir_tests::{eventually, random_bytes};
@@ -13,23 +14,6 @@ use weir_tests::{eventually, random_bytes};
 use crate::on_each_server;
 
 const MIB: usize = 1 << 20;
-
-fn is_cached(path: &Path) -> bool {
-    xattr::get(path, "user.weir.cached").unwrap().unwrap() == b"100"
-}
-
-/// The files of cached versions.
-fn objects(cache: &Path) -> Vec<PathBuf> {
-    let folders = fs::read_dir(cache.join("objects")).unwrap();
-    let files = folders.flat_map(|folder| fs::read_dir(folder.unwrap().path()).unwrap());
-    files.map(|file| file.unwrap().path()).collect()
-}
-
-/// Bytes that those files take on the disk.
-fn bytes_on_disk(cache: &Path) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    objects(cache).iter().filter_map(|path| fs::metadata(path).ok()).map(|m| m.blocks() * 512).sum()
-}
 
 on_each_server! {
     fn the_cache_survives_a_restart(bucket: Bucket) {

@@ -3,9 +3,10 @@
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use weir_tests::bucket::{Bucket, Server};
+use weir_tests::cached::{is_cached, objects};
 use weir_tests::failing_disk::FailingDisk;
 use weir_tests::mount::{Mount, Options, cache_dir};
 use weir_tests::tmpfs::Tmpfs;
@@ -22,9 +23,7 @@ fn filled(cache: &Path) -> Bucket {
     let mount = Mount::with(&bucket, &Options::default().cache(cache));
     for (name, _) in FILES {
         fs::read(mount.join(name)).unwrap();
-        eventually("it is cached", || {
-            xattr::get(mount.join(name), "user.weir.cached").unwrap().unwrap() == b"100"
-        });
+        eventually("it is cached", || is_cached(&mount.join(name)));
     }
     mount.unmount();
     bucket
@@ -47,12 +46,6 @@ fn flip(path: &Path, at: u64, len: usize) {
     bytes.truncate(read);
     bytes.iter_mut().for_each(|byte| *byte ^= 0x5a);
     file.write_all_at(&bytes, at).unwrap();
-}
-
-fn objects(cache: &Path) -> Vec<PathBuf> {
-    let folders = fs::read_dir(cache.join("objects")).unwrap();
-    let files = folders.flat_map(|folder| fs::read_dir(folder.unwrap().path()).unwrap());
-    files.map(|file| file.unwrap().path()).collect()
 }
 
 #[test]

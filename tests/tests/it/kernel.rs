@@ -1,7 +1,6 @@
 //! What the kernel remembers and forgets: listings, inodes, pages, mappings.
 
 use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,6 +8,7 @@ use std::time::Duration;
 
 use weir_fuse::origin::memory::MemoryOrigin;
 use weir_tests::bucket::{Bucket, Server};
+use weir_tests::cached::{bytes_on_disk, is_cached, map};
 use weir_tests::mount::{Mount, Options, cache_dir};
 use weir_tests::node::{Node, NodeSettings};
 use weir_tests::tmpfs::Tmpfs;
@@ -22,16 +22,6 @@ fn names(dir: &Path) -> Vec<String> {
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
-}
-
-fn is_cached(path: &Path) -> bool {
-    xattr::get(path, "user.weir.cached").unwrap().unwrap() == b"100"
-}
-
-#[allow(unsafe_code, reason = "a mapping of a file that nobody truncates while it is looked at")]
-fn map(file: &File) -> memmap2::Mmap {
-    // SAFETY: see above.
-    unsafe { memmap2::Mmap::map(file) }.unwrap()
 }
 
 #[test]
@@ -103,13 +93,6 @@ fn a_million_inodes_are_forgotten_while_others_are_looked_up() {
     assert_eq!(fs::metadata(root.join("d50/f0500000")).unwrap().len(), 0);
 }
 
-/// Bytes of the cached files that have a name, on the disk.
-fn bytes_on_disk(cache: &Path) -> u64 {
-    let folders = fs::read_dir(cache.join("objects")).unwrap();
-    let files = folders.flat_map(|folder| fs::read_dir(folder.unwrap().path()).unwrap());
-    files.map(|file| file.unwrap().metadata().unwrap().blocks() * 512).sum()
-}
-
 #[test]
 fn a_removed_file_that_is_open_counts_until_it_is_closed() {
     let bucket = Bucket::new(Server::Minio);
@@ -171,7 +154,7 @@ fn a_mapping_lives_through_changes_of_mode_and_version() {
     fs::read(mount.join("model")).unwrap();
     eventually("it is cached", || is_cached(&mount.join("model")));
     let cached = map(&File::open(mount.join("model")).unwrap());
-    assert!(mount.metrics()["weir_fuse_opens_total{mode=\"passthrough\"}"] >= 1.0);
+    assert!(mount.opens("passthrough") >= 1);
     assert!(cached[..] == old[..] && streaming[..] == old[..]);
     // Written here: both keep what they mapped.
     fs::write(mount.join("model"), &new).unwrap();

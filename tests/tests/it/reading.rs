@@ -5,6 +5,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 
 use rustix::process::Signal;
+use weir_tests::cached::{is_cached, map};
 use weir_tests::mount::{Mount, Options, cache_dir};
 use weir_tests::{eventually, random_bytes};
 
@@ -12,15 +13,10 @@ use crate::on_each_server;
 
 const BLOCK: usize = 128 * 1024;
 
-fn cached(path: &std::path::Path) -> String {
-    let value = xattr::get(path, "user.weir.cached").unwrap().unwrap();
-    String::from_utf8(value).unwrap()
-}
-
 /// Reads a file to the end and waits until all of it is in the cache.
 fn read_until_cached(path: &std::path::Path) -> Vec<u8> {
     let bytes = fs::read(path).unwrap();
-    eventually(&format!("{} is cached whole", path.display()), || cached(path) == "100");
+    eventually(&format!("{} is cached whole", path.display()), || is_cached(path));
     bytes
 }
 
@@ -138,7 +134,7 @@ on_each_server! {
         let mut part = vec![0; 9 << 20];
         file.read_exact(&mut part).unwrap();
         assert!(part[..] == bytes[4 << 20..13 << 20]);
-        eventually("the rest is fetched", || cached(&path) == "100");
+        eventually("the rest is fetched", || is_cached(&path));
     }
 
     fn a_small_file_is_fetched_whole_by_open(bucket: Bucket) {
@@ -164,12 +160,6 @@ on_each_server! {
         std::thread::sleep(std::time::Duration::from_millis(300));
         assert_eq!(other.fetched(), 2000);
     }
-}
-
-#[allow(unsafe_code, reason = "mmap of a file that nobody writes")]
-fn map(file: &File) -> memmap2::Mmap {
-    // SAFETY: the object behind the file is replaced by nobody while it is mapped.
-    unsafe { memmap2::Mmap::map(file) }.unwrap()
 }
 
 #[test]
@@ -235,7 +225,7 @@ fn a_reader_that_stays_open_does_not_keep_others_from_passthrough() {
     let mut first = File::open(&path).unwrap();
     let mut read = vec![0; 8 << 20];
     first.read_exact(&mut read).unwrap();
-    eventually("the file is cached whole", || cached(&path) == "100");
+    eventually("the file is cached whole", || is_cached(&path));
     assert!(fs::read(&path).unwrap() == bytes);
     assert_eq!(mount.opens("passthrough"), 1);
     first.rewind().unwrap();

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rand::{Rng, SeedableRng};
 use rustix::io::Errno;
 use weir_tests::bucket::{Bucket, Server};
+use weir_tests::cached::is_cached;
 use weir_tests::mount::{Mount, Options, cache_dir};
 use weir_tests::shell::close;
 use weir_tests::storm::{Fault, Storm};
@@ -153,9 +154,7 @@ fn while_s3_is_gone_cached_files_are_read_and_others_fail_in_time() {
     bucket.put("cold", random_bytes(2, 40 * MIB));
     let mount = Mount::flags(&bucket, "--read-part-size 1MiB --memory-target 16MiB");
     fs::read(mount.join("cached")).unwrap();
-    eventually("it is cached", || {
-        xattr::get(mount.join("cached"), "user.weir.cached").unwrap().unwrap() == b"100"
-    });
+    eventually("it is cached", || is_cached(&mount.join("cached")));
     let mut cold = File::open(mount.join("cold")).unwrap();
     let mut begun = vec![0; 100];
     cold.read_exact(&mut begun).unwrap();

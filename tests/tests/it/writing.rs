@@ -6,6 +6,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 
 use rustix::io::Errno;
 use weir_tests::bucket::{Bucket, Server};
+use weir_tests::cached::is_cached;
 use weir_tests::mount::{Mount, Options, cache_dir};
 use weir_tests::shell::{close, sh, try_sh};
 use weir_tests::{eventually, random_bytes};
@@ -104,7 +105,7 @@ on_each_server! {
         let path = mount.join("f");
         fs::read(&path).unwrap();
         eventually("all of it is cached", || {
-            xattr::get(&path, "user.weir.cached").unwrap().unwrap() == b"100"
+            is_cached(&path)
         });
         let mut reader = File::open(&path).unwrap();
         fs::write(&path, &new).unwrap();

@@ -8,25 +8,21 @@ use crate::report::{LIMIT, Report, Work};
 use crate::stage::{BIG, Stage};
 use crate::works;
 
-const fn work(name: &'static str, unit: &'static str, limit: &'static str) -> Work {
-    Work { name, unit, limit }
-}
-
-const MOUNT: Work = work("mount until first listing", "ms", "");
-const WALK: Work = work("walk + stat, first", "files/s", "(disk)");
-const WALK_AGAIN: Work = work("walk + stat, again", "files/s", "(disk)");
-const COLD: Work = work("cold sequential read", "MiB/s", "(bare GETs)");
-const CACHED: Work = work("read again, page cache dropped", "MiB/s", "(disk)");
-const WARM: Work = work("read again, warm", "MiB/s", "(disk)");
-const RANDOM: Work = work("random 4 KiB, warm", "reads/s", "(disk)");
-const MAP: Work = work("mmap, every page, dropped", "MiB/s", "(disk)");
-const SMALL: Work = work("small files, first read", "files/s", "(bare GETs)");
-const SMALL_AGAIN: Work = work("small files again, dropped", "files/s", "(disk)");
-const WRITE: Work = work("write, until close", "MiB/s", "(bare PUTs)");
-const WRITE_SMALL: Work = work("write 64 KiB files", "files/s", "");
-const MEMORY: Work = work("peak memory, anon + kernel", "MiB", "");
-const RSS: Work = work("peak memory, RSS", "MiB", "");
-const CPU: Work = work("CPU over all of it", "s", "");
+const MOUNT: Work = Work::new("mount until first listing", "ms");
+const WALK: Work = Work::new("walk + stat, first", "files/s").beside("(disk)");
+const WALK_AGAIN: Work = Work::new("walk + stat, again", "files/s").beside("(disk)");
+const COLD: Work = Work::new("cold sequential read", "MiB/s").beside("(bare GETs)");
+const CACHED: Work = Work::new("read again, page cache dropped", "MiB/s").beside("(disk)");
+const WARM: Work = Work::new("read again, warm", "MiB/s").beside("(disk)");
+const RANDOM: Work = Work::new("random 4 KiB, warm", "reads/s").beside("(disk)");
+const MAP: Work = Work::new("mmap, every page, dropped", "MiB/s").beside("(disk)");
+const SMALL: Work = Work::new("small files, first read", "files/s").beside("(bare GETs)");
+const SMALL_AGAIN: Work = Work::new("small files again, dropped", "files/s").beside("(disk)");
+const WRITE: Work = Work::new("write, until close", "MiB/s").beside("(bare PUTs)");
+const WRITE_SMALL: Work = Work::new("write 64 KiB files", "files/s");
+const MEMORY: Work = Work::new("peak memory, anon + kernel", "MiB");
+const RSS: Work = Work::new("peak memory, RSS", "MiB");
+const CPU: Work = Work::new("CPU over all of it", "s");
 
 /// Runs rounds in which everybody takes a turn.
 pub(crate) fn run(stage: &Stage, who: &[Kind], rounds: usize, only: Option<&str>) -> Report {
@@ -99,6 +95,7 @@ fn contend(
     let dropped = |measure: &dyn Fn() -> f64| {
         mount.settle();
         works::drop_caches(1);
+        // Again: the host has begun to take back what was dropped.
         works::warm_memory(stage.sizes.big);
         measure()
     };

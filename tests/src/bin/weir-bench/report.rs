@@ -13,6 +13,18 @@ pub(crate) struct Work {
     pub(crate) limit: &'static str,
 }
 
+impl Work {
+    /// A work that has no limit.
+    pub(crate) const fn new(name: &'static str, unit: &'static str) -> Self {
+        Self { name, unit, limit: "" }
+    }
+
+    /// The same, with what limits it.
+    pub(crate) const fn beside(self, limit: &'static str) -> Self {
+        Self { limit, ..self }
+    }
+}
+
 /// All rounds of one contestant, or of the limit, in one work.
 #[derive(Clone, Debug, Serialize)]
 struct Series {
@@ -112,7 +124,7 @@ mod tests {
 
     #[test]
     fn a_cell_is_the_ratio_of_medians() {
-        let work = Work { name: "w", unit: "u", limit: "raw" };
+        let work = Work::new("w", "u").beside("raw");
         let mut report = Report::new("t".into());
         for value in [1.0, 100.0, 2.0] {
             report.add(work, LIMIT, value);

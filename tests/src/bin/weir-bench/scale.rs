@@ -12,18 +12,14 @@ use crate::contestant::{Contestant, Kind};
 use crate::report::{Report, Work};
 use crate::stage::Stage;
 
-const fn work(name: &'static str, unit: &'static str) -> Work {
-    Work { name, unit, limit: "" }
-}
-
-const LIST: Work = work("one directory of 100,000 keys: list + stat", "s");
-const LIST_AGAIN: Work = work("the same again", "s");
-const LIST_MEMORY: Work = work("the same: memory, RSS", "MiB");
-const OPEN: Work = work("10,000 files open at once: time", "s");
-const OPEN_MEMORY: Work = work("10,000 files open at once: memory, RSS", "MiB");
-const TREE: Work = work("walk of all keys of a bucket", "files/s");
-const MOUNTS: Work = work("200 mounts in one process: time", "s");
-const MOUNTS_MEMORY: Work = work("200 mounts in one process: memory, RSS grown by", "MiB");
+const LIST: Work = Work::new("one directory of 100,000 keys: list + stat", "s");
+const LIST_AGAIN: Work = Work::new("the same again", "s");
+const LIST_MEMORY: Work = Work::new("the same: memory, RSS", "MiB");
+const OPEN: Work = Work::new("10,000 files open at once: time", "s");
+const OPEN_MEMORY: Work = Work::new("10,000 files open at once: memory, RSS", "MiB");
+const TREE: Work = Work::new("walk of all keys of a bucket", "files/s");
+const MOUNTS: Work = Work::new("200 mounts in one process: time", "s");
+const MOUNTS_MEMORY: Work = Work::new("200 mounts in one process: memory, RSS grown by", "MiB");
 
 /// Runs all of it. `keys` is how many keys the bucket gets, a tenth of them, at most 100,000, in
 /// one directory.

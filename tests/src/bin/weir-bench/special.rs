@@ -17,14 +17,10 @@ use crate::report::{LIMIT, Report, Work};
 use crate::stage::{BIG, Stage};
 use crate::works;
 
-const fn work(name: &'static str, unit: &'static str) -> Work {
-    Work { name, unit, limit: "" }
-}
-
-const ONE: Work = work("mmap of a cold model, one process", "ms");
-const FOUR: Work = work("mmap of a cold model, four processes at once", "ms");
-const FOUR_RATIO: Work = work("four processes' time to one's", "times");
-const FETCHED: Work = work("bytes fetched for the four, to the model's", "times");
+const ONE: Work = Work::new("mmap of a cold model, one process", "ms");
+const FOUR: Work = Work::new("mmap of a cold model, four processes at once", "ms");
+const FOUR_RATIO: Work = Work::new("four processes' time to one's", "times");
+const FETCHED: Work = Work::new("bytes fetched for the four, to the model's", "times");
 const LAST: &str = "beside/4";
 const BESIDE_MEDIAN: Work = Work {
     name: "64 KiB cold read beside four streams, median",
@@ -33,10 +29,11 @@ const BESIDE_MEDIAN: Work = Work {
 };
 const BESIDE_P99: Work =
     Work { name: "64 KiB cold read beside four streams, P99", ..BESIDE_MEDIAN };
-const BESIDE_RATIO: Work = work("its P99 to its median", "times");
-const MILLION: Work = work("mount until listing after kill -9, 1 M versions in the index", "ms");
-const FILES: Work = work("memory with 64 readers of cold files, RSS", "MiB");
-const FILES_TIME: Work = work("64 readers of cold files, 16 MiB each", "MiB/s");
+const BESIDE_RATIO: Work = Work::new("its P99 to its median", "times");
+const MILLION: Work =
+    Work::new("mount until listing after kill -9, 1 M versions in the index", "ms");
+const FILES: Work = Work::new("memory with 64 readers of cold files, RSS", "MiB");
+const FILES_TIME: Work = Work::new("64 readers of cold files, 16 MiB each", "MiB/s");
 
 /// Runs all of it.
 pub(crate) fn run(stage: &Stage, rounds: usize, only: Option<&str>) -> Report {

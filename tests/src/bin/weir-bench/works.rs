@@ -63,12 +63,10 @@ pub(crate) fn random(path: &Path) -> f64 {
 }
 
 /// Touches every page of a mapping; MiB a second.
-#[allow(unsafe_code, reason = "a mapping of a file that nobody changes here")]
 pub(crate) fn map(path: &Path) -> f64 {
     let start = Instant::now();
     let file = File::open(path).unwrap();
-    // SAFETY: the input files are immutable while the bench runs.
-    let map = unsafe { memmap2::Mmap::map(&file) }.unwrap();
+    let map = weir_tests::cached::map(&file);
     let step = rustix::param::page_size();
     let sum: u64 = map.iter().step_by(step).map(|b| u64::from(*b)).sum();
     std::hint::black_box(sum);

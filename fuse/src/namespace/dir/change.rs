@@ -1,0 +1,117 @@
+//! What happens to a directory's names here: newer than whatever the origin said before.
+
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use lru::LruCache;
+
+use super::{ABSENT_MAX, Dir, Entry, Kind};
+use crate::model::version::ObjectInfo;
+use crate::namespace::file::FileNode;
+
+/// Names removed here that a directory remembers before it looks which are still needed.
+const REMOVED_MAX: usize = 4096;
+/// How long a removed name is needed: longer than any listing takes.
+const REMOVED_KEPT: Duration = Duration::from_secs(600);
+
+impl Dir {
+    /// Notes that a file is being written here, as this node.
+    pub fn begin_writing(&self, name: &str, node: &Arc<FileNode>) {
+        self.change(name, Some(Kind::Writing(node.clone())));
+    }
+
+    /// Notes what a finished write left under the name of this node, if the name still is its.
+    /// `None`: it failed, and the origin must be asked what is there.
+    pub fn end_writing(&self, name: &str, node: &Arc<FileNode>, info: Option<ObjectInfo>) {
+        let still = {
+            let mut state = self.state();
+            let still = match state.entries.get(name).map(|e| &e.kind) {
+                Some(Kind::Writing(current)) => Arc::ptr_eq(current, node),
+                _ => false,
+            };
+            if still && info.is_none() {
+                state.entries.remove(name);
+                state.listed = None;
+                state.snapshot = None;
+            }
+            still
+        };
+        if let (true, Some(info)) = (still, info) {
+            self.change(name, Some(Kind::File { info, node: Arc::downgrade(node) }));
+        }
+    }
+
+    /// Notes a file that was put here by a copy on the server.
+    pub fn insert_file(&self, name: &str, info: ObjectInfo, node: Option<&Arc<FileNode>>) {
+        let node = node.map(Arc::downgrade).unwrap_or_default();
+        self.change(name, Some(Kind::File { info, node }));
+    }
+
+    /// Notes a directory that was made here.
+    pub fn insert_dir(&self, name: &str) {
+        self.change(name, Some(Kind::Dir));
+    }
+
+    /// Notes that a name was removed here.
+    pub fn remove(&self, name: &str) {
+        self.change(name, None);
+    }
+
+    fn change(&self, name: &str, kind: Option<Kind>) {
+        let now = Instant::now();
+        let mut state = self.state();
+        state.snapshot = None;
+        match kind {
+            Some(kind) => {
+                if let Some(absent) = &mut state.absent {
+                    absent.pop(name);
+                }
+                state.removed.remove(name);
+                let entry = Entry { kind, checked: now, changed: Some(now) };
+                state.entries.insert(name.into(), entry);
+            }
+            None => {
+                state.entries.remove(name);
+                if state.removed.len() >= REMOVED_MAX {
+                    // No listing takes that long.
+                    state.removed.retain(|_, at| at.elapsed() < REMOVED_KEPT);
+                }
+                state.removed.insert(name.into(), now);
+                let absent = state.absent.get_or_insert_with(|| LruCache::new(ABSENT_MAX));
+                absent.put(name.into(), now);
+            }
+        }
+    }
+
+    /// Moves a directory node, with all below it, to another place.
+    pub fn move_dir(self: &Arc<Self>, name: &str, to: &Arc<Dir>, new_name: &str) {
+        let moved = {
+            let mut state = self.state();
+            state.dirs.remove(name)
+        };
+        self.change(name, None);
+        if let Some(dir) = moved {
+            {
+                let mut place = dir.place.lock().unwrap_or_else(PoisonError::into_inner);
+                place.parent = Some(to.clone());
+                place.name = new_name.into();
+            }
+            dir.expire();
+            to.state().dirs.insert(new_name.into(), dir);
+        }
+        to.change(new_name, Some(Kind::Dir));
+    }
+
+    /// Makes everything known here be asked for again.
+    pub fn expire(&self) {
+        let children: Vec<Arc<Dir>> = {
+            let mut state = self.state();
+            state.listed = None;
+            state.snapshot = None;
+            state.absent = None;
+            state.entries.retain(|_, entry| matches!(entry.kind, Kind::Writing(_) | Kind::Dir));
+            state.dirs.values().cloned().collect()
+        };
+        children.iter().for_each(|child| child.expire());
+    }
+}

@@ -1,0 +1,108 @@
+//! What the origin says about a directory's names, taken over where nothing newer happened here.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use lru::LruCache;
+
+use super::{ABSENT_MAX, Dir, DirState, Entry, Kind, Listed};
+use crate::model::version::ObjectInfo;
+use crate::namespace::listing::Listing;
+
+impl Dir {
+    /// Takes over a whole listing that was begun at `started`.
+    pub(in crate::namespace) fn merge(&self, listing: Listing, started: Instant) {
+        let busy = self.busy_among(|name| !listing.entries.contains_key(name));
+        let mut state = self.state();
+        state.removed.retain(|_, at| *at >= started);
+        let DirState { entries, removed, .. } = &mut *state;
+        let mut old = std::mem::take(entries);
+        for (name, info) in listing.entries {
+            if removed.contains_key(&name) {
+                continue;
+            }
+            let before = old.remove(&name);
+            let entry = match before {
+                Some(entry) if entry.outlives(started) => entry,
+                before => Entry::merged(before, info, started),
+            };
+            entries.insert(name, entry);
+        }
+        for (name, entry) in old {
+            if entry.outlives(started) || busy.contains(&name) {
+                entries.insert(name, entry);
+            }
+        }
+        state.listed = Some(Listed { started, pages: listing.pages, marker: listing.marker });
+        state.large = listing.pages > 1;
+        state.absent = None;
+        state.snapshot = None;
+    }
+
+    /// Takes over what the origin said about one name when asked at `started`.
+    pub(in crate::namespace) fn merge_one(
+        &self,
+        name: &str,
+        answer: Option<Option<ObjectInfo>>,
+        started: Instant,
+    ) {
+        let busy = answer.is_none() && !self.busy_among(|other| other == name).is_empty();
+        let mut state = self.state();
+        state.snapshot = None;
+        if state.removed.get(name).is_some_and(|at| *at >= started) {
+            return;
+        }
+        let before = state.entries.remove(name);
+        match (before, answer) {
+            (Some(entry), _) if busy || entry.outlives(started) => {
+                state.entries.insert(name.into(), entry);
+            }
+            (before, Some(info)) => {
+                state.entries.insert(name.into(), Entry::merged(before, info, started));
+            }
+            (_, None) => {
+                let absent = state.absent.get_or_insert_with(|| LruCache::new(ABSENT_MAX));
+                absent.put(name.into(), started);
+            }
+        }
+    }
+
+    /// Those of the directories here, as far as `asked` wants to know, below which a file is being
+    /// written: they are there, whatever the origin says.
+    fn busy_among(&self, asked: impl Fn(&str) -> bool) -> HashSet<Box<str>> {
+        let dirs: Vec<(Box<str>, Arc<Dir>)> = {
+            let state = self.state();
+            let shown = |name: &str| matches!(state.entries.get(name), Some(e) if matches!(e.kind, Kind::Dir));
+            let wanted = state.dirs.iter().filter(|(name, _)| asked(name) && shown(name));
+            wanted.map(|(name, dir)| (name.clone(), dir.clone())).collect()
+        };
+        let busy = dirs.into_iter().filter(|(_, dir)| dir.is_busy());
+        busy.map(|(name, _)| name).collect()
+    }
+
+    fn is_busy(&self) -> bool {
+        let writing = |entry: &Entry| matches!(entry.kind, Kind::Writing(_));
+        let here = self.state().entries.values().any(writing);
+        here || !self.busy_among(|_| true).is_empty()
+    }
+}
+
+impl Entry {
+    /// Whether what happened here is newer than an answer asked for at `started`.
+    fn outlives(&self, started: Instant) -> bool {
+        matches!(self.kind, Kind::Writing(_)) || self.changed.is_some_and(|at| at >= started)
+    }
+
+    /// The entry for an answer, keeping the node of the entry before it.
+    fn merged(before: Option<Entry>, info: Option<ObjectInfo>, started: Instant) -> Entry {
+        let Some(info) = info else {
+            return Entry { kind: Kind::Dir, checked: started, changed: None };
+        };
+        let node = match before.map(|entry| entry.kind) {
+            Some(Kind::File { node, .. }) => node,
+            _ => Weak::new(),
+        };
+        Entry { kind: Kind::File { info, node }, checked: started, changed: None }
+    }
+}
