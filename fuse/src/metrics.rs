@@ -39,6 +39,7 @@ pub struct Metrics {
     pub lost_closes: IntCounter,
     fuse_seconds: HistogramVec,
     s3_seconds: HistogramVec,
+    csi_seconds: HistogramVec,
 }
 
 impl Metrics {
@@ -111,6 +112,11 @@ impl Metrics {
                 "S3 requests by operation and outcome.",
                 &["op", "status"],
             )?,
+            csi_seconds: histogram(
+                "csi_operations_seconds",
+                "CSI calls by method and gRPC code.",
+                &["method_name", "grpc_status_code"],
+            )?,
             registry,
         })
     }
@@ -123,6 +129,11 @@ impl Metrics {
     /// Notes an S3 request.
     pub fn s3(&self, op: &str, status: &str, elapsed: Duration) {
         self.s3_seconds.with_label_values(&[op, status]).observe(elapsed.as_secs_f64());
+    }
+
+    /// Notes a CSI call.
+    pub fn csi(&self, method: &str, code: &str, elapsed: Duration) {
+        self.csi_seconds.with_label_values(&[method, code]).observe(elapsed.as_secs_f64());
     }
 
     /// All of it in Prometheus text form.

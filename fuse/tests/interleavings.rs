@@ -83,7 +83,7 @@ fn an_inode_lives_exactly_as_long_as_its_references() {
     shuttle::check_random(
         || {
             let root = Dir::root(DirPrefix::root());
-            let table = Arc::new(InodeTable::new(Node::Dir(root.clone())));
+            let table = Arc::new(InodeTable::new(Node::Dir(root.clone()), 0));
             let ino = table.next_ino();
             let node = file(ino, &root);
             // The kernel holds one reference throughout.

@@ -14,12 +14,13 @@ use weir_fuse::cache::{CacheSettings, NodeCache};
 use weir_fuse::engine::io::ReadNow;
 use weir_fuse::engine::kernel::KernelPort;
 use weir_fuse::engine::open::{How, OpenRequest};
+use weir_fuse::engine::owner::Proc;
 use weir_fuse::engine::{Engine, Session, SessionSettings};
 use weir_fuse::metrics::Metrics;
 use weir_fuse::model::attr::Ownership;
 use weir_fuse::model::key::DirPrefix;
 use weir_fuse::model::ttl::MetadataTtl;
-use weir_fuse::namespace::NamespaceSettings;
+use weir_fuse::namespace::{AccessSettings, NamespaceSettings};
 use weir_fuse::origin::OriginError;
 use weir_fuse::origin::faulty::{Fault, Faulty, Op};
 use weir_fuse::origin::memory::MemoryOrigin;
@@ -42,7 +43,8 @@ impl Node {
             CacheSettings { dir: dir.path().to_owned(), max_size: u64::MAX, min_free: 0 };
         let cache = NodeCache::open(&settings, metrics.clone()).unwrap();
         let runtime = tokio::runtime::Handle::current();
-        let engine = Engine::new(cache, Buffers::new(64 << 20), metrics, runtime, 1 << 20);
+        let engine =
+            Engine::new(cache, Buffers::new(64 << 20), metrics, runtime, 1 << 20, Arc::new(Proc));
         let memory = Arc::new(MemoryOrigin::new("bucket"));
         let faulty = Arc::new(Faulty::new(memory.clone()));
         Self { memory, faulty, engine, _dir: dir }
@@ -53,6 +55,8 @@ impl Node {
             prefix: DirPrefix::root(),
             ttl: MetadataTtl::For(Duration::from_secs(60)),
             negative_ttl: MetadataTtl::For(Duration::from_secs(60)),
+            first_ino: 0,
+            access: AccessSettings::default(),
         };
         let settings = SessionSettings {
             names,

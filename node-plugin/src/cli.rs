@@ -28,6 +28,12 @@ pub enum Command {
     Status(StatusArgs),
     /// Show what Weir does, on an S3 server of its own or on a bucket that you name.
     Demo(DemoArgs),
+    /// Make and remove volumes for a cluster: the CSI controller service.
+    Controller(Box<ControllerArgs>),
+    /// Serve the volumes of a Kubernetes node: the CSI node service and every mount.
+    Node(Box<NodeArgs>),
+    /// Mount for `weir node`, and keep its connections: the one privileged process of a node.
+    Mounter(MounterArgs),
 }
 
 /// Options of `weir mount`.
@@ -41,6 +47,23 @@ pub struct MountArgs {
     /// Stay in the foreground and log to the terminal.
     #[arg(short, long)]
     pub foreground: bool,
+    /// How the bucket is shown.
+    #[command(flatten)]
+    pub view: ViewArgs,
+    /// Options of the bucket.
+    #[command(flatten)]
+    pub s3: S3Args,
+    /// Options of the cache and of memory.
+    #[command(flatten)]
+    pub cache: CacheArgs,
+    /// Options of what is logged and counted.
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// How a bucket is shown.
+#[derive(Args, Debug, Clone)]
+pub struct ViewArgs {
     /// Refuse every change.
     #[arg(long)]
     pub read_only: bool,
@@ -68,18 +91,12 @@ pub struct MountArgs {
     /// Mode of directories, octal [default: 0755].
     #[arg(long, value_parser = octal)]
     pub dir_mode: Option<u16>,
+    /// Size of the first parts of an upload, 5MiB or more [default: 8MiB].
+    #[arg(long, value_name = "SIZE")]
+    pub write_part_size: Option<Size>,
     /// Let the kernel read cached files by itself, where it can.
     #[arg(long, value_enum, default_value_t = Passthrough::Auto)]
     pub passthrough: Passthrough,
-    /// Options of the bucket.
-    #[command(flatten)]
-    pub s3: S3Args,
-    /// Options of the cache and of memory.
-    #[command(flatten)]
-    pub cache: CacheArgs,
-    /// Options of what is logged and counted.
-    #[command(flatten)]
-    pub log: LogArgs,
     /// Accepted for mount options written for other drivers; Weir allows it unless --read-only.
     #[arg(long, hide = true)]
     pub allow_delete: bool,
@@ -156,9 +173,6 @@ pub struct CacheArgs {
     /// Most bytes asked for in one request [default: 8MiB].
     #[arg(long, value_name = "SIZE")]
     pub read_part_size: Option<Size>,
-    /// Size of the first parts of an upload, 5MiB or more [default: 8MiB].
-    #[arg(long, value_name = "SIZE")]
-    pub write_part_size: Option<Size>,
 }
 
 /// What is logged, and where metrics are served.
@@ -176,6 +190,83 @@ pub struct LogArgs {
     /// Where a mount in the background logs to [default: a file in the run directory].
     #[arg(long, value_name = "FILE")]
     pub log_file: Option<PathBuf>,
+}
+
+/// Options of `weir controller`.
+#[derive(Args, Debug, Clone)]
+pub struct ControllerArgs {
+    /// Socket on which the provisioner calls.
+    #[arg(long, value_name = "SOCKET", default_value = "/csi/csi.sock")]
+    pub csi_socket: PathBuf,
+    /// What volumes use that name nothing else.
+    #[command(flatten)]
+    pub s3: S3Args,
+    /// Options of what is logged and counted.
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// Options of `weir node`.
+#[derive(Args, Debug, Clone)]
+pub struct NodeArgs {
+    /// Name of this node's Node object.
+    #[arg(long, env = "NODE_NAME")]
+    pub node_id: String,
+    /// Socket on which kubelet calls.
+    #[arg(long, value_name = "SOCKET", default_value = "/csi/csi.sock")]
+    pub csi_socket: PathBuf,
+    /// Socket of the mounter.
+    #[arg(long, value_name = "SOCKET", default_value = "/mounter/mounter.sock")]
+    pub mounter_socket: PathBuf,
+    /// Topology segments of this node, as KEY=VALUE; at least one.
+    #[arg(long = "topology", value_name = "KEY=VALUE")]
+    pub topology: Vec<String>,
+    /// Most volumes on this node; 0 for any number.
+    #[arg(long, default_value_t = 0)]
+    pub max_volumes: i64,
+    /// Endpoint of the security token service for volumes with `authenticationSource: pod`.
+    #[arg(long, value_name = "URL")]
+    pub sts_endpoint_url: Option<String>,
+    /// Let inline volumes use this node's own credentials: then whoever may create pods reaches
+    /// every bucket that the node reaches.
+    #[arg(long)]
+    pub inline_driver_credentials: bool,
+    /// What volumes use that name nothing else.
+    #[command(flatten)]
+    pub s3: S3Args,
+    /// Options of the cache and of memory.
+    #[command(flatten)]
+    pub cache: CacheArgs,
+    /// Options of what is logged and counted.
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// Options of `weir mounter`.
+#[derive(Args, Debug, Clone)]
+pub struct MounterArgs {
+    /// Socket for the node.
+    #[arg(long, value_name = "SOCKET", default_value = "/mounter/mounter.sock")]
+    pub socket: PathBuf,
+    /// Folder for the mounts of sessions, shared with the host.
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "/var/lib/kubelet/plugins/s3.csi.weir.dev/sessions"
+    )]
+    pub sessions_dir: PathBuf,
+    /// Folder below which volumes may be shown; may be given several times.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet/pods")]
+    pub target_root: Vec<PathBuf>,
+    /// Seconds that a mount waits for a node that does not come back.
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    pub orphan_timeout: u64,
+    /// error, warn, info, debug or trace.
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub log_level: tracing::Level,
+    /// How log lines look.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
 }
 
 /// Options of `weir umount`.

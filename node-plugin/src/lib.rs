@@ -2,13 +2,17 @@
 
 pub mod admin;
 pub mod allocator;
+mod assembly;
 pub mod cli;
 pub mod config;
+pub mod controller;
 pub mod demo;
 pub mod exit;
 pub mod logging;
 pub mod metrics;
 pub mod mount;
+pub mod mounter;
+pub mod node;
 pub mod status;
 pub mod umount;
 
@@ -16,9 +20,13 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Parser;
+use rustix::process::Signal;
 
 use cli::{Cli, Command};
 use exit::Failure;
+
+/// Set for a process that is to end with the one that started it.
+pub const DIE_WITH_PARENT: &str = "WEIR_DIE_WITH_PARENT";
 
 /// Runs a command line; the first argument is the program's name.
 pub fn run(args: Vec<OsString>) -> ExitCode {
@@ -35,11 +43,17 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
             return if error.use_stderr() { exit::Kind::Usage.code() } else { ExitCode::SUCCESS };
         }
     };
+    if std::env::var_os(DIE_WITH_PARENT).is_some() {
+        let _ = rustix::process::set_parent_process_death_signal(Some(Signal::TERM));
+    }
     let done: Result<(), Failure> = match cli.command {
         Command::Mount(mount) => mount::run(*mount, &args),
         Command::Umount(umount) => umount::run(&umount),
         Command::Status(status) => status::run(&status),
         Command::Demo(demo) => demo::run(&demo),
+        Command::Controller(args) => controller::run(&args),
+        Command::Node(args) => node::run(&args),
+        Command::Mounter(args) => mounter::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -26,16 +26,26 @@ pub fn start(args: &LogArgs, file: Option<&Path>) -> Result<(), Failure> {
             BoxMakeWriter::new(Mutex::new(open))
         }
     };
-    let level = args.log_level.as_str().to_ascii_lowercase();
+    start_with(args.log_level, args.log_format, writer);
+    Ok(())
+}
+
+/// Starts logging to standard error, as of a process that a container runtime watches.
+pub fn start_plain(level: tracing::Level, format: LogFormat) {
+    start_with(level, format, BoxMakeWriter::new(std::io::stderr));
+}
+
+fn start_with(level: tracing::Level, format: LogFormat, writer: BoxMakeWriter) {
+    let level = level.as_str().to_ascii_lowercase();
     // Other crates speak up only when something is wrong.
-    let ours = ["weir_fuse", "weir_node"].map(|name| format!("{name}={level}")).join(",");
+    let ours =
+        ["weir_csi", "weir_fuse", "weir_node"].map(|name| format!("{name}={level}")).join(",");
     let filter = EnvFilter::new(format!("warn,{ours}"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
-    let started = match args.log_format {
+    let started = match format {
         LogFormat::Json => builder.json().try_init(),
         LogFormat::Text => builder.with_ansi(false).with_target(false).try_init(),
     };
     // Only the first start of a process counts.
     let _ = started;
-    Ok(())
 }

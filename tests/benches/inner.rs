@@ -72,7 +72,7 @@ fn checksum(c: &mut Criterion) {
 
 fn inode_table(c: &mut Criterion) {
     let root = Dir::root(DirPrefix::root());
-    let table = InodeTable::new(Node::Dir(root.clone()));
+    let table = InodeTable::new(Node::Dir(root.clone()), 0);
     let info = ObjectInfo {
         size: 1,
         etag: ETag::new("e"),

@@ -8,6 +8,7 @@
 
 pub mod bucket;
 pub mod cached;
+pub mod csi_node;
 pub mod failing_disk;
 pub mod link;
 pub mod minio;

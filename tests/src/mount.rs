@@ -113,7 +113,7 @@ impl Mount {
             .args(&options.flags)
             .env("WEIR_RUN_DIR", dir.path().join("run"))
             // A test that dies takes its mount along.
-            .env(weir_node::mount::DIE_WITH_PARENT, "1");
+            .env(weir_node::DIE_WITH_PARENT, "1");
         let child = command.spawn().unwrap();
         let mut mount = Self { child: Some(child), dir, metrics: None, _cache: own_cache };
         let path = mount.path();

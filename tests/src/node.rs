@@ -8,12 +8,13 @@ use std::time::Duration;
 use weir_fuse::adapter::{self, MountOptions, Mounted};
 use weir_fuse::buffers::Buffers;
 use weir_fuse::cache::{CacheError, CacheSettings, NodeCache};
+use weir_fuse::engine::owner::Proc;
 use weir_fuse::engine::{Engine, Session, SessionSettings};
 use weir_fuse::metrics::Metrics;
 use weir_fuse::model::attr::Ownership;
 use weir_fuse::model::key::DirPrefix;
 use weir_fuse::model::ttl::MetadataTtl;
-use weir_fuse::namespace::NamespaceSettings;
+use weir_fuse::namespace::{AccessSettings, NamespaceSettings};
 use weir_fuse::origin::faulty::Faulty;
 use weir_fuse::origin::memory::MemoryOrigin;
 
@@ -70,8 +71,14 @@ impl Node {
         });
         let cache = opened.unwrap();
         let buffers = Buffers::new(settings.memory);
-        let engine =
-            Engine::new(cache, buffers, metrics, runtime().handle().clone(), settings.read_part);
+        let engine = Engine::new(
+            cache,
+            buffers,
+            metrics,
+            runtime().handle().clone(),
+            settings.read_part,
+            Arc::new(Proc),
+        );
         let faulty = Arc::new(Faulty::new(memory.clone()));
         Self { memory, faulty, engine, settings }
     }
@@ -82,6 +89,8 @@ impl Node {
             prefix: DirPrefix::root(),
             ttl: self.settings.ttl,
             negative_ttl: self.settings.ttl,
+            first_ino: 0,
+            access: AccessSettings::default(),
         };
         let settings = SessionSettings {
             names,
@@ -102,6 +111,7 @@ impl Node {
             mountpoint: mountpoint.to_owned(),
             allow_other: false,
             read_only: false,
+            selinux_context: None,
         };
         let mounted = adapter::mount(&session, &options).unwrap();
         NodeMount { session, mounted: Some(mounted), mountpoint: mountpoint.to_owned() }

@@ -37,18 +37,12 @@ const STATFS_UNIT: u32 = 1 << 20;
 pub struct FuseSession {
     session: Arc<Session>,
     stack_depth: u32,
-    on_init: Option<Box<dyn FnOnce(bool) + Send + Sync>>,
 }
 
 impl FuseSession {
-    /// `stack_depth` is 1, or 2 where the cache lies on a stacked file system. `on_init` learns
-    /// whether the kernel can read files by itself.
-    pub fn new(
-        session: Arc<Session>,
-        stack_depth: u32,
-        on_init: impl FnOnce(bool) + Send + Sync + 'static,
-    ) -> Self {
-        Self { session, stack_depth, on_init: Some(Box::new(on_init)) }
+    /// `stack_depth` is 1, or 2 where the cache lies on a stacked file system.
+    pub fn new(session: Arc<Session>, stack_depth: u32) -> Self {
+        Self { session, stack_depth }
     }
 
     /// Answers later, within the deadline if there is one.
@@ -112,8 +106,9 @@ impl fuser::Filesystem for FuseSession {
             // An older kernel does without.
             let _ = config.add_capabilities(flag);
         }
-        let passthrough = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
-            && config.set_max_stack_depth(self.stack_depth).is_ok();
+        if config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok() {
+            let _ = config.set_max_stack_depth(self.stack_depth);
+        }
         if let Err(nearest) = config.set_max_write(REQUEST_MAX) {
             let _ = config.set_max_write(nearest);
         }
@@ -121,9 +116,6 @@ impl fuser::Filesystem for FuseSession {
             let _ = config.set_max_readahead(nearest);
         }
         let _ = config.set_max_background(BACKGROUND);
-        if let Some(on_init) = self.on_init.take() {
-            on_init(passthrough);
-        }
         Ok(())
     }
 

@@ -1,10 +1,12 @@
 //! The only place that names fuser's types: FUSE requests in, session calls out.
 
 pub mod filesystem;
+mod handshake;
 pub mod mount;
 pub mod passthrough;
 mod reply;
 pub mod serve;
 
+pub use handshake::Handshake;
 pub use mount::{MountError, MountOptions};
-pub use serve::{Mounted, mount};
+pub use serve::{Mounted, Serving, mount, serve};

@@ -10,6 +10,9 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
+/// Kernel read-ahead on a mount, in KiB.
+const READ_AHEAD_KIB: u32 = 1024;
+
 /// File system type in the mount table.
 pub const FS_TYPE: &str = "fuse.weir";
 
@@ -24,6 +27,8 @@ pub struct MountOptions {
     pub allow_other: bool,
     /// Let nobody write.
     pub read_only: bool,
+    /// SELinux context of everything in it, where one is asked for.
+    pub selinux_context: Option<String>,
 }
 
 /// Why a mountpoint cannot be used.
@@ -127,7 +132,7 @@ pub fn check_mountpoint(path: &Path) -> Result<PathBuf, MountError> {
 ///
 /// # Errors
 /// [`MountError::NoDevice`], [`MountError::NotPermitted`] or [`MountError::Failed`].
-pub(super) fn mount_device(options: &MountOptions) -> Result<OwnedFd, MountError> {
+pub fn mount_device(options: &MountOptions) -> Result<OwnedFd, MountError> {
     let device = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(|e| MountError::NoDevice(e.into()))?;
     let mut data = format!(
@@ -138,6 +143,9 @@ pub(super) fn mount_device(options: &MountOptions) -> Result<OwnedFd, MountError
     );
     if options.allow_other {
         data.push_str(",allow_other");
+    }
+    if let Some(context) = &options.selinux_context {
+        data.push_str(&format!(",context=\"{context}\""));
     }
     let failed = |e: io::Error| MountError::Failed(options.mountpoint.clone(), e);
     let data = CString::new(data).map_err(|e| failed(e.into()))?;
@@ -163,15 +171,15 @@ pub fn unmount(mountpoint: &Path, lazy: bool) -> io::Result<()> {
 }
 
 /// Device number of what is mounted here, as `major:minor`.
-pub(super) fn device_of(mountpoint: &Path) -> Option<String> {
+pub fn device_of(mountpoint: &Path) -> Option<String> {
     let table = mount_table().unwrap_or_default();
     table.into_iter().rev().find(|e| e.mountpoint == mountpoint).map(|entry| entry.device)
 }
 
 /// Lets the kernel read further ahead than the 128 KiB that FUSE's INIT can ask for.
-pub(super) fn set_read_ahead(device: &str, kib: u32) {
+pub fn set_read_ahead(device: &str) {
     let path = format!("/sys/class/bdi/{device}/read_ahead_kb");
-    if let Err(error) = fs::write(&path, kib.to_string()) {
+    if let Err(error) = fs::write(&path, READ_AHEAD_KIB.to_string()) {
         tracing::debug!(%error, %path, "read-ahead stays at the kernel's default");
     }
 }

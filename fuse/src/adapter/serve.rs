@@ -1,29 +1,36 @@
 //! Mounting a session and serving it until it is unmounted.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use super::filesystem::FuseSession;
+use super::handshake::{self, Handshake};
 use super::mount::{self, MountError, MountOptions};
 use super::passthrough::DevFusePort;
 use crate::engine::Session;
+use crate::engine::kernel::KernelPort;
 
 /// Threads that read requests. Reads of the cache's disk happen in them.
 const THREADS: usize = 8;
-/// Kernel read-ahead on the mount, in KiB.
-const READ_AHEAD_KIB: u32 = 1024;
 /// `OVERLAYFS_SUPER_MAGIC` (include/uapi/linux/magic.h).
 const OVERLAYFS_MAGIC: u64 = 0x794c_7630;
 
 /// A mount that is being served.
 pub struct Mounted {
     mountpoint: PathBuf,
+    serving: Serving,
+}
+
+/// A connection that is being served.
+pub struct Serving {
     thread: JoinHandle<io::Result<()>>,
     /// Whether the kernel reads complete files by itself.
     pub passthrough: bool,
+    /// What was agreed on when the connection began.
+    pub handshake: Handshake,
 }
 
 /// Mounts `session` and serves it in threads of its own.
@@ -33,38 +40,47 @@ pub struct Mounted {
 pub fn mount(session: &Arc<Session>, options: &MountOptions) -> Result<Mounted, MountError> {
     let failed = |e| MountError::Failed(options.mountpoint.clone(), e);
     let device = mount::mount_device(options)?;
-    let begun = serve(session, device);
-    let (thread, passthrough) = begun.map_err(|error| {
+    let begun = device
+        .try_clone()
+        .and_then(|port| serve(session, device, None, Arc::new(DevFusePort::new(port))));
+    let serving = begun.map_err(|error| {
         let _ = mount::unmount(&options.mountpoint, true);
         failed(error)
     })?;
     if let Some(device) = mount::device_of(&options.mountpoint) {
         session.set_device(&device);
-        mount::set_read_ahead(&device, READ_AHEAD_KIB);
+        mount::set_read_ahead(&device);
     }
-    Ok(Mounted { mountpoint: options.mountpoint.clone(), thread, passthrough })
+    Ok(Mounted { mountpoint: options.mountpoint.clone(), serving })
 }
 
-fn serve(
+/// Serves a connection that is mounted already, in threads of its own. `before` is what an
+/// earlier engine agreed on with the kernel; requests that it left unanswered come again.
+///
+/// # Errors
+/// What the device reports.
+pub fn serve(
     session: &Arc<Session>,
-    device: std::os::fd::OwnedFd,
-) -> io::Result<(JoinHandle<io::Result<()>>, bool)> {
-    let port = Arc::new(DevFusePort::new(device.try_clone()?));
-    let agreed = Arc::new(AtomicBool::new(false));
-    let seen = agreed.clone();
-    let on_init = move |passthrough| seen.store(passthrough, Ordering::Relaxed);
+    device: OwnedFd,
+    before: Option<Handshake>,
+    port: Arc<dyn KernelPort>,
+) -> io::Result<Serving> {
     let depth = stack_depth(&session.engine().cache.stats().dir);
-    let filesystem = FuseSession::new(session.clone(), depth, on_init);
+    let filesystem = FuseSession::new(session.clone(), depth);
     let mut config = fuser::Config::default();
     config.n_threads = Some(THREADS);
     config.acl = fuser::SessionACL::All;
-    let fuse = fuser::Session::from_fd(filesystem, device, fuser::SessionACL::All, config)?;
-    let passthrough = agreed.load(Ordering::Relaxed) && session.settings().passthrough;
+    let adopted = before.is_some();
+    let (fuse, handshake) = handshake::session(filesystem, &device, config, before)?;
+    let passthrough = handshake.allows_passthrough() && session.settings().passthrough;
     if passthrough {
         session.connect_kernel(port);
     }
+    if adopted && let Err(error) = handshake::resend(&device) {
+        tracing::warn!(%error, "requests under way when the last engine ended are lost");
+    }
     let thread = std::thread::Builder::new().name("weir-fuse".into()).spawn(move || fuse.run())?;
-    Ok((thread, passthrough))
+    Ok(Serving { thread, passthrough, handshake })
 }
 
 /// 1 lets pods put overlayfs on the mount; a cache on overlayfs needs 2.
@@ -79,6 +95,21 @@ impl Mounted {
         &self.mountpoint
     }
 
+    /// Whether the kernel reads complete files by itself.
+    pub fn passthrough(&self) -> bool {
+        self.serving.passthrough
+    }
+
+    /// As [`Serving::join`].
+    ///
+    /// # Errors
+    /// As [`Serving::join`].
+    pub fn join(self) -> io::Result<()> {
+        self.serving.join()
+    }
+}
+
+impl Serving {
     /// Waits until the mount is gone, by `umount` or by [`mount::unmount`].
     ///
     /// # Errors

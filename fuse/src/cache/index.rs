@@ -27,6 +27,8 @@ const OBJECTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("objects")
 const SEGMENTS: TableDefinition<'_, (u64, u32), &[u8]> = TableDefinition::new("segments");
 const LISTINGS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("listings");
 const UPLOADS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("uploads");
+/// Which identities have brought bytes of a bucket here.
+const IDENTITIES: TableDefinition<'_, (&str, &str), ()> = TableDefinition::new("identities");
 
 /// The index of one cache directory.
 pub struct Index {
@@ -123,6 +125,7 @@ impl Index {
         txn.open_table(SEGMENTS)?;
         txn.open_table(LISTINGS)?;
         txn.open_table(UPLOADS)?;
+        txn.open_table(IDENTITIES)?;
         txn.commit().map_err(Opening::damaged)?;
         let epoch = u32::try_from(epoch).unwrap_or(u32::MAX);
         Ok(Self { db, epoch, first_id, closed_in_order: clean })
@@ -168,6 +171,38 @@ impl Index {
             Ok(row.and_then(|row| postcard::from_bytes(row.value()).ok()))
         };
         logged(read()).flatten()
+    }
+
+    /// The identities that have brought bytes of a bucket here, with `identity` among them from
+    /// now on.
+    pub fn identities_with(&self, bucket: &str, identity: &str) -> Vec<String> {
+        logged(self.try_identities_with(bucket, identity)).unwrap_or_default()
+    }
+
+    fn try_identities_with(
+        &self,
+        bucket: &str,
+        identity: &str,
+    ) -> Result<Vec<String>, redb::Error> {
+        let known = {
+            let table = self.db.begin_read()?.open_table(IDENTITIES)?;
+            let mut known = Vec::new();
+            for row in table.range((bucket, "")..)? {
+                let (key, _) = row?;
+                match key.value() {
+                    (of, identity) if of == bucket => known.push(identity.to_owned()),
+                    _ => break,
+                }
+            }
+            known
+        };
+        if known.iter().any(|known| known == identity) {
+            return Ok(known);
+        }
+        let txn = quick_write(&self.db)?;
+        txn.open_table(IDENTITIES)?.insert((bucket, identity), ())?;
+        txn.commit()?;
+        Ok(known.into_iter().chain([identity.to_owned()]).collect())
     }
 
     /// Uploads that were begun and never finished.

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ use super::space::Space;
 use super::version::{CachedVersion, Shared};
 use crate::metrics::Metrics;
 use crate::model::blocks::{self, BlockMap};
-use crate::model::version::VersionKey;
+use crate::model::version::{BucketId, VersionKey};
 
 /// How often a commit is asked for because room is short.
 const FLUSH_EVERY: Duration = Duration::from_millis(250);
@@ -78,6 +78,10 @@ pub struct NodeCache {
     pressure: Mutex<Vec<Weak<dyn Pressure>>>,
     flushed: Mutex<Option<Instant>>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// Uploads that were in the index when it was opened.
+    leftovers: Mutex<Vec<(String, UploadRow)>>,
+    /// Buckets, and whether several identities use them.
+    identities: Mutex<HashMap<BucketId, Arc<AtomicBool>>>,
 }
 
 #[derive(Default)]
@@ -120,6 +124,8 @@ impl NodeCache {
         let cache = Arc::new(Self {
             shared,
             next_id: AtomicU64::new(index.first_id),
+            leftovers: Mutex::new(index.uploads()),
+            identities: Mutex::default(),
             index,
             active: Mutex::default(),
             recency: Mutex::new(Recency::new()),
@@ -409,9 +415,24 @@ impl NodeCache {
         self.shared.committer.upload(upload_id.to_owned(), row);
     }
 
-    /// Uploads that an earlier run began and did not finish.
-    pub fn unfinished_uploads(&self) -> Vec<(String, UploadRow)> {
-        self.index.uploads()
+    /// Notes that somebody with this identity uses the bucket. The flag says whether others do or
+    /// did: then what is here may have been brought with credentials that reach further.
+    pub fn shared_by_identities(&self, bucket: &BucketId, identity: &str) -> Arc<AtomicBool> {
+        let identities = self.index.identities_with(bucket.as_str(), identity);
+        let mut shared = self.identities.lock().unwrap_or_else(PoisonError::into_inner);
+        let flag = shared.entry(bucket.clone()).or_default();
+        // An index that cannot be read knows nothing; then everything is checked.
+        if identities.len() != 1 {
+            flag.store(true, Ordering::Relaxed);
+        }
+        flag.clone()
+    }
+
+    /// Takes the uploads that an earlier run began in this bucket and did not finish; each is
+    /// given once, so that no mount aborts what another one has under way.
+    pub fn take_leftovers(&self, bucket: &BucketId) -> Vec<(String, UploadRow)> {
+        let mut all = self.leftovers.lock().unwrap_or_else(PoisonError::into_inner);
+        all.extract_if(.., |(_, row)| row.bucket == bucket.as_str()).collect()
     }
 
     /// Waits until what happened so far is durable.

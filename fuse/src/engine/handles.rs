@@ -56,13 +56,17 @@ pub struct WriteHandle {
 }
 
 /// Handles by number.
-#[derive(Default)]
 pub struct Handles {
     next: AtomicU64,
     open: RwLock<HashMap<u64, Arc<Handle>>>,
 }
 
 impl Handles {
+    /// None yet; the numbers that it gives are above `first`.
+    pub fn new(first: u64) -> Self {
+        Self { next: AtomicU64::new(first), open: RwLock::default() }
+    }
+
     /// Adds a handle; returns its number.
     pub fn add(&self, handle: Handle) -> u64 {
         let fh = self.next.fetch_add(1, Ordering::Relaxed) + 1;

@@ -163,13 +163,14 @@ impl Session {
     /// Whether a close ends the opener's writing: the opener holds no other descriptor, or it has
     /// closed before, or it is gone. Other closes are left to the opener's, or to the release.
     fn is_last_close(&self, open: &WriteHandle, thread: u32) -> bool {
-        let closer = owner::process_of(thread);
+        let processes = &self.engine.processes;
+        let closer = processes.process_of(thread);
         if open.opener != 0 && closer != open.opener {
-            return open.opener_closed.load(Ordering::Relaxed) || !owner::is_alive(open.opener);
+            return open.opener_closed.load(Ordering::Relaxed) || !processes.is_alive(open.opener);
         }
         let (_, name) = open.node.place();
         let file = owner::FileId { device: self.device(), ino: open.node.ino, name: &name };
-        if closer != 0 && owner::holds(closer, &file) {
+        if closer != 0 && processes.holds(closer, &file) {
             return false;
         }
         open.opener_closed.store(true, Ordering::Relaxed);

@@ -4,6 +4,7 @@
 //! Lock order, outermost first: [`modes::Modes`], the backing pool, handles. None is held while
 //! the origin is asked.
 
+mod access;
 mod ahead;
 pub mod backing;
 pub mod handles;
@@ -28,6 +29,7 @@ use crate::metrics::Metrics;
 use crate::model::attr::Ownership;
 use crate::namespace::NamespaceSettings;
 use crate::read::Reader;
+use owner::Processes;
 
 pub use session::Session;
 
@@ -41,16 +43,18 @@ pub struct Engine {
     pub metrics: Arc<Metrics>,
     pub(crate) reader: Arc<Reader>,
     pub(crate) runtime: Handle,
+    pub(crate) processes: Arc<dyn Processes>,
 }
 
 impl Engine {
-    /// `read_part` is the most bytes that one GET asks for.
+    /// `read_part` is the most bytes that one GET asks for; `processes` knows who sends requests.
     pub fn new(
         cache: Arc<NodeCache>,
         buffers: Arc<Buffers>,
         metrics: Arc<Metrics>,
         runtime: Handle,
         read_part: u64,
+        processes: Arc<dyn Processes>,
     ) -> Arc<Self> {
         let reader = Reader::new(
             cache.clone(),
@@ -59,7 +63,7 @@ impl Engine {
             runtime.clone(),
             read_part,
         );
-        Arc::new(Self { cache, buffers, metrics, reader, runtime })
+        Arc::new(Self { cache, buffers, metrics, reader, runtime, processes })
     }
 }
 

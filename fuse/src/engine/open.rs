@@ -71,6 +71,9 @@ impl Session {
             Err(errno) => return Some(Err(errno)),
         };
         let current = self.names.is_current_now(&node)?;
+        if self.access.must_ask(&node.key(), self.names.ttl()) {
+            return None;
+        }
         match self.try_open(&node, current, false) {
             Step::Done(result) => Some(result),
             Step::Fetch(_) => None,
@@ -85,6 +88,7 @@ impl Session {
         let node = self.file(ino)?;
         loop {
             let current = self.names.is_current(&node).await.map_err(|error| error.errno())?;
+            self.check_access(&node, request).await?;
             if !request.write {
                 return self.open_for_reading(&node, current).await;
             }
@@ -93,6 +97,16 @@ impl Session {
             }
             self.until_finished(ino).await;
         }
+    }
+
+    /// What is cached is shown to those who could have fetched it.
+    async fn check_access(&self, node: &FileNode, request: &OpenRequest) -> Result<(), Errno> {
+        let key = node.key();
+        let shows_bytes = node.version().is_some() && !request.truncate;
+        if !shows_bytes || !self.access.must_ask(&key, self.names.ttl()) {
+            return Ok(());
+        }
+        self.access.ask(&*self.names.origin, &key).await.map_err(|error| error.errno())
     }
 
     async fn open_for_reading(

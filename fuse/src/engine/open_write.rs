@@ -6,11 +6,11 @@ use std::time::SystemTime;
 
 use rustix::io::Errno;
 
+use super::SMALL_MAX;
 use super::handles::{Handle, WriteHandle};
 use super::modes::{Closed, Locked, Mode};
 use super::open::{How, OpenRequest, Opened};
 use super::session::{Attr, Session, file_attr};
-use super::{SMALL_MAX, owner};
 use crate::model::version::ObjectInfo;
 use crate::namespace::LookupError;
 use crate::namespace::file::FileNode;
@@ -135,7 +135,7 @@ impl Session {
         let handle = WriteHandle {
             node: node.clone(),
             staging,
-            opener: owner::process_of(thread),
+            opener: self.engine.processes.process_of(thread),
             opener_closed: AtomicBool::new(false),
         };
         Opened { fh: self.handles.add(Handle::Write(handle)), how: How::DropCache }

@@ -3,16 +3,20 @@
 
 use std::fs;
 
-/// The process (tgid) of a thread, or 0 if it is gone. Facts: proc(5), `/proc/pid/status`.
-pub fn process_of(thread: u32) -> u32 {
-    let status = fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("Tgid:"));
-    line.and_then(|text| text.trim().parse().ok()).unwrap_or(0)
-}
+/// Knows the processes that FUSE requests come from.
+///
+/// [`Proc`] reads `/proc`; a node whose requests carry ids of another pid namespace asks its
+/// mounter, which lives in that one.
+pub trait Processes: Send + Sync {
+    /// The process (tgid) of a thread, or 0 if it is gone.
+    fn process_of(&self, thread: u32) -> u32;
 
-/// Whether a process is there.
-pub fn is_alive(process: u32) -> bool {
-    process != 0 && fs::exists(format!("/proc/{process}")).unwrap_or(false)
+    /// Whether a process is there.
+    fn is_alive(&self, process: u32) -> bool;
+
+    /// Whether a process has a descriptor of this file open for writing; `false` where that
+    /// cannot be seen.
+    fn holds(&self, process: u32, file: &FileId<'_>) -> bool;
 }
 
 /// A file as descriptors of any process show it.
@@ -26,23 +30,39 @@ pub struct FileId<'a> {
     pub name: &'a str,
 }
 
-/// Whether a process has a descriptor of this file open for writing. Facts: proc(5),
-/// `/proc/pid/fdinfo` (`ino` since Linux 5.14) and `/proc/pid/mountinfo`.
-pub fn holds(process: u32, file: &FileId<'_>) -> bool {
-    let Ok(entries) = fs::read_dir(format!("/proc/{process}/fdinfo")) else { return false };
-    entries.flatten().any(|entry| {
-        let info = fs::read_to_string(entry.path()).unwrap_or_default();
-        let field = |key: &str| info.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
-        let same = field("ino:").and_then(|v| v.parse().ok()) == Some(file.ino);
-        let flags = field("flags:").and_then(|v| u32::from_str_radix(v, 8).ok()).unwrap_or(0);
-        if !same || flags & rustix::fs::OFlags::ACCMODE.bits() == 0 {
-            return false;
-        }
-        let fd = entry.file_name();
-        let link = fs::read_link(format!("/proc/{process}/fd/{}", fd.to_string_lossy()));
-        link.is_ok_and(|path| path.file_name().is_some_and(|name| name == file.name))
-            && field("mnt_id:").is_some_and(|mount| is_on(process, mount, file.device))
-    })
+/// The processes of this pid namespace. Facts: proc(5), `/proc/pid/status`, `/proc/pid/fdinfo`
+/// (`ino` since Linux 5.14) and `/proc/pid/mountinfo`.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Proc;
+
+impl Processes for Proc {
+    fn process_of(&self, thread: u32) -> u32 {
+        let status = fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("Tgid:"));
+        line.and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+    }
+
+    fn is_alive(&self, process: u32) -> bool {
+        process != 0 && fs::exists(format!("/proc/{process}")).unwrap_or(false)
+    }
+
+    fn holds(&self, process: u32, file: &FileId<'_>) -> bool {
+        let Ok(entries) = fs::read_dir(format!("/proc/{process}/fdinfo")) else { return false };
+        entries.flatten().any(|entry| {
+            let info = fs::read_to_string(entry.path()).unwrap_or_default();
+            let field =
+                |key: &str| info.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
+            let same = field("ino:").and_then(|v| v.parse().ok()) == Some(file.ino);
+            let flags = field("flags:").and_then(|v| u32::from_str_radix(v, 8).ok()).unwrap_or(0);
+            if !same || flags & rustix::fs::OFlags::ACCMODE.bits() == 0 {
+                return false;
+            }
+            let fd = entry.file_name();
+            let link = fs::read_link(format!("/proc/{process}/fd/{}", fd.to_string_lossy()));
+            link.is_ok_and(|path| path.file_name().is_some_and(|name| name == file.name))
+                && field("mnt_id:").is_some_and(|mount| is_on(process, mount, file.device))
+        })
+    }
 }
 
 /// Whether a mount, by its id in the process's mount table, is of this device.
@@ -71,21 +91,21 @@ mod tests {
         let device = format!("{major}:{minor}");
         let file = FileId { device: &device, ino: meta.ino(), name: "out.txt" };
         let second = first.try_clone().unwrap();
-        assert!(holds(me, &file));
-        assert!(!holds(me, &FileId { name: "other.txt", ..file }));
-        assert!(!holds(me, &FileId { device: "0:0", ..file }));
+        assert!(Proc.holds(me, &file));
+        assert!(!Proc.holds(me, &FileId { name: "other.txt", ..file }));
+        assert!(!Proc.holds(me, &FileId { device: "0:0", ..file }));
         drop(first);
-        assert!(holds(me, &file));
+        assert!(Proc.holds(me, &file));
         drop(second);
         let _reader = fs::File::open(&path).unwrap();
-        assert!(!holds(me, &file));
+        assert!(!Proc.holds(me, &file));
     }
 
     #[test]
     fn a_thread_belongs_to_its_process() {
         let me = rustix::thread::gettid().as_raw_nonzero().get();
-        assert_eq!(process_of(me as u32), std::process::id());
-        assert_eq!(process_of(u32::MAX), 0);
-        assert!(is_alive(std::process::id()) && !is_alive(0));
+        assert_eq!(Proc.process_of(me as u32), std::process::id());
+        assert_eq!(Proc.process_of(u32::MAX), 0);
+        assert!(Proc.is_alive(std::process::id()) && !Proc.is_alive(0));
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::io::Errno;
 use tokio::sync::Notify;
 
+use super::access::Access;
 use super::ahead::Walkers;
 use super::backing::BackingPool;
 use super::handles::{DirHandle, Handle, Handles};
@@ -27,6 +28,7 @@ pub struct Session {
     pub(crate) names: Arc<Namespace>,
     pub(super) writer: Arc<Writer>,
     pub(crate) settings: SessionSettings,
+    pub(super) access: Access,
     pub(super) modes: Modes,
     pub(super) handles: Handles,
     pub(super) backings: Arc<BackingPool>,
@@ -77,13 +79,16 @@ impl Session {
             engine.runtime.clone(),
             settings.write_part,
         );
+        let handles = Handles::new(settings.names.first_ino);
+        let access = Access::new(&settings.names.access, &engine.cache, &*names.origin);
         let session = Arc::new(Self {
             engine,
+            access,
             names,
             writer,
             settings,
             modes: Modes::default(),
-            handles: Handles::default(),
+            handles,
             backings: Arc::default(),
             walkers: Walkers::default(),
             started: SystemTime::now(),
@@ -313,6 +318,24 @@ impl Session {
         self.finished.notified()
     }
 
+    /// Notes that the origin is asked with other credentials from now on, of this identity.
+    pub fn credentials_changed(&self, identity: &str) {
+        self.access.changed(&self.engine.cache, self.names.bucket(), identity);
+    }
+
+    /// Waits for closes that are being stored, at most `patience`; what is open stays open, and
+    /// is not stored. Says whether everything was.
+    pub async fn rest(&self, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        while self.finishing.load(Ordering::Acquire) > 0 && Instant::now() < until {
+            let left = until.saturating_duration_since(Instant::now());
+            let _ =
+                tokio::time::timeout(left.min(Duration::from_millis(50)), self.finished.notified())
+                    .await;
+        }
+        self.finishing.load(Ordering::Acquire) == 0
+    }
+
     /// Ends the session: waits for what is being stored, at most `patience`, and gives back what
     /// it holds. Says whether everything was stored.
     pub async fn shut_down(&self, patience: Duration) -> bool {
@@ -321,14 +344,9 @@ impl Session {
             // The kernel is gone without closing: as if every handle were closed now.
             self.finishing(self.writer.finish(&staging)).await;
         }
-        while self.finishing.load(Ordering::Acquire) > 0 && Instant::now() < until {
-            let left = until.saturating_duration_since(Instant::now());
-            let _ =
-                tokio::time::timeout(left.min(Duration::from_millis(50)), self.finished.notified())
-                    .await;
-        }
+        let stored = self.rest(until.saturating_duration_since(Instant::now())).await;
         self.backings.clear();
-        self.finishing.load(Ordering::Acquire) == 0
+        stored
     }
 }
 

@@ -32,10 +32,10 @@ pub struct InodeTable {
 }
 
 impl InodeTable {
-    /// A table that knows the root.
-    pub fn new(root: Node) -> Self {
+    /// A table that knows the root. The nodeids that it gives are above `first`.
+    pub fn new(root: Node, first: u64) -> Self {
         let nodes = HashMap::from([(ROOT_INO, Entry { node: root, lookups: 1 })]);
-        Self { nodes: RwLock::new(nodes), next: AtomicU64::new(ROOT_INO + 1) }
+        Self { nodes: RwLock::new(nodes), next: AtomicU64::new(first.max(ROOT_INO) + 1) }
     }
 
     /// A nodeid that was never given before.

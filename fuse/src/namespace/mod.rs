@@ -35,6 +35,27 @@ pub struct NamespaceSettings {
     pub ttl: MetadataTtl,
     /// How long the absence of a name is taken as true.
     pub negative_ttl: MetadataTtl,
+    /// Nodeids and handles are numbered from here on: above those that an earlier engine gave
+    /// the kernel for the same mount ([`first_ino`]).
+    pub first_ino: u64,
+    /// Whose credentials are used.
+    pub access: AccessSettings,
+}
+
+/// With whose credentials a mount speaks to its origin.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct AccessSettings {
+    /// Names them: equal for mounts that may see the same. Not a secret.
+    pub identity: String,
+    /// Whether they may lose a permission while the mount lives, so that each object is asked
+    /// for again after the lifetime of metadata.
+    pub revocable: bool,
+}
+
+/// Where an engine begins to number that has this many before it on the same mount.
+pub fn first_ino(generation: u16) -> u64 {
+    // Nobody opens 2^44 files between two restarts.
+    u64::from(generation) << 44
 }
 
 /// A name that was looked up.
@@ -83,7 +104,7 @@ impl Namespace {
         settings: NamespaceSettings,
     ) -> Arc<Self> {
         let root = Dir::root(settings.prefix.clone());
-        let inodes = InodeTable::new(Node::Dir(root.clone()));
+        let inodes = InodeTable::new(Node::Dir(root.clone()), settings.first_ino);
         let health = Health::default();
         Arc::new(Self { origin, cache, settings, inodes, health, hidden, root })
     }

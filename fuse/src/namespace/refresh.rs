@@ -209,7 +209,10 @@ impl Namespace {
     }
 
     fn kept_name(&self, dir: &Dir) -> Vec<u8> {
-        format!("{}\u{1f}{}", self.bucket().as_str(), dir.prefix()).into_bytes()
+        // Names, too, are for those whose credentials showed them.
+        let prefix = dir.prefix();
+        let parts = [&self.settings.access.identity, self.bucket().as_str(), prefix.as_str()];
+        parts.join("\u{1f}").into_bytes()
     }
 
     fn note_outage(&self, error: &OriginError) {

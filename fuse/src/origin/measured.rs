@@ -1,7 +1,7 @@
 //! Counts and times every request to an origin.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use async_trait::async_trait;
@@ -13,16 +13,54 @@ use super::{
 use crate::metrics::Metrics;
 use crate::model::version::{BucketId, ETag, ObjectInfo};
 
+/// What an origin said last.
+#[derive(Default)]
+pub struct LastAnswer {
+    problem: Mutex<Option<OriginError>>,
+}
+
+impl LastAnswer {
+    /// Why the volume as a whole is not served, if its origin's last answer says so.
+    pub fn problem(&self) -> Option<OriginError> {
+        self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn note<T>(&self, result: &Result<T, OriginError>) {
+        let problem = match result {
+            // The rest is about one object or one request.
+            Err(
+                error @ (OriginError::Denied(_)
+                | OriginError::NoCredentials(_)
+                | OriginError::NoSuchBucket
+                | OriginError::WrongRegion(_)
+                | OriginError::NoSpace(_)
+                | OriginError::NotS3(_)
+                | OriginError::Unavailable(_)
+                | OriginError::Unreachable(_)
+                | OriginError::TimedOut),
+            ) => Some(error.clone()),
+            _ => None,
+        };
+        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+    }
+}
+
 /// Wraps an origin; GETs are timed to their first byte.
 pub struct Measured {
     inner: Arc<dyn Origin>,
     metrics: Arc<Metrics>,
+    last: Arc<LastAnswer>,
 }
 
 impl Measured {
     /// Counts into `metrics`.
     pub fn new(inner: Arc<dyn Origin>, metrics: Arc<Metrics>) -> Self {
-        Self { inner, metrics }
+        Self { inner, metrics, last: Arc::default() }
+    }
+
+    /// What the origin said last, from now on.
+    pub fn last_answer(&self) -> Arc<LastAnswer> {
+        self.last.clone()
     }
 
     async fn timed<T>(
@@ -41,6 +79,7 @@ impl Measured {
             Err(_) => "error",
         };
         self.metrics.s3(op, status, start.elapsed());
+        self.last.note(&result);
         result
     }
 }

@@ -373,12 +373,9 @@ impl Writer {
 
     /// Aborts uploads that an earlier run of this cache directory left on this bucket.
     pub async fn abort_leftovers(&self) {
-        let bucket = self.names.bucket().as_str();
-        for (id, row) in self.names.cache.unfinished_uploads() {
-            if row.bucket == bucket {
-                tracing::info!(key = %row.key, "aborting an upload of an earlier run");
-                self.abort(&row.key, &id).await;
-            }
+        for (id, row) in self.names.cache.take_leftovers(self.names.bucket()) {
+            tracing::info!(key = %row.key, "aborting an upload of an earlier run");
+            self.abort(&row.key, &id).await;
         }
     }
 

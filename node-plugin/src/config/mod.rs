@@ -1,6 +1,15 @@
-//! From what was written on a command line to values that can be used.
+//! From what was written on a command line, or in a volume, to values that can be used.
 
+pub mod cache;
 pub mod fstab;
 pub mod memory;
 pub mod mount;
+pub mod s3;
 pub mod size;
+pub mod view;
+
+use crate::exit::{Failure, Kind};
+
+fn usage(text: impl Into<String>) -> Failure {
+    Failure::new(Kind::Usage, text)
+}

@@ -11,9 +11,10 @@ mod steps;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::assembly;
 use crate::cli::DemoArgs;
 use crate::exit::{Failure, Kind};
-use crate::mount::serve;
+
 use stage::Stage;
 
 /// How long the threads of an interrupted step may take to notice.
@@ -40,7 +41,7 @@ pub fn run(args: &DemoArgs) -> Result<(), Failure> {
     if args.endpoint_url.is_some() != args.bucket.is_some() {
         return Err(Failure::new(Kind::Usage, "--endpoint-url and --bucket go together"));
     }
-    let runtime = serve::runtime()?;
+    let runtime = assembly::runtime()?;
     let done = runtime.block_on(async {
         let mut stage = Stage::set(args).await?;
         let interrupted = async {

@@ -13,7 +13,7 @@ use weir_fuse::origin::{ListRequest, Origin};
 use super::server::EmbeddedS3;
 use crate::cli::DemoArgs;
 use crate::exit::{Failure, Kind};
-use crate::{admin, mount, status};
+use crate::{admin, status};
 
 const BUCKET: &str = "weir-demo";
 /// How long the mount may take to answer.
@@ -120,7 +120,7 @@ impl Stage {
             .args(["--log-level", "warn"])
             .arg("--cache-dir")
             .arg(self.path("cache"))
-            .env(mount::DIE_WITH_PARENT, "1")
+            .env(crate::DIE_WITH_PARENT, "1")
             .env("WEIR_RUN_DIR", self.path("run"))
             .stdin(Stdio::null());
         if let Some(url) = &self.url {

@@ -11,20 +11,12 @@ use crate::config::mount::{Environment, MountConfig};
 use crate::exit::{Failure, Kind};
 use crate::{admin, logging};
 
-/// Set for a mount that is to end with the process that started it.
-pub const DIE_WITH_PARENT: &str = "WEIR_DIE_WITH_PARENT";
-
 /// Runs the command; `args` is the whole command line, for the copy in the background.
 ///
 /// # Errors
 /// Why nothing is mounted.
 pub fn run(mount: MountArgs, args: &[OsString]) -> Result<(), Failure> {
     let config = MountConfig::new(&mount, &Environment::of_process())?;
-    if std::env::var_os(DIE_WITH_PARENT).is_some() {
-        let term = Some(rustix::process::Signal::TERM);
-        rustix::process::set_parent_process_death_signal(term)
-            .map_err(|e| Failure::new(Kind::Other, format!("prctl: {e}")))?;
-    }
     let ready = background::Ready::of_process();
     if !mount.foreground && ready.is_none() {
         return background::start(args);

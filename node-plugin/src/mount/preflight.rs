@@ -1,9 +1,9 @@
 //! What is checked before anything is mounted.
 
 use weir_fuse::model::key::DirPrefix;
+use weir_fuse::origin::s3::S3Settings;
 use weir_fuse::origin::{ListRequest, Origin, OriginError};
 
-use crate::config::mount::MountConfig;
 use crate::exit::{Failure, Kind};
 
 /// Asks the bucket for one key of the prefix: that shows the endpoint, the credentials, the
@@ -11,17 +11,20 @@ use crate::exit::{Failure, Kind};
 ///
 /// # Errors
 /// What is wrong, and what to do.
-pub async fn check_bucket(origin: &dyn Origin, config: &MountConfig) -> Result<(), Failure> {
-    let prefix = &config.session.names.prefix;
+pub async fn check_bucket(
+    origin: &dyn Origin,
+    s3: &S3Settings,
+    prefix: &DirPrefix,
+) -> Result<(), Failure> {
     let request = ListRequest {
         prefix: prefix.as_str().to_owned(),
         delimited: true,
         token: None,
         max_keys: 1,
     };
-    let page = origin.list(&request).await.map_err(|error| explain(&error, config))?;
+    let page = origin.list(&request).await.map_err(|error| explain(&error, s3))?;
     if page.objects.is_empty() && page.prefixes.is_empty() && !prefix.is_root() {
-        check_not_a_file(origin, prefix, config).await?;
+        check_not_a_file(origin, prefix, s3).await?;
     }
     Ok(())
 }
@@ -30,12 +33,12 @@ pub async fn check_bucket(origin: &dyn Origin, config: &MountConfig) -> Result<(
 async fn check_not_a_file(
     origin: &dyn Origin,
     prefix: &DirPrefix,
-    config: &MountConfig,
+    s3: &S3Settings,
 ) -> Result<(), Failure> {
     let key = prefix.as_str().trim_end_matches('/');
     match origin.head(key).await {
         Ok(_) => {
-            let bucket = &config.s3.bucket;
+            let bucket = &s3.bucket;
             let text = format!(
                 "s3://{bucket}/{key} is an object, not a prefix; mount s3://{bucket} or the \
                  prefix that it is in"
@@ -44,11 +47,11 @@ async fn check_not_a_file(
         }
         // Not to be allowed to look is no reason not to mount.
         Err(OriginError::NotFound | OriginError::Denied(_)) => Ok(()),
-        Err(error) => Err(explain(&error, config)),
+        Err(error) => Err(explain(&error, s3)),
     }
 }
 
 /// The failure that an error of the first request is.
-pub fn explain(error: &OriginError, config: &MountConfig) -> Failure {
-    Failure::of_origin(error, &config.s3.bucket, config.s3.endpoint_url.as_deref())
+pub fn explain(error: &OriginError, s3: &S3Settings) -> Failure {
+    Failure::of_origin(error, &s3.bucket, s3.endpoint_url.as_deref())
 }

@@ -5,18 +5,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::process::Resource;
-use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use weir_fuse::adapter::{self, MountOptions, Mounted, mount as fuse_mount};
-use weir_fuse::buffers::Buffers;
-use weir_fuse::cache::{CacheSettings, NodeCache};
-use weir_fuse::engine::{Engine, Session};
+use weir_fuse::cache::NodeCache;
+use weir_fuse::engine::Session;
+use weir_fuse::engine::owner::Proc;
 use weir_fuse::metrics::Metrics;
 use weir_fuse::origin::Origin;
-use weir_fuse::origin::hedge::Hedged;
-use weir_fuse::origin::measured::Measured;
-use weir_fuse::origin::s3::S3Origin;
 
 use super::background::Ready;
 use super::preflight;
@@ -24,10 +19,8 @@ use crate::admin::{self, AdminSocket, Counters, MountStatus, NodeStatus};
 use crate::cli::LogArgs;
 use crate::config::mount::MountConfig;
 use crate::exit::{Failure, Kind};
-use crate::metrics;
+use crate::{assembly, metrics};
 
-/// Threads for what blocks.
-const DISK_THREADS: usize = 16;
 /// How long the end of a mount waits for what is being stored.
 const STORE_PATIENCE: Duration = Duration::from_secs(60);
 /// How long the end of a mount waits for those who still use it, after a signal.
@@ -47,8 +40,8 @@ pub struct Service {
 /// # Errors
 /// Why nothing is mounted.
 pub fn run(config: &MountConfig, log: &LogArgs, ready: Option<Ready>) -> Result<(), Failure> {
-    raise_file_limit();
-    let runtime = runtime()?;
+    assembly::raise_file_limit();
+    let runtime = assembly::runtime()?;
     let done = runtime.block_on(async {
         let service = Service::start(config, runtime.handle().clone()).await?;
         let metrics = match log.metrics_listen {
@@ -74,29 +67,6 @@ pub fn run(config: &MountConfig, log: &LogArgs, ready: Option<Ready>) -> Result<
     done
 }
 
-/// Each cached file in use takes a descriptor; the usual soft limit of 1024 is for select(2).
-fn raise_file_limit() {
-    let mut limit = rustix::process::getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, limit) {
-        tracing::debug!(%error, "limit of open files not raised");
-    }
-}
-
-/// The runtime that everything asynchronous runs in.
-///
-/// # Errors
-/// When threads cannot be started.
-pub fn runtime() -> Result<Runtime, Failure> {
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        // They write to the cache's disk; more of them only take memory.
-        .max_blocking_threads(DISK_THREADS)
-        .thread_name("weir-io")
-        .build()
-        .map_err(|e| Failure::new(Kind::Other, format!("runtime: {e}")))
-}
-
 impl Service {
     /// Checks everything, then mounts.
     ///
@@ -107,12 +77,12 @@ impl Service {
         runtime: tokio::runtime::Handle,
     ) -> Result<Self, Failure> {
         let mountpoint = fuse_mount::check_mountpoint(&config.mountpoint)?;
-        let counted = Metrics::new().map_err(|e| Failure::new(Kind::Other, e.to_string()))?;
-        let counted = Arc::new(counted);
+        let counted = assembly::metrics()?;
         let origin = connect(config, &counted).await?;
-        let cache = open_cache(config, &counted)?;
-        let buffers = Buffers::new(config.memory);
-        let engine = Engine::new(cache.clone(), buffers, counted, runtime, config.read_part);
+        let engine = tokio::task::block_in_place(|| {
+            assembly::engine(&config.cache, counted, runtime, Arc::new(Proc))
+        })?;
+        let cache = engine.cache.clone();
         let session = Session::new(engine, origin, config.session.clone());
         let source = format!("s3://{}/{}", config.s3.bucket, config.session.names.prefix);
         let options = MountOptions {
@@ -120,6 +90,7 @@ impl Service {
             mountpoint,
             allow_other: config.allow_other,
             read_only: config.session.read_only,
+            selinux_context: None,
         };
         // The kernel's first request is answered before mount returns; that blocks.
         let mounted = tokio::task::block_in_place(|| adapter::mount(&session, &options));
@@ -133,7 +104,7 @@ impl Service {
         tracing::info!(
             source,
             mountpoint = %options.mountpoint.display(),
-            passthrough = mounted.passthrough,
+            passthrough = mounted.passthrough(),
             "mounted"
         );
         Ok(Self { session, cache, mounted, source })
@@ -146,7 +117,7 @@ impl Service {
 
     /// Whether the kernel reads cached files by itself.
     pub fn passthrough(&self) -> bool {
-        self.mounted.passthrough
+        self.mounted.passthrough()
     }
 
     /// Unmounts, stores what is left and closes the cache.
@@ -203,23 +174,10 @@ impl Service {
 }
 
 async fn connect(config: &MountConfig, counted: &Arc<Metrics>) -> Result<Arc<dyn Origin>, Failure> {
-    let explain = |error| preflight::explain(&error, config);
-    let s3 = S3Origin::connect(config.s3.clone()).await.map_err(explain)?;
-    let hedges = counted.clone();
-    let measured = Arc::new(Measured::new(Arc::new(s3), counted.clone()));
-    let origin = Arc::new(Hedged::new(measured, move || hedges.hedges.inc()));
-    preflight::check_bucket(&*origin, config).await?;
+    let explain = |error| preflight::explain(&error, &config.s3);
+    let (origin, _) = assembly::origin(config.s3.clone(), counted).await.map_err(explain)?;
+    preflight::check_bucket(&*origin, &config.s3, &config.session.names.prefix).await?;
     Ok(origin)
-}
-
-fn open_cache(config: &MountConfig, counted: &Arc<Metrics>) -> Result<Arc<NodeCache>, Failure> {
-    let whole = weir_fuse::cache::dir::file_system_bytes(&config.cache_dir);
-    let settings = CacheSettings {
-        dir: config.cache_dir.clone(),
-        max_size: config.cache_max,
-        min_free: config.cache_min_free.of(whole),
-    };
-    Ok(tokio::task::block_in_place(|| NodeCache::open(&settings, counted.clone()))?)
 }
 
 fn report(ended: Result<std::io::Result<()>, tokio::task::JoinError>) {

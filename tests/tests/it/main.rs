@@ -4,6 +4,7 @@
 mod bad_input;
 mod cache;
 mod commands;
+mod csi;
 mod demo;
 mod disk;
 mod kernel;

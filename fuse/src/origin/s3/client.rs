@@ -1,7 +1,7 @@
 //! Settings of an S3 endpoint, and the client made of them.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use aws_config::environment::EnvironmentVariableRegionProvider;
@@ -87,7 +87,7 @@ impl S3Settings {
 
 /// Builds the client; the second value names the endpoint for cache identity.
 pub(super) async fn build(settings: &S3Settings) -> Result<(Client, String), OriginError> {
-    let http = http_client(settings)?;
+    let http = http_client(settings.ca_bundle.as_deref())?;
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
         .http_client(http.clone())
         // A reader waits: the first try again comes soon. Not the adaptive mode, which would
@@ -151,9 +151,13 @@ pub(super) async fn build(settings: &S3Settings) -> Result<(Client, String), Ori
     Ok((Client::from_conf(config.build()), name))
 }
 
-fn http_client(settings: &S3Settings) -> Result<SharedHttpClient, OriginError> {
+/// A client for AWS services that trusts the system's authorities and those of a PEM file.
+///
+/// # Errors
+/// [`OriginError::Invalid`] when the file cannot be used.
+pub fn http_client(ca_bundle: Option<&Path>) -> Result<SharedHttpClient, OriginError> {
     let mut trust = TrustStore::default();
-    if let Some(path) = &settings.ca_bundle {
+    if let Some(path) = ca_bundle {
         let pem = std::fs::read(path)
             .map_err(|e| OriginError::Invalid(format!("CA bundle {}: {e}", path.display())))?;
         trust = trust.with_pem_certificate(pem);

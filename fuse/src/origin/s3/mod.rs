@@ -19,7 +19,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
 
-pub use client::S3Settings;
+pub use client::{S3Settings, http_client};
 use errors::Request;
 
 use super::{

@@ -1,0 +1,75 @@
+//! Serving over a unix socket.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::net::{UnixListener, UnixStream};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+
+use crate::backend::{ControllerBackend, NodeBackend};
+use crate::calls::Calls;
+use crate::controller::ControllerService;
+use crate::identity::Plugin;
+use crate::node::NodeService;
+use crate::proto::controller_server::ControllerServer;
+use crate::proto::identity_server::IdentityServer;
+use crate::proto::node_server::NodeServer;
+
+/// The services of one socket, besides Identity.
+#[derive(Clone, Default)]
+pub struct Services {
+    /// The Node service.
+    pub node: Option<Arc<dyn NodeBackend>>,
+    /// The Controller service.
+    pub controller: Option<Arc<dyn ControllerBackend>>,
+}
+
+/// Makes a listening socket at `path`, for this user alone (mode 0600). A socket that a dead
+/// process left is replaced.
+///
+/// # Errors
+/// `AddrInUse` when somebody listens there; else what the system reports.
+pub async fn listen(path: &Path) -> io::Result<UnixListener> {
+    if UnixStream::connect(path).await.is_ok() {
+        let text = format!("{} is served by another process", path.display());
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
+    }
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    // It gets its name once it listens and is private.
+    let unnamed = path.with_extension("new");
+    let _ = std::fs::remove_file(&unnamed);
+    let listener = UnixListener::bind(&unnamed)?;
+    std::fs::set_permissions(&unnamed, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&unnamed, path)?;
+    Ok(listener)
+}
+
+/// Serves until `until` is over and the calls under way have ended.
+///
+/// # Errors
+/// What the transport reports.
+pub async fn serve(
+    listener: UnixListener,
+    plugin: Plugin,
+    services: Services,
+    calls: Calls,
+    until: impl Future<Output = ()>,
+) -> io::Result<()> {
+    let node =
+        services.node.map(|backend| NodeServer::new(NodeService { backend, calls: calls.clone() }));
+    let controller = services
+        .controller
+        .map(|backend| ControllerServer::new(ControllerService { backend, calls: calls.clone() }));
+    Server::builder()
+        .add_service(IdentityServer::new(plugin))
+        .add_optional_service(node)
+        .add_optional_service(controller)
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), until)
+        .await
+        .map_err(io::Error::other)
+}

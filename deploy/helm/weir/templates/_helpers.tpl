@@ -1,0 +1,56 @@
+{{- define "weir.driver" -}}s3.csi.weir.dev{{- end -}}
+
+{{- define "weir.image" -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end -}}
+
+{{- define "weir.labels" -}}
+app.kubernetes.io/name: weir
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+{{- end -}}
+
+{{- /* Selector labels of one role; call with (dict "root" . "role" "node"). */ -}}
+{{- define "weir.selector" -}}
+app.kubernetes.io/name: weir
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .role }}
+{{- end -}}
+
+{{- /* Folders on the host. The sessions lie beside the plugin's folder, not in it: whoever mounts
+     that folder would hold the sessions' mounts, too. */ -}}
+{{- define "weir.pluginDir" -}}{{ .Values.kubelet.root }}/plugins/{{ include "weir.driver" . }}{{- end -}}
+{{- define "weir.sessionsDir" -}}{{ include "weir.pluginDir" . }}-sessions{{- end -}}
+
+{{- define "weir.s3Args" -}}
+{{- with .Values.s3.endpointUrl }}
+- --endpoint-url={{ . }}
+{{- end }}
+{{- with .Values.s3.region }}
+- --region={{ . }}
+{{- end }}
+{{- if .Values.s3.forcePathStyle }}
+- --force-path-style
+{{- end }}
+{{- end -}}
+
+{{- define "weir.credentialsEnv" -}}
+{{- with .Values.credentials.secretName }}
+- name: AWS_ACCESS_KEY_ID
+  valueFrom: {secretKeyRef: {name: {{ . }}, key: key_id}}
+- name: AWS_SECRET_ACCESS_KEY
+  valueFrom: {secretKeyRef: {name: {{ . }}, key: access_key}}
+- name: AWS_SESSION_TOKEN
+  valueFrom: {secretKeyRef: {name: {{ . }}, key: session_token, optional: true}}
+{{- end }}
+{{- end -}}
+
+{{- /* What an unprivileged container of ours may do: nothing. */ -}}
+{{- define "weir.unprivileged" -}}
+allowPrivilegeEscalation: false
+capabilities: {drop: [ALL]}
+readOnlyRootFilesystem: true
+seccompProfile: {type: RuntimeDefault}
+{{- end -}}

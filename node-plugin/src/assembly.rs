@@ -1,0 +1,90 @@
+//! How an engine is put together from its parts: for one mount, and for a whole node.
+
+use std::sync::Arc;
+
+use rustix::process::Resource;
+use tokio::runtime::Runtime;
+use weir_fuse::buffers::Buffers;
+use weir_fuse::cache::{CacheSettings, NodeCache};
+use weir_fuse::engine::Engine;
+use weir_fuse::engine::owner::Processes;
+use weir_fuse::metrics::Metrics;
+use weir_fuse::origin::hedge::Hedged;
+use weir_fuse::origin::measured::{LastAnswer, Measured};
+use weir_fuse::origin::s3::{S3Origin, S3Settings};
+use weir_fuse::origin::{Origin, OriginError};
+
+use crate::config::cache::CacheConfig;
+use crate::exit::{Failure, Kind};
+
+/// Threads for what blocks.
+const DISK_THREADS: usize = 16;
+
+/// Each cached file in use takes a descriptor; the usual soft limit of 1024 is for select(2).
+pub(crate) fn raise_file_limit() {
+    let mut limit = rustix::process::getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, limit) {
+        tracing::debug!(%error, "limit of open files not raised");
+    }
+}
+
+/// The runtime that everything asynchronous runs in.
+///
+/// # Errors
+/// When threads cannot be started.
+pub(crate) fn runtime() -> Result<Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        // They write to the cache's disk; more of them only take memory.
+        .max_blocking_threads(DISK_THREADS)
+        .thread_name("weir-io")
+        .build()
+        .map_err(|e| Failure::new(Kind::Other, format!("runtime: {e}")))
+}
+
+/// Counters of a process.
+///
+/// # Errors
+/// Never, unless two counters had one name.
+pub(crate) fn metrics() -> Result<Arc<Metrics>, Failure> {
+    Ok(Arc::new(Metrics::new().map_err(|e| Failure::new(Kind::Other, e.to_string()))?))
+}
+
+/// Opens the cache and makes an engine on it. Blocks.
+///
+/// # Errors
+/// Why the cache cannot be used.
+pub(crate) fn engine(
+    config: &CacheConfig,
+    counted: Arc<Metrics>,
+    runtime: tokio::runtime::Handle,
+    processes: Arc<dyn Processes>,
+) -> Result<Arc<Engine>, Failure> {
+    let whole = weir_fuse::cache::dir::file_system_bytes(&config.dir);
+    let settings = CacheSettings {
+        dir: config.dir.clone(),
+        max_size: config.max,
+        min_free: config.min_free.of(whole),
+    };
+    let cache = NodeCache::open(&settings, counted.clone())?;
+    let buffers = Buffers::new(config.memory);
+    Ok(Engine::new(cache, buffers, counted, runtime, config.read_part, processes))
+}
+
+/// Makes an origin of a bucket, hedged and counted, and the place where its last answer is
+/// noted. Sends nothing, except what the credentials
+/// chain asks for.
+///
+/// # Errors
+/// What is wrong with the settings.
+pub(crate) async fn origin(
+    settings: S3Settings,
+    counted: &Arc<Metrics>,
+) -> Result<(Arc<dyn Origin>, Arc<LastAnswer>), OriginError> {
+    let s3 = S3Origin::connect(settings).await?;
+    let hedges = counted.clone();
+    let measured = Arc::new(Measured::new(Arc::new(s3), counted.clone()));
+    let last = measured.last_answer();
+    Ok((Arc::new(Hedged::new(measured, move || hedges.hedges.inc())), last))
+}

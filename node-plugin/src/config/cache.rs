@@ -1,0 +1,62 @@
+//! The cache of a node, and memory.
+
+use std::path::PathBuf;
+
+use super::mount::Environment;
+use super::size::{Amount, Size};
+use super::{memory, usage};
+use crate::cli::CacheArgs;
+use crate::exit::Failure;
+
+/// Settings of a cache.
+#[derive(Clone, Debug)]
+pub struct CacheConfig {
+    /// Its directory.
+    pub dir: PathBuf,
+    /// Most that it holds, in bytes.
+    pub max: u64,
+    /// What it leaves free.
+    pub min_free: Amount,
+    /// Memory for bytes on their way.
+    pub memory: u64,
+    /// Most bytes in one GET.
+    pub read_part: u64,
+}
+
+impl CacheConfig {
+    /// Checks the options.
+    ///
+    /// # Errors
+    /// A usage failure that names the option.
+    pub fn new(args: &CacheArgs, env: &Environment) -> Result<Self, Failure> {
+        let max = cache_max(args)?;
+        let read_part = args.read_part_size.unwrap_or(Size(8 << 20)).0;
+        if read_part < 128 << 10 {
+            return Err(usage("--read-part-size must be at least 128KiB"));
+        }
+        Ok(Self {
+            dir: args.cache_dir.clone().map_or_else(|| default_cache_dir(env), Ok)?,
+            max,
+            min_free: args.cache_min_free.unwrap_or(Amount::Percent(10)),
+            memory: args.memory_target.map_or_else(memory::default_target, |s| s.0),
+            read_part,
+        })
+    }
+}
+
+fn cache_max(args: &CacheArgs) -> Result<u64, Failure> {
+    match (args.cache_max_size, args.max_cache_size) {
+        (Some(_), Some(_)) => Err(usage("--cache-max-size and --max-cache-size: give one")),
+        (Some(Size(bytes)), None) => Ok(bytes),
+        (None, Some(mib)) => Ok(mib.saturating_mul(1 << 20)),
+        (None, None) => Ok(u64::MAX),
+    }
+}
+
+fn default_cache_dir(env: &Environment) -> Result<PathBuf, Failure> {
+    match (env.uid, &env.home) {
+        (0, _) => Ok(PathBuf::from("/var/cache/weir")),
+        (_, Some(home)) => Ok(home.join(".cache/weir")),
+        (_, None) => Err(usage("no home directory for the cache: give --cache-dir")),
+    }
+}

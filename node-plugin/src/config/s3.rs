@@ -1,0 +1,58 @@
+//! Which bucket, and how to speak to its endpoint.
+
+use weir_fuse::origin::s3::S3Settings;
+
+use super::usage;
+use crate::cli::{S3Args, UploadChecksums};
+use crate::exit::Failure;
+
+/// Whether a text can name a bucket, an access point or its alias.
+pub fn is_bucket_name(text: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || ".-_:".contains(c);
+    (3..=255).contains(&text.len()) && text.chars().all(allowed)
+}
+
+fn check_sse(args: &S3Args) -> Result<(), Failure> {
+    const KNOWN: [&str; 3] = ["AES256", "aws:kms", "aws:kms:dsse"];
+    match (args.sse.as_deref(), &args.sse_kms_key_id) {
+        (Some(sse), _) if !KNOWN.contains(&sse) => {
+            Err(usage(format!("--sse {sse}: known are {}", KNOWN.join(", "))))
+        }
+        (None | Some("AES256"), Some(_)) => {
+            Err(usage("--sse-kms-key-id needs --sse aws:kms or aws:kms:dsse"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Checks the options of a bucket.
+///
+/// # Errors
+/// A usage failure that names the option.
+pub fn s3_settings(bucket: String, args: &S3Args) -> Result<S3Settings, Failure> {
+    check_sse(args)?;
+    if args.no_sign_request && args.profile.is_some() {
+        return Err(usage("--no-sign-request and --profile contradict each other"));
+    }
+    if let Some(url) = &args.endpoint_url
+        && !(url.starts_with("http://") || url.starts_with("https://"))
+    {
+        return Err(usage(format!("--endpoint-url {url}: must begin with http:// or https://")));
+    }
+    Ok(S3Settings {
+        bucket,
+        region: args.region.clone(),
+        endpoint_url: args.endpoint_url.clone(),
+        profile: args.profile.clone(),
+        force_path_style: args.force_path_style.then_some(true),
+        no_sign_request: args.no_sign_request,
+        requester_pays: args.requester_pays,
+        expected_bucket_owner: args.expected_bucket_owner.clone(),
+        sse: args.sse.clone(),
+        sse_kms_key_id: args.sse_kms_key_id.clone(),
+        storage_class: args.storage_class.clone(),
+        ca_bundle: args.ca_bundle.clone(),
+        upload_checksums: args.upload_checksums == UploadChecksums::Crc32c,
+        credentials: None,
+    })
+}

@@ -1,0 +1,119 @@
+//! Parameters of a StorageClass.
+
+use std::collections::BTreeMap;
+
+use weir_csi::Error;
+use weir_csi::request::Create;
+use weir_fuse::model::key::DirPrefix;
+
+use super::handle::Handle;
+use crate::config::{s3, view};
+
+/// Parameters that a class may have.
+const KNOWN: [&str; 8] = [
+    "bucketName",
+    "prefix",
+    "pathPattern",
+    "endpointUrl",
+    "region",
+    "authenticationSource",
+    "stsRegion",
+    "roleArn",
+];
+/// What the provisioner adds begins so.
+const PROVISIONER: &str = "csi.storage.k8s.io/";
+
+/// What a class says about a volume.
+pub(super) struct Parameters {
+    pub(super) handle: Handle,
+    /// Attributes that the volume gets.
+    pub(super) context: BTreeMap<String, String>,
+}
+
+impl Parameters {
+    /// Reads a request.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] that names the parameter.
+    pub(super) fn parse(create: &Create) -> Result<Self, Error> {
+        let parameters = create.parameters.as_map();
+        let unknown =
+            |key: &&String| !KNOWN.contains(&key.as_str()) && !key.starts_with(PROVISIONER);
+        if let Some(key) = parameters.keys().find(unknown) {
+            return Err(Error::Invalid(format!(
+                "parameters: {key} is unknown; known are {}",
+                KNOWN.join(", ")
+            )));
+        }
+        let get = |key: &str| create.parameters.get(key).filter(|value| !value.is_empty());
+        let bucket = get("bucketName")
+            .ok_or_else(|| Error::Invalid("parameters: bucketName is missing".into()))?;
+        if !s3::is_bucket_name(bucket) {
+            return Err(Error::Invalid(format!("bucketName {bucket:?} is no bucket name")));
+        }
+        let name = match get("pathPattern") {
+            None => create.name.as_str().to_owned(),
+            Some(pattern) => expand(pattern, create)?,
+        };
+        let base = get("prefix").unwrap_or_default().trim_end_matches('/');
+        let path = if base.is_empty() { name } else { format!("{base}/{name}") };
+        let prefix = own_prefix(&path)?;
+        let handle = Handle {
+            bucket: bucket.to_owned(),
+            prefix: prefix.clone(),
+            endpoint: get("endpointUrl").map(str::to_owned),
+            region: get("region").map(str::to_owned),
+        };
+        let mut context = BTreeMap::from([
+            ("bucketName".to_owned(), bucket.to_owned()),
+            ("prefix".to_owned(), prefix.as_str().to_owned()),
+        ]);
+        for key in ["endpointUrl", "region", "authenticationSource", "stsRegion", "roleArn"] {
+            if let Some(value) = get(key) {
+                context.insert(key.to_owned(), value.to_owned());
+            }
+        }
+        Ok(Self { handle, context })
+    }
+}
+
+/// A prefix that is one volume's: not the whole bucket, and no way out of it.
+fn own_prefix(path: &str) -> Result<DirPrefix, Error> {
+    let prefix = view::prefix(path).map_err(|failure| Error::Invalid(failure.text))?;
+    if prefix.is_root() {
+        return Err(Error::Invalid("pathPattern gives an empty path".into()));
+    }
+    Ok(prefix)
+}
+
+/// Fills in `${.pvc.namespace}`, `${.pvc.name}` and `${.pv.name}`.
+fn expand(pattern: &str, create: &Create) -> Result<String, Error> {
+    let mut out = String::new();
+    let mut rest = pattern;
+    while let Some((before, after)) = rest.split_once("${") {
+        let (field, tail) = after.split_once('}').ok_or_else(|| {
+            Error::Invalid(format!("pathPattern {pattern:?}: a brace is not closed"))
+        })?;
+        let key = match field.trim() {
+            ".pvc.namespace" => "csi.storage.k8s.io/pvc/namespace",
+            ".pvc.name" => "csi.storage.k8s.io/pvc/name",
+            ".pv.name" => "csi.storage.k8s.io/pv/name",
+            other => {
+                return Err(Error::Invalid(format!(
+                    "pathPattern: ${{{other}}} is unknown; known are ${{.pvc.namespace}}, \
+                     ${{.pvc.name}} and ${{.pv.name}}"
+                )));
+            }
+        };
+        let value = create.parameters.get(key).ok_or_else(|| {
+            Error::Invalid(format!(
+                "pathPattern: {key} was not given; the provisioner needs --extra-create-metadata"
+            ))
+        })?;
+        out.push_str(before);
+        out.push_str(value);
+        rest = tail;
+    }
+    out.push_str(rest);
+    Ok(out)
+}

@@ -1,0 +1,41 @@
+//! The CSI node service on the sessions.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use weir_csi::backend::{NodeInfo, Usage, VolumeStats};
+use weir_csi::request::{Publish, StatsOf, Unpublish};
+use weir_csi::{Error, NodeBackend};
+
+use super::sessions::Sessions;
+
+/// What a bucket's size is shown as: it has none, so a round number that nobody runs out of.
+const UNLIMITED: i64 = 1 << 50;
+
+/// The node's side.
+pub(super) struct Backend {
+    pub(super) info: NodeInfo,
+    pub(super) sessions: Arc<Sessions>,
+}
+
+#[async_trait]
+impl NodeBackend for Backend {
+    async fn publish(&self, publish: Publish) -> Result<(), Error> {
+        self.sessions.publish(&publish).await
+    }
+
+    async fn unpublish(&self, unpublish: Unpublish) -> Result<(), Error> {
+        self.sessions.unpublish(&unpublish.target).await
+    }
+
+    async fn stats(&self, of: StatsOf) -> Result<VolumeStats, Error> {
+        // From memory alone: the mount itself is never touched, so nothing can hang.
+        let served = self.sessions.find(&of.volume_id, &of.path)?;
+        let unlimited = Usage { total: UNLIMITED, used: 0, available: UNLIMITED };
+        Ok(VolumeStats { bytes: unlimited, inodes: unlimited, abnormal: served.problem() })
+    }
+
+    async fn info(&self) -> Result<NodeInfo, Error> {
+        Ok(self.info.clone())
+    }
+}

@@ -1,0 +1,275 @@
+//! Whose credentials a volume uses.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use aws_credential_types::Credentials;
+use aws_credential_types::provider::{self, ProvideCredentials, future};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use weir_csi::Error;
+use weir_csi::request::{Publish, Secrets};
+
+use super::sts::Sts;
+use crate::cli::S3Args;
+
+/// How long the SDK may use credentials before it asks for them again, so that new ones are
+/// used soon after they came.
+const ASKED_EVERY: Duration = Duration::from_secs(20);
+/// What is left of a session token's life when a new one is fetched.
+const RENEWED_BEFORE: Duration = Duration::from_secs(120);
+/// Audience of the service-account token for the security token service.
+const AUDIENCE: &str = "sts.amazonaws.com";
+
+/// Keys from a secret.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Keys {
+    access_key: String,
+    secret_key: String,
+    session_token: Option<String>,
+    endpoint: Option<String>,
+    region: Option<String>,
+}
+
+/// A service-account token, and the role that it is traded for.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct WebIdentity {
+    pub(super) token: String,
+    pub(super) role_arn: Option<String>,
+    pub(super) region: Option<String>,
+    /// `namespace/service account`.
+    pub(super) account: String,
+}
+
+/// Whose credentials.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) enum Source {
+    /// The node's own: the chain of the SDK.
+    Driver,
+    /// Those of a secret that the volume names.
+    Secret(Keys),
+    /// Those that the pod's service account is given.
+    Pod(WebIdentity),
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.kind())
+    }
+}
+
+impl Source {
+    /// Reads a request. A secret beside no `authenticationSource` is what counts.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when what the source needs is missing.
+    pub(super) fn parse(publish: &Publish) -> Result<Self, Error> {
+        let get = |key: &str| publish.context.get(key).filter(|value| !value.is_empty());
+        let default = if publish.secrets.is_empty() { "driver" } else { "secret" };
+        match get("authenticationSource").unwrap_or(default) {
+            "driver" => Ok(Self::Driver),
+            "secret" => Keys::parse(publish).map(Self::Secret),
+            "pod" => WebIdentity::parse(publish).map(Self::Pod),
+            other => Err(Error::Invalid(format!(
+                "authenticationSource {other:?} is unknown; known are driver, secret and pod"
+            ))),
+        }
+    }
+
+    /// Its name.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::Driver => "driver",
+            Self::Secret(_) => "secret",
+            Self::Pod(_) => "pod",
+        }
+    }
+
+    /// Names whose permissions these are; no secret can be read from it.
+    pub(super) fn identity(&self) -> String {
+        match self {
+            Self::Driver => "driver".to_owned(),
+            Self::Secret(keys) => {
+                let hash = Sha256::digest(keys.access_key.as_bytes());
+                let hex: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+                format!("secret {hex}")
+            }
+            Self::Pod(web) => {
+                format!("pod {} {}", web.account, web.role_arn.as_deref().unwrap_or_default())
+            }
+        }
+    }
+
+    /// Puts what the credentials say about the endpoint into the options.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when the secret of an inline volume names an endpoint.
+    pub(super) fn add_to(&self, options: &mut S3Args, inline: bool) -> Result<(), Error> {
+        let Self::Secret(keys) = self else { return Ok(()) };
+        if inline && keys.endpoint.is_some() {
+            let text = "the secret of an inline volume may not name an endpoint";
+            return Err(Error::Invalid(text.into()));
+        }
+        if options.endpoint_url.is_none() {
+            options.endpoint_url.clone_from(&keys.endpoint);
+        }
+        if options.region.is_none() {
+            options.region.clone_from(&keys.region);
+        }
+        Ok(())
+    }
+}
+
+impl Keys {
+    fn parse(publish: &Publish) -> Result<Self, Error> {
+        Self::of_secrets(&publish.secrets)?.ok_or_else(|| {
+            let text = "authenticationSource: secret needs a nodePublishSecretRef";
+            Error::Invalid(text.into())
+        })
+    }
+
+    /// Reads keys; `None` where there are no secrets.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] that names what is missing.
+    pub(crate) fn of_secrets(secrets: &Secrets) -> Result<Option<Self>, Error> {
+        if secrets.is_empty() {
+            return Ok(None);
+        }
+        let get = |names: [&str; 2]| {
+            let found = names.into_iter().find_map(|name| secrets.get(name));
+            found.map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
+        };
+        let need = |names: [&str; 2]| {
+            get(names).ok_or_else(|| {
+                Error::Invalid(format!("the secret has neither {} nor {}", names[0], names[1]))
+            })
+        };
+        Ok(Some(Self {
+            access_key: need(["key_id", "accessKeyID"])?,
+            secret_key: need(["access_key", "secretAccessKey"])?,
+            session_token: get(["session_token", "sessionToken"]),
+            endpoint: get(["endpoint", "endpointUrl"]),
+            region: get(["region", "awsRegion"]),
+        }))
+    }
+
+    /// Endpoint and region that the secret names.
+    pub(crate) fn place(&self) -> (Option<String>, Option<String>) {
+        (self.endpoint.clone(), self.region.clone())
+    }
+
+    /// As the SDK wants them.
+    pub(crate) fn credentials(&self) -> Credentials {
+        let (key, secret) = (self.access_key.clone(), self.secret_key.clone());
+        Credentials::new(key, secret, self.session_token.clone(), None, "secret")
+    }
+}
+
+#[derive(Deserialize)]
+struct Token {
+    token: String,
+}
+
+impl WebIdentity {
+    fn parse(publish: &Publish) -> Result<Self, Error> {
+        let get = |key: &str| publish.context.get(key).filter(|value| !value.is_empty());
+        let missing = || {
+            let text = format!(
+                "kubelet gave no service-account token for {AUDIENCE}; the CSIDriver object must \
+                 ask for it in tokenRequests"
+            );
+            Error::Invalid(text)
+        };
+        let tokens = get("csi.storage.k8s.io/serviceAccount.tokens").ok_or_else(missing)?;
+        // Without the parser's own words, which would repeat the token.
+        let mut tokens: std::collections::HashMap<String, Token> = serde_json::from_str(tokens)
+            .map_err(|_| Error::Invalid("serviceAccount.tokens is not JSON".into()))?;
+        let token = tokens.remove(AUDIENCE).ok_or_else(missing)?.token;
+        let part = |key| get(key).unwrap_or_default();
+        Ok(Self {
+            token,
+            role_arn: get("roleArn").map(str::to_owned),
+            region: get("stsRegion").map(str::to_owned),
+            account: format!(
+                "{}/{}",
+                part("csi.storage.k8s.io/pod.namespace"),
+                part("csi.storage.k8s.io/serviceAccount.name")
+            ),
+        })
+    }
+}
+
+/// Credentials of a session that can be replaced while it is used.
+pub(super) struct Rotating {
+    sts: Sts,
+    state: Mutex<State>,
+}
+
+struct State {
+    source: Source,
+    session: Option<Credentials>,
+}
+
+impl fmt::Debug for Rotating {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.state().source.fmt(f)
+    }
+}
+
+impl Rotating {
+    /// A provider of what `source` gives.
+    pub(super) fn new(source: Source, sts: Sts) -> Arc<Self> {
+        Arc::new(Self { sts, state: Mutex::new(State { source, session: None }) })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Uses this source from now on; says whether it differs.
+    pub(super) fn replace(&self, source: Source) -> bool {
+        let mut state = self.state();
+        if state.source == source {
+            return false;
+        }
+        state.source = source;
+        true
+    }
+
+    async fn provide(&self) -> provider::Result {
+        let (source, session) = {
+            let state = self.state();
+            (state.source.clone(), state.session.clone())
+        };
+        match source {
+            Source::Driver => Err(provider::error::CredentialsError::not_loaded("not rotating")),
+            Source::Secret(keys) => {
+                let mut credentials = keys.credentials();
+                *credentials.expiry_mut() = Some(SystemTime::now() + ASKED_EVERY);
+                Ok(credentials)
+            }
+            Source::Pod(web) => {
+                let valid = |c: &Credentials| {
+                    c.expiry().is_some_and(|at| at > SystemTime::now() + RENEWED_BEFORE)
+                };
+                if let Some(session) = session.filter(valid) {
+                    return Ok(session);
+                }
+                let fresh = self.sts.trade(&web).await?;
+                self.state().session = Some(fresh.clone());
+                Ok(fresh)
+            }
+        }
+    }
+}
+
+impl ProvideCredentials for Rotating {
+    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        future::ProvideCredentials::new(self.provide())
+    }
+}

@@ -1,0 +1,133 @@
+//! `weir node`: serves every volume of a Kubernetes node, without a capability of its own.
+
+mod backend;
+mod credentials;
+mod options;
+mod record;
+mod session;
+mod sessions;
+mod sts;
+mod volume;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use weir_csi::backend::NodeInfo;
+use weir_csi::server::{self, Services};
+use weir_csi::{Calls, Plugin};
+
+use crate::cli::NodeArgs;
+use crate::config::cache::CacheConfig;
+use crate::config::mount::Environment;
+use crate::exit::{Failure, Kind};
+use crate::mounter::client::Mounter;
+use crate::{assembly, logging, metrics};
+
+pub(crate) use credentials::Keys;
+pub(crate) use session::failed;
+
+/// Name of the CSI driver.
+pub const DRIVER: &str = "s3.csi.weir.dev";
+/// How long the end of the process waits for what is being stored.
+const STORE_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Runs the command until a signal ends it. Mounts stay: they wait for the next run.
+///
+/// # Errors
+/// Why it cannot start.
+pub fn run(args: &NodeArgs) -> Result<(), Failure> {
+    logging::start_plain(args.log.log_level, args.log.log_format);
+    assembly::raise_file_limit();
+    let info = info(args)?;
+    let cache = CacheConfig::new(&args.cache, &Environment::of_process())?;
+    let runtime = assembly::runtime()?;
+    let done = runtime.block_on(async {
+        let counted = assembly::metrics()?;
+        let engine_name = engine_name();
+        let mounter = Mounter::new(&args.mounter_socket, engine_name);
+        let processes = mounter.clone();
+        let handle = runtime.handle().clone();
+        let engine = tokio::task::block_in_place(|| {
+            assembly::engine(&cache, counted.clone(), handle, processes)
+        })?;
+        let volumes = volume::Defaults {
+            s3: args.s3.clone(),
+            inline_driver_credentials: args.inline_driver_credentials,
+        };
+        let sts = sts::Sts::new(args.sts_endpoint_url.clone())
+            .map_err(|e| Failure::new(Kind::Other, e.to_string()))?;
+        let sessions = sessions::Sessions::new(engine.clone(), mounter.clone(), volumes, sts);
+        let again = sessions.clone();
+        mounter
+            .attach(move || again.deposit_all())
+            .map_err(|e| Failure::new(Kind::Other, format!("mounter: {e}")))?;
+        if let Some(address) = args.log.metrics_listen {
+            metrics::serve(address, counted.clone()).await?;
+        }
+        tokio::task::block_in_place(|| sessions.adopt());
+        serve(args, info, sessions.clone(), mounter, counted).await?;
+        sessions.rest(STORE_PATIENCE).await;
+        tokio::task::block_in_place(|| engine.cache.close());
+        Ok(())
+    });
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    done
+}
+
+/// A name that no other run of a node has.
+fn engine_name() -> String {
+    format!("{:016x}", rand::random::<u64>())
+}
+
+fn info(args: &NodeArgs) -> Result<NodeInfo, Failure> {
+    let mut segments = BTreeMap::new();
+    for text in &args.topology {
+        let pair = text.split_once('=').filter(|(key, value)| !key.is_empty() && !value.is_empty());
+        let Some((key, value)) = pair else {
+            let text = format!("--topology {text}: must be KEY=VALUE");
+            return Err(Failure::new(Kind::Usage, text));
+        };
+        segments.insert(key.to_owned(), value.to_owned());
+    }
+    if segments.is_empty() {
+        // kubelet and provisioner want at least one key of every node.
+        segments.insert("topology.weir.dev/zone".to_owned(), "default".to_owned());
+    }
+    Ok(NodeInfo { node_id: args.node_id.clone(), max_volumes: args.max_volumes, segments })
+}
+
+async fn serve(
+    args: &NodeArgs,
+    info: NodeInfo,
+    sessions: Arc<sessions::Sessions>,
+    mounter: Arc<Mounter>,
+    counted: Arc<weir_fuse::metrics::Metrics>,
+) -> Result<(), Failure> {
+    let failed = |e: std::io::Error| {
+        Failure::new(Kind::Other, format!("CSI socket {}: {e}", args.csi_socket.display()))
+    };
+    let mut term = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut int = signal(SignalKind::interrupt()).map_err(failed)?;
+    let listener = server::listen(&args.csi_socket).await.map_err(failed)?;
+    let plugin = Plugin {
+        name: DRIVER.to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        ready: Arc::new(move || mounter.is_attached()),
+    };
+    let backend = backend::Backend { info, sessions };
+    let services = Services { node: Some(Arc::new(backend)), controller: None };
+    let calls = Calls::new(move |method, code, took| {
+        counted.csi(method, &format!("{code:?}"), took);
+    });
+    tracing::info!(socket = %args.csi_socket.display(), "node ready");
+    let ended = async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        tracing::info!("signal received; the mounts wait for the next run");
+    };
+    server::serve(listener, plugin, services, calls, ended).await.map_err(failed)
+}

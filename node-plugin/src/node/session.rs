@@ -1,0 +1,251 @@
+//! One FUSE session of the node: mounted by the mounter, served here, shown at any number of
+//! targets.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
+use weir_csi::Error;
+use weir_fuse::adapter::{self, Handshake};
+use weir_fuse::engine::{Engine, Session};
+use weir_fuse::namespace::first_ino;
+use weir_fuse::origin::Origin;
+use weir_fuse::origin::measured::LastAnswer;
+
+use super::credentials::{Rotating, Source};
+use super::record::{Published, Record, Request};
+use super::sts::Sts;
+use super::volume::Volume;
+use crate::assembly;
+use crate::exit::{Failure, Kind};
+use crate::mount::preflight;
+use crate::mounter::client::{Mounter, SessionPort};
+use crate::mounter::protocol::{Deposit, Mount};
+
+/// How long the end of a session waits for what is being stored.
+const STORE_PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a session is made with.
+pub(super) struct Maker {
+    pub(super) engine: Arc<Engine>,
+    pub(super) mounter: Arc<Mounter>,
+    pub(super) sts: Sts,
+}
+
+/// The other end of a session.
+struct Remote {
+    rotating: Arc<Rotating>,
+    last: Arc<LastAnswer>,
+}
+
+/// A session that is served.
+pub(super) struct Served {
+    pub(super) id: String,
+    session: Arc<Session>,
+    remote: Remote,
+    device: OwnedFd,
+    handshake: Handshake,
+    generation: u16,
+    record: Mutex<Record>,
+}
+
+/// A failure in the terms of CSI.
+pub(crate) fn failed(failure: Failure) -> Error {
+    let text = failure.text.replace("--", "");
+    match failure.kind {
+        Kind::Usage => Error::Invalid(text),
+        Kind::Credentials => Error::Denied(text),
+        Kind::Bucket => Error::NotFound(text),
+        Kind::Endpoint => Error::Unavailable(text),
+        Kind::Other | Kind::Mountpoint | Kind::Cache | Kind::Kernel => Error::Internal(text),
+    }
+}
+
+impl Maker {
+    async fn origin(&self, volume: &Volume) -> Result<(Arc<dyn Origin>, Remote), Error> {
+        let rotating = Rotating::new(volume.credentials.clone(), self.sts.clone());
+        let mut settings = volume.s3.clone();
+        if volume.credentials != Source::Driver {
+            let provider: Arc<dyn ProvideCredentials> = rotating.clone();
+            settings.credentials = Some(SharedCredentialsProvider::new(provider));
+        }
+        let explained = |error| failed(preflight::explain(&error, &volume.s3));
+        let (origin, last) =
+            assembly::origin(settings, &self.engine.metrics).await.map_err(explained)?;
+        Ok((origin, Remote { rotating, last }))
+    }
+
+    /// Mounts a session after a look at its bucket.
+    ///
+    /// # Errors
+    /// What is wrong, as the volume's user can mend it.
+    pub(super) async fn make(
+        &self,
+        id: &str,
+        volume: &Volume,
+        request: Request,
+    ) -> Result<Served, Error> {
+        let (origin, remote) = self.origin(volume).await?;
+        preflight::check_bucket(&*origin, &volume.s3, &volume.session.names.prefix)
+            .await
+            .map_err(failed)?;
+        let mount = Mount {
+            session: id.to_owned(),
+            source: volume.source(),
+            selinux_context: volume.selinux_context.clone(),
+        };
+        let internal = |e: io::Error| Error::Internal(format!("mounting {}: {e}", volume.source()));
+        let (device, number) =
+            tokio::task::block_in_place(|| self.mounter.mount(mount)).map_err(internal)?;
+        let record = Record { request, device: number, targets: Default::default() };
+        let session = Session::new(self.engine.clone(), origin, volume.session.clone());
+        let served = self.serve(id, session, remote, device, None, (1, record));
+        served.map_err(|error| {
+            let _ = self.mounter.unmount(id);
+            internal(error)
+        })
+    }
+
+    /// Serves a session that an earlier run of the node left.
+    ///
+    /// # Errors
+    /// Why it cannot be.
+    pub(super) async fn adopt(
+        &self,
+        deposit: Deposit,
+        record: Record,
+        volume: &Volume,
+    ) -> Result<Served, Error> {
+        let (origin, remote) = self.origin(volume).await?;
+        let generation = deposit.generation.saturating_add(1);
+        let mut settings = volume.session.clone();
+        settings.names.first_ino = first_ino(generation);
+        let session = Session::new(self.engine.clone(), origin, settings);
+        let internal =
+            |e: io::Error| Error::Internal(format!("taking over {}: {e}", deposit.session));
+        let device = self.mounter.take(&deposit.session).map_err(internal)?;
+        let before = Some(deposit.handshake);
+        self.serve(&deposit.session, session, remote, device, before, (generation, record))
+            .map_err(internal)
+    }
+
+    fn serve(
+        &self,
+        id: &str,
+        session: Arc<Session>,
+        remote: Remote,
+        device: OwnedFd,
+        before: Option<Handshake>,
+        (generation, record): (u16, Record),
+    ) -> io::Result<Served> {
+        session.set_device(&record.device);
+        let port = SessionPort { mounter: self.mounter.clone(), session: id.to_owned() };
+        let kept = device.try_clone()?;
+        let adopted = before.clone();
+        let keep = |served: &Served| self.mounter.deposit(served.deposit(), &served.device);
+        if let Some(handshake) = adopted {
+            // Before it answers anything: the next engine must count this one.
+            let text = serde_json::to_string(&record).map_err(io::Error::other)?;
+            let session = id.to_owned();
+            let deposit = Deposit { session, handshake, generation, record: text };
+            self.mounter.deposit(deposit, &kept)?;
+        }
+        let serving = tokio::task::block_in_place(|| {
+            adapter::serve(&session, device, before, Arc::new(port))
+        })?;
+        let served = Served {
+            id: id.to_owned(),
+            session,
+            remote,
+            device: kept,
+            handshake: serving.handshake.clone(),
+            generation,
+            record: Mutex::new(record),
+        };
+        tracing::info!(session = id, generation, passthrough = serving.passthrough, "serving");
+        let name = id.to_owned();
+        std::thread::Builder::new().name("weir-session".into()).spawn(move || {
+            match serving.join() {
+                Ok(()) => tracing::info!(session = name, "unmounted"),
+                Err(error) => tracing::error!(session = name, %error, "serving ended"),
+            }
+        })?;
+        keep(&served)?;
+        Ok(served)
+    }
+}
+
+impl Served {
+    fn record(&self) -> MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn deposit(&self) -> Deposit {
+        Deposit {
+            session: self.id.clone(),
+            handshake: self.handshake.clone(),
+            generation: self.generation,
+            // A map of strings always is JSON.
+            record: serde_json::to_string(&*self.record()).unwrap_or_default(),
+        }
+    }
+
+    /// Gives what is to be kept into custody again.
+    ///
+    /// # Errors
+    /// What the mounter reports.
+    pub(super) fn keep(&self, mounter: &Mounter) -> io::Result<()> {
+        mounter.deposit(self.deposit(), &self.device)
+    }
+
+    /// Where it is shown.
+    pub(super) fn targets(&self) -> Vec<(PathBuf, Published)> {
+        let record = self.record();
+        record.targets.iter().map(|(path, p)| (path.clone(), p.clone())).collect()
+    }
+
+    /// Notes that it is shown at a target.
+    pub(super) fn shown(&self, target: PathBuf, published: Published) {
+        self.record().targets.insert(target, published);
+    }
+
+    /// Notes that it is not shown there any more; says whether it is shown nowhere.
+    pub(super) fn hidden(&self, target: &std::path::Path) -> bool {
+        let mut record = self.record();
+        record.targets.remove(target);
+        record.targets.is_empty()
+    }
+
+    /// Uses these credentials from now on; says whether they are new.
+    pub(super) fn refresh(&self, volume: &Volume, request: Request) -> bool {
+        if !self.remote.rotating.replace(volume.credentials.clone()) {
+            return false;
+        }
+        self.session.credentials_changed(&volume.session.names.access.identity);
+        self.record().request = request;
+        true
+    }
+
+    /// Why the volume is not served as it should be, if it is not.
+    pub(super) fn problem(&self) -> Option<String> {
+        self.remote.last.problem().map(|error| error.to_string())
+    }
+
+    /// Stores what is left, then unmounts.
+    pub(super) async fn end(&self, mounter: &Mounter) -> io::Result<()> {
+        if !self.session.shut_down(STORE_PATIENCE).await {
+            tracing::error!(session = self.id, "not everything that was written could be stored");
+        }
+        tokio::task::block_in_place(|| mounter.unmount(&self.id))
+    }
+
+    /// Waits for what is being stored; open files stay open.
+    pub(super) async fn rest(&self, patience: Duration) {
+        if !self.session.rest(patience).await {
+            tracing::error!(session = self.id, "what was being stored is not stored yet");
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! The sessions of the node by id, and the targets that show them.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use weir_csi::Error;
+use weir_csi::request::{Publish, TargetPath, VolumeId};
+use weir_fuse::engine::Engine;
+
+use super::record::{Published, Record, Request};
+use super::session::{Maker, Served};
+use super::sts::Sts;
+use super::volume::{Defaults, Volume};
+use crate::mounter::client::Mounter;
+use crate::mounter::protocol::{Bind, Deposit};
+
+/// Held while a session is made, shown, hidden or ended.
+type Slot = Arc<tokio::sync::Mutex<Option<Arc<Served>>>>;
+
+/// All sessions. Lock order: a slot, then the maps.
+pub(super) struct Sessions {
+    maker: Maker,
+    defaults: Defaults,
+    slots: Mutex<HashMap<String, Slot>>,
+    served: Mutex<HashMap<String, Arc<Served>>>,
+    targets: Mutex<HashMap<PathBuf, String>>,
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Sessions {
+    pub(super) fn new(
+        engine: Arc<Engine>,
+        mounter: Arc<Mounter>,
+        defaults: Defaults,
+        sts: Sts,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            maker: Maker { engine, mounter, sts },
+            defaults,
+            slots: Mutex::default(),
+            served: Mutex::default(),
+            targets: Mutex::default(),
+        })
+    }
+
+    fn slot(&self, id: &str) -> Slot {
+        lock(&self.slots).entry(id.to_owned()).or_default().clone()
+    }
+
+    /// The session that a target shows.
+    pub(super) fn at(&self, target: &Path) -> Option<Arc<Served>> {
+        let id = lock(&self.targets).get(target).cloned()?;
+        lock(&self.served).get(&id).cloned()
+    }
+
+    /// Shows a volume at a target; a repeat refreshes its credentials.
+    ///
+    /// # Errors
+    /// What is wrong, as the volume's user can mend it.
+    pub(super) async fn publish(&self, publish: &Publish) -> Result<(), Error> {
+        let volume = Volume::parse(publish, &self.defaults)?;
+        let target = publish.target.as_path().to_owned();
+        let id = match lock(&self.targets).get(&target) {
+            Some(id) => id.clone(),
+            None => volume.session_id(&publish.target.to_string()),
+        };
+        let slot = self.slot(&id);
+        let mut held = slot.lock().await;
+        let published = Published {
+            volume_id: publish.volume_id.as_str().to_owned(),
+            read_only: volume.read_only,
+            shape: volume.shape.clone(),
+        };
+        if let Some(served) = held.clone() {
+            let known = served.targets().into_iter().find(|(path, _)| *path == target);
+            if let Some((_, before)) = known {
+                if before != published {
+                    return Err(Error::Exists(format!(
+                        "{} shows {} in another way; unpublish it first",
+                        publish.target, before.volume_id
+                    )));
+                }
+                if served.refresh(&volume, Request::of(publish)) {
+                    self.keep(&served);
+                }
+                return Ok(());
+            }
+        }
+        let served = match held.clone() {
+            Some(served) => {
+                served.refresh(&volume, Request::of(publish));
+                served
+            }
+            None => {
+                let made = self.maker.make(&id, &volume, Request::of(publish)).await?;
+                let made = Arc::new(made);
+                *held = Some(made.clone());
+                lock(&self.served).insert(id.clone(), made.clone());
+                made
+            }
+        };
+        self.show(&served, target, published, publish).await.inspect_err(|_| {
+            tracing::warn!(session = id, "nothing is shown");
+        })?;
+        Ok(())
+    }
+
+    async fn show(
+        &self,
+        served: &Arc<Served>,
+        target: PathBuf,
+        published: Published,
+        publish: &Publish,
+    ) -> Result<(), Error> {
+        let bind = Bind {
+            session: served.id.clone(),
+            target: target.clone(),
+            read_only: published.read_only,
+        };
+        let mounter = &self.maker.mounter;
+        let shown = tokio::task::block_in_place(|| {
+            // What an earlier mount left at the target would be hidden, not gone.
+            mounter.unbind(&target)?;
+            mounter.bind(bind)
+        });
+        shown.map_err(|e| Error::Internal(format!("showing {}: {e}", publish.target)))?;
+        lock(&self.targets).insert(target.clone(), served.id.clone());
+        served.shown(target, published);
+        self.keep(served);
+        Ok(())
+    }
+
+    fn keep(&self, served: &Served) {
+        let kept = tokio::task::block_in_place(|| served.keep(&self.maker.mounter));
+        if let Err(error) = kept {
+            tracing::error!(session = served.id, %error, "the mounter does not know of a change");
+        }
+    }
+
+    /// Takes a volume away from a target.
+    ///
+    /// # Errors
+    /// What the mounter reports.
+    pub(super) async fn unpublish(&self, target: &TargetPath) -> Result<(), Error> {
+        let path = target.as_path();
+        let internal = |e| Error::Internal(format!("removing {target}: {e}"));
+        let unbind = || self.maker.mounter.unbind(path).map_err(internal);
+        let Some(id) = lock(&self.targets).get(path).cloned() else {
+            // Of an earlier run, or never there.
+            return tokio::task::block_in_place(unbind);
+        };
+        let slot = self.slot(&id);
+        let mut held = slot.lock().await;
+        tokio::task::block_in_place(unbind)?;
+        lock(&self.targets).remove(path);
+        let Some(served) = held.clone() else { return Ok(()) };
+        if served.hidden(path) {
+            *held = None;
+            lock(&self.served).remove(&id);
+            lock(&self.slots).remove(&id);
+            served.end(&self.maker.mounter).await.map_err(internal)?;
+        } else {
+            self.keep(&served);
+        }
+        Ok(())
+    }
+
+    /// The session that shows this volume at this path.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when none does.
+    pub(super) fn find(&self, id: &VolumeId, path: &TargetPath) -> Result<Arc<Served>, Error> {
+        let absent = || Error::NotFound(format!("volume {id} is not published at {path}"));
+        let served = self.at(path.as_path()).ok_or_else(absent)?;
+        let of = served.targets().into_iter().find(|(target, _)| target == path.as_path());
+        match of {
+            Some((_, published)) if published.volume_id == id.as_str() => Ok(served),
+            _ => Err(absent()),
+        }
+    }
+
+    /// Serves what earlier runs of the node left. One session that cannot be served does not
+    /// keep the others waiting.
+    pub(super) fn adopt(&self) {
+        let deposits = match self.maker.mounter.list() {
+            Ok(deposits) => deposits,
+            Err(error) => {
+                tracing::warn!(%error, "nothing is known of earlier sessions");
+                return;
+            }
+        };
+        for deposit in deposits {
+            let id = deposit.session.clone();
+            let adopted = tokio::runtime::Handle::current().block_on(self.adopt_one(deposit));
+            if let Err(error) = adopted {
+                tracing::error!(session = id, %error, "a session could not be taken over");
+            }
+        }
+    }
+
+    async fn adopt_one(&self, deposit: Deposit) -> Result<(), Error> {
+        let unreadable = || Error::Internal("its record cannot be read".into());
+        let record: Record = serde_json::from_str(&deposit.record).map_err(|_| unreadable())?;
+        let publish = record.request.clone().publish()?;
+        let volume = Volume::parse(&publish, &self.defaults)?;
+        let id = deposit.session.clone();
+        let slot = self.slot(&id);
+        let mut held = slot.lock().await;
+        let served = Arc::new(self.maker.adopt(deposit, record, &volume).await?);
+        for (target, _) in served.targets() {
+            lock(&self.targets).insert(target, id.clone());
+        }
+        lock(&self.served).insert(id, served.clone());
+        *held = Some(served);
+        Ok(())
+    }
+
+    fn all(&self) -> Vec<Arc<Served>> {
+        lock(&self.served).values().cloned().collect()
+    }
+
+    /// Tells a mounter without memory about every session.
+    pub(super) fn deposit_all(&self) {
+        for served in self.all() {
+            if let Err(error) = served.keep(&self.maker.mounter) {
+                tracing::error!(session = served.id, %error, "not in custody");
+            }
+        }
+    }
+
+    /// Waits for what is being stored; the mounts stay.
+    pub(super) async fn rest(&self, patience: Duration) {
+        for served in self.all() {
+            served.rest(patience).await;
+        }
+    }
+}

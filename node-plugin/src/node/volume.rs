@@ -1,0 +1,214 @@
+//! From a publish request to what is to be mounted.
+
+use std::collections::BTreeMap;
+
+use sha2::{Digest, Sha256};
+use weir_csi::Error;
+use weir_csi::request::Publish;
+use weir_fuse::engine::SessionSettings;
+use weir_fuse::namespace::AccessSettings;
+use weir_fuse::origin::s3::S3Settings;
+
+use super::credentials::Source;
+use super::options;
+use crate::cli::S3Args;
+use crate::config::{s3, view};
+use crate::exit::Failure;
+
+/// Attributes that mean nothing here but stand in volumes of other drivers.
+const FOREIGN: [&str; 3] = ["cache", "mountpoint", "storage.kubernetes.io/"];
+/// Attributes that a volume may have.
+const KNOWN: [&str; 8] = [
+    "bucketName",
+    "prefix",
+    "authenticationSource",
+    "stsRegion",
+    "roleArn",
+    "mountOptions",
+    "endpointUrl",
+    "region",
+];
+/// What kubelet adds begins so.
+const KUBELET: &str = "csi.storage.k8s.io/";
+
+/// What the node adds to every volume.
+#[derive(Clone, Debug)]
+pub(super) struct Defaults {
+    /// Where buckets are, unless a volume says otherwise.
+    pub(super) s3: S3Args,
+    /// Whether inline volumes may use the node's own credentials.
+    pub(super) inline_driver_credentials: bool,
+}
+
+/// The pod that a volume is for.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub(super) struct Pod {
+    pub(super) namespace: String,
+    pub(super) name: String,
+    pub(super) uid: String,
+    pub(super) service_account: String,
+}
+
+/// What is to be mounted.
+pub(super) struct Volume {
+    /// The bucket; without credentials.
+    pub(super) s3: S3Settings,
+    /// How it is shown.
+    pub(super) session: SessionSettings,
+    /// Whose credentials are used.
+    pub(super) credentials: Source,
+    /// SELinux context of everything in it.
+    pub(super) selinux_context: Option<String>,
+    /// Whether this pod may only read.
+    pub(super) read_only: bool,
+    /// For which pod.
+    pub(super) pod: Pod,
+    /// Everything but the credentials, as one text: equal for publishes that are alike.
+    pub(super) shape: String,
+}
+
+impl Volume {
+    /// Reads a request.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] that names the attribute or option.
+    pub(super) fn parse(publish: &Publish, defaults: &Defaults) -> Result<Self, Error> {
+        let attributes = publish.context.as_map();
+        check_names(attributes)?;
+        let get = |key: &str| publish.context.get(key).filter(|value| !value.is_empty());
+        let inline = get("csi.storage.k8s.io/ephemeral") == Some("true");
+        let (selinux_context, flags) = options::selinux_context(&publish.capability.mount_flags);
+        let inline_flags = get("mountOptions").map(str::to_owned);
+        let flags: Vec<String> = flags.into_iter().chain(inline_flags).collect();
+        let mut options = options::parse(&flags, inline)?;
+        if let Some(endpoint) = get("endpointUrl") {
+            if inline {
+                return Err(Error::Invalid("endpointUrl is not for inline volumes".into()));
+            }
+            options.s3.endpoint_url = Some(endpoint.to_owned());
+        }
+        let credentials = Source::parse(publish)?;
+        if inline && matches!(credentials, Source::Driver) && !defaults.inline_driver_credentials {
+            let text = "inline volumes may not use the node's credentials: name a secret \
+                        (nodePublishSecretRef) or set authenticationSource: pod, or let the \
+                        operator allow it (--inline-driver-credentials)";
+            return Err(Error::Denied(text.into()));
+        }
+        if options.s3.region.is_none() {
+            options.s3.region = get("region").map(str::to_owned);
+        }
+        credentials.add_to(&mut options.s3, inline)?;
+        with_defaults(&mut options.s3, &defaults.s3);
+        let bucket = get("bucketName")
+            .ok_or_else(|| Error::Invalid("volumeAttributes: bucketName is missing".into()))?;
+        if !s3::is_bucket_name(bucket) {
+            return Err(Error::Invalid(format!("bucketName {bucket:?} is no bucket name")));
+        }
+        let prefix = match (get("prefix"), options.view.prefix.as_deref()) {
+            (Some(one), Some(other))
+                if one.trim_end_matches('/') != other.trim_end_matches('/') =>
+            {
+                let text = "a prefix in volumeAttributes and another in mountOptions: give one";
+                return Err(Error::Invalid(text.into()));
+            }
+            (one, other) => view::prefix(one.or(other).unwrap_or("")).map_err(invalid)?,
+        };
+        if let Some(group) = publish.capability.mount_group {
+            options.view.gid = Some(options.view.gid.unwrap_or(group));
+            options.view.file_mode = Some(options.view.file_mode.unwrap_or(0o644) | 0o664);
+            options.view.dir_mode = Some(options.view.dir_mode.unwrap_or(0o755) | 0o2775);
+        }
+        let mut session = view::session_settings(&options.view, prefix, (0, 0)).map_err(invalid)?;
+        session.names.access = AccessSettings {
+            identity: credentials.identity(),
+            revocable: matches!(credentials, Source::Pod(_)),
+        };
+        let s3 = s3::s3_settings(bucket.to_owned(), &options.s3).map_err(invalid)?;
+        let read_only = publish.read_only || session.read_only;
+        let shape = format!(
+            "{} {:?} {:?} {selinux_context:?} {:?} {}",
+            publish.volume_id,
+            (&s3.bucket, &s3.endpoint_url, &s3.region, &s3.profile, &s3.sse, &s3.storage_class),
+            (&session.names.prefix, session.names.ttl, session.names.negative_ttl),
+            (&session.ownership, session.write_part, session.passthrough, session.read_only),
+            credentials.kind(),
+        );
+        Ok(Self {
+            s3,
+            session,
+            credentials,
+            selinux_context,
+            read_only,
+            pod: pod(attributes),
+            shape,
+        })
+    }
+
+    /// Names the session that serves this publish: the same for publishes that can share one.
+    pub(super) fn session_id(&self, target: &str) -> String {
+        let mut hash = Sha256::new();
+        for part in [&self.shape, &self.session.names.access.identity] {
+            hash.update((part.len() as u64).to_be_bytes());
+            hash.update(part);
+        }
+        if matches!(self.credentials, Source::Pod(_)) {
+            // Pods never share what their tokens opened.
+            hash.update(target);
+        }
+        hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// What is mounted, for people.
+    pub(super) fn source(&self) -> String {
+        format!("s3://{}/{}", self.s3.bucket, self.session.names.prefix)
+    }
+}
+
+fn invalid(failure: Failure) -> Error {
+    Error::Invalid(failure.text.replace("--", ""))
+}
+
+fn check_names(attributes: &BTreeMap<String, String>) -> Result<(), Error> {
+    let known = |key: &str| {
+        KNOWN.contains(&key)
+            || key.starts_with(KUBELET)
+            || FOREIGN.iter().any(|foreign| key.starts_with(foreign))
+    };
+    match attributes.keys().find(|key| !known(key)) {
+        None => Ok(()),
+        Some(key) => Err(Error::Invalid(format!(
+            "volumeAttributes: {key} is unknown; known are {}",
+            KNOWN.join(", ")
+        ))),
+    }
+}
+
+fn pod(attributes: &BTreeMap<String, String>) -> Pod {
+    let get = |key: &str| attributes.get(&format!("{KUBELET}{key}")).cloned().unwrap_or_default();
+    Pod {
+        namespace: get("pod.namespace"),
+        name: get("pod.name"),
+        uid: get("pod.uid"),
+        service_account: get("serviceAccount.name"),
+    }
+}
+
+/// What the volume does not say, the node says.
+fn with_defaults(options: &mut S3Args, defaults: &S3Args) {
+    let same_endpoint = options.endpoint_url.is_none();
+    let fill = |own: &mut Option<String>, default: &Option<String>| {
+        if own.is_none() {
+            own.clone_from(default);
+        }
+    };
+    fill(&mut options.endpoint_url, &defaults.endpoint_url);
+    fill(&mut options.region, &defaults.region);
+    fill(&mut options.expected_bucket_owner, &defaults.expected_bucket_owner);
+    if same_endpoint {
+        options.force_path_style |= defaults.force_path_style;
+        options.upload_checksums = defaults.upload_checksums;
+        if options.ca_bundle.is_none() {
+            options.ca_bundle.clone_from(&defaults.ca_bundle);
+        }
+    }
+}

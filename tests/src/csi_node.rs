@@ -1,0 +1,381 @@
+//! The processes of a Kubernetes node, without Kubernetes: `weir mounter`, `weir node` and `weir
+//! controller`, and what kubelet and the provisioner would call.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::net::UnixStream;
+use tonic::Status;
+use tonic::transport::{Channel, Endpoint, Uri};
+use weir_csi::proto::node_client::NodeClient;
+use weir_csi::proto::volume_capability::{AccessMode, AccessType, MountVolume, access_mode};
+use weir_csi::proto::{
+    NodeGetVolumeStatsRequest, NodeGetVolumeStatsResponse, NodePublishVolumeRequest,
+    NodeUnpublishVolumeRequest, VolumeCapability,
+};
+use weir_fuse::adapter::mount::{mount_table, unmount};
+
+use crate::bucket::Bucket;
+use crate::mount::{cache_dir, program};
+use crate::{eventually, runtime};
+
+/// Longest wait for a call; only a hang takes so long.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A role of the binary, running.
+pub struct Role(Child);
+
+impl Role {
+    fn start(command: &mut Command, log: &Path) -> Self {
+        let log = fs::File::options().create(true).append(true).open(log).unwrap();
+        let command = command
+            .env(weir_node::DIE_WITH_PARENT, "1")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        Self(command.spawn().unwrap())
+    }
+
+    /// Process id.
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Ends it as kubelet ends a pod.
+    pub fn terminate(mut self) {
+        let pid = rustix::process::Pid::from_child(&self.0);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        eventually("it ends after SIGTERM", || self.0.try_wait().unwrap().is_some());
+    }
+
+    /// Ends it as a crash does.
+    pub fn kill(mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Role {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// How the node is set up.
+#[derive(Clone, Default)]
+pub struct Setup {
+    /// More flags of `weir node`.
+    pub node_flags: Vec<String>,
+    /// More flags of `weir mounter`.
+    pub mounter_flags: Vec<String>,
+}
+
+/// A node with its two processes, and a controller if it was started.
+pub struct CsiNode {
+    node: Option<Role>,
+    mounter: Option<Role>,
+    controller: Option<Role>,
+    dir: TempDir,
+    cache: TempDir,
+    setup: Setup,
+    environment: Vec<(String, String)>,
+}
+
+impl CsiNode {
+    /// Starts mounter and node, whose own credentials are the bucket's.
+    pub fn new(bucket: &Bucket) -> Self {
+        Self::with(bucket, Setup::default())
+    }
+
+    /// Starts them.
+    pub fn with(bucket: &Bucket, mut setup: Setup) -> Self {
+        setup.node_flags.push(format!("--endpoint-url={}", bucket.url));
+        let environment = [
+            ("AWS_ACCESS_KEY_ID", bucket.access_key.as_str()),
+            ("AWS_SECRET_ACCESS_KEY", &bucket.secret_key),
+            ("AWS_EC2_METADATA_DISABLED", "true"),
+        ];
+        let environment = environment.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let mut this = Self {
+            node: None,
+            mounter: None,
+            controller: None,
+            dir: tempfile::Builder::new().prefix("weir-csi-").tempdir().unwrap(),
+            cache: cache_dir(),
+            setup,
+            environment: environment.to_vec(),
+        };
+        this.start_mounter();
+        this.start_node();
+        this
+    }
+
+    /// A path in the folder of this node.
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The socket of the node service.
+    pub fn socket(&self) -> PathBuf {
+        self.join("csi.sock")
+    }
+
+    /// The socket of the controller service.
+    pub fn controller_socket(&self) -> PathBuf {
+        self.join("controller.sock")
+    }
+
+    /// The folder for targets.
+    pub fn pods(&self) -> PathBuf {
+        self.join("pods")
+    }
+
+    /// Everything that its processes logged.
+    pub fn logs(&self) -> String {
+        fs::read_to_string(self.join("log")).unwrap_or_default()
+    }
+
+    /// Starts a mounter.
+    pub fn start_mounter(&mut self) {
+        let mut command = Command::new(program());
+        command
+            .arg("mounter")
+            .arg("--socket")
+            .arg(self.join("mounter.sock"))
+            .arg("--sessions-dir")
+            .arg(self.join("sessions"))
+            .arg("--target-root")
+            .arg(self.pods())
+            .args(&self.setup.mounter_flags);
+        self.mounter = Some(Role::start(&mut command, &self.join("log")));
+    }
+
+    /// Starts a node, and waits until it answers.
+    pub fn start_node(&mut self) {
+        let mut command = Command::new(program());
+        command
+            .arg("node")
+            .args(["--node-id", "node1"])
+            .arg("--csi-socket")
+            .arg(self.socket())
+            .arg("--mounter-socket")
+            .arg(self.join("mounter.sock"))
+            .arg("--cache-dir")
+            .arg(self.cache.path())
+            .args(["--log-level", "trace"])
+            .args(&self.setup.node_flags)
+            .env_remove("AWS_PROFILE")
+            .env_remove("AWS_SESSION_TOKEN")
+            .envs(self.environment.iter().cloned());
+        let mut role = Role::start(&mut command, &self.join("log"));
+        let socket = self.socket();
+        eventually("the node answers", || {
+            let ended = role.0.try_wait().unwrap();
+            assert!(ended.is_none(), "the node ended: {ended:?}\n{}", self.logs());
+            std::os::unix::net::UnixStream::connect(&socket).is_ok()
+        });
+        self.node = Some(role);
+    }
+
+    /// Starts a controller, and waits until it answers.
+    pub fn start_controller(&mut self) {
+        let mut command = Command::new(program());
+        let endpoint = self.setup.node_flags.iter().find(|f| f.starts_with("--endpoint-url"));
+        command
+            .arg("controller")
+            .arg("--csi-socket")
+            .arg(self.controller_socket())
+            .args(endpoint)
+            .env_remove("AWS_PROFILE")
+            .env_remove("AWS_SESSION_TOKEN")
+            .envs(self.environment.iter().cloned());
+        self.controller = Some(Role::start(&mut command, &self.join("log")));
+        let socket = self.controller_socket();
+        eventually("the controller answers", || {
+            std::os::unix::net::UnixStream::connect(&socket).is_ok()
+        });
+    }
+
+    /// Takes the node's process out, to end it.
+    pub fn take_node(&mut self) -> Role {
+        self.node.take().unwrap()
+    }
+
+    /// Takes the mounter's process out, to end it.
+    pub fn take_mounter(&mut self) -> Role {
+        self.mounter.take().unwrap()
+    }
+
+    /// Process id of the node.
+    pub fn node_pid(&self) -> u32 {
+        self.node.as_ref().unwrap().pid()
+    }
+
+    fn client(&self) -> NodeClient<Channel> {
+        NodeClient::new(runtime().block_on(channel(self.socket())))
+    }
+
+    fn wait<T>(&self, call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+        let call = async { tokio::time::timeout(PATIENCE, call).await };
+        runtime().block_on(call).expect("a call hangs")
+    }
+
+    /// NodePublishVolume.
+    ///
+    /// # Errors
+    /// What the node answers.
+    pub fn publish(&self, volume: &TestVolume) -> Result<PathBuf, Status> {
+        let mut client = self.client();
+        let target = self.target(&volume.pod);
+        let request = NodePublishVolumeRequest {
+            volume_id: volume.id.clone(),
+            target_path: target.to_str().unwrap().to_owned(),
+            volume_capability: Some(VolumeCapability {
+                access_type: Some(AccessType::Mount(MountVolume {
+                    fs_type: String::new(),
+                    mount_flags: volume.options.clone(),
+                    volume_mount_group: volume.group.map(|g| g.to_string()).unwrap_or_default(),
+                })),
+                access_mode: Some(AccessMode {
+                    mode: access_mode::Mode::MultiNodeMultiWriter as i32,
+                }),
+            }),
+            readonly: volume.read_only,
+            secrets: volume.secrets.clone(),
+            volume_context: volume.attributes.clone(),
+            ..Default::default()
+        };
+        self.wait(client.node_publish_volume(request))?;
+        Ok(target)
+    }
+
+    /// Where a pod's volume is shown.
+    pub fn target(&self, pod: &str) -> PathBuf {
+        self.pods().join(pod).join("volumes/kubernetes.io~csi/data/mount")
+    }
+
+    /// NodeUnpublishVolume.
+    ///
+    /// # Errors
+    /// What the node answers.
+    pub fn unpublish(&self, volume: &TestVolume) -> Result<(), Status> {
+        let mut client = self.client();
+        let request = NodeUnpublishVolumeRequest {
+            volume_id: volume.id.clone(),
+            target_path: self.target(&volume.pod).to_str().unwrap().to_owned(),
+        };
+        self.wait(client.node_unpublish_volume(request)).map(|_| ())
+    }
+
+    /// NodeGetVolumeStats.
+    ///
+    /// # Errors
+    /// What the node answers.
+    pub fn stats(&self, volume: &TestVolume) -> Result<NodeGetVolumeStatsResponse, Status> {
+        let mut client = self.client();
+        let request = NodeGetVolumeStatsRequest {
+            volume_id: volume.id.clone(),
+            volume_path: self.target(&volume.pod).to_str().unwrap().to_owned(),
+            ..Default::default()
+        };
+        Ok(self.wait(client.node_get_volume_stats(request))?.into_inner())
+    }
+
+    /// Mounts below this node's folder.
+    pub fn mounts(&self) -> Vec<PathBuf> {
+        let table = mount_table().unwrap().into_iter().map(|entry| entry.mountpoint);
+        table.filter(|path| path.starts_with(self.dir.path())).collect()
+    }
+}
+
+impl Drop for CsiNode {
+    fn drop(&mut self) {
+        drop((self.node.take(), self.mounter.take(), self.controller.take()));
+        if std::thread::panicking() {
+            eprintln!("{}", self.logs());
+        }
+        for path in self.mounts().into_iter().rev() {
+            let _ = unmount(&path, true);
+        }
+    }
+}
+
+/// A connection to a unix socket.
+pub async fn channel(socket: PathBuf) -> Channel {
+    let connect = move |_: Uri| {
+        let socket = socket.clone();
+        async move { UnixStream::connect(socket).await.map(hyper_util::rt::TokioIo::new) }
+    };
+    // The address is not used: the connector knows its own.
+    let endpoint = Endpoint::from_static("http://localhost");
+    endpoint.connect_with_connector(tower::service_fn(connect)).await.unwrap()
+}
+
+/// A volume as a PersistentVolume would describe it, in a pod.
+#[derive(Clone)]
+pub struct TestVolume {
+    /// Its handle.
+    pub id: String,
+    /// Names the pod.
+    pub pod: String,
+    /// volumeAttributes, and what kubelet adds.
+    pub attributes: BTreeMap<String, String>,
+    /// The secret that it names.
+    pub secrets: BTreeMap<String, String>,
+    /// mountOptions.
+    pub options: Vec<String>,
+    /// fsGroup of the pod.
+    pub group: Option<u32>,
+    /// Whether the pod may only read.
+    pub read_only: bool,
+}
+
+impl TestVolume {
+    /// The whole bucket, in a pod.
+    pub fn new(bucket: &Bucket, pod: &str) -> Self {
+        Self {
+            id: "volume".into(),
+            pod: pod.into(),
+            attributes: BTreeMap::from([("bucketName".into(), bucket.name.clone())]),
+            secrets: BTreeMap::new(),
+            options: Vec::new(),
+            group: None,
+            read_only: false,
+        }
+    }
+
+    /// The same, in another pod.
+    #[must_use]
+    pub fn pod(&self, pod: &str) -> Self {
+        Self { pod: pod.into(), ..self.clone() }
+    }
+
+    /// The same, with another attribute.
+    #[must_use]
+    pub fn attribute(mut self, key: &str, value: &str) -> Self {
+        self.attributes.insert(key.into(), value.into());
+        self
+    }
+
+    /// The same, with a mount option.
+    #[must_use]
+    pub fn option(mut self, option: &str) -> Self {
+        self.options.push(option.into());
+        self
+    }
+
+    /// The same, with the keys of a secret.
+    #[must_use]
+    pub fn keys(mut self, access_key: &str, secret_key: &str) -> Self {
+        self.secrets = BTreeMap::from([
+            ("key_id".into(), access_key.into()),
+            ("access_key".into(), secret_key.into()),
+        ]);
+        self
+    }
+}

@@ -1,0 +1,234 @@
+//! Volumes of a Kubernetes node, as kubelet asks for them, without Kubernetes.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+use tonic::Code;
+use weir_tests::bucket::{Bucket, Server};
+use weir_tests::cached::is_cached;
+use weir_tests::csi_node::{CsiNode, Setup, TestVolume};
+use weir_tests::{eventually, random_bytes};
+
+const MIB: usize = 1 << 20;
+
+#[test]
+fn two_pods_share_a_session_and_each_can_go() {
+    let bucket = Bucket::new(Server::Minio);
+    bucket.put("model", random_bytes(1, 3 * MIB));
+    let node = CsiNode::new(&bucket);
+    let one = TestVolume::new(&bucket, "one");
+    let two = TestVolume { read_only: true, ..one.pod("two") };
+    let (first, second) = (node.publish(&one).unwrap(), node.publish(&two).unwrap());
+    assert!(fs::read(first.join("model")).unwrap() == random_bytes(1, 3 * MIB));
+    assert!(fs::read(second.join("model")).unwrap() == random_bytes(1, 3 * MIB));
+    let device = |path: &std::path::Path| fs::metadata(path).unwrap().dev();
+    assert_eq!(device(&first), device(&second));
+    // A write by one is at S3 when it is closed, and seen by the other.
+    fs::write(first.join("note"), "hello").unwrap();
+    assert_eq!(bucket.get("note").unwrap(), b"hello");
+    assert_eq!(fs::read(second.join("note")).unwrap(), b"hello");
+    let refused = fs::write(second.join("other"), "x").unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(rustix::io::Errno::ROFS.raw_os_error()));
+    // Repeats are success; another way of showing it is not.
+    node.publish(&one).unwrap();
+    let other = TestVolume { read_only: true, ..one.clone() };
+    assert_eq!(node.publish(&other).unwrap_err().code(), Code::AlreadyExists);
+    node.unpublish(&one).unwrap();
+    node.unpublish(&one).unwrap();
+    assert!(!first.exists());
+    assert_eq!(fs::read(second.join("note")).unwrap(), b"hello");
+    node.unpublish(&two).unwrap();
+    assert_eq!(node.mounts(), Vec::<std::path::PathBuf>::new());
+    assert_eq!(fs::read_dir(node.join("sessions")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_volume_goes_on_when_the_node_is_killed_or_replaced() {
+    let bucket = Bucket::new(Server::Minio);
+    bucket.put("big", random_bytes(1, 5 * MIB));
+    for n in 0..20 {
+        bucket.put(&format!("dir/f{n}"), format!("bytes {n}"));
+    }
+    let mut node = CsiNode::new(&bucket);
+    let volume = TestVolume::new(&bucket, "pod");
+    let target = node.publish(&volume).unwrap();
+    assert!(fs::read(target.join("big")).unwrap() == random_bytes(1, 5 * MIB));
+    eventually("it is cached", || is_cached(&target.join("big")));
+    assert_eq!(fs::read(target.join("dir/f1")).unwrap(), b"bytes 1");
+    for round in 0..4 {
+        // Read by the kernel alone, once it is open.
+        let mut open = File::open(target.join("big")).unwrap();
+        match round % 2 {
+            0 => node.take_node().kill(),
+            _ => node.take_node().terminate(),
+        }
+        // Not read_to_end, which asks for attributes, and so for an engine.
+        let mut bytes = vec![0; 5 * MIB];
+        open.read_exact(&mut bytes).unwrap();
+        assert!(bytes == random_bytes(1, 5 * MIB), "{round}");
+        // A process that asks meanwhile waits for the next engine.
+        let path = target.join(format!("dir/f{}", 10 + round));
+        let waiting = std::thread::spawn(move || fs::read(path));
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        node.start_node();
+        let read = waiting.join().unwrap().unwrap();
+        assert_eq!(read, format!("bytes {}", 10 + round).as_bytes());
+        assert!(fs::read(target.join("big")).unwrap() == random_bytes(1, 5 * MIB));
+        fs::write(target.join("dir/written"), format!("round {round}")).unwrap();
+        assert_eq!(bucket.get("dir/written").unwrap(), format!("round {round}").as_bytes());
+        // It knows what is published where.
+        node.publish(&volume).unwrap();
+        assert!(node.stats(&volume).is_ok());
+    }
+    node.unpublish(&volume).unwrap();
+    assert!(node.mounts().is_empty());
+}
+
+#[test]
+fn a_mounter_that_comes_back_is_told_everything_again() {
+    let bucket = Bucket::new(Server::Minio);
+    bucket.put("big", random_bytes(1, MIB));
+    let mut node = CsiNode::new(&bucket);
+    let volume = TestVolume::new(&bucket, "pod");
+    let target = node.publish(&volume).unwrap();
+    node.take_mounter().kill();
+    bucket.put("new", random_bytes(2, MIB));
+    // Served meanwhile; passthrough waits for the mounter.
+    let reader = std::thread::spawn({
+        let path = target.join("new");
+        move || fs::read(path)
+    });
+    node.start_mounter();
+    assert!(reader.join().unwrap().unwrap() == random_bytes(2, MIB));
+    eventually("the session is in custody again", || node.logs().contains("the mounter is back"));
+    // Only with what was deposited again can the next engine serve.
+    node.take_node().kill();
+    node.start_node();
+    assert!(fs::read(target.join("big")).unwrap() == random_bytes(1, MIB));
+    node.unpublish(&volume).unwrap();
+    assert!(node.mounts().is_empty());
+}
+
+#[test]
+fn without_an_engine_a_mount_ends_after_the_deadline() {
+    let bucket = Bucket::new(Server::Minio);
+    bucket.put("f", "bytes");
+    let setup = Setup { mounter_flags: vec!["--orphan-timeout=1".into()], ..Setup::default() };
+    let mut node = CsiNode::with(&bucket, setup);
+    let volume = TestVolume::new(&bucket, "pod");
+    let target = node.publish(&volume).unwrap();
+    node.take_node().kill();
+    let path = target.join("f");
+    // It would wait for ever for an engine.
+    let waiting = std::thread::spawn(move || fs::read(path));
+    eventually("who waits gets an error", || waiting.is_finished());
+    assert!(waiting.join().unwrap().is_err());
+    // A node that comes later makes a new session at the same place.
+    node.start_node();
+    let again = node.publish(&volume).unwrap();
+    assert_eq!(fs::read(again.join("f")).unwrap(), b"bytes");
+    node.unpublish(&volume).unwrap();
+    assert!(node.mounts().is_empty());
+}
+
+#[test]
+fn what_is_wrong_with_a_volume_is_said_and_can_be_mended() {
+    let bucket = Bucket::new(Server::Minio);
+    bucket.put("f", "bytes");
+    let node = CsiNode::new(&bucket);
+    let good = TestVolume::new(&bucket, "pod");
+    let missing = good.clone().attribute("bucketName", "no-such-bucket");
+    let no_name = TestVolume { attributes: Default::default(), ..good.clone() };
+    let inline = good.clone().attribute("csi.storage.k8s.io/ephemeral", "true");
+    for (volume, code, words) in [
+        (missing, Code::NotFound, "no-such-bucket"),
+        (no_name, Code::InvalidArgument, "bucketName"),
+        (good.clone().keys("nobody", "wrong"), Code::PermissionDenied, "InvalidAccessKeyId"),
+        (good.clone().option("metadata-tll 5"), Code::InvalidArgument, "metadata-ttl"),
+        (good.clone().attribute("buketName", "x"), Code::InvalidArgument, "buketName"),
+        (good.clone().attribute("prefix", "a/../b"), Code::InvalidArgument, "prefix"),
+        (good.clone().attribute("authenticationSource", "x"), Code::InvalidArgument, "driver"),
+        (good.clone().attribute("authenticationSource", "secret"), Code::InvalidArgument, "Secret"),
+        (good.clone().attribute("authenticationSource", "pod"), Code::InvalidArgument, "token"),
+        (inline.clone(), Code::PermissionDenied, "inline"),
+        (inline.attribute("mountOptions", "endpoint-url=x"), Code::InvalidArgument, "endpoint"),
+    ] {
+        let status = node.publish(&volume).unwrap_err();
+        assert_eq!(status.code(), code, "{status:?}");
+        assert!(status.message().contains(words), "{words}: {}", status.message());
+        assert!(node.mounts().is_empty());
+    }
+    let target = node.publish(&good).unwrap();
+    assert_eq!(fs::read(target.join("f")).unwrap(), b"bytes");
+}
+
+#[test]
+fn targets_outside_the_pods_folder_are_refused() {
+    let bucket = Bucket::new(Server::Minio);
+    let node = CsiNode::new(&bucket);
+    let outside = node.join("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::create_dir_all(node.pods()).unwrap();
+    std::os::unix::fs::symlink(&outside, node.pods().join("evil")).unwrap();
+    let mut volume = TestVolume::new(&bucket, "evil");
+    assert!(node.publish(&volume).is_err());
+    volume.pod = "../outside".into();
+    assert_eq!(node.publish(&volume).unwrap_err().code(), Code::InvalidArgument);
+    volume.id = "../../etc".into();
+    volume.pod = "pod".into();
+    node.publish(&volume).unwrap();
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+    node.unpublish(&volume).unwrap();
+    // The planted link is not ours to remove.
+    assert!(node.pods().join("evil").exists());
+}
+
+#[test]
+fn each_group_sees_its_own_gid_and_keys_are_refreshed_in_place() {
+    let bucket = Bucket::new(Server::Minio);
+    bucket.put("dir/f", "bytes");
+    let node = CsiNode::new(&bucket);
+    let volume = TestVolume::new(&bucket, "one").keys(&bucket.access_key, &bucket.secret_key);
+    let one = TestVolume { group: Some(2000), ..volume.clone() };
+    let two = TestVolume { group: Some(3000), ..volume.pod("two") };
+    let (first, second) = (node.publish(&one).unwrap(), node.publish(&two).unwrap());
+    for (path, gid) in [(&first, 2000), (&second, 3000)] {
+        let (dir, file) =
+            (fs::metadata(path.join("dir")).unwrap(), fs::metadata(path.join("dir/f")).unwrap());
+        assert_eq!((dir.gid(), dir.mode() & 0o7777), (gid, 0o2775));
+        assert_eq!((file.gid(), file.mode() & 0o7777), (gid, 0o664));
+    }
+    // Other keys are no other volume.
+    node.publish(&one.clone().keys("nobody", "wrong")).unwrap();
+    eventually("the new keys are used", || {
+        fs::read_dir(first.join("dir")).is_err() || fs::read(first.join("dir/f")).is_err()
+    });
+    assert_eq!(fs::read(second.join("dir/f")).unwrap(), b"bytes");
+    let condition = node.stats(&one).unwrap().volume_condition.unwrap();
+    assert!(condition.abnormal && condition.message.contains("denied"), "{}", condition.message);
+    assert!(!node.stats(&two).unwrap().volume_condition.unwrap().abnormal);
+    node.publish(&one).unwrap();
+    eventually("the right keys are used again", || fs::read(first.join("dir/f")).is_ok());
+}
+
+#[test]
+fn secrets_are_in_no_log_and_sockets_are_private() {
+    let bucket = Bucket::new(Server::Minio);
+    let node = CsiNode::new(&bucket);
+    let canary = "canary-7d1f2c";
+    let token = format!("{{\"sts.amazonaws.com\":{{\"token\":\"{canary}\"}}}}");
+    let volume = TestVolume::new(&bucket, "pod");
+    assert!(node.publish(&volume.clone().keys("nobody", canary)).is_err());
+    let with_token = volume
+        .attribute("authenticationSource", "pod")
+        .attribute("csi.storage.k8s.io/serviceAccount.tokens", &token);
+    let status = node.publish(&with_token).unwrap_err();
+    assert!(!status.message().contains(canary), "{}", status.message());
+    let logs = node.logs();
+    assert!(logs.contains("NodePublishVolume") && !logs.contains(canary));
+    for socket in ["csi.sock", "mounter.sock"] {
+        let mode = fs::metadata(node.join(socket)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{socket}");
+    }
+}
