@@ -8,6 +8,7 @@
 
 pub mod bucket;
 pub mod cached;
+pub mod cluster;
 pub mod csi_node;
 pub mod failing_disk;
 pub mod link;
@@ -18,6 +19,7 @@ pub mod node;
 pub mod shell;
 pub mod storm;
 pub mod tmpfs;
+pub mod tools;
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use crate::eventually;
+use crate::{eventually, tools};
 
 /// Its administrator.
 pub const USER: &str = "weir-tests";
@@ -35,11 +35,10 @@ pub fn free_port() -> u16 {
 }
 
 fn program() -> PathBuf {
-    let given = std::env::var_os("WEIR_MINIO").map(PathBuf::from);
-    let home = std::env::var_os("HOME").map_or_else(|| "/root".into(), PathBuf::from);
-    let program = given.unwrap_or_else(|| home.join(".cache/weir-tests/bin/minio"));
-    assert!(program.exists(), "no MinIO at {}: run tests/setup first", program.display());
-    program
+    match std::env::var_os("WEIR_MINIO") {
+        Some(given) => PathBuf::from(given),
+        None => tools::path("minio"),
+    }
 }
 
 /// Starts a MinIO over this folder, which is removed after the end of this process.

@@ -66,9 +66,13 @@ pub struct StatsOf {
 
 impl StatsOf {
     pub(crate) fn parse(request: NodeGetVolumeStatsRequest) -> Result<Self, Error> {
-        Ok(Self {
-            volume_id: VolumeId::parse(request.volume_id)?,
-            path: TargetPath::parse(&request.volume_path, "volume_path")?,
-        })
+        let volume_id = VolumeId::parse(request.volume_id)?;
+        let path = request.volume_path;
+        match TargetPath::parse(&path, "volume_path") {
+            Ok(path) => Ok(Self { volume_id, path }),
+            Err(error) if path.is_empty() => Err(error),
+            // Nothing can be published there.
+            Err(error) => Err(Error::NotFound(error.to_string())),
+        }
     }
 }

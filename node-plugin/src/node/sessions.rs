@@ -65,6 +65,10 @@ impl Sessions {
     pub(super) async fn publish(&self, publish: &Publish) -> Result<(), Error> {
         let volume = Volume::parse(publish, &self.defaults)?;
         let target = publish.target.as_path().to_owned();
+        if publish.capability.mode.single && self.is_elsewhere(&publish.volume_id, &target) {
+            let text = "is published to another pod of this node, and its access mode allows one";
+            return Err(Error::Precondition(format!("volume {} {text}", publish.volume_id)));
+        }
         let id = match lock(&self.targets).get(&target) {
             Some(id) => id.clone(),
             None => volume.session_id(&publish.target.to_string()),
@@ -108,6 +112,13 @@ impl Sessions {
             tracing::warn!(session = id, "nothing is shown");
         })?;
         Ok(())
+    }
+
+    /// Whether a volume is published at another target.
+    fn is_elsewhere(&self, id: &VolumeId, target: &Path) -> bool {
+        let all = self.all();
+        let mut published = all.iter().flat_map(|served| served.targets());
+        published.any(|(path, of)| path != target && of.volume_id == id.as_str())
     }
 
     async fn show(

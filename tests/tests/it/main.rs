@@ -12,6 +12,7 @@ mod metadata;
 mod model;
 mod promises;
 mod reading;
+mod sanity;
 mod storms;
 mod writing;
 

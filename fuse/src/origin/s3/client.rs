@@ -156,7 +156,13 @@ pub(super) async fn build(settings: &S3Settings) -> Result<(Client, String), Ori
 /// # Errors
 /// [`OriginError::Invalid`] when the file cannot be used.
 pub fn http_client(ca_bundle: Option<&Path>) -> Result<SharedHttpClient, OriginError> {
-    let mut trust = TrustStore::default();
+    // A container may have no authorities at all, which plain HTTP does not need; the connector
+    // panics when it is to load them and there are none.
+    let has_native = !rustls_native_certs::load_native_certs().certs.is_empty();
+    if !has_native && ca_bundle.is_none() {
+        tracing::warn!("no certificate authorities are installed: HTTPS endpoints will be refused");
+    }
+    let mut trust = TrustStore::empty().with_native_roots(has_native);
     if let Some(path) = ca_bundle {
         let pem = std::fs::read(path)
             .map_err(|e| OriginError::Invalid(format!("CA bundle {}: {e}", path.display())))?;

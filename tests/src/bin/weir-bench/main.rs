@@ -91,17 +91,17 @@ fn run(part: Part, args: &Args) -> Report {
     let only = args.only.as_deref();
     match part {
         Part::Loopback => {
-            let stage = Stage::new(full, false);
+            let stage = Stage::new(full, false, 0);
             compare::run(&stage, &args.who, args.rounds, only)
         }
         Part::Slow => {
-            let stage = Stage::new(Sizes { written: 100, ..full }, true);
+            let stage = Stage::new(Sizes { written: 100, ..full }, true, 0);
             compare::run(&stage, &args.who, args.rounds.saturating_sub(1).max(1), only)
         }
-        Part::Special => special::run(&Stage::new(full, false), args.rounds, only),
+        Part::Special => special::run(&Stage::new(full, false, 0), args.rounds, only),
         Part::Scale => {
             let tiny = Sizes { big: 8 << 20, small: 60, written: 0 };
-            scale::run(&Stage::new(tiny, false), args.keys, only)
+            scale::run(&Stage::new(tiny, false, args.keys), args.keys, only)
         }
     }
 }

@@ -37,6 +37,8 @@ pub(crate) const PART: u64 = 8 << 20;
 
 /// Round trip of the slow link.
 pub(crate) const ROUND_TRIP: Duration = Duration::from_millis(20);
+/// Most keys whose objects the server keeps in memory: each takes some 10 KiB there.
+const KEYS_IN_MEMORY: usize = 200_000;
 /// Bandwidth of the slow link, each way.
 pub(crate) const BITS_PER_SEC: f64 = 1e9;
 
@@ -55,22 +57,23 @@ pub(crate) struct Stage {
     direct: Client,
     link: Option<Link>,
     dir: TempDir,
-    _memory: Tmpfs,
+    _memory: Option<Tmpfs>,
 }
 
 impl Stage {
     /// Starts the server and makes the input. The server's data is in memory, so that it does
-    /// not share the disk with the caches.
-    pub(crate) fn new(sizes: Sizes, slow: bool) -> Self {
-        let memory = Tmpfs::new(u32::try_from(sizes.big >> 20).unwrap() * 7 + 2048);
-        let data = memory.path().join("data");
+    /// not share the disk with the caches; but for so many `keys` that they do not fit.
+    pub(crate) fn new(sizes: Sizes, slow: bool, keys: usize) -> Self {
+        let size = u32::try_from(sizes.big >> 20).unwrap() * 7 + 2048;
+        let memory = (keys <= KEYS_IN_MEMORY).then(|| Tmpfs::new(size));
+        let dir = tempfile::Builder::new().prefix("weir-bench-").tempdir_in("/var/tmp").unwrap();
+        let data = memory.as_ref().map_or(dir.path(), Tmpfs::path).join("data");
         fs::create_dir(&data).unwrap();
         let minio = minio::start(data);
         let server: SocketAddr = minio.url.trim_start_matches("http://").parse().unwrap();
         let link = slow.then(|| Link::new(server, ROUND_TRIP, BITS_PER_SEC));
         let url = link.as_ref().map_or(minio.url.clone(), |l| format!("http://{}", l.address));
         let bucket = format!("bench-{:08x}", rand::random::<u32>());
-        let dir = tempfile::Builder::new().prefix("weir-bench-").tempdir_in("/var/tmp").unwrap();
         let raw = dir.path().join("raw");
         let stage = Self {
             client: client(&url),

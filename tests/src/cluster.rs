@@ -1,0 +1,327 @@
+//! A real one-node Kubernetes in namespaces of its own, with Weir installed by its chart.
+
+use std::fs;
+use std::io::{self, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::mount::program;
+use crate::{minio, tools};
+
+/// Address of the node.
+const NODE_IP: &str = "10.77.0.2";
+/// Port of the S3 server, as pods see it.
+const S3_PORT: u16 = 9000;
+/// Longest wait for something in the cluster; only a hang takes so long.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// The tag of images made here.
+const TAG: &str = "test";
+
+/// A running cluster.
+pub struct Cluster {
+    scripts: PathBuf,
+    state: PathBuf,
+}
+
+/// The cluster of this process, started at the first call. One test at a time has it. It ends
+/// with the process.
+pub fn cluster() -> MutexGuard<'static, Cluster> {
+    static CLUSTER: OnceLock<Mutex<Cluster>> = OnceLock::new();
+    let cluster = CLUSTER.get_or_init(|| Mutex::new(Cluster::start()));
+    cluster.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// URL of the S3 server of the tests, as pods reach it.
+fn s3_url() -> String {
+    format!("http://{NODE_IP}:{S3_PORT}")
+}
+
+fn checked(output: Output, what: &str) -> String {
+    let (out, err) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{what}: {}\n{out}\n{err}", output.status);
+    out.into_owned()
+}
+
+impl Cluster {
+    fn start() -> Self {
+        let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("kube");
+        let state = PathBuf::from("/var/tmp/weir-kube-state");
+        let this = Self { scripts, state };
+        // What a run that was killed left.
+        checked(this.script("down.sh").output().unwrap(), "down.sh");
+        let up = this.script("up.sh").env("KUBE_PROXY", "1").output().unwrap();
+        checked(up, "up.sh");
+        this.end_with_process();
+        this.serve_s3();
+        this.import_images();
+        this
+    }
+
+    fn script(&self, name: &str) -> Command {
+        let mut command = Command::new(self.scripts.join(name));
+        command
+            .env("KUBE_STATE", &self.state)
+            .env("KUBE_LOG", self.state.with_extension("log"))
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Also after a kill.
+    fn end_with_process(&self) {
+        let script = format!(
+            "while kill -0 {} 2>/dev/null; do sleep 1; done; exec '{}'",
+            std::process::id(),
+            self.scripts.join("down.sh").display()
+        );
+        let mut command = Command::new("setsid");
+        command.args(["-f", "sh", "-c", &script]).env("KUBE_STATE", &self.state);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.status().unwrap();
+    }
+
+    /// Process id of the first process in the cluster's namespaces.
+    pub fn init(&self) -> u32 {
+        let text = fs::read_to_string(self.state.join("run/init.pid")).unwrap();
+        text.trim().parse().unwrap()
+    }
+
+    /// Listens on the node's address, and passes connections on to MinIO on this machine.
+    fn serve_s3(&self) {
+        let network = fs::File::open(format!("/proc/{}/ns/net", self.init())).unwrap();
+        let entered = std::thread::spawn(move || {
+            use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+            use std::os::fd::AsFd;
+            let kind = Some(LinkNameSpaceType::Network);
+            move_into_link_name_space(network.as_fd(), kind).unwrap();
+            TcpListener::bind((NODE_IP, S3_PORT)).unwrap()
+        });
+        let listener = entered.join().unwrap();
+        let server = minio::shared().url.trim_start_matches("http://").to_owned();
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let Ok(server) = TcpStream::connect(&server) else { continue };
+                relay(&client, &server);
+                relay(&server, &client);
+            }
+        });
+    }
+
+    fn import_images(&self) {
+        let weir = self.state.join("weir");
+        checked(
+            Command::new("strip").arg("-o").arg(&weir).arg(program()).output().unwrap(),
+            "strip",
+        );
+        let libraries = checked(Command::new("ldd").arg(&weir).output().unwrap(), "ldd");
+        let libraries = libraries.split_whitespace().filter(|word| word.starts_with('/'));
+        let libraries = libraries.map(|path| format!("{path}:{path}")).collect::<Vec<_>>();
+        self.image("weir", "/bin/weir", &[format!("{}:/bin/weir", weir.display())], &libraries);
+        for name in ["registrar", "provisioner"] {
+            let from = format!("{}:/bin/{name}", tools::kube(name).display());
+            self.image(name, &format!("/bin/{name}"), &[from], &[]);
+        }
+    }
+
+    fn image(&self, name: &str, entry: &str, files: &[String], more: &[String]) {
+        let tar = self.state.join(format!("{name}.tar"));
+        let made = self
+            .script("mkimage.sh")
+            .arg(format!("docker.io/library/{name}:{TAG}"))
+            .arg(&tar)
+            .args([entry, "--"])
+            .args(files.iter().chain(more))
+            .output();
+        checked(made.unwrap(), "mkimage.sh");
+        let import = ["ctr", "-n", "k8s.io", "images", "import"];
+        let imported = self.script("enter").args(import).arg(&tar).output();
+        checked(imported.unwrap(), "ctr images import");
+    }
+
+    /// Runs kubectl; its output.
+    ///
+    /// # Errors
+    /// Its error output.
+    pub fn try_kubectl(&self, args: &[&str]) -> Result<String, String> {
+        let output = self.script("kubectl").args(args).output().unwrap();
+        match output.status.success() {
+            true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        }
+    }
+
+    /// Runs kubectl; its output.
+    #[track_caller]
+    pub fn kubectl(&self, args: &[&str]) -> String {
+        self.try_kubectl(args).unwrap_or_else(|error| panic!("kubectl {args:?}: {error}"))
+    }
+
+    /// An object, or a list of them.
+    pub fn get(&self, args: &[&str]) -> Value {
+        let args: Vec<_> = ["get", "-o", "json"].iter().chain(args).copied().collect();
+        serde_json::from_str(&self.kubectl(&args)).unwrap()
+    }
+
+    fn with_input(&self, args: &[&str], input: &str) -> Result<String, String> {
+        let mut command = self.script("kubectl");
+        command.args(args).args(["-f", "-"]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        match output.status.success() {
+            true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        }
+    }
+
+    /// Applies a manifest.
+    #[track_caller]
+    pub fn apply(&self, manifest: &str) {
+        self.with_input(&["apply"], manifest).unwrap_or_else(|e| panic!("{e}\n{manifest}"));
+    }
+
+    /// Deletes what a manifest names, and waits until it is gone.
+    #[track_caller]
+    pub fn delete(&self, manifest: &str) {
+        let args = ["delete", "--ignore-not-found", "--wait=true", "--timeout=120s"];
+        self.with_input(&args, manifest).unwrap_or_else(|e| panic!("{e}\n{manifest}"));
+    }
+
+    /// Asks the API server whether it would take a manifest.
+    ///
+    /// # Errors
+    /// What it says.
+    pub fn dry_run(&self, manifest: &str) -> Result<String, String> {
+        self.with_input(&["apply", "--dry-run=server"], manifest)
+    }
+
+    /// Runs helm.
+    #[track_caller]
+    pub fn helm(&self, args: &[&str]) -> String {
+        let output = Command::new("nsenter")
+            .args(["-t", &self.init().to_string(), "-n", "--"])
+            .arg(tools::path("helm"))
+            .arg("--kubeconfig")
+            .arg(self.state.join("admin.kubeconfig"))
+            .args(args)
+            .stdin(Stdio::null())
+            .output();
+        checked(output.unwrap(), &format!("helm {args:?}"))
+    }
+
+    /// Runs a program as if on the node.
+    pub fn on_node(&self, args: &[&str]) -> Output {
+        self.script("enter").args(args).output().unwrap()
+    }
+
+    /// Waits until `check` says true.
+    #[track_caller]
+    pub fn eventually(&self, what: &str, mut check: impl FnMut(&Self) -> bool) {
+        let until = Instant::now() + PATIENCE;
+        while !check(self) {
+            if Instant::now() >= until {
+                let pods = self.kubectl(&["get", "pods", "-A", "-o", "wide"]);
+                let events = self.kubectl(&["get", "events", "-A"]);
+                panic!("never happened: {what}\n{pods}\n{events}\n{}", self.logs());
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// What Weir's pods log.
+    pub fn logs(&self) -> String {
+        let mut all = String::new();
+        for role in ["mounter", "node", "controller"] {
+            let selector = format!("app.kubernetes.io/component={role}");
+            let args =
+                ["logs", "-n", "weir", "-l", &selector, "--all-containers", "--tail=1000000"];
+            all.push_str(&self.try_kubectl(&args).unwrap_or_else(|e| e));
+        }
+        all
+    }
+
+    /// Runs a command in a pod; its output.
+    ///
+    /// # Errors
+    /// Its error output.
+    pub fn exec(&self, pod: &str, command: &str) -> Result<String, String> {
+        self.try_kubectl(&["exec", pod, "--", "sh", "-c", command])
+    }
+
+    /// Waits until a pod is ready.
+    #[track_caller]
+    pub fn until_ready(&self, pod: &str) {
+        self.eventually(&format!("pod {pod} is ready"), |cluster| {
+            let args = [
+                "get",
+                "pod",
+                pod,
+                "-o",
+                "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}",
+            ];
+            cluster.try_kubectl(&args).is_ok_and(|status| status == "True")
+        });
+    }
+
+    /// Installs the chart, and waits until the driver is registered.
+    pub fn install(&self, values: &Value) {
+        let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/helm/weir");
+        let file = self.state.join("values.json");
+        fs::write(&file, values.to_string()).unwrap();
+        let (chart, file) = (chart.to_str().unwrap(), file.to_str().unwrap());
+        self.helm(&[
+            "upgrade",
+            "--install",
+            "weir",
+            chart,
+            "-n",
+            "weir",
+            "--create-namespace",
+            "-f",
+            file,
+        ]);
+        self.eventually("the driver is registered", |cluster| {
+            let drivers = ["get", "csinodes", "-o", "jsonpath={.items[*].spec.drivers[*].name}"];
+            cluster.kubectl(&drivers).contains("s3.csi.weir.dev")
+        });
+        for set in ["daemonset/weir-mounter", "daemonset/weir-node", "deployment/weir-controller"] {
+            if set != "daemonset/weir-mounter" {
+                self.kubectl(&["rollout", "status", "-n", "weir", set, "--timeout=120s"]);
+            }
+        }
+    }
+
+    /// Values of the chart for local images and the tests' S3 server.
+    pub fn values(&self) -> Value {
+        serde_json::json!({
+            "image": {"repository": "docker.io/library/weir", "tag": TAG, "pullPolicy": "Never"},
+            "sidecars": {
+                "registrar": {"image": format!("docker.io/library/registrar:{TAG}")},
+                "provisioner": {"image": format!("docker.io/library/provisioner:{TAG}")},
+            },
+            "s3": {"endpointUrl": s3_url(), "region": "us-east-1"},
+            "credentials": {"secretName": "weir-credentials"},
+            "mounter": {"runDir": self.state.join("weir-run"), "orphanTimeout": 20},
+            "node": {
+                "cache": {"hostPath": self.state.join("weir-cache"), "minFree": "0"},
+                "topology": {"topology.weir.dev/zone": "edge-1"},
+            },
+            "logLevel": "trace",
+            "logFormat": "text",
+        })
+    }
+}
+
+fn relay(from: &TcpStream, to: &TcpStream) {
+    let (Ok(mut from), Ok(mut to)) = (from.try_clone(), to.try_clone()) else { return };
+    std::thread::spawn(move || {
+        let _ = io::copy(&mut from, &mut to);
+        let _ = to.shutdown(std::net::Shutdown::Write);
+    });
+}

@@ -1,0 +1,277 @@
+//! A real kubelet and API server, the real chart, and pods that read and write.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
+
+use std::path::Path;
+use std::sync::MutexGuard;
+
+use serde_json::json;
+use weir_tests::bucket::{Bucket, Server};
+use weir_tests::cluster::{Cluster, cluster};
+use weir_tests::random_bytes;
+
+const MIB: usize = 1 << 20;
+
+/// The cluster, with Weir installed for this bucket's credentials.
+fn installed(bucket: &Bucket) -> MutexGuard<'static, Cluster> {
+    let cluster = cluster();
+    let namespace =
+        "{\"apiVersion\":\"v1\",\"kind\":\"Namespace\",\"metadata\":{\"name\":\"weir\"}}";
+    cluster.apply(namespace);
+    cluster.apply(
+        &json!({
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": "weir-credentials", "namespace": "weir"},
+            "stringData": {"key_id": bucket.access_key, "access_key": bucket.secret_key},
+        })
+        .to_string(),
+    );
+    cluster.install(&cluster.values());
+    cluster
+}
+
+/// An example, for this bucket, with busybox in place of big images.
+fn example(name: &str, bucket: &Bucket) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples").join(name);
+    let text = std::fs::read_to_string(path).unwrap();
+    text.replace("bucketName: assets", &format!("bucketName: {}", bucket.name))
+        .replace("image: busybox", "image: busybox:local")
+        .replace(
+            "image: nvcr.io/nim/meta/llama-3.1-8b-instruct:latest",
+            "image: busybox:local\n          command: [sleep, infinity]",
+        )
+        .replace("key_id: CHANGE-ME", &format!("key_id: {}", bucket.access_key))
+        .replace("access_key: CHANGE-ME", &format!("access_key: {}", bucket.secret_key))
+}
+
+fn md5(bytes: &[u8]) -> String {
+    use std::io::Write;
+    let mut child = std::process::Command::new("md5sum")
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(bytes).unwrap();
+    let out = child.wait_with_output().unwrap().stdout;
+    String::from_utf8(out).unwrap().split(' ').next().unwrap().to_owned()
+}
+
+/// No session, no target and no upload of Weir is left on the node.
+fn nothing_is_left(cluster: &Cluster) {
+    cluster.eventually("no mount is left", |cluster| {
+        let table = cluster.on_node(&["cat", "/proc/self/mountinfo"]);
+        !String::from_utf8_lossy(&table.stdout).contains("fuse.weir")
+    });
+    let sessions = "/var/lib/kubelet/plugins/s3.csi.weir.dev-sessions";
+    let left = cluster.on_node(&["ls", sessions]);
+    assert!(left.stdout.is_empty(), "{}", String::from_utf8_lossy(&left.stdout));
+}
+
+#[test]
+fn a_bucket_as_a_persistent_volume() {
+    let bucket = Bucket::new(Server::Minio);
+    let bytes = random_bytes(1, 20 * MIB);
+    bucket.put("model", bytes.clone());
+    let cluster = installed(&bucket);
+    let manifest = example("static.yaml", &bucket);
+    cluster.dry_run(&manifest).unwrap();
+    cluster.apply(&manifest);
+    cluster.until_ready("static");
+    let sum = |pod: &str| cluster.exec(pod, "md5sum /assets/model").unwrap();
+    assert!(sum("static").starts_with(&md5(&bytes)));
+    let space = cluster.exec("static", "df -Pk /assets | tail -1").unwrap();
+    assert!(space.contains("s3://") && space.contains("0%"), "{space}");
+
+    // A second pod of the same volume, in little memory: one download, and each sees the other.
+    let second = r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"second"},"spec":{
+        "terminationGracePeriodSeconds":1,
+        "containers":[{"name":"app","image":"busybox:local","command":["sleep","infinity"],
+            "resources":{"limits":{"memory":"16Mi"}},
+            "volumeMounts":[{"name":"assets","mountPath":"/assets"}]}],
+        "volumes":[{"name":"assets","persistentVolumeClaim":{"claimName":"assets"}}]}}"#;
+    cluster.apply(second);
+    cluster.until_ready("second");
+    let before = fetched(&cluster);
+    assert!(sum("second").starts_with(&md5(&bytes)));
+    assert_eq!(fetched(&cluster), before, "the second pod downloaded again");
+    cluster.exec("second", "echo hello >/assets/note").unwrap();
+    assert_eq!(bucket.get("note").unwrap(), b"hello\n");
+    assert_eq!(cluster.exec("static", "cat /assets/note").unwrap(), "hello\n");
+
+    let described = cluster.kubectl(&["describe", "pv", "assets"]);
+    for words in ["s3.csi.weir.dev", &bucket.name, "VolumeHandle:      assets", "Bound"] {
+        assert!(described.contains(words), "{words}: {described}");
+    }
+    cluster.delete(second);
+    cluster.delete(&manifest);
+    nothing_is_left(&cluster);
+}
+
+/// Bytes that the node fetched so far.
+fn fetched(cluster: &Cluster) -> u64 {
+    let args = [
+        "get",
+        "pods",
+        "-n",
+        "weir",
+        "-l",
+        "app.kubernetes.io/component=node",
+        "-o",
+        "jsonpath={.items[0].status.podIP}",
+    ];
+    let address = cluster.kubectl(&args);
+    let page = cluster.on_node(&["curl", "-s", &format!("http://{address}:9464/metrics")]);
+    let page = String::from_utf8(page.stdout).unwrap();
+    let line = page.lines().find(|line| line.starts_with("weir_s3_fetched_bytes_total"));
+    line.unwrap().split(' ').nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_claim_gets_a_prefix_of_its_own_and_takes_it_along() {
+    let bucket = Bucket::new(Server::Minio);
+    bucket.put("claims/other/kept", "x");
+    bucket.put("claims/default-scratch-2/kept", "x");
+    let cluster = installed(&bucket);
+    let manifest = example("dynamic.yaml", &bucket);
+    cluster.dry_run(&manifest).unwrap();
+    cluster.apply(&manifest);
+    cluster.until_ready("dynamic");
+    cluster.eventually("its file is at S3", |_| {
+        bucket.keys().iter().any(|key| key == "claims/default-scratch/started")
+    });
+    cluster.delete(&manifest);
+    cluster.eventually("the volume's objects are gone", |_| {
+        bucket.keys() == ["claims/default-scratch-2/kept", "claims/other/kept"]
+    });
+    nothing_is_left(&cluster);
+}
+
+#[test]
+fn inline_volumes_sessions_and_nim() {
+    let bucket = Bucket::new(Server::Minio);
+    bucket.put("games/chess/board", "8x8");
+    let cluster = installed(&bucket);
+    let inline = example("ephemeral.yaml", &bucket);
+    cluster.apply(&inline);
+    cluster.until_ready("ephemeral");
+    assert_eq!(cluster.exec("ephemeral", "cat /assets/games/chess/board").unwrap(), "8x8");
+    let refused = cluster.exec("ephemeral", "echo x >/assets/new").unwrap_err();
+    assert!(refused.contains("Read-only"), "{refused}");
+
+    let games = example("game-assets.yaml", &bucket);
+    cluster.apply(&games);
+    for pod in ["game-session-0", "game-session-1"] {
+        cluster.until_ready(pod);
+        assert_eq!(cluster.exec(pod, "cat /assets/chess/board").unwrap(), "8x8");
+    }
+
+    let nim = example("nim.yaml", &bucket);
+    cluster.apply(&nim);
+    cluster.kubectl(&["rollout", "status", "deployment/nim", "--timeout=120s"]);
+    let layout = "cd /opt/nim/.cache && id -u && mkdir -p hub/blobs && \
+        echo weights >hub/blobs/abc.incomplete && mv hub/blobs/abc.incomplete hub/blobs/abc && \
+        stat -c '%g %a' hub/blobs/abc";
+    let told = cluster.exec("deployment/nim", layout).unwrap();
+    assert_eq!(told, "1000\n2000 664\n");
+    assert_eq!(bucket.get("nim/hub/blobs/abc").unwrap(), b"weights\n");
+    for manifest in [nim, games, inline] {
+        cluster.delete(&manifest);
+    }
+    nothing_is_left(&cluster);
+}
+
+#[test]
+fn the_plugins_pods_may_go_while_a_pod_reads() {
+    let bucket = Bucket::new(Server::Minio);
+    bucket.put("model", random_bytes(1, 4 * MIB));
+    let cluster = installed(&bucket);
+    let manifest = example("static.yaml", &bucket);
+    cluster.apply(&manifest);
+    cluster.until_ready("static");
+    let sum = md5(&random_bytes(1, 4 * MIB));
+    for role in ["node", "mounter", "node"] {
+        let selector = format!("app.kubernetes.io/component={role}");
+        cluster.kubectl(&["delete", "pods", "-n", "weir", "-l", &selector]);
+        let read = cluster.exec("static", "md5sum /assets/model").unwrap();
+        assert!(read.starts_with(&sum), "{role}: {read}");
+        cluster.exec("static", &format!("echo {role} >/assets/written")).unwrap();
+        assert_eq!(bucket.get("written").unwrap(), format!("{role}\n").as_bytes());
+        let set = format!("daemonset/weir-{role}");
+        cluster.eventually("its pod is back", |cluster| {
+            let path = "jsonpath={.status.numberReady}";
+            cluster.kubectl(&["get", "-n", "weir", &set, "-o", path]) == "1"
+        });
+    }
+    cluster.delete(&manifest);
+    nothing_is_left(&cluster);
+}
+
+#[test]
+fn what_is_wrong_is_told_and_can_be_mended() {
+    let bucket = Bucket::new(Server::Minio);
+    bucket.put("f", "bytes");
+    let cluster = installed(&bucket);
+    let good = example("static.yaml", &bucket);
+    let wrong = good.replace(&bucket.name, "no-such-bucket-here");
+    cluster.apply(&wrong);
+    let told = |words: &str| {
+        cluster.eventually(words, |cluster| {
+            let events = cluster.kubectl(&["describe", "pod", "static"]);
+            events.contains("FailedMount") && events.contains(words)
+        });
+    };
+    told("the bucket does not exist");
+    // A volume's source cannot be changed: what a person does is to make it anew.
+    cluster.delete(&wrong);
+    cluster.apply(&good.replace("metadata-ttl 10", "metadata-tll 10"));
+    told("did you mean metadata-ttl?");
+    cluster.delete(&good);
+    cluster.apply(&good);
+    cluster.until_ready("static");
+    cluster.delete(&good);
+    // A missing secret comes while the pod waits.
+    let inline = example("ephemeral.yaml", &bucket);
+    let (secret, pod) = inline.split_once("---").unwrap();
+    cluster.apply(pod);
+    cluster.eventually("the missing secret is named", |cluster| {
+        cluster.kubectl(&["describe", "pod", "ephemeral"]).contains("assets-reader")
+    });
+    cluster.apply(&secret.replace(&bucket.secret_key, "wrong"));
+    cluster.eventually("refused keys are told with the S3 error code", |cluster| {
+        cluster.kubectl(&["describe", "pod", "ephemeral"]).contains("SignatureDoesNotMatch")
+    });
+    cluster.apply(secret);
+    cluster.until_ready("ephemeral");
+    cluster.delete(&inline);
+    nothing_is_left(&cluster);
+}
+
+#[test]
+fn the_node_has_no_capability_and_logs_no_secret() {
+    let bucket = Bucket::new(Server::Minio);
+    let cluster = installed(&bucket);
+    let inline = example("ephemeral.yaml", &bucket);
+    let canary = "canary-3f9a1c";
+    cluster.apply(&inline.replace(&bucket.secret_key, canary));
+    cluster.eventually("refused keys are told", |cluster| {
+        cluster.kubectl(&["describe", "pod", "ephemeral"]).contains("SignatureDoesNotMatch")
+    });
+    assert!(!cluster.logs().contains(canary));
+    assert!(!cluster.kubectl(&["get", "events", "-A", "-o", "yaml"]).contains(canary));
+    cluster.delete(&inline);
+    let status = |role: &str| {
+        let find = format!("cat /proc/$(pgrep -f '/bin/weir {role}' | head -1)/status");
+        let output = cluster.on_node(&["sh", "-c", &find]);
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let field = |status: &str, name: &str| {
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
+        u64::from_str_radix(line.split_whitespace().nth(1).unwrap(), 16).unwrap()
+    };
+    let (node, mounter) = (status("node"), status("mounter"));
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(field(&node, set), 0, "{set}");
+    }
+    // CAP_SYS_ADMIN.
+    assert_eq!((field(&mounter, "CapEff"), field(&mounter, "CapBnd")), (1 << 21, 1 << 21));
+}
