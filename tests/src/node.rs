@@ -85,12 +85,17 @@ impl Node {
 
     /// A session of this node.
     pub fn session(&self) -> Arc<Session> {
+        self.session_of(self.faulty.clone(), AccessSettings::default())
+    }
+
+    /// A session of this node that asks `origin`, with credentials of its own.
+    pub fn session_of(&self, origin: Arc<Faulty>, access: AccessSettings) -> Arc<Session> {
         let names = NamespaceSettings {
             prefix: DirPrefix::root(),
             ttl: self.settings.ttl,
             negative_ttl: self.settings.ttl,
             first_ino: 0,
-            access: AccessSettings::default(),
+            access,
         };
         let settings = SessionSettings {
             names,
@@ -99,7 +104,7 @@ impl Node {
             passthrough: true,
             write_part: 5 << 20,
         };
-        Session::new(self.engine.clone(), self.faulty.clone(), settings)
+        Session::new(self.engine.clone(), origin, settings)
     }
 
     /// A real mount of this node.

@@ -1,6 +1,7 @@
 //! Tests through real mounts, on real S3 servers.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
+mod access;
 mod bad_input;
 mod cache;
 mod commands;
