@@ -1,7 +1,7 @@
 //! A bucket of its own for each test, on one of the servers.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -12,6 +12,7 @@ use weir_fuse::origin::s3::{S3Origin, S3Settings};
 use weir_fuse::origin::{Condition, ListRequest, Origin, OriginError, WriteIntent};
 use weir_node::demo::server::EmbeddedS3;
 
+use crate::minio::Minio;
 use crate::{minio, runtime};
 
 /// The kinds of servers.
@@ -41,20 +42,26 @@ pub struct Bucket {
 impl Bucket {
     /// An empty bucket.
     pub fn new(server: Server) -> Self {
-        let name = format!("test-{:016x}", rand::random::<u64>());
-        let (url, access_key, secret_key, data, embedded) = match server {
-            Server::Minio => {
-                let minio = minio::shared();
-                let (user, password) = (minio::USER.to_owned(), minio::PASSWORD.to_owned());
-                (minio.url.clone(), user, password, minio.data.clone(), None)
-            }
+        match server {
+            Server::Minio => Self::on(minio::shared()),
             Server::Embedded => {
                 let dir = tempfile::tempdir_in("/var/tmp").unwrap();
                 let s3 = runtime().block_on(EmbeddedS3::start(dir.path())).unwrap();
-                let keys = (s3.access_key.clone(), s3.secret_key.clone());
-                (s3.url(), keys.0, keys.1, dir.path().to_owned(), Some((s3, dir)))
+                let (url, data) = (s3.url(), dir.path().to_owned());
+                let (access_key, secret_key) = (s3.access_key.clone(), s3.secret_key.clone());
+                let made = Self::make(url, &data, (&access_key, &secret_key));
+                Self { embedded: Some((s3, dir)), ..made }
             }
-        };
+        }
+    }
+
+    /// An empty bucket on this MinIO.
+    pub fn on(minio: &Minio) -> Self {
+        Self::make(minio.url.clone(), &minio.data, (minio::USER, minio::PASSWORD))
+    }
+
+    fn make(url: String, data: &Path, (access_key, secret_key): (&str, &str)) -> Self {
+        let name = format!("test-{:016x}", rand::random::<u64>());
         let folder = data.join(&name);
         fs::create_dir(&folder).unwrap();
         let settings = S3Settings {
@@ -64,9 +71,17 @@ impl Bucket {
             upload_checksums: true,
             ..S3Settings::default()
         };
-        let settings = settings.with_keys(&access_key, &secret_key);
+        let settings = settings.with_keys(access_key, secret_key);
         let origin = runtime().block_on(S3Origin::connect(settings)).unwrap();
-        Self { name, url, access_key, secret_key, folder, origin: Arc::new(origin), embedded }
+        Self {
+            name,
+            url,
+            access_key: access_key.to_owned(),
+            secret_key: secret_key.to_owned(),
+            folder,
+            origin: Arc::new(origin),
+            embedded: None,
+        }
     }
 
     /// Stops the server, where it is this bucket's own.

@@ -43,6 +43,11 @@ fn program() -> PathBuf {
 
 /// Starts a MinIO over this folder, which is removed after the end of this process.
 pub fn start(data: PathBuf) -> Minio {
+    start_with(data, Vec::new())
+}
+
+/// Starts one with more settings in its environment.
+pub fn start_with(data: PathBuf, settings: Vec<(String, String)>) -> Minio {
     let port = free_port();
     let address = format!("127.0.0.1:{port}");
     let (folder, listen, parent) = (data.clone(), address.clone(), std::process::id());
@@ -57,6 +62,7 @@ pub fn start(data: PathBuf) -> Minio {
             .env("MINIO_ROOT_PASSWORD", PASSWORD)
             .env("MINIO_BROWSER", "off")
             .env("MINIO_UPDATE", "off")
+            .envs(settings)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()

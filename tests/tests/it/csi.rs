@@ -8,7 +8,8 @@ use tonic::Code;
 use weir_tests::bucket::{Bucket, Server};
 use weir_tests::cached::is_cached;
 use weir_tests::csi_node::{CsiNode, Setup, TestVolume};
-use weir_tests::{eventually, random_bytes};
+use weir_tests::oidc::Provider;
+use weir_tests::{eventually, minio, random_bytes};
 
 const MIB: usize = 1 << 20;
 
@@ -231,4 +232,52 @@ fn secrets_are_in_no_log_and_sockets_are_private() {
         let mode = fs::metadata(node.join(socket)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{socket}");
     }
+}
+
+#[test]
+fn a_pod_reads_with_what_its_own_token_is_given() {
+    let provider = Provider::start();
+    let data = tempfile::Builder::new().prefix("weir-minio-").tempdir_in("/var/tmp").unwrap();
+    let minio = minio::start_with(data.keep(), provider.settings());
+    let bucket = Bucket::on(&minio);
+    bucket.put("f", "bytes");
+    let setup =
+        Setup { node_flags: vec![format!("--sts-endpoint-url={}", minio.url)], ..Setup::default() };
+    let node = CsiNode::with(&bucket, setup);
+    let volume = |pod: &str, policy: &str| {
+        let token = provider.token(pod, policy);
+        TestVolume::new(&bucket, pod)
+            .attribute("authenticationSource", "pod")
+            .attribute("csi.storage.k8s.io/pod.namespace", "default")
+            .attribute("csi.storage.k8s.io/serviceAccount.name", pod)
+            .attribute(
+                "csi.storage.k8s.io/serviceAccount.tokens",
+                &format!("{{\"sts.amazonaws.com\":{{\"token\":\"{token}\"}}}}"),
+            )
+    };
+    let (one, two) = (volume("one", "readwrite"), volume("two", "readwrite"));
+    let (first, second) = (node.publish(&one).unwrap(), node.publish(&two).unwrap());
+    let device = |path: &std::path::Path| fs::metadata(path).unwrap().dev();
+    assert_ne!(device(&first), device(&second));
+    assert_eq!(fs::read(second.join("f")).unwrap(), b"bytes");
+    fs::write(first.join("new"), "x").unwrap();
+    assert_eq!(bucket.get("new").unwrap(), b"x");
+    // A token that is given no right to list (of MinIO's own policies, this one), and one that is
+    // no token.
+    let status = node.publish(&volume("three", "readonly")).unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied, "{status:?}");
+    let unsigned = volume("four", "x").attribute(
+        "csi.storage.k8s.io/serviceAccount.tokens",
+        "{\"sts.amazonaws.com\":{\"token\":\"canary.canary.canary\"}}",
+    );
+    let status = node.publish(&unsigned).unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied, "{status:?}");
+    assert!(!status.message().contains("canary") && !node.logs().contains("canary"));
+    // A repeat with a new token changes nothing that is seen.
+    node.publish(&volume("one", "readwrite")).unwrap();
+    assert_eq!(fs::read(first.join("f")).unwrap(), b"bytes");
+    for volume in [one, two] {
+        node.unpublish(&volume).unwrap();
+    }
+    assert!(node.mounts().is_empty());
 }
