@@ -8,6 +8,7 @@ pub mod config;
 pub mod controller;
 pub mod demo;
 pub mod exit;
+mod kubernetes;
 pub mod logging;
 pub mod metrics;
 pub mod mount;

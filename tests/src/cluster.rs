@@ -33,7 +33,12 @@ pub struct Cluster {
 pub fn cluster() -> MutexGuard<'static, Cluster> {
     static CLUSTER: OnceLock<Mutex<Cluster>> = OnceLock::new();
     let cluster = CLUSTER.get_or_init(|| Mutex::new(Cluster::start()));
-    cluster.lock().unwrap_or_else(PoisonError::into_inner)
+    cluster.lock().unwrap_or_else(|poisoned| {
+        cluster.clear_poison();
+        let cluster = PoisonError::into_inner(poisoned);
+        cluster.clear();
+        cluster
+    })
 }
 
 /// URL of the S3 server of the tests, as pods reach it.
@@ -61,6 +66,13 @@ impl Cluster {
         this.serve_s3();
         this.import_images();
         this
+    }
+
+    /// Removes what a test that failed left.
+    fn clear(&self) {
+        let kinds =
+            "statefulsets,deployments,pods,persistentvolumeclaims,persistentvolumes,secrets";
+        let _ = self.try_kubectl(&["delete", kinds, "--all", "--timeout=120s"]);
     }
 
     fn script(&self, name: &str) -> Command {

@@ -102,6 +102,12 @@ fn a_bucket_as_a_persistent_volume() {
     for words in ["s3.csi.weir.dev", &bucket.name, "VolumeHandle:      assets", "Bound"] {
         assert!(described.contains(words), "{words}: {described}");
     }
+    for object in ["pv", "pvc"] {
+        cluster.eventually("the mount is told", |cluster| {
+            let described = cluster.kubectl(&["describe", object, "assets"]);
+            described.contains("Mounted") && described.contains("is shown to default/static")
+        });
+    }
     cluster.delete(second);
     cluster.delete(&manifest);
     nothing_is_left(&cluster);
@@ -221,6 +227,12 @@ fn what_is_wrong_is_told_and_can_be_mended() {
         });
     };
     told("the bucket does not exist");
+    for object in ["pv", "pvc"] {
+        cluster.eventually("the volume tells it, too", |cluster| {
+            let described = cluster.kubectl(&["describe", object, "assets"]);
+            described.contains("MountFailed") && described.contains("no-such-bucket-here")
+        });
+    }
     // A volume's source cannot be changed: what a person does is to make it anew.
     cluster.delete(&wrong);
     cluster.apply(&good.replace("metadata-ttl 10", "metadata-tll 10"));
@@ -243,6 +255,31 @@ fn what_is_wrong_is_told_and_can_be_mended() {
     cluster.apply(secret);
     cluster.until_ready("ephemeral");
     cluster.delete(&inline);
+    nothing_is_left(&cluster);
+}
+
+#[test]
+fn an_origin_that_goes_away_is_told_and_so_is_its_return() {
+    let bucket = Bucket::new(Server::Minio);
+    bucket.put("f", "bytes");
+    let cluster = installed(&bucket);
+    let manifest = example("static.yaml", &bucket);
+    cluster.apply(&manifest);
+    cluster.until_ready("static");
+    cluster.exec("static", "cat /assets/f").unwrap();
+    bucket.hide(true);
+    cluster.eventually("pod and volume tell it", |cluster| {
+        let _ = cluster.exec("static", "ls /assets; cat /assets/other");
+        ["pv/assets", "pvc/assets", "pod/static"]
+            .iter()
+            .all(|object| cluster.kubectl(&["describe", object]).contains("OriginUnavailable"))
+    });
+    bucket.hide(false);
+    cluster.eventually("and that it is over", |cluster| {
+        let _ = cluster.exec("static", "ls /assets");
+        cluster.kubectl(&["describe", "pv", "assets"]).contains("OriginAnswers")
+    });
+    cluster.delete(&manifest);
     nothing_is_left(&cluster);
 }
 

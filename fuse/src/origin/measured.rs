@@ -27,7 +27,7 @@ impl LastAnswer {
 
     fn note<T>(&self, result: &Result<T, OriginError>) {
         let problem = match result {
-            // The rest is about one object or one request.
+            Ok(_) => None,
             Err(
                 error @ (OriginError::Denied(_)
                 | OriginError::NoCredentials(_)
@@ -39,7 +39,9 @@ impl LastAnswer {
                 | OriginError::Unreachable(_)
                 | OriginError::TimedOut),
             ) => Some(error.clone()),
-            _ => None,
+            // About one object or one request: it says nothing about the rest. A HEAD in a
+            // bucket that is gone, too, says no more than "not found".
+            Err(_) => return,
         };
         *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
     }

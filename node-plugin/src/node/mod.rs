@@ -8,6 +8,7 @@ mod session;
 mod sessions;
 mod sts;
 mod volume;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,6 +23,8 @@ use crate::cli::NodeArgs;
 use crate::config::cache::CacheConfig;
 use crate::config::mount::Environment;
 use crate::exit::{Failure, Kind};
+use crate::kubernetes::api::Events;
+use crate::kubernetes::events::Announcer;
 use crate::mounter::client::Mounter;
 use crate::{assembly, logging, metrics};
 
@@ -58,7 +61,16 @@ pub fn run(args: &NodeArgs) -> Result<(), Failure> {
         };
         let sts = sts::Sts::new(args.sts_endpoint_url.clone())
             .map_err(|e| Failure::new(Kind::Other, e.to_string()))?;
-        let sessions = sessions::Sessions::new(engine.clone(), mounter.clone(), volumes, sts);
+        let announcer =
+            Events::in_cluster(&args.node_id).map_or_else(Announcer::silent, Announcer::new);
+        let sessions = sessions::Sessions::new(
+            engine.clone(),
+            mounter.clone(),
+            volumes,
+            sts,
+            announcer.clone(),
+        );
+        tokio::spawn(watch::run(sessions.clone(), engine.clone(), announcer));
         let again = sessions.clone();
         mounter
             .attach(move || again.deposit_all())

@@ -9,6 +9,8 @@ use weir_csi::request::{
     Access, AccessMode, Capability, Context, Publish, Secrets, TargetPath, VolumeId,
 };
 
+use crate::kubernetes::events::Subject;
+
 /// A publish request as it came, with its secrets: only ever in the mounter's memory.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Request {
@@ -30,6 +32,8 @@ pub(super) struct Published {
     pub(super) read_only: bool,
     /// [`super::volume::Volume::shape`] of its publish.
     pub(super) shape: String,
+    /// Whom it is shown to.
+    pub(super) subject: Subject,
 }
 
 /// All of a session.

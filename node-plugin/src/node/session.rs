@@ -21,6 +21,7 @@ use super::sts::Sts;
 use super::volume::Volume;
 use crate::assembly;
 use crate::exit::{Failure, Kind};
+use crate::kubernetes::events::Subject;
 use crate::mount::preflight;
 use crate::mounter::client::{Mounter, SessionPort};
 use crate::mounter::protocol::{Deposit, Mount};
@@ -37,6 +38,7 @@ pub(super) struct Maker {
 
 /// The other end of a session.
 struct Remote {
+    source: String,
     rotating: Arc<Rotating>,
     last: Arc<LastAnswer>,
 }
@@ -44,6 +46,7 @@ struct Remote {
 /// A session that is served.
 pub(super) struct Served {
     pub(super) id: String,
+    source: String,
     session: Arc<Session>,
     remote: Remote,
     device: OwnedFd,
@@ -75,7 +78,7 @@ impl Maker {
         let explained = |error| failed(preflight::explain(&error, &volume.s3));
         let (origin, last) =
             assembly::origin(settings, &self.engine.metrics).await.map_err(explained)?;
-        Ok((origin, Remote { rotating, last }))
+        Ok((origin, Remote { source: volume.source(), rotating, last }))
     }
 
     /// Mounts a session after a look at its bucket.
@@ -158,6 +161,7 @@ impl Maker {
         })?;
         let served = Served {
             id: id.to_owned(),
+            source: remote.source.clone(),
             session,
             remote,
             device: kept,
@@ -227,6 +231,16 @@ impl Served {
         self.session.credentials_changed(&volume.session.names.access.identity);
         self.record().request = request;
         true
+    }
+
+    /// What is mounted, for people.
+    pub(super) fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// Whom it is shown to.
+    pub(super) fn subjects(&self) -> Vec<Subject> {
+        self.record().targets.values().map(|published| published.subject.clone()).collect()
     }
 
     /// Why the volume is not served as it should be, if it is not.

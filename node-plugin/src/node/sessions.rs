@@ -12,7 +12,8 @@ use weir_fuse::engine::Engine;
 use super::record::{Published, Record, Request};
 use super::session::{Maker, Served};
 use super::sts::Sts;
-use super::volume::{Defaults, Volume};
+use super::volume::{Defaults, Volume, subject};
+use crate::kubernetes::events::{Announcer, Note, Severity};
 use crate::mounter::client::Mounter;
 use crate::mounter::protocol::{Bind, Deposit};
 
@@ -26,6 +27,7 @@ pub(super) struct Sessions {
     slots: Mutex<HashMap<String, Slot>>,
     served: Mutex<HashMap<String, Arc<Served>>>,
     targets: Mutex<HashMap<PathBuf, String>>,
+    announcer: Announcer,
 }
 
 fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -38,6 +40,7 @@ impl Sessions {
         mounter: Arc<Mounter>,
         defaults: Defaults,
         sts: Sts,
+        announcer: Announcer,
     ) -> Arc<Self> {
         Arc::new(Self {
             maker: Maker { engine, mounter, sts },
@@ -45,6 +48,7 @@ impl Sessions {
             slots: Mutex::default(),
             served: Mutex::default(),
             targets: Mutex::default(),
+            announcer,
         })
     }
 
@@ -63,6 +67,21 @@ impl Sessions {
     /// # Errors
     /// What is wrong, as the volume's user can mend it.
     pub(super) async fn publish(&self, publish: &Publish) -> Result<(), Error> {
+        let done = self.try_publish(publish).await;
+        if let Err(error) = &done {
+            // The pod hears of it from kubelet.
+            self.announcer.say(Note {
+                severity: Severity::Warning,
+                reason: "MountFailed",
+                text: error.to_string(),
+                about: subject(publish),
+                tell_pod: false,
+            });
+        }
+        done
+    }
+
+    async fn try_publish(&self, publish: &Publish) -> Result<(), Error> {
         let volume = Volume::parse(publish, &self.defaults)?;
         let target = publish.target.as_path().to_owned();
         if publish.capability.mode.single && self.is_elsewhere(&publish.volume_id, &target) {
@@ -79,6 +98,7 @@ impl Sessions {
             volume_id: publish.volume_id.as_str().to_owned(),
             read_only: volume.read_only,
             shape: volume.shape.clone(),
+            subject: volume.subject.clone(),
         };
         if let Some(served) = held.clone() {
             let known = served.targets().into_iter().find(|(path, _)| *path == target);
@@ -141,6 +161,14 @@ impl Sessions {
         });
         shown.map_err(|e| Error::Internal(format!("showing {}: {e}", publish.target)))?;
         lock(&self.targets).insert(target.clone(), served.id.clone());
+        let about = published.subject.clone();
+        self.announcer.say(Note {
+            severity: Severity::Normal,
+            reason: "Mounted",
+            text: format!("{} is shown to {}/{}", served.source(), about.namespace, about.pod),
+            about,
+            tell_pod: false,
+        });
         served.shown(target, published);
         self.keep(served);
         Ok(())
@@ -231,7 +259,8 @@ impl Sessions {
         Ok(())
     }
 
-    fn all(&self) -> Vec<Arc<Served>> {
+    /// All of them.
+    pub(super) fn all(&self) -> Vec<Arc<Served>> {
         lock(&self.served).values().cloned().collect()
     }
 

@@ -14,6 +14,7 @@ use super::options;
 use crate::cli::S3Args;
 use crate::config::{s3, view};
 use crate::exit::Failure;
+use crate::kubernetes::events::Subject;
 
 /// Attributes that mean nothing here but stand in volumes of other drivers.
 const FOREIGN: [&str; 3] = ["cache", "mountpoint", "storage.kubernetes.io/"];
@@ -40,15 +41,6 @@ pub(super) struct Defaults {
     pub(super) inline_driver_credentials: bool,
 }
 
-/// The pod that a volume is for.
-#[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub(super) struct Pod {
-    pub(super) namespace: String,
-    pub(super) name: String,
-    pub(super) uid: String,
-    pub(super) service_account: String,
-}
-
 /// What is to be mounted.
 pub(super) struct Volume {
     /// The bucket; without credentials.
@@ -62,7 +54,7 @@ pub(super) struct Volume {
     /// Whether this pod may only read.
     pub(super) read_only: bool,
     /// For which pod.
-    pub(super) pod: Pod,
+    pub(super) subject: Subject,
     /// Everything but the credentials, as one text: equal for publishes that are alike.
     pub(super) shape: String,
 }
@@ -139,7 +131,7 @@ impl Volume {
             credentials,
             selinux_context,
             read_only,
-            pod: pod(attributes),
+            subject: subject(publish),
             shape,
         })
     }
@@ -183,13 +175,15 @@ fn check_names(attributes: &BTreeMap<String, String>) -> Result<(), Error> {
     }
 }
 
-fn pod(attributes: &BTreeMap<String, String>) -> Pod {
-    let get = |key: &str| attributes.get(&format!("{KUBELET}{key}")).cloned().unwrap_or_default();
-    Pod {
-        namespace: get("pod.namespace"),
-        name: get("pod.name"),
-        uid: get("pod.uid"),
-        service_account: get("serviceAccount.name"),
+/// Whom a publish is for.
+pub(super) fn subject(publish: &Publish) -> Subject {
+    let get = |key: &str| publish.context.get(&format!("{KUBELET}{key}")).unwrap_or_default();
+    let inline = get("ephemeral") == "true";
+    Subject {
+        volume: Subject::volume_of(publish.target.as_path(), inline),
+        namespace: get("pod.namespace").to_owned(),
+        pod: get("pod.name").to_owned(),
+        pod_uid: get("pod.uid").to_owned(),
     }
 }
 

@@ -1,0 +1,166 @@
+//! Events: what an operator must know, where `kubectl describe` shows it, and not too often.
+
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use lru::LruCache;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+/// How long the same thing about the same volume is not said again.
+const AGAIN_AFTER: Duration = Duration::from_secs(300);
+/// Notes that may wait; more are dropped, and counted in the log.
+const WAITING_MAX: usize = 256;
+/// Things that are remembered as said.
+const SAID_MAX: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4095);
+
+/// Whether somebody must do something.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) enum Severity {
+    /// All is well.
+    Normal,
+    /// Something is wrong.
+    Warning,
+}
+
+impl Severity {
+    /// As an Event's `type`.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Normal => "Normal",
+            Self::Warning => "Warning",
+        }
+    }
+}
+
+/// Where a volume is used: what is known of it without asking the API server.
+#[derive(Clone, PartialEq, Eq, Hash, Default, Debug, Serialize, Deserialize)]
+pub(crate) struct Subject {
+    /// Name of the PersistentVolume; `None` for an inline volume.
+    pub(crate) volume: Option<String>,
+    /// Namespace of the pod.
+    pub(crate) namespace: String,
+    /// Name of the pod.
+    pub(crate) pod: String,
+    /// Uid of the pod.
+    pub(crate) pod_uid: String,
+}
+
+impl Subject {
+    /// The name of the PersistentVolume is part of kubelet's path:
+    /// `pods/UID/volumes/kubernetes.io~csi/NAME/mount`.
+    pub(crate) fn volume_of(target: &Path, inline: bool) -> Option<String> {
+        let mut parts = target.components().rev().map(|part| part.as_os_str());
+        let (mount, name, plugin) = (parts.next()?, parts.next()?, parts.next()?);
+        let known = mount == "mount" && plugin == "kubernetes.io~csi" && !inline;
+        known.then(|| name.to_string_lossy().into_owned())
+    }
+}
+
+/// Something to say.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Note {
+    pub(crate) severity: Severity,
+    /// One word in CamelCase.
+    pub(crate) reason: &'static str,
+    /// A sentence.
+    pub(crate) text: String,
+    pub(crate) about: Subject,
+    /// Whether the pod hears of it, too: not what kubelet tells it anyway.
+    pub(crate) tell_pod: bool,
+}
+
+/// Brings notes to people. The real one writes Events; the one for tests remembers.
+#[async_trait]
+pub(crate) trait Herald: Send + Sync + 'static {
+    /// Brings one.
+    async fn tell(&self, note: Note);
+}
+
+type Said = LruCache<(Subject, &'static str, String), Instant>;
+
+/// Takes notes, without waiting, and drops repeats.
+#[derive(Clone)]
+pub(crate) struct Announcer {
+    sender: Option<mpsc::Sender<Note>>,
+    said: Arc<Mutex<Said>>,
+}
+
+impl Announcer {
+    /// One that tells nobody, as outside a cluster.
+    pub(crate) fn silent() -> Self {
+        Self { sender: None, said: Arc::new(Mutex::new(LruCache::new(SAID_MAX))) }
+    }
+
+    /// One whose notes `herald` brings.
+    pub(crate) fn new(herald: impl Herald) -> Self {
+        let (sender, mut notes) = mpsc::channel::<Note>(WAITING_MAX);
+        tokio::spawn(async move {
+            while let Some(note) = notes.recv().await {
+                herald.tell(note).await;
+            }
+        });
+        Self { sender: Some(sender), ..Self::silent() }
+    }
+
+    /// Says something, unless it was said a short while ago.
+    pub(crate) fn say(&self, note: Note) {
+        let Some(sender) = &self.sender else { return };
+        let key = (note.about.clone(), note.reason, note.text.clone());
+        {
+            let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+            if said.get(&key).is_some_and(|at| at.elapsed() < AGAIN_AFTER) {
+                return;
+            }
+            said.put(key, Instant::now());
+        }
+        if sender.try_send(note).is_err() {
+            tracing::warn!("too many events wait for the API server; one is dropped");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Remembers(mpsc::UnboundedSender<Note>);
+
+    #[async_trait]
+    impl Herald for Remembers {
+        async fn tell(&self, note: Note) {
+            let _ = self.0.send(note);
+        }
+    }
+
+    #[tokio::test]
+    async fn the_same_is_said_once() {
+        let (sender, mut told) = mpsc::unbounded_channel();
+        let announcer = Announcer::new(Remembers(sender));
+        let note = |text: &str| Note {
+            severity: Severity::Warning,
+            reason: "OriginRefuses",
+            text: text.into(),
+            about: Subject::default(),
+            tell_pod: true,
+        };
+        for text in ["a", "a", "b", "a"] {
+            announcer.say(note(text));
+        }
+        drop(announcer);
+        assert_eq!(told.recv().await.unwrap().text, "a");
+        assert_eq!(told.recv().await.unwrap().text, "b");
+        assert!(told.recv().await.is_none());
+    }
+
+    #[test]
+    fn the_volume_is_named_by_kubelets_path() {
+        let path = Path::new("/var/lib/kubelet/pods/u/volumes/kubernetes.io~csi/assets/mount");
+        assert_eq!(Subject::volume_of(path, false).as_deref(), Some("assets"));
+        assert_eq!(Subject::volume_of(path, true), None);
+        assert_eq!(Subject::volume_of(Path::new("/tmp/mount"), false), None);
+    }
+}
