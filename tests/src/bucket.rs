@@ -94,13 +94,6 @@ impl Bucket {
         fs::remove_dir_all(&self.folder).unwrap();
     }
 
-    /// Takes the bucket away, or puts it back.
-    pub fn hide(&self, hidden: bool) {
-        let aside = self.folder.with_extension("aside");
-        let (from, to) = if hidden { (&self.folder, &aside) } else { (&aside, &self.folder) };
-        fs::rename(from, to).unwrap();
-    }
-
     /// Stores an object as somebody else would.
     pub fn put(&self, key: &str, bytes: impl Into<Bytes>) -> ETag {
         let write = WriteIntent { condition: Condition::Always, writer: "somebody-else".into() };

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -26,6 +26,8 @@ const TAG: &str = "test";
 pub struct Cluster {
     scripts: PathBuf,
     state: PathBuf,
+    /// Connections of pods to S3; `None` while S3 cannot be reached.
+    s3: Arc<Mutex<Option<Vec<TcpStream>>>>,
 }
 
 /// The cluster of this process, started at the first call. One test at a time has it. It ends
@@ -57,7 +59,7 @@ impl Cluster {
     fn start() -> Self {
         let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("kube");
         let state = PathBuf::from("/var/tmp/weir-kube-state");
-        let this = Self { scripts, state };
+        let this = Self { scripts, state, s3: Arc::new(Mutex::new(Some(Vec::new()))) };
         // What a run that was killed left.
         checked(this.script("down.sh").output().unwrap(), "down.sh");
         let up = this.script("up.sh").env("KUBE_PROXY", "1").output().unwrap();
@@ -70,6 +72,7 @@ impl Cluster {
 
     /// Removes what a test that failed left.
     fn clear(&self) {
+        self.cut_s3(false);
         let kinds =
             "statefulsets,deployments,pods,persistentvolumeclaims,persistentvolumes,secrets";
         let _ = self.try_kubectl(&["delete", kinds, "--all", "--timeout=120s"]);
@@ -115,13 +118,26 @@ impl Cluster {
         });
         let listener = entered.join().unwrap();
         let server = minio::shared().url.trim_start_matches("http://").to_owned();
+        let open = self.s3.clone();
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
+                let mut open = open.lock().unwrap();
+                let Some(open) = open.as_mut() else { continue };
                 let Ok(server) = TcpStream::connect(&server) else { continue };
+                open.push(client.try_clone().unwrap());
                 relay(&client, &server);
                 relay(&server, &client);
             }
         });
+    }
+
+    /// Ends all connections to S3 and refuses new ones, or lets them through again.
+    pub fn cut_s3(&self, cut: bool) {
+        let mut open = self.s3.lock().unwrap();
+        for connection in open.take().into_iter().flatten() {
+            let _ = connection.shutdown(std::net::Shutdown::Both);
+        }
+        *open = (!cut).then(Vec::new);
     }
 
     fn import_images(&self) {
@@ -192,10 +208,30 @@ impl Cluster {
         }
     }
 
-    /// Applies a manifest.
+    /// Applies a manifest. What runs comes after the claims are bound: a pod that is scheduled
+    /// just before waits minutes for another try.
     #[track_caller]
     pub fn apply(&self, manifest: &str) {
-        self.with_input(&["apply"], manifest).unwrap_or_else(|e| panic!("{e}\n{manifest}"));
+        let runs = |text: &&str| {
+            ["Pod", "Deployment", "StatefulSet"]
+                .iter()
+                .any(|k| text.contains(&format!("kind: {k}\n")))
+        };
+        let (running, first): (Vec<_>, Vec<_>) = manifest.split("\n---\n").partition(runs);
+        for documents in [first, running] {
+            if documents.is_empty() {
+                continue;
+            }
+            let text = documents.join("\n---\n");
+            self.with_input(&["apply"], &text).unwrap_or_else(|e| panic!("{e}\n{text}"));
+            self.eventually("claims of static volumes are bound", |cluster| {
+                let claims = cluster.get(&["persistentvolumeclaims"]);
+                let claims = claims["items"].as_array().unwrap().iter();
+                claims
+                    .filter(|c| c["spec"]["volumeName"].is_string())
+                    .all(|c| c["status"]["phase"] == "Bound")
+            });
+        }
     }
 
     /// Deletes what a manifest names, and waits until it is gone.

@@ -267,14 +267,14 @@ fn an_origin_that_goes_away_is_told_and_so_is_its_return() {
     cluster.apply(&manifest);
     cluster.until_ready("static");
     cluster.exec("static", "cat /assets/f").unwrap();
-    bucket.hide(true);
+    cluster.cut_s3(true);
     cluster.eventually("pod and volume tell it", |cluster| {
         let _ = cluster.exec("static", "ls /assets; cat /assets/other");
         ["pv/assets", "pvc/assets", "pod/static"]
             .iter()
             .all(|object| cluster.kubectl(&["describe", object]).contains("OriginUnavailable"))
     });
-    bucket.hide(false);
+    cluster.cut_s3(false);
     cluster.eventually("and that it is over", |cluster| {
         let _ = cluster.exec("static", "ls /assets");
         cluster.kubectl(&["describe", "pv", "assets"]).contains("OriginAnswers")

@@ -1,9 +1,5 @@
 //! The Kubernetes API server, from inside a cluster.
 
-use std::collections::HashMap;
-use std::sync::Mutex;
-use std::sync::PoisonError;
-
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference, PersistentVolume};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, Time};
@@ -21,8 +17,6 @@ const TEXT_MAX: usize = 1024;
 pub(crate) struct Events {
     client: Client,
     node: String,
-    /// PersistentVolumes by name, with what Events about them and their claims need.
-    volumes: Mutex<HashMap<String, Vec<ObjectReference>>>,
 }
 
 impl Events {
@@ -35,18 +29,12 @@ impl Events {
         let client = Client::try_from(config)
             .inspect_err(|error| tracing::warn!(%error, "no events will be written"))
             .ok()?;
-        Some(Self { client, node: node.to_owned(), volumes: Mutex::default() })
+        Some(Self { client, node: node.to_owned() })
     }
 
-    /// The PersistentVolume and its claim.
+    /// The PersistentVolume and its claim. Asked for each time: a volume that was made anew has
+    /// its name, and another uid.
     async fn volume(&self, name: &str) -> Vec<ObjectReference> {
-        let known = || {
-            let volumes = self.volumes.lock().unwrap_or_else(PoisonError::into_inner);
-            volumes.get(name).cloned()
-        };
-        if let Some(known) = known() {
-            return known;
-        }
         let volumes: Api<PersistentVolume> = Api::all(self.client.clone());
         let volume = match volumes.get(name).await {
             Ok(volume) => volume,
@@ -68,14 +56,6 @@ impl Events {
                 kind: Some("PersistentVolumeClaim".into()),
                 ..claim
             });
-        }
-        // A claim that is bound keeps its volume: what is complete stays true.
-        if objects.iter().all(|object| object.uid.is_some()) && objects.len() == 2 {
-            let mut volumes = self.volumes.lock().unwrap_or_else(PoisonError::into_inner);
-            if volumes.len() > 4096 {
-                volumes.clear();
-            }
-            volumes.insert(name.to_owned(), objects.clone());
         }
         objects
     }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 use std::time::Duration;
 
 use aws_config::environment::EnvironmentVariableRegionProvider;
@@ -160,7 +161,10 @@ pub fn http_client(ca_bundle: Option<&Path>) -> Result<SharedHttpClient, OriginE
     // panics when it is to load them and there are none.
     let has_native = !rustls_native_certs::load_native_certs().certs.is_empty();
     if !has_native && ca_bundle.is_none() {
-        tracing::warn!("no certificate authorities are installed: HTTPS endpoints will be refused");
+        static SAID: Once = Once::new();
+        SAID.call_once(|| {
+            tracing::warn!("no certificate authorities: HTTPS endpoints will be refused");
+        });
     }
     let mut trust = TrustStore::empty().with_native_roots(has_native);
     if let Some(path) = ca_bundle {
