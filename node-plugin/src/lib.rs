@@ -6,6 +6,7 @@ mod assembly;
 pub mod cli;
 pub mod config;
 pub mod controller;
+pub mod csi;
 pub mod demo;
 pub mod exit;
 mod kubernetes;

@@ -8,7 +8,7 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 
 use super::events::{Herald, Note};
-use crate::node::DRIVER;
+use crate::csi::DRIVER;
 
 /// Longest text of an Event that the API server takes, in bytes.
 const TEXT_MAX: usize = 1024;

@@ -14,10 +14,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
 use weir_csi::backend::NodeInfo;
-use weir_csi::server::{self, Services};
-use weir_csi::{Calls, Plugin};
+use weir_csi::server::Services;
 
 use crate::cli::NodeArgs;
 use crate::config::cache::CacheConfig;
@@ -26,13 +24,11 @@ use crate::exit::{Failure, Kind};
 use crate::kubernetes::api::Events;
 use crate::kubernetes::events::Announcer;
 use crate::mounter::client::Mounter;
-use crate::{assembly, logging, metrics};
+use crate::{assembly, csi, logging, metrics};
 
 pub(crate) use credentials::Keys;
 pub(crate) use session::failed;
 
-/// Name of the CSI driver.
-pub const DRIVER: &str = "s3.csi.weir.dev";
 /// How long the end of the process waits for what is being stored.
 const STORE_PATIENCE: Duration = Duration::from_secs(20);
 
@@ -79,7 +75,10 @@ pub fn run(args: &NodeArgs) -> Result<(), Failure> {
             metrics::serve(address, counted.clone()).await?;
         }
         tokio::task::block_in_place(|| sessions.adopt());
-        serve(args, info, sessions.clone(), mounter, counted).await?;
+        let backend = backend::Backend { info, sessions: sessions.clone() };
+        let services = Services { node: Some(Arc::new(backend)), controller: None };
+        let ready = move || mounter.is_attached();
+        csi::serve(&args.csi_socket, services, ready, counted).await?;
         sessions.rest(STORE_PATIENCE).await;
         tokio::task::block_in_place(|| engine.cache.close());
         Ok(())
@@ -108,38 +107,4 @@ fn info(args: &NodeArgs) -> Result<NodeInfo, Failure> {
         segments.insert("topology.weir.dev/zone".to_owned(), "default".to_owned());
     }
     Ok(NodeInfo { node_id: args.node_id.clone(), max_volumes: args.max_volumes, segments })
-}
-
-async fn serve(
-    args: &NodeArgs,
-    info: NodeInfo,
-    sessions: Arc<sessions::Sessions>,
-    mounter: Arc<Mounter>,
-    counted: Arc<weir_fuse::metrics::Metrics>,
-) -> Result<(), Failure> {
-    let failed = |e: std::io::Error| {
-        Failure::new(Kind::Other, format!("CSI socket {}: {e}", args.csi_socket.display()))
-    };
-    let mut term = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut int = signal(SignalKind::interrupt()).map_err(failed)?;
-    let listener = server::listen(&args.csi_socket).await.map_err(failed)?;
-    let plugin = Plugin {
-        name: DRIVER.to_owned(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        ready: Arc::new(move || mounter.is_attached()),
-    };
-    let backend = backend::Backend { info, sessions };
-    let services = Services { node: Some(Arc::new(backend)), controller: None };
-    let calls = Calls::new(move |method, code, took| {
-        counted.csi(method, &format!("{code:?}"), took);
-    });
-    tracing::info!(socket = %args.csi_socket.display(), "node ready");
-    let ended = async move {
-        tokio::select! {
-            _ = term.recv() => {}
-            _ = int.recv() => {}
-        }
-        tracing::info!("signal received; the mounts wait for the next run");
-    };
-    server::serve(listener, plugin, services, calls, ended).await.map_err(failed)
 }

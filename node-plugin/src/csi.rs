@@ -1,0 +1,50 @@
+//! What node and controller have in common: a CSI socket, served until a signal comes.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::signal::unix::{SignalKind, signal};
+use weir_csi::server::{self, Services};
+use weir_csi::{Calls, Plugin};
+use weir_fuse::metrics::Metrics;
+
+use crate::exit::{Failure, Kind};
+
+/// Name of the CSI driver.
+pub const DRIVER: &str = "s3.csi.weir.dev";
+
+/// Serves these services at `socket` until SIGTERM or SIGINT, and until the calls under way have
+/// ended. `ready` says whether the plugin can serve now.
+///
+/// # Errors
+/// What the socket reports.
+pub(crate) async fn serve(
+    socket: &Path,
+    services: Services,
+    ready: impl Fn() -> bool + Send + Sync + 'static,
+    counted: Arc<Metrics>,
+) -> Result<(), Failure> {
+    let failed =
+        |e: io::Error| Failure::new(Kind::Other, format!("CSI socket {}: {e}", socket.display()));
+    let mut term = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut int = signal(SignalKind::interrupt()).map_err(failed)?;
+    let listener = server::listen(socket).await.map_err(failed)?;
+    let plugin = Plugin {
+        name: DRIVER.to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        ready: Arc::new(ready),
+    };
+    let calls = Calls::new(move |method, code, took| {
+        counted.csi(method, &format!("{code:?}"), took);
+    });
+    tracing::info!(socket = %socket.display(), "serving CSI calls");
+    let ended = async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        tracing::info!("signal received");
+    };
+    server::serve(listener, plugin, services, calls, ended).await.map_err(failed)
+}
