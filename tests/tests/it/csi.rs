@@ -9,6 +9,7 @@ use weir_tests::bucket::{Bucket, Server};
 use weir_tests::cached::is_cached;
 use weir_tests::csi_node::{CsiNode, Setup, TestVolume};
 use weir_tests::oidc::Provider;
+use weir_tests::storm::{Fault, Storm};
 use weir_tests::{eventually, minio, random_bytes};
 
 const MIB: usize = 1 << 20;
@@ -280,4 +281,28 @@ fn a_pod_reads_with_what_its_own_token_is_given() {
         node.unpublish(&volume).unwrap();
     }
     assert!(node.mounts().is_empty());
+}
+
+#[test]
+fn a_request_under_way_when_the_node_is_killed_is_answered_by_the_next() {
+    let bucket = Bucket::new(Server::Minio);
+    bucket.put("dir/asset", random_bytes(1, 5000));
+    let storm = Storm::new(&bucket.url);
+    let mut node = CsiNode::new(&bucket);
+    let volume = TestVolume::new(&bucket, "pod").attribute("endpointUrl", &storm.url());
+    let target = node.publish(&volume).unwrap();
+    assert_eq!(fs::read_dir(target.join("dir")).unwrap().count(), 1);
+    storm.rage(|asked| {
+        let get = asked.method == hyper::Method::GET && asked.path.contains("dir/asset");
+        get.then_some(Fault::Stall)
+    });
+    let path = target.join("dir/asset");
+    let waiting = std::thread::spawn(move || fs::read(path));
+    eventually("it is being fetched", || storm.met() > 0);
+    // The engine has taken the request from the kernel; nobody else ever sees it again.
+    node.take_node().kill();
+    storm.calm();
+    node.start_node();
+    eventually("the next engine answers it", || waiting.is_finished());
+    assert!(waiting.join().unwrap().unwrap() == random_bytes(1, 5000));
 }
