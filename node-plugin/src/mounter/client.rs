@@ -21,11 +21,17 @@ const TRY_EVERY: Duration = Duration::from_millis(100);
 /// Connections kept open.
 const POOL_MAX: usize = 8;
 
+/// A connection, and the memory for what comes on it.
+struct Line {
+    socket: OwnedFd,
+    buffer: Vec<u8>,
+}
+
 /// Speaks to the mounter of this node.
 pub struct Mounter {
     socket: PathBuf,
     engine: String,
-    pool: Mutex<Vec<OwnedFd>>,
+    pool: Mutex<Vec<Line>>,
     attached: AtomicBool,
 }
 
@@ -49,9 +55,8 @@ impl Mounter {
         let mounter = Arc::downgrade(self);
         let run = move || {
             let mut first = true;
-            let mut buffer = Vec::new();
             while let Some(mounter) = mounter.upgrade() {
-                let Ok(connection) = mounter.connect() else {
+                let Ok(mut line) = mounter.connect() else {
                     drop(mounter);
                     std::thread::sleep(TRY_EVERY);
                     continue;
@@ -65,7 +70,7 @@ impl Mounter {
                 mounter.attached.store(true, Ordering::Relaxed);
                 drop(mounter);
                 // It says nothing more on this connection; its end wakes us.
-                let _ = wire::receive::<Reply>(&connection, &mut buffer);
+                let _ = wire::receive::<Reply>(&line.socket, &mut line.buffer);
                 tracing::warn!("the mounter is gone; waiting for it");
             }
         };
@@ -78,15 +83,15 @@ impl Mounter {
         self.attached.load(Ordering::Relaxed)
     }
 
-    fn pool(&self) -> std::sync::MutexGuard<'_, Vec<OwnedFd>> {
+    fn pool(&self) -> std::sync::MutexGuard<'_, Vec<Line>> {
         self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn connect(&self) -> io::Result<OwnedFd> {
-        let connection = wire::connect(&self.socket)?;
+    fn connect(&self) -> io::Result<Line> {
+        let mut line = Line { socket: wire::connect(&self.socket)?, buffer: Vec::new() };
         let hello = Request::Hello { version: VERSION, engine: self.engine.clone() };
-        match exchange(&connection, &hello, None)? {
-            (Reply::Hello { .. }, _) => Ok(connection),
+        match line.exchange(&hello, None)? {
+            (Reply::Hello { .. }, _) => Ok(line),
             _ => Err(io::Error::other("the mounter does not know this version of Weir")),
         }
     }
@@ -99,12 +104,12 @@ impl Mounter {
         let until = Instant::now() + PATIENCE;
         loop {
             let pooled = self.pool().pop();
-            let connection = pooled.map_or_else(|| self.connect(), Ok);
-            let answered = connection.and_then(|connection| {
-                let answer = exchange(&connection, request, descriptor)?;
+            let line = pooled.map_or_else(|| self.connect(), Ok);
+            let answered = line.and_then(|mut line| {
+                let answer = line.exchange(request, descriptor)?;
                 let mut pool = self.pool();
                 if pool.len() < POOL_MAX {
-                    pool.push(connection);
+                    pool.push(line);
                 }
                 Ok(answer)
             });
@@ -208,14 +213,17 @@ impl Mounter {
     }
 }
 
-fn exchange(
-    connection: &OwnedFd,
-    request: &Request,
-    descriptor: Option<BorrowedFd<'_>>,
-) -> io::Result<(Reply, Option<OwnedFd>)> {
-    wire::send(connection, request, descriptor)?;
-    wire::receive(connection, &mut Vec::new())?
-        .ok_or_else(|| io::Error::new(io::ErrorKind::ConnectionReset, "it closed the connection"))
+impl Line {
+    fn exchange(
+        &mut self,
+        request: &Request,
+        descriptor: Option<BorrowedFd<'_>>,
+    ) -> io::Result<(Reply, Option<OwnedFd>)> {
+        wire::send(&self.socket, request, descriptor)?;
+        wire::receive(&self.socket, &mut self.buffer)?.ok_or_else(|| {
+            io::Error::new(io::ErrorKind::ConnectionReset, "it closed the connection")
+        })
+    }
 }
 
 fn unexpected() -> io::Error {

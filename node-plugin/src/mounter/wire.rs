@@ -85,6 +85,7 @@ pub fn receive<T: DeserializeOwned>(
     socket: impl AsFd,
     buffer: &mut Vec<u8>,
 ) -> io::Result<Option<(T, Option<OwnedFd>)>> {
+    // Zeroed once, not for each message.
     buffer.resize(MESSAGE_MAX, 0);
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);

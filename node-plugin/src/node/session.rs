@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -53,6 +54,8 @@ pub(super) struct Served {
     handshake: Handshake,
     generation: u16,
     record: Mutex<Record>,
+    /// Whether its connection is gone.
+    ended: Arc<AtomicBool>,
 }
 
 /// A failure in the terms of CSI.
@@ -168,14 +171,16 @@ impl Maker {
             handshake: serving.handshake.clone(),
             generation,
             record: Mutex::new(record),
+            ended: Arc::default(),
         };
         tracing::info!(session = id, generation, passthrough = serving.passthrough, "serving");
-        let name = id.to_owned();
+        let (name, ended) = (id.to_owned(), served.ended.clone());
         std::thread::Builder::new().name("weir-session".into()).spawn(move || {
             match serving.join() {
                 Ok(()) => tracing::info!(session = name, "unmounted"),
                 Err(error) => tracing::error!(session = name, %error, "serving ended"),
             }
+            ended.store(true, Ordering::Release);
         })?;
         keep(&served)?;
         Ok(served)
@@ -203,6 +208,11 @@ impl Served {
     /// What the mounter reports.
     pub(super) fn keep(&self, mounter: &Mounter) -> io::Result<()> {
         mounter.deposit(self.deposit(), &self.device)
+    }
+
+    /// Whether its connection is gone: unmounted, or ended by an administrator.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
     }
 
     /// Where it is shown.

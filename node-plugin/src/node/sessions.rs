@@ -94,6 +94,9 @@ impl Sessions {
         };
         let slot = self.slot(&id);
         let mut held = slot.lock().await;
+        if let Some(served) = held.take_if(|served| served.has_ended()) {
+            self.forget(&served).await;
+        }
         let published = Published {
             volume_id: publish.volume_id.as_str().to_owned(),
             read_only: volume.read_only,
@@ -132,6 +135,19 @@ impl Sessions {
             tracing::warn!(session = id, "nothing is shown");
         })?;
         Ok(())
+    }
+
+    /// Clears away what is left of a session whose connection is gone. The pods that had it see
+    /// errors until they start again; new ones get a new session.
+    async fn forget(&self, served: &Served) {
+        tracing::warn!(session = served.id, "its connection is gone; it is mounted anew");
+        for (target, _) in served.targets() {
+            lock(&self.targets).remove(&target);
+        }
+        lock(&self.served).remove(&served.id);
+        if let Err(error) = served.end(&self.maker.mounter).await {
+            tracing::warn!(session = served.id, %error, "not unmounted");
+        }
     }
 
     /// Whether a volume is published at another target.

@@ -306,3 +306,20 @@ fn a_request_under_way_when_the_node_is_killed_is_answered_by_the_next() {
     eventually("the next engine answers it", || waiting.is_finished());
     assert!(waiting.join().unwrap().unwrap() == random_bytes(1, 5000));
 }
+
+#[test]
+fn a_connection_that_was_ended_by_force_is_made_anew() {
+    let bucket = Bucket::new(Server::Minio);
+    bucket.put("f", "bytes");
+    let node = CsiNode::new(&bucket);
+    let volume = TestVolume::new(&bucket, "pod");
+    let target = node.publish(&volume).unwrap();
+    let session = fs::read_dir(node.join("sessions")).unwrap().next().unwrap().unwrap().path();
+    let _ = rustix::mount::unmount(session, rustix::mount::UnmountFlags::FORCE);
+    assert!(fs::read(target.join("f")).is_err());
+    eventually("the node knows", || node.logs().contains("unmounted"));
+    node.publish(&volume).unwrap();
+    assert_eq!(fs::read(target.join("f")).unwrap(), b"bytes");
+    node.unpublish(&volume).unwrap();
+    assert!(node.mounts().is_empty());
+}
