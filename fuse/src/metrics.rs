@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use prometheus::{
-    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
 /// Counters and gauges of one engine.
@@ -17,6 +18,8 @@ pub struct Metrics {
     pub cache_evictions: IntCounter,
     /// Bytes held by the cache.
     pub cache_bytes: IntGauge,
+    /// Whether a disk of the cache fails, by directory.
+    pub cache_disk_failing: IntGaugeVec,
     /// Bytes of blocks whose checksum did not match.
     pub cache_damaged_bytes: IntCounter,
     /// Bytes fetched that were not kept: no room, or a failing disk.
@@ -64,6 +67,11 @@ impl Metrics {
             registry.register(Box::new(metric.clone()))?;
             Ok::<_, prometheus::Error>(metric)
         };
+        let gauges = |name: &str, help: &str, label: &str| {
+            let metric = IntGaugeVec::new(Opts::new(name, help), &[label])?;
+            registry.register(Box::new(metric.clone()))?;
+            Ok::<_, prometheus::Error>(metric)
+        };
         let histogram = |name: &str, help: &str, labels: &[&str]| {
             let buckets = prometheus::exponential_buckets(0.000_02, 3.0, 14)?;
             let metric =
@@ -76,6 +84,11 @@ impl Metrics {
             cache_misses: counter("weir_cache_misses_total", "Opens that waited for the origin.")?,
             cache_evictions: counter("weir_cache_evictions_total", "Versions evicted.")?,
             cache_bytes: gauge("weir_cache_bytes", "Bytes held by the node cache.")?,
+            cache_disk_failing: gauges(
+                "weir_cache_disk_failing",
+                "1 while the disk with this directory fails.",
+                "dir",
+            )?,
             cache_damaged_bytes: counter(
                 "weir_cache_damaged_bytes_total",
                 "Bytes dropped because their checksum did not match.",

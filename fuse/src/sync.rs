@@ -2,6 +2,10 @@
 //! `tests/interleavings.rs`, shuttle's, which tries orders of threads.
 
 #[cfg(feature = "shuttle")]
-pub(crate) use shuttle::sync::{Mutex, MutexGuard, RwLock, atomic};
+pub(crate) use shuttle::sync::{Condvar, Mutex, MutexGuard, RwLock, atomic};
+#[cfg(feature = "shuttle")]
+pub(crate) use shuttle::thread;
 #[cfg(not(feature = "shuttle"))]
-pub(crate) use std::sync::{Mutex, MutexGuard, RwLock, atomic};
+pub(crate) use std::sync::{Condvar, Mutex, MutexGuard, RwLock, atomic};
+#[cfg(not(feature = "shuttle"))]
+pub(crate) use std::thread;

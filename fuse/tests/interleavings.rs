@@ -2,6 +2,7 @@
 //! `cargo test -p weir-fuse --features shuttle --test interleavings`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -9,8 +10,11 @@ use shuttle::sync::Mutex;
 use shuttle::thread;
 use weir_fuse::buffers::{Block, Buffers};
 use weir_fuse::cache::flight::Flights;
+use weir_fuse::cache::{CacheSettings, NodeCache};
+use weir_fuse::metrics::Metrics;
+use weir_fuse::model::blocks::BLOCK;
 use weir_fuse::model::key::DirPrefix;
-use weir_fuse::model::version::{ETag, ObjectInfo};
+use weir_fuse::model::version::{BucketId, ETag, ObjectInfo, Version, VersionKey};
 use weir_fuse::namespace::dir::Dir;
 use weir_fuse::namespace::file::FileNode;
 use weir_fuse::namespace::inode::{InodeTable, Node};
@@ -107,4 +111,92 @@ fn an_inode_lives_exactly_as_long_as_its_references() {
         },
         SCHEDULES,
     );
+}
+
+fn version(name: &str, blocks: u64) -> VersionKey {
+    VersionKey {
+        bucket: BucketId::new("memory", "bucket"),
+        key: name.into(),
+        version: Version { etag: ETag::new("e").unwrap(), size: blocks * BLOCK },
+    }
+}
+
+fn cache(dir: &Path, max_size: u64) -> Arc<NodeCache> {
+    let settings = CacheSettings::one(dir, max_size, 0);
+    NodeCache::open(&settings, Arc::new(Metrics::new().unwrap())).unwrap()
+}
+
+/// Runs schedules, each on a cache directory of its own. Each of them opens a real index, hence
+/// fewer than of others.
+fn with_cache_dirs(test: impl Fn(&Path) + Send + Sync + 'static) {
+    shuttle::check_random(move || test(tempfile::tempdir().unwrap().path()), SCHEDULES / 10);
+}
+
+/// Threads that store, read and lose blocks of one version at once: what it says that it holds is
+/// what can be read, and what is counted is what it holds.
+#[test]
+fn a_range_map_tells_what_can_be_read() {
+    with_cache_dirs(|dir| {
+        let cache = cache(dir, u64::MAX);
+        let key = version("f", 3);
+        let held = cache.acquire(&key, &[]);
+        let threads: Vec<_> = [0..2_u32, 1..3, 0..3]
+            .into_iter()
+            .map(|range| {
+                let (cache, key) = (cache.clone(), key.clone());
+                thread::spawn(move || {
+                    let version = cache.acquire(&key, &[]);
+                    let data = blocks(range.len());
+                    version.store(range.start, &data).unwrap();
+                    assert!(range.clone().all(|block| version.has(block)));
+                    let mut share = Buffers::new(1 << 20).try_share(data.len() << 17).unwrap();
+                    let read = version.read_run(range, &mut share).unwrap();
+                    assert!(
+                        read.iter().zip(&data).all(|(read, data)| read.bytes() == data.bytes())
+                    );
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        assert!(held.is_trusted() && held.percent() == 100);
+        assert_eq!((held.held_bytes(), cache.stats().used_bytes), (3 * BLOCK, 3 * BLOCK));
+        drop(held);
+        cache.close();
+    });
+}
+
+/// Versions that are opened, filled and left by several threads in a cache with room for two of
+/// the three: whoever has one open reads what he stored, and in the end the limit is kept and
+/// what is counted is on the disk.
+#[test]
+fn what_is_open_is_not_evicted() {
+    with_cache_dirs(|dir| {
+        let cache = cache(dir, 2 * BLOCK);
+        let threads: Vec<_> = ["a", "b", "c"]
+            .into_iter()
+            .map(|name| {
+                let cache = cache.clone();
+                thread::spawn(move || {
+                    for _ in 0..2 {
+                        let version = cache.acquire(&version(name, 1), &[]);
+                        if !version.has(0) {
+                            let Some(_room) = cache.make_room(&version, BLOCK) else { continue };
+                            version.store(0, &blocks(1)).unwrap();
+                            cache.used(&version);
+                        }
+                        thread::yield_now();
+                        let mut share = Buffers::new(1 << 20).try_share(1 << 17).unwrap();
+                        assert!(version.read_run(0..1, &mut share).is_ok(), "{name} was evicted");
+                    }
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        cache.flush();
+        let used = cache.stats().used_bytes;
+        let folders = std::fs::read_dir(dir.join("objects")).unwrap();
+        let files = folders.flat_map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap());
+        assert_eq!((used, files.count() as u64), (used.min(2 * BLOCK), used / BLOCK));
+        cache.close();
+    });
 }

@@ -39,8 +39,7 @@ impl Node {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let metrics = Arc::new(Metrics::new().unwrap());
-        let settings =
-            CacheSettings { dir: dir.path().to_owned(), max_size: u64::MAX, min_free: 0 };
+        let settings = CacheSettings::one(dir.path(), u64::MAX, 0);
         let cache = NodeCache::open(&settings, metrics.clone()).unwrap();
         let runtime = tokio::runtime::Handle::current();
         let engine =
@@ -208,7 +207,7 @@ async fn bytes_that_cannot_be_stored_after_the_last_close_are_kept_and_counted()
     assert_eq!(session.fsync(fh).await, Err(Errno::ACCESS));
     session.release(fh).await;
     assert_eq!(node.engine.metrics.lost_closes.get(), 1);
-    let lost = node.engine.cache.stats().dir.join("lost");
+    let lost = node.engine.cache.stats().disks[0].dir.join("lost");
     let kept = std::fs::read_dir(lost).unwrap().next().unwrap().unwrap().path();
     assert_eq!(std::fs::read(kept).unwrap(), b"precious");
 }

@@ -139,13 +139,7 @@ mod tests {
             version: String::new(),
             metrics: None,
             mounts: Vec::new(),
-            cache: CacheStats {
-                dir: PathBuf::new(),
-                used_bytes: 0,
-                max_bytes: 0,
-                free_bytes: 0,
-                versions: 0,
-            },
+            cache: CacheStats::default(),
             counters: Counters {
                 cache_hits: 0,
                 cache_misses: 0,

@@ -1,11 +1,12 @@
 //! How an engine is put together from its parts: for one mount, and for a whole node.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustix::process::Resource;
 use tokio::runtime::Runtime;
 use weir_fuse::buffers::Buffers;
-use weir_fuse::cache::{CacheSettings, NodeCache};
+use weir_fuse::cache::{CacheSettings, DiskSettings, NodeCache};
 use weir_fuse::engine::Engine;
 use weir_fuse::engine::owner::Processes;
 use weir_fuse::metrics::Metrics;
@@ -61,12 +62,15 @@ pub(crate) fn engine(
     runtime: tokio::runtime::Handle,
     processes: Arc<dyn Processes>,
 ) -> Result<Arc<Engine>, Failure> {
-    let whole = weir_fuse::cache::dir::file_system_bytes(&config.dir);
-    let settings = CacheSettings {
-        dir: config.dir.clone(),
-        max_size: config.max,
-        min_free: config.min_free.of(whole),
+    let max_size = match config.max {
+        u64::MAX => u64::MAX,
+        max => max / config.dirs.len() as u64,
     };
+    let disk = |dir: &PathBuf| {
+        let whole = weir_fuse::cache::dir::file_system_bytes(dir);
+        DiskSettings { dir: dir.clone(), max_size, min_free: config.min_free.of(whole) }
+    };
+    let settings = CacheSettings { disks: config.dirs.iter().map(disk).collect() };
     let cache = NodeCache::open(&settings, counted.clone())?;
     let buffers = Buffers::new(config.memory);
     Ok(Engine::new(cache, buffers, counted, runtime, config.read_part, processes))

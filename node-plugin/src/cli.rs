@@ -32,6 +32,13 @@ pub enum Command {
     Controller(Box<ControllerArgs>),
     /// Serve the volumes of a Kubernetes node: the CSI node service and every mount.
     Node(Box<NodeArgs>),
+    /// Show GPUs, NVLinks, and the drives and networks next to them.
+    Topology(TopologyArgs),
+    /// Take volumes away from pods while no `weir node` is there to do it.
+    Standby(StandbyArgs),
+    /// Say whether pods still use volumes of Weir: what `helm uninstall` asks first.
+    #[command(hide = true)]
+    UninstallCheck,
     /// Mount for `weir node`, and keep its connections: the one privileged process of a node.
     Mounter(MounterArgs),
 }
@@ -155,10 +162,11 @@ pub struct S3Args {
 /// The cache, and memory.
 #[derive(Args, Debug, Clone, Default)]
 pub struct CacheArgs {
-    /// Directory of the cache [default: /var/cache/weir for root, else ~/.cache/weir].
+    /// Directory of the cache; one a disk may be given [default: /var/cache/weir for root, else
+    /// ~/.cache/weir].
     #[arg(long, value_name = "DIR")]
-    pub cache_dir: Option<PathBuf>,
-    /// Most that the cache holds, as 500GiB [default: what --cache-min-free leaves].
+    pub cache_dir: Vec<PathBuf>,
+    /// Most that the cache holds, as 500GiB, shared evenly by its disks [default: what --cache-min-free leaves].
     #[arg(long, value_name = "SIZE")]
     pub cache_max_size: Option<Size>,
     /// The same in MiB, as other drivers spell it.
@@ -218,9 +226,22 @@ pub struct NodeArgs {
     /// Socket of the mounter.
     #[arg(long, value_name = "SOCKET", default_value = "/mounter/mounter.sock")]
     pub mounter_socket: PathBuf,
-    /// Topology segments of this node, as KEY=VALUE; at least one.
+    /// Topology segments of this node, as KEY=VALUE, before those that are found.
     #[arg(long = "topology", value_name = "KEY=VALUE")]
     pub topology: Vec<String>,
+    /// Seconds between two looks at GPUs and labels.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub topology_interval: u64,
+    /// The NVIDIA management library, where the dynamic linker does not find it.
+    #[arg(long, value_name = "FILE", env = "WEIR_NVML_LIBRARY")]
+    pub nvml_library: Option<PathBuf>,
+    /// kubelet's socket that tells which GPUs a pod has.
+    #[arg(
+        long,
+        value_name = "SOCKET",
+        default_value = "/var/lib/kubelet/pod-resources/kubelet.sock"
+    )]
+    pub pod_resources_socket: PathBuf,
     /// Most volumes on this node; 0 for any number.
     #[arg(long, default_value_t = 0)]
     pub max_volumes: i64,
@@ -237,6 +258,20 @@ pub struct NodeArgs {
     /// Options of the cache and of memory.
     #[command(flatten)]
     pub cache: CacheArgs,
+    /// Options of what is logged and counted.
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// Options of `weir standby`.
+#[derive(Args, Debug, Clone)]
+pub struct StandbyArgs {
+    /// Socket on which kubelet calls.
+    #[arg(long, value_name = "SOCKET", default_value = "/csi/csi.sock")]
+    pub csi_socket: PathBuf,
+    /// Socket of the mounter.
+    #[arg(long, value_name = "SOCKET", default_value = "/mounter/mounter.sock")]
+    pub mounter_socket: PathBuf,
     /// Options of what is logged and counted.
     #[command(flatten)]
     pub log: LogArgs,
@@ -285,6 +320,20 @@ pub struct StatusArgs {
     /// How to print it.
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     pub output: Output,
+}
+
+/// Options of `weir topology`.
+#[derive(Args, Debug)]
+pub struct TopologyArgs {
+    /// How to print it.
+    #[arg(short, long, value_enum, default_value_t = TopologyOutput::Text)]
+    pub output: TopologyOutput,
+    /// Print a graph for Graphviz.
+    #[arg(long, conflicts_with = "output")]
+    pub dot: bool,
+    /// The NVIDIA management library, where the dynamic linker does not find it.
+    #[arg(long, value_name = "FILE", env = "WEIR_NVML_LIBRARY")]
+    pub nvml_library: Option<PathBuf>,
 }
 
 /// Options of `weir demo`.
@@ -336,6 +385,17 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+/// Values of `--output` of `weir topology`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TopologyOutput {
+    /// A tree for people.
+    Text,
+    /// For programs.
+    Json,
+    /// For people and programs.
+    Yaml,
 }
 
 /// Values of `--output`.

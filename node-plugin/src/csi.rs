@@ -3,7 +3,9 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use weir_csi::server::{self, Services};
 use weir_csi::{Calls, Plugin};
@@ -13,6 +15,8 @@ use crate::exit::{Failure, Kind};
 
 /// Name of the CSI driver.
 pub const DRIVER: &str = "s3.csi.weir.dev";
+/// How long a socket that another process serves is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Serves these services at `socket` until SIGTERM or SIGINT, and until the calls under way have
 /// ended. `ready` says whether the plugin can serve now.
@@ -29,7 +33,41 @@ pub(crate) async fn serve(
         |e: io::Error| Failure::new(Kind::Other, format!("CSI socket {}: {e}", socket.display()));
     let mut term = signal(SignalKind::terminate()).map_err(failed)?;
     let mut int = signal(SignalKind::interrupt()).map_err(failed)?;
-    let listener = server::listen(socket).await.map_err(failed)?;
+    let ended = async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        tracing::info!("signal received");
+    };
+    let listener = listen(socket).await.map_err(failed)?;
+    answer(listener, services, ready, counted, ended).await.map_err(failed)
+}
+
+/// The standby gives the socket up when it hears of an engine.
+async fn listen(socket: &Path) -> io::Result<UnixListener> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match server::listen(socket).await {
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse && Instant::now() < until => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            done => return done,
+        }
+    }
+}
+
+/// Answers calls at a listening socket until `ended`, and until the calls under way have ended.
+///
+/// # Errors
+/// What the transport reports.
+pub(crate) async fn answer(
+    listener: UnixListener,
+    services: Services,
+    ready: impl Fn() -> bool + Send + Sync + 'static,
+    counted: Arc<Metrics>,
+    ended: impl Future<Output = ()>,
+) -> io::Result<()> {
     let plugin = Plugin {
         name: DRIVER.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -38,13 +76,6 @@ pub(crate) async fn serve(
     let calls = Calls::new(move |method, code, took| {
         counted.csi(method, &format!("{code:?}"), took);
     });
-    tracing::info!(socket = %socket.display(), "serving CSI calls");
-    let ended = async move {
-        tokio::select! {
-            _ = term.recv() => {}
-            _ = int.recv() => {}
-        }
-        tracing::info!("signal received");
-    };
-    server::serve(listener, plugin, services, calls, ended).await.map_err(failed)
+    tracing::info!("serving CSI calls");
+    server::serve(listener, plugin, services, calls, ended).await
 }

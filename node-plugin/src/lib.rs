@@ -15,7 +15,9 @@ pub mod metrics;
 pub mod mount;
 pub mod mounter;
 pub mod node;
+pub mod standby;
 pub mod status;
+pub mod topology;
 pub mod umount;
 
 use std::ffi::OsString;
@@ -52,10 +54,13 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
         Command::Mount(mount) => mount::run(*mount, &args),
         Command::Umount(umount) => umount::run(&umount),
         Command::Status(status) => status::run(&status),
+        Command::Topology(args) => topology::command::run(&args),
         Command::Demo(demo) => demo::run(&demo),
         Command::Controller(args) => controller::run(&args),
         Command::Node(args) => node::run(&args),
         Command::Mounter(args) => mounter::run(&args),
+        Command::Standby(args) => standby::run(&args),
+        Command::UninstallCheck => controller::uninstall::check(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

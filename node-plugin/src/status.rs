@@ -67,10 +67,6 @@ fn describe(node: &NodeStatus) -> String {
         out.push_str(&describe_mount(mount));
     }
     let (cache, counters) = (&node.cache, &node.counters);
-    let limit = match cache.max_bytes {
-        u64::MAX => format!("{} free on the disk", Size(cache.free_bytes)),
-        max => format!("of {}", Size(max)),
-    };
     let opens = counters.cache_hits + counters.cache_misses;
     let ratio = match opens {
         0 => "no opens yet".to_owned(),
@@ -78,13 +74,25 @@ fn describe(node: &NodeStatus) -> String {
             format!("{:.1} % of {opens} opens", 100.0 * counters.cache_hits as f64 / opens as f64)
         }
     };
+    for disk in &cache.disks {
+        let limit = match disk.max_bytes {
+            u64::MAX => format!("{} free on the disk", Size(disk.free_bytes)),
+            max => format!("of {}", Size(max)),
+        };
+        out.push_str(&format!(
+            "  cache      {} ({} in {} versions, {limit})\n",
+            disk.dir.display(),
+            Size(disk.used_bytes),
+            disk.versions,
+        ));
+        if let Some(problem) = &disk.problem {
+            out.push_str(&format!("  PROBLEM    {problem}\n"));
+        }
+    }
     out.push_str(&format!(
-        "  cache      {} ({} in {} versions, {limit})\n  hits       {ratio}\n  \
+        "  hits       {ratio}\n  \
          saved      {} found in the cache, {} fetched, {} stored\n  \
          uploads    {} in flight\n  memory     {} of {}\n  process    {} (weir {})\n",
-        cache.dir.display(),
-        Size(cache.used_bytes),
-        cache.versions,
         Size(counters.saved_bytes),
         Size(counters.fetched_bytes),
         Size(counters.stored_bytes),

@@ -59,8 +59,7 @@ impl Node {
     /// A node over this cache directory.
     pub fn new(cache: &Path, memory: Arc<MemoryOrigin>, settings: NodeSettings) -> Self {
         let metrics = Arc::new(Metrics::new().unwrap());
-        let cache =
-            CacheSettings { dir: cache.to_owned(), max_size: settings.cache_max, min_free: 0 };
+        let cache = CacheSettings::one(cache, settings.cache_max, 0);
         // What an earlier node of this process still has under way ends by itself.
         let mut opened = NodeCache::open(&cache, metrics.clone());
         eventually("the cache directory is free", || {

@@ -65,7 +65,8 @@ pub fn serve(
     before: Option<Handshake>,
     port: Arc<dyn KernelPort>,
 ) -> io::Result<Serving> {
-    let depth = stack_depth(&session.engine().cache.stats().dir);
+    let stats = session.engine().cache.stats();
+    let depth = stats.disks.iter().map(|disk| stack_depth(&disk.dir)).max().unwrap_or(1);
     let filesystem = FuseSession::new(session.clone(), depth);
     let mut config = fuser::Config::default();
     config.n_threads = Some(THREADS);

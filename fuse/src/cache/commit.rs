@@ -5,14 +5,14 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use super::dir::CacheDir;
 use super::index::{self, Batch, Index};
 use super::records::{ListingRow, UploadRow};
-use super::version::CachedVersion;
+use super::version::{CachedVersion, Shared};
 use crate::model::version::VersionKey;
+use crate::sync::{Condvar, Mutex, MutexGuard};
 
 /// Longest time that a change waits for its commit.
 const EVERY: Duration = Duration::from_millis(500);
@@ -108,7 +108,7 @@ impl Committer {
     }
 
     /// The thread's work. Calls `committed` with the ids whose removal is durable.
-    pub(super) fn run(&self, dir: &CacheDir, index: &Index, committed: impl Fn(&[u64])) {
+    pub(super) fn run(&self, shared: &Shared, index: &Index, committed: impl Fn(&[u64])) {
         loop {
             let mut queue = self.lock();
             while !queue.closing && queue.asked <= queue.made && queue.bytes <= BYTES_MAX {
@@ -131,7 +131,7 @@ impl Committer {
             drop(queue);
             let removed: Vec<u64> = taken.removed.iter().map(|(id, _)| *id).collect();
             if !taken.is_empty() || closing {
-                commit(dir, index, taken, closing);
+                commit(shared, index, taken, closing);
                 committed(&removed);
             }
             let mut queue = self.lock();
@@ -152,7 +152,7 @@ impl Committer {
     }
 }
 
-fn commit(dir: &CacheDir, index: &Index, taken: Queue, closing: bool) {
+fn commit(shared: &Shared, index: &Index, taken: Queue, closing: bool) {
     let mut batch = Batch { closing, ..Batch::default() };
     for (id, (version, segments)) in &taken.versions {
         batch.objects.push((*id, version.key.to_bytes(), version.row()));
@@ -167,11 +167,13 @@ fn commit(dir: &CacheDir, index: &Index, taken: Queue, closing: bool) {
     batch.uploads.extend(taken.uploads);
     // A failed sync means that the bytes may be missing: then they are not to be named. They
     // stay usable for this process only.
-    if !batch.segments.is_empty()
-        && let Err(error) = dir.sync()
-    {
-        tracing::error!(%error, "cache disk does not sync; the index is not updated");
-        return;
+    if !batch.segments.is_empty() {
+        let synced = shared.dir.sync();
+        shared.note_disk(&synced);
+        if let Err(error) = synced {
+            tracing::error!(%error, "cache disk does not sync; the index is not updated");
+            return;
+        }
     }
     if let Err(error) = index.apply(&batch) {
         tracing::error!(%error, "index not updated; what is new in the cache is for this run only");

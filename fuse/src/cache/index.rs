@@ -221,14 +221,14 @@ impl Index {
         logged(read()).unwrap_or_default()
     }
 
-    /// Calls `each` with id, bytes held and last use of every version.
-    pub fn for_each_object(&self, mut each: impl FnMut(u64, u64, u64)) {
+    /// Calls `each` with id and row of every version.
+    pub fn for_each_object(&self, mut each: impl FnMut(u64, &ObjectRow)) {
         let mut read = || -> Result<(), redb::Error> {
             let table = self.db.begin_read()?.open_table(OBJECTS)?;
             for row in table.iter()? {
                 let (id, value) = row?;
                 if let Ok(row) = postcard::from_bytes::<ObjectRow>(value.value()) {
-                    each(id.value(), row.held, row.last_used);
+                    each(id.value(), &row);
                 }
             }
             Ok(())

@@ -1,10 +1,11 @@
 //! How much the cache holds, and how much more it may.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use super::dir::CacheDir;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 
 /// How long a look at the file system's free space is believed, less what was written since.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -54,13 +55,25 @@ impl Space {
         });
     }
 
-    /// Sets `bytes` aside if both limits are then still kept.
-    pub fn reserve(&self, dir: &CacheDir, bytes: u64) -> bool {
+    /// Bytes that may be added within both limits.
+    pub fn available(&self, dir: &CacheDir) -> u64 {
         let mut look = self.look();
+        self.look_if_old(&mut look, dir);
+        let held = self.used().saturating_add(look.reserved);
+        self.max_size.saturating_sub(held).min(look.free.saturating_sub(self.min_free))
+    }
+
+    fn look_if_old(&self, look: &mut Look, dir: &CacheDir) {
         if look.at.is_none_or(|at| at.elapsed() > LOOK_EVERY) {
             look.free = dir.free_bytes().unwrap_or(0).saturating_sub(look.reserved);
             look.at = Some(Instant::now());
         }
+    }
+
+    /// Sets `bytes` aside if both limits are then still kept.
+    pub fn reserve(&self, dir: &CacheDir, bytes: u64) -> bool {
+        let mut look = self.look();
+        self.look_if_old(&mut look, dir);
         let all = self.used().saturating_add(look.reserved).saturating_add(bytes);
         let fits = all <= self.max_size && look.free >= self.min_free.saturating_add(bytes);
         if fits {

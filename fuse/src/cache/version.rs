@@ -2,20 +2,23 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError};
 use std::time::SystemTime;
 
 use super::commit::Committer;
 use super::dir::CacheDir;
 use super::file::CacheFile;
 use super::flight::Flights;
+use super::health::DiskHealth;
 use super::records::{ObjectRow, SEGMENT};
 use super::space::Space;
 use crate::buffers::{Block, Buffers, Share};
 use crate::metrics::Metrics;
 use crate::model::blocks::{self, BlockMap};
 use crate::model::version::VersionKey;
+use crate::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 
 /// What all versions of a cache share.
 pub(super) struct Shared {
@@ -24,14 +27,37 @@ pub(super) struct Shared {
     pub(super) committer: Committer,
     pub(super) metrics: Arc<Metrics>,
     pub(super) epoch: u32,
+    /// Number of the disk.
+    pub(super) number: u8,
+    pub(super) health: DiskHealth,
+    /// Bytes that the metric counts for it.
+    pub(super) noted: AtomicI64,
+}
+
+impl Shared {
+    pub(super) fn note_use(&self) {
+        let used = i64::try_from(self.space.used()).unwrap_or(i64::MAX);
+        let before = self.noted.swap(used, Ordering::Relaxed);
+        self.metrics.cache_bytes.add(used - before);
+    }
+
+    /// Notes how a call of the disk ended.
+    pub(super) fn note_disk<T>(&self, done: &io::Result<T>) {
+        if let Some(fails) = self.health.note(self.dir.root(), done) {
+            let dir = self.dir.root().display().to_string();
+            self.metrics.cache_disk_failing.with_label_values(&[&dir]).set(i64::from(fails));
+        }
+    }
 }
 
 /// A version in use. It is not evicted while a reference to it lives.
 pub struct CachedVersion {
     /// Its identity.
     pub key: VersionKey,
-    /// Its id in the cache, never given twice.
-    pub id: u64,
+    /// Its id on its disk, never given twice.
+    pub(super) id: u64,
+    /// Its number among all disks of this process.
+    pub number: u64,
     /// Fetches under way.
     pub flights: Flights,
     pub(super) shared: Arc<Shared>,
@@ -41,6 +67,9 @@ pub struct CachedVersion {
     last_used: AtomicU64,
     known_use: AtomicU64,
 }
+
+/// Bits of an id: each start of a process takes 2^32, so that they last for 16 million starts.
+const DISK_SHIFT: u32 = 56;
 
 /// How much the index may lag behind the last use of a version, in seconds.
 const USE_LAG_SECS: u64 = 60;
@@ -83,6 +112,7 @@ impl CachedVersion {
         Self {
             key,
             id,
+            number: u64::from(shared.number) << DISK_SHIFT | id,
             flights: Flights::default(),
             shared,
             state: Mutex::new(state),
@@ -150,8 +180,9 @@ impl CachedVersion {
     /// # Errors
     /// What the disk reports; nothing is then held.
     pub fn store(self: &Arc<Self>, first: u32, data: &[Block]) -> io::Result<()> {
-        let file = self.file_for_writing()?;
-        file.write_blocks(first, data)?;
+        let written = self.file_for_writing().and_then(|file| file.write_blocks(first, data));
+        self.shared.note_disk(&written);
+        written?;
         let mut added = 0;
         let sums: Vec<u32> = data.iter().map(|block| crc32c::crc32c(block.bytes())).collect();
         {
@@ -203,6 +234,7 @@ impl CachedVersion {
         let bytes = blocks::bytes_of(&run, self.size());
         let mut buffer = share.buffer((bytes.end - bytes.start) as usize);
         let read = self.file_for_reading().and_then(|file| file.read_run(run.start, &mut buffer));
+        self.shared.note_disk(&read);
         if let Err(error) = read {
             tracing::warn!(key = %self.key.key, block = run.start, %error, "cache file unreadable; fetching again");
             run.for_each(|block| self.forget(block));
@@ -236,6 +268,11 @@ impl CachedVersion {
             self.queue(0..0);
         }
         right
+    }
+
+    /// Where its file is.
+    pub(super) fn path(&self) -> PathBuf {
+        self.shared.dir.object_path(self.id)
     }
 
     /// Opens the file for the kernel to read. Only for a trusted version.
@@ -289,8 +326,7 @@ impl CachedVersion {
         if let Some(file) = &*slot {
             return Ok(file.clone());
         }
-        let path = self.shared.dir.object_path(self.id);
-        let file = Arc::new(CacheFile::open(&path, self.size())?);
+        let file = Arc::new(CacheFile::open(&self.path(), self.size())?);
         *slot = Some(file.clone());
         Ok(file)
     }
@@ -307,8 +343,7 @@ impl CachedVersion {
         if let Some(file) = &*slot {
             return Ok(file.clone());
         }
-        let path = self.shared.dir.object_path(self.id);
-        let file = Arc::new(CacheFile::create(&path, self.size())?);
+        let file = Arc::new(CacheFile::create(&self.path(), self.size())?);
         *slot = Some(file.clone());
         Ok(file)
     }

@@ -78,7 +78,7 @@ impl Session {
             };
             let bucket = self.names.bucket().clone();
             let key = VersionKey { bucket, key: prefix.key_of(name).into(), version };
-            let version = self.engine.cache.acquire(&key);
+            let version = self.engine.cache.acquire(&key, &self.preference());
             if !version.is_complete() {
                 let source = Source { origin: self.names.origin.clone(), version };
                 let size = source.version.size();

@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 use lru::LruCache;
 
 use super::kernel::KernelPort;
-use crate::cache::CachedVersion;
-use crate::cache::node::Pressure;
+use crate::cache::{CachedVersion, Pressure};
 
 /// How long an unused id is kept.
 const KEPT: Duration = Duration::from_secs(30);
@@ -65,7 +64,7 @@ impl BackingPool {
     pub fn get(&self, version: &Arc<CachedVersion>) -> io::Result<Arc<Backing>> {
         let port = self.port.get().ok_or(io::ErrorKind::Unsupported)?;
         let mut entries = self.entries();
-        if let Some((backing, used)) = entries.get_mut(&version.id) {
+        if let Some((backing, used)) = entries.get_mut(&version.number) {
             *used = Instant::now();
             return Ok(backing.clone());
         }
@@ -73,7 +72,7 @@ impl BackingPool {
         let id = port.open_backing(&file)?;
         let backing = Arc::new(Backing { id, _version: version.clone(), port: port.clone() });
         // What falls out of the pool lives on in the modes of inodes that have it open.
-        entries.put(version.id, (backing.clone(), Instant::now()));
+        entries.put(version.number, (backing.clone(), Instant::now()));
         Ok(backing)
     }
 

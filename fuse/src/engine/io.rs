@@ -122,7 +122,7 @@ impl Session {
                 if e.raw_os_error() == Some(Errno::NOSPC.raw_os_error()) =>
             {
                 // What is cached can be fetched again; what is being written cannot.
-                let room = self.engine.cache.make_room(data.len() as u64);
+                let room = self.engine.cache.make_room_at(open.staging.path(), data.len() as u64);
                 let again = open.staging.write(offset, data);
                 drop(room);
                 again

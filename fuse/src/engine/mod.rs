@@ -7,6 +7,7 @@
 mod access;
 mod ahead;
 pub mod backing;
+mod coming;
 pub mod handles;
 pub mod io;
 pub mod kernel;
@@ -16,6 +17,7 @@ pub mod open;
 mod open_write;
 pub mod owner;
 pub mod session;
+mod stale;
 pub mod status;
 pub mod xattr;
 

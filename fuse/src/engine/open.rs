@@ -70,12 +70,15 @@ impl Session {
             Ok(node) => node,
             Err(errno) => return Some(Err(errno)),
         };
+        if self.coming.is_expected(&node) {
+            return None;
+        }
         let current = self.names.is_current_now(&node)?;
         if self.access.must_ask(&node.key(), self.names.ttl()) {
             return None;
         }
-        match self.try_open(&node, current, false) {
-            Step::Done(result) => Some(result),
+        match self.try_open(&node, request, current, false) {
+            Step::Done(result) => Some(self.open_ends(&node, request, result)),
             Step::Fetch(_) => None,
         }
     }
@@ -86,16 +89,44 @@ impl Session {
     /// The errno for the process. ESTALE makes the kernel look the name up again and retry.
     pub async fn open(self: &Arc<Self>, ino: u64, request: &OpenRequest) -> Result<Opened, Errno> {
         let node = self.file(ino)?;
-        loop {
-            let current = self.names.is_current(&node).await.map_err(|error| error.errno())?;
-            self.check_access(&node, request).await?;
-            if !request.write {
-                return self.open_for_reading(&node, current).await;
+        let result = self.open_node(&node, request).await;
+        self.open_ends(&node, request, result)
+    }
+
+    /// Notes that the thread is told how its open ended.
+    fn open_ends<T>(
+        &self,
+        node: &FileNode,
+        request: &OpenRequest,
+        result: Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        if !matches!(result, Err(Errno::STALE)) {
+            self.told.ended(request.thread);
+            if request.write {
+                self.coming.arrived(node);
             }
-            if let Some(opened) = self.open_for_writing(&node, current, request) {
+        }
+        result
+    }
+
+    async fn open_node(
+        self: &Arc<Self>,
+        node: &Arc<FileNode>,
+        request: &OpenRequest,
+    ) -> Result<Opened, Errno> {
+        loop {
+            if !request.write {
+                self.coming.until_arrived(node).await;
+            }
+            let current = self.names.is_current(node).await.map_err(|error| error.errno())?;
+            self.check_access(node, request).await?;
+            if !request.write {
+                return self.open_for_reading(node, request, current).await;
+            }
+            if let Some(opened) = self.open_for_writing(node, current, request) {
                 return opened;
             }
-            self.until_finished(ino).await;
+            self.until_finished(node.ino).await;
         }
     }
 
@@ -112,14 +143,15 @@ impl Session {
     async fn open_for_reading(
         self: &Arc<Self>,
         node: &Arc<FileNode>,
+        request: &OpenRequest,
         current: bool,
     ) -> Result<Opened, Errno> {
-        match self.try_open(node, current, false) {
+        match self.try_open(node, request, current, false) {
             Step::Done(result) => result,
             Step::Fetch(source) => {
                 self.engine.metrics.cache_misses.inc();
                 self.engine.reader.fetch_whole(&source).await.map_err(|error| error.errno())?;
-                match self.try_open(node, true, true) {
+                match self.try_open(node, request, true, true) {
                     Step::Done(result) => result,
                     Step::Fetch(_) => Err(Errno::IO),
                 }
@@ -127,8 +159,14 @@ impl Session {
         }
     }
 
-    fn try_open(self: &Arc<Self>, node: &Arc<FileNode>, current: bool, fetched: bool) -> Step {
-        if !current && node.tell_stale_once() {
+    fn try_open(
+        self: &Arc<Self>,
+        node: &Arc<FileNode>,
+        request: &OpenRequest,
+        current: bool,
+        fetched: bool,
+    ) -> Step {
+        if !current && self.told.may_tell(request.thread, node) {
             return Step::Done(Err(Errno::STALE));
         }
         if let Some(result) = self.join_writer(node) {
@@ -137,7 +175,7 @@ impl Session {
         let Some(key) = self.names.version_key(node) else {
             return Step::Done(Err(Errno::STALE));
         };
-        let version = self.engine.cache.acquire(&key);
+        let version = self.engine.cache.acquire(&key, &self.preference());
         let source = Source { origin: self.names.origin.clone(), version };
         let small = source.version.size() <= SMALL_MAX;
         if small && !fetched && !self.is_here(&source.version) {
@@ -146,7 +184,7 @@ impl Session {
         if !fetched {
             self.count_open(&source.version);
         }
-        let result = self.open_version(node, source, small);
+        let result = self.open_version(node, request, source, small);
         if result.is_ok() && small {
             self.follow_files(node, fetched);
         }
@@ -157,6 +195,10 @@ impl Session {
     fn join_writer(self: &Arc<Self>, node: &Arc<FileNode>) -> Option<Result<Opened, Errno>> {
         let mut modes = self.modes.lock();
         let Some(Mode::Staging(staging)) = modes.present(node.ino) else { return None };
+        if staging.is_overtaken() {
+            // Its name leads to what the faster one wrote.
+            return Some(Err(Errno::STALE));
+        }
         let mode = Mode::Staging(staging.clone());
         modes.join(node.ino, mode, false);
         drop(modes);
@@ -167,6 +209,7 @@ impl Session {
     fn open_version(
         self: &Arc<Self>,
         node: &Arc<FileNode>,
+        request: &OpenRequest,
         source: Source,
         small: bool,
     ) -> Result<Opened, Errno> {
@@ -178,7 +221,9 @@ impl Session {
         let may_pass = large_enough && trusted && self.backings.is_connected();
         let mut modes = self.modes.lock();
         let mode = match modes.present(node.ino) {
-            Some(Mode::Streaming) if may_pass && !small && node.tell_stale_once() => {
+            Some(Mode::Streaming)
+                if may_pass && !small && self.told.may_tell(request.thread, node) =>
+            {
                 // A long-lived open holds this inode in streaming; a new one can be passthrough.
                 // Not for small files: all opens of a lock file must meet in one inode.
                 drop(modes);

@@ -40,13 +40,14 @@ impl Session {
         }
         let (size, _) = node.size_and_mtime();
         Some(match modes.present(node.ino) {
+            Some(Mode::Staging(staging)) if staging.is_overtaken() => Err(Errno::STALE),
             Some(Mode::Staging(staging)) if !staging.is_sealed() => {
                 let staging = staging.clone();
                 self.join_staging(modes, node, staging, request)
             }
             // Readers of a large version keep it, on this inode; the writer gets a new one.
-            Some(Mode::Cached(_)) => self.split(modes, node),
-            Some(_) if size > SMALL_MAX && request.truncate => self.split(modes, node),
+            Some(Mode::Cached(_)) => self.split(modes, node, request),
+            Some(_) if size > SMALL_MAX && request.truncate => self.split(modes, node, request),
             _ if !request.truncate && size > 0 => self.open_over_bytes(modes, node, request),
             _ => self.begin_staging(modes, node, size, request),
         })
@@ -103,18 +104,25 @@ impl Session {
         let key = self.names.version_key(node).ok_or(Errno::STALE)?;
         modes.join(node.ino, Mode::Streaming, false);
         drop(modes);
-        let version = self.engine.cache.acquire(&key);
+        let version = self.engine.cache.acquire(&key, &self.preference());
         let source = Source { origin: self.names.origin.clone(), version };
         Ok(self.read_handle(node, Some(source), How::KeepCache, true))
     }
 
-    /// Gives the name a new nodeid, so that it can be written while readers keep the old one.
-    fn split(&self, modes: Locked<'_>, node: &Arc<FileNode>) -> Result<Opened, Errno> {
+    /// Gives the name a new nodeid, so that it can be written while readers keep the old one. The
+    /// writer comes back for it; new readers wait until he did, lest they hold that one, too.
+    fn split(
+        &self,
+        modes: Locked<'_>,
+        node: &Arc<FileNode>,
+        request: &OpenRequest,
+    ) -> Result<Opened, Errno> {
         drop(modes);
-        if !node.tell_stale_once() {
+        if !self.told.may_tell(request.thread, node) {
             return Err(Errno::BUSY);
         }
         let (dir, name) = node.place();
+        self.coming.expect(node);
         dir.detach(&name, node);
         Err(Errno::STALE)
     }
@@ -125,7 +133,7 @@ impl Session {
         condition: Condition,
         dirty: bool,
     ) -> Result<Arc<Staging>, Errno> {
-        let path = self.engine.cache.staging_path();
+        let path = self.engine.cache.staging_path(&self.preference());
         Staging::create(node.clone(), path, *self.writer.plan(), condition, dirty)
             .map_err(|error| WriteError::Staging(error).errno())
     }

@@ -1,7 +1,7 @@
 //! One mount: names, attributes and directories.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::io::Errno;
@@ -10,10 +10,14 @@ use tokio::sync::Notify;
 use super::access::Access;
 use super::ahead::Walkers;
 use super::backing::BackingPool;
+use super::coming::Coming;
 use super::handles::{DirHandle, Handle, Handles};
 use super::kernel::KernelPort;
 use super::modes::Modes;
+use super::stale::Told;
 use super::{Engine, SessionSettings};
+use crate::cache::Preference;
+use crate::model::version::BucketId;
 use crate::namespace::dir::{Dir, DirEntry};
 use crate::namespace::file::FileNode;
 use crate::namespace::hidden::HiddenKeys;
@@ -33,6 +37,10 @@ pub struct Session {
     pub(super) handles: Handles,
     pub(super) backings: Arc<BackingPool>,
     pub(super) walkers: Walkers,
+    pub(super) told: Told,
+    pub(super) coming: Coming,
+    /// Which disks of the cache are near to its readers.
+    preference: RwLock<Preference>,
     started: SystemTime,
     /// Device number of the mount, as `major:minor`.
     device: OnceLock<String>,
@@ -91,6 +99,9 @@ impl Session {
             handles,
             backings: Arc::default(),
             walkers: Walkers::default(),
+            told: Told::default(),
+            coming: Coming::default(),
+            preference: RwLock::new(Arc::new([])),
             started: SystemTime::now(),
             device: OnceLock::new(),
             finishing: AtomicUsize::new(0),
@@ -124,6 +135,15 @@ impl Session {
         }
     }
 
+    /// Prefers these disks of the cache for what is first used from now on.
+    pub fn prefer(&self, preference: Preference) {
+        *self.preference.write().unwrap_or_else(PoisonError::into_inner) = preference;
+    }
+
+    pub(super) fn preference(&self) -> Preference {
+        self.preference.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Notes the device number that the kernel gave the mount.
     pub fn set_device(&self, device: &str) {
         let _ = self.device.set(device.to_owned());
@@ -137,6 +157,11 @@ impl Session {
     /// How this mount behaves.
     pub fn settings(&self) -> &SessionSettings {
         &self.settings
+    }
+
+    /// The bucket that it shows.
+    pub fn bucket(&self) -> &BucketId {
+        self.names.bucket()
     }
 
     /// The engine that it belongs to.

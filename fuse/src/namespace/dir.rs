@@ -230,6 +230,7 @@ impl Dir {
                 }
                 match weak.upgrade() {
                     Some(current) => Arc::ptr_eq(&current, node),
+                    None if node.is_nameless() => false,
                     // Forgotten by the kernel and known again, as by a stale handle.
                     None => {
                         *weak = Arc::downgrade(node);
@@ -249,6 +250,7 @@ impl Dir {
         {
             *weak = Weak::new();
         }
+        node.give_name_up();
     }
 
     pub(super) fn how_to_ask(&self) -> Ask {

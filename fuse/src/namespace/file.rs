@@ -21,6 +21,7 @@ struct State {
     mtime: SystemTime,
     version_id: Option<Box<str>>,
     stale_told: bool,
+    nameless: bool,
 }
 
 impl FileNode {
@@ -34,6 +35,7 @@ impl FileNode {
             mtime: info.mtime,
             version_id: info.version_id.clone(),
             stale_told: false,
+            nameless: false,
         };
         Arc::new(Self { ino, state: Mutex::new(state) })
     }
@@ -98,10 +100,18 @@ impl FileNode {
         state.name = name.into();
     }
 
-    /// Whether the kernel is to be told, now for the first time, that this node is stale.
-    ///
-    /// The kernel answers ESTALE with one lookup and one more open. Where there is no name to
-    /// look up it opens this node again, which must then succeed if it can.
+    /// Notes that its name is to lead to another node, also where the version is the same.
+    pub fn give_name_up(&self) {
+        self.state().nameless = true;
+    }
+
+    /// Whether it gave its name up, and does not get it back by being opened.
+    pub(super) fn is_nameless(&self) -> bool {
+        self.state().nameless
+    }
+
+    /// Whether the kernel is to be told, now for the first time since a lookup named it, that
+    /// this node is stale. For threads that cannot be told apart; see `engine/stale.rs`.
     pub fn tell_stale_once(&self) -> bool {
         !std::mem::replace(&mut self.state().stale_told, true)
     }

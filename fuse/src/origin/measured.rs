@@ -1,11 +1,13 @@
 //! Counts and times every request to an origin.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::StreamExt;
 
 use super::{
     Body, ListPage, ListRequest, Origin, OriginError, Part, Stored, UploadBody, WriteIntent,
@@ -13,16 +15,22 @@ use super::{
 use crate::metrics::Metrics;
 use crate::model::version::{BucketId, ETag, ObjectInfo};
 
-/// What an origin said last.
+/// What an origin said last, and how much it gave.
 #[derive(Default)]
 pub struct LastAnswer {
     problem: Mutex<Option<OriginError>>,
+    fetched_bytes: AtomicU64,
 }
 
 impl LastAnswer {
     /// Why the volume as a whole is not served, if its origin's last answer says so.
     pub fn problem(&self) -> Option<OriginError> {
         self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Bytes of objects that came from it.
+    pub fn fetched_bytes(&self) -> u64 {
+        self.fetched_bytes.load(Ordering::Relaxed)
     }
 
     fn note<T>(&self, result: &Result<T, OriginError>) {
@@ -97,7 +105,14 @@ impl Origin for Measured {
     }
 
     async fn get(&self, key: &str, etag: &ETag, range: Range<u64>) -> Result<Body, OriginError> {
-        self.timed("GetObject", self.inner.get(key, etag, range)).await
+        let mut body = self.timed("GetObject", self.inner.get(key, etag, range)).await?;
+        let last = self.last.clone();
+        let count = move |piece: &Result<Bytes, OriginError>| {
+            let bytes = piece.as_ref().map_or(0, |piece| piece.len() as u64);
+            last.fetched_bytes.fetch_add(bytes, Ordering::Relaxed);
+        };
+        body.pieces = body.pieces.inspect(count).boxed();
+        Ok(body)
     }
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage, OriginError> {

@@ -8,19 +8,20 @@ use crate::model::blocks::{self, BLOCK};
 impl Reader {
     /// Fetches what is missing of a version, in the background, once at a time.
     pub fn complete(self: &Arc<Self>, source: &Source) {
-        if source.version.is_complete() || !self.completing().insert(source.version.id) {
+        if source.version.is_complete() || !self.completing().insert(source.version.number) {
             return;
         }
         let (reader, source) = (self.clone(), source.clone());
         self.runtime.spawn(async move {
             reader.complete_now(&source).await;
-            reader.completing().remove(&source.version.id);
+            reader.completing().remove(&source.version.number);
         });
     }
 
     async fn complete_now(self: &Arc<Self>, source: &Source) {
         let version = &source.version;
         let all = 0..blocks::count(version.size());
+        tokio::task::block_in_place(|| self.store_now(version));
         for run in version.missing(all) {
             let mut at = run.start;
             while at < run.end {
@@ -58,7 +59,7 @@ impl Reader {
 
     /// Checks the blocks of a complete version after an unclean boot, in the background.
     pub fn verify(self: &Arc<Self>, source: &Source) {
-        if !self.completing().insert(source.version.id) {
+        if !self.completing().insert(source.version.number) {
             return;
         }
         let (reader, version) = (self.clone(), source.version.clone());
@@ -66,7 +67,7 @@ impl Reader {
             let right = version.verify(&reader.buffers);
             let mib = version.size() / (8 * BLOCK);
             tracing::info!(key = %version.key.key, mib, right, "cached version checked");
-            reader.completing().remove(&version.id);
+            reader.completing().remove(&version.number);
         });
     }
 }

@@ -64,7 +64,8 @@ impl Reader {
         let Some(share) = share else {
             return Err(OriginError::Unavailable("shutting down".into()));
         };
-        let room = tokio::task::block_in_place(|| self.cache.make_room(bytes as u64));
+        let room =
+            tokio::task::block_in_place(|| self.cache.make_room(&source.version, bytes as u64));
         let keep = room.is_some();
         if !keep {
             self.metrics.cache_bypassed_bytes.inc_by(bytes as u64);
@@ -179,7 +180,7 @@ impl Filler {
     async fn landed(&mut self, data: Vec<Block>) {
         let version = &self.source.version;
         let first = self.block;
-        self.reader.hot.insert(version.id, first, &data);
+        self.reader.hot.insert(version.number, first, &data);
         version.flights.landed(&self.flight, first, &data);
         self.block += data.len() as u32;
         // One write at a time: what is behind it is in memory meanwhile.

@@ -2,6 +2,7 @@
 
 pub mod complete;
 pub mod fetch;
+mod late;
 pub mod window;
 
 use std::collections::HashSet;
@@ -35,6 +36,7 @@ pub struct Reader {
     /// Blocks in one GET, at most.
     part_blocks: u32,
     completing: Mutex<HashSet<u64>>,
+    late: late::Late,
 }
 
 /// What bytes are read for.
@@ -75,6 +77,7 @@ impl Reader {
             gets: Semaphore::new(GETS_MAX),
             part_blocks: u32::try_from(part_bytes / BLOCK).unwrap_or(u32::MAX),
             completing: Mutex::default(),
+            late: late::Late::default(),
         })
     }
 
@@ -90,7 +93,7 @@ impl Reader {
 
     /// The bytes at `offset`, if they are here; may read the disk.
     pub fn read_now(
-        &self,
+        self: &Arc<Self>,
         version: &Arc<CachedVersion>,
         offset: u64,
         len: u64,
@@ -158,7 +161,7 @@ impl Reader {
         let longest = self.longest(wanted.len() as u32);
         let more = u32::try_from(extra / BLOCK).unwrap_or(u32::MAX).min(longest);
         let end = wanted.end.saturating_add(more).min(blocks::count(version.size()));
-        let held = |block| version.has(block) || self.hot.get(version.id, block).is_some();
+        let held = |block| version.has(block) || self.hot.get(version.number, block).is_some();
         // What is wanted first; a run beyond it only if it starts within.
         for flight in version.flights.begin(wanted.start..end, wanted.end, longest, 64, held) {
             if flight.range().start < wanted.end {
@@ -185,7 +188,7 @@ impl Reader {
             let part_end = (at + u64::from(self.part_blocks) * BLOCK).min(end);
             let range = blocks::covering(at, part_end - at, size);
             at = part_end;
-            let held = |block| version.has(block) || self.hot.get(version.id, block).is_some();
+            let held = |block| version.has(block) || self.hot.get(version.number, block).is_some();
             if range.clone().all(|b| held(b) || version.flights.find(b).is_some()) {
                 continue;
             }
@@ -220,7 +223,7 @@ impl Reader {
 
     /// Collects the bytes if all of them are here; `disk` says whether the disk may be read.
     fn gather(
-        &self,
+        self: &Arc<Self>,
         version: &Arc<CachedVersion>,
         asked: Range<u64>,
         mine: &[Arc<Flight>],
@@ -244,13 +247,15 @@ impl Reader {
             purpose == Purpose::Serve && whole && version.has(block)
         };
         let mut found = Vec::with_capacity(wanted.len());
+        let mut late = false;
         let mut at = wanted.start;
         while at < wanted.end {
             let place = (at - wanted.start) as usize;
             if let Some(data) = &in_memory[place] {
                 if is_done(at) {
-                    self.hot.forget(version.id, at);
+                    self.hot.forget(version.number, at);
                 }
+                late = late || (purpose == Purpose::Serve && self.is_in_memory_only(version, at));
                 found.push(data.clone());
                 at += 1;
                 continue;
@@ -260,11 +265,14 @@ impl Reader {
             let run = self.read_disk(version, at..end)?;
             for (block, data) in (at..).zip(&run) {
                 if !is_done(block) {
-                    self.hot.insert(version.id, block, std::slice::from_ref(data));
+                    self.hot.insert(version.number, block, std::slice::from_ref(data));
                 }
             }
             found.extend(run);
             at = end;
+        }
+        if late {
+            self.store_late(version);
         }
         let start = u64::from(wanted.start) * BLOCK;
         let joined = Block::join(&found);
@@ -280,7 +288,7 @@ impl Reader {
 
     fn in_memory(&self, version: &CachedVersion, n: u32, mine: &[Arc<Flight>]) -> Option<Block> {
         self.hot
-            .get(version.id, n)
+            .get(version.number, n)
             .or_else(|| mine.iter().find_map(|f| f.block(n)))
             .or_else(|| version.flights.find(n)?.block(n))
     }

@@ -106,6 +106,11 @@ pub enum WriteError {
 }
 
 impl WriteError {
+    /// Whether somebody else was faster.
+    pub(crate) fn is_conflict(&self) -> bool {
+        matches!(self, Self::Exists | Self::Origin(OriginError::Conflict))
+    }
+
     /// The errno that a process sees.
     pub fn errno(&self) -> Errno {
         match self {

@@ -40,6 +40,8 @@ struct State {
     upload: Option<Upload>,
     /// Its name was removed: nothing is stored any more.
     unlinked: bool,
+    /// Somebody else was faster: nothing is stored any more.
+    overtaken: bool,
     /// Its file has become an immutable cached version.
     sealed: bool,
     /// Checksums by block, of parts as of a generation.
@@ -87,6 +89,7 @@ impl Staging {
             changed: HashMap::new(),
             upload: None,
             unlinked: false,
+            overtaken: false,
             sealed: false,
             sums: HashMap::new(),
         };
@@ -208,6 +211,17 @@ impl Staging {
     /// Whether the name was removed.
     pub fn is_unlinked(&self) -> bool {
         self.state().unlinked
+    }
+
+    /// Notes that somebody else was faster. That is final: what a later try would overwrite is
+    /// not what the writer has seen, even if it has the same bytes.
+    pub(super) fn overtake(&self) {
+        self.state().overtaken = true;
+    }
+
+    /// Whether somebody else was faster, so that no open may join it any more.
+    pub fn is_overtaken(&self) -> bool {
+        self.state().overtaken
     }
 
     /// Whether the file has become an immutable cached version, so that no more may be written.

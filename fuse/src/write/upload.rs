@@ -32,7 +32,7 @@ impl Writer {
         self.runtime.spawn(async move {
             {
                 let _gate = staging.gate.lock().await;
-                if !staging.is_dirty() {
+                if !staging.is_dirty() || staging.is_overtaken() {
                     return;
                 }
                 if let Err(error) = writer.ensure_upload(&staging).await {
@@ -52,17 +52,27 @@ impl Writer {
     /// Stores the present state; returns when the origin has acknowledged it.
     ///
     /// # Errors
-    /// Why it is not stored. The bytes stay in the staging file, and another try may succeed.
+    /// Why it is not stored. The bytes stay in the staging file, and another try may succeed,
+    /// but not after a conflict: then the name is given up, and belongs to whoever was faster.
     pub async fn commit(self: &Arc<Self>, staging: &Arc<Staging>) -> Result<(), WriteError> {
         let _gate = staging.gate.lock().await;
         if !staging.is_dirty() {
             return Ok(());
+        }
+        if staging.is_overtaken() {
+            return Err(conflict(OriginError::Conflict, &staging.snapshot().condition));
         }
         self.metrics.uploads.inc();
         let done = self.store(staging).await;
         self.metrics.uploads.dec();
         if let Err(error) = &done {
             tracing::warn!(key = %staging.node.key(), %error, "file not stored");
+            if error.is_conflict() {
+                staging.overtake();
+                staging.node.give_name_up();
+                let (dir, name) = staging.node.place();
+                dir.end_writing(&name, &staging.node, None);
+            }
         }
         done
     }

@@ -11,9 +11,9 @@ use crate::exit::Failure;
 /// Settings of a cache.
 #[derive(Clone, Debug)]
 pub struct CacheConfig {
-    /// Its directory.
-    pub dir: PathBuf,
-    /// Most that it holds, in bytes.
+    /// Its directories, one a disk; at least one.
+    pub dirs: Vec<PathBuf>,
+    /// Most that all of them hold, in bytes.
     pub max: u64,
     /// What it leaves free.
     pub min_free: Amount,
@@ -35,7 +35,7 @@ impl CacheConfig {
             return Err(usage("--read-part-size must be at least 128KiB"));
         }
         Ok(Self {
-            dir: args.cache_dir.clone().map_or_else(|| default_cache_dir(env), Ok)?,
+            dirs: cache_dirs(args, env)?,
             max,
             min_free: args.cache_min_free.unwrap_or(Amount::Percent(10)),
             memory: args.memory_target.map_or_else(memory::default_target, |s| s.0),
@@ -51,6 +51,24 @@ fn cache_max(args: &CacheArgs) -> Result<u64, Failure> {
         (None, Some(mib)) => Ok(mib.saturating_mul(1 << 20)),
         (None, None) => Ok(u64::MAX),
     }
+}
+
+fn cache_dirs(args: &CacheArgs, env: &Environment) -> Result<Vec<PathBuf>, Failure> {
+    /// Disks that a version's number has room for.
+    const DISKS_MAX: usize = 64;
+    let mut dirs = args.cache_dir.clone();
+    if dirs.is_empty() {
+        dirs.push(default_cache_dir(env)?);
+    }
+    if dirs.len() > DISKS_MAX {
+        return Err(usage(format!("--cache-dir: at most {DISKS_MAX} disks")));
+    }
+    for (at, dir) in dirs.iter().enumerate() {
+        if dirs[..at].contains(dir) {
+            return Err(usage(format!("--cache-dir {}: given twice", dir.display())));
+        }
+    }
+    Ok(dirs)
 }
 
 fn default_cache_dir(env: &Environment) -> Result<PathBuf, Failure> {

@@ -103,7 +103,7 @@ mod tests {
         assert_eq!(config.s3.bucket, "bucket");
         assert!(config.session.names.prefix.is_root());
         assert_eq!((config.session.ownership.uid, config.session.ownership.gid), (7, 8));
-        assert_eq!(config.cache.dir, PathBuf::from("/home/x/.cache/weir"));
+        assert_eq!(config.cache.dirs, [PathBuf::from("/home/x/.cache/weir")]);
     }
 
     #[test]

@@ -3,6 +3,8 @@
 mod handle;
 mod parameters;
 mod provision;
+mod reconcile;
+pub(crate) mod uninstall;
 
 use std::sync::Arc;
 
@@ -10,7 +12,7 @@ use weir_csi::server::Services;
 
 use crate::cli::ControllerArgs;
 use crate::exit::Failure;
-use crate::{assembly, csi, logging, metrics};
+use crate::{assembly, csi, kubernetes, logging, metrics};
 
 /// Runs the command until a signal ends it.
 ///
@@ -22,7 +24,10 @@ pub fn run(args: &ControllerArgs) -> Result<(), Failure> {
     runtime.block_on(async {
         let counted = assembly::metrics()?;
         if let Some(address) = args.log.metrics_listen {
-            metrics::serve(address, counted.clone()).await?;
+            metrics::serve(address, counted.clone(), None).await?;
+        }
+        if let Some(client) = kubernetes::client() {
+            tokio::spawn(reconcile::run(client));
         }
         let provisioner = provision::Provisioner::new(args.s3.clone(), counted.clone());
         let services = Services { node: None, controller: Some(Arc::new(provisioner)) };

@@ -1,6 +1,7 @@
 //! Volumes as prefixes. A volume's marker, the object named by its prefix, says whose it is and
 //! whether what lies below may be removed with it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -21,6 +22,7 @@ use crate::assembly;
 use crate::cli::S3Args;
 use crate::config::s3;
 use crate::node::{Keys, failed};
+use crate::topology::labels::{GPU_PRODUCT, NVLINK_DOMAIN, ZONE};
 
 /// Deletes under way at once.
 const DELETES_MAX: usize = 32;
@@ -144,6 +146,32 @@ async fn remove_below(origin: &dyn Origin, prefix: &str) -> Result<(), OriginErr
     }
 }
 
+/// Where a volume may be used. S3 is reachable everywhere, so only where its class says so. The
+/// provisioner names every key of a node where the class names none; a class names some of them.
+/// Of those, all that were named: each returned segment becomes a required node affinity.
+fn accessible(create: &Create) -> Vec<BTreeMap<String, String>> {
+    let Some(topologies) = &create.topologies else { return Vec::new() };
+    let all = match topologies.requisite.is_empty() {
+        true => &topologies.preferred,
+        false => &topologies.requisite,
+    };
+    let is_whole = |segments: &BTreeMap<String, String>| {
+        [GPU_PRODUCT, NVLINK_DOMAIN, ZONE].iter().all(|key| segments.contains_key(*key))
+    };
+    if all.iter().any(is_whole) {
+        return Vec::new();
+    }
+    // The preferred ones first.
+    let mut named: Vec<BTreeMap<String, String>> = Vec::new();
+    let preferred = topologies.preferred.iter().filter(|segments| all.contains(segments));
+    for segments in preferred.chain(all) {
+        if !segments.is_empty() && !named.contains(segments) {
+            named.push(segments.clone());
+        }
+    }
+    named
+}
+
 #[async_trait]
 impl ControllerBackend for Provisioner {
     async fn create(&self, create: Create) -> Result<Volume, Error> {
@@ -185,7 +213,7 @@ impl ControllerBackend for Provisioner {
             }
         };
         let id = VolumeId::parse(handle.to_string())?;
-        Ok(Volume { id, capacity_bytes, context, segments: Vec::new() })
+        Ok(Volume { id, capacity_bytes, context, segments: accessible(&create) })
     }
 
     async fn delete(&self, id: VolumeId, secrets: Secrets) -> Result<(), Error> {
@@ -233,9 +261,38 @@ impl ControllerBackend for Provisioner {
 
 #[cfg(test)]
 mod tests {
+    use weir_csi::request::{Context, Topologies, VolumeName};
     use weir_fuse::origin::memory::MemoryOrigin;
 
     use super::*;
+
+    #[test]
+    fn a_volume_is_where_its_class_says_and_nowhere_less() {
+        let segments = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+            pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+        };
+        let accessible = |requisite: &[BTreeMap<String, String>],
+                          preferred: &[BTreeMap<String, String>]| {
+            let (requisite, preferred) = (requisite.to_vec(), preferred.to_vec());
+            accessible(&Create {
+                name: VolumeName::parse("v".into()).unwrap(),
+                required_bytes: 0,
+                limit_bytes: None,
+                capabilities: Vec::new(),
+                parameters: Context::parse(BTreeMap::new(), "parameters").unwrap(),
+                secrets: Secrets::parse(BTreeMap::new()).unwrap(),
+                topologies: Some(Topologies { requisite, preferred }),
+            })
+        };
+        let (h100, h200) = (segments(&[(GPU_PRODUCT, "H100")]), segments(&[(GPU_PRODUCT, "H200")]));
+        let whole = segments(&[(GPU_PRODUCT, "H100"), (NVLINK_DOMAIN, "none"), (ZONE, "a")]);
+        assert!(accessible(&[whole.clone()], &[whole.clone()]).is_empty());
+        assert_eq!(accessible(&[h100.clone()], &[h100.clone()]), [h100.clone()]);
+        let two = [h100.clone(), h200.clone()];
+        assert_eq!(accessible(&two, &[h200.clone()]), [h200.clone(), h100.clone()]);
+        assert_eq!(accessible(&[], &[h200.clone()]), [h200]);
+        assert!(accessible(&[], &[]).is_empty());
+    }
 
     #[test]
     fn a_marker_is_read_back() {

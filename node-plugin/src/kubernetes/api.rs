@@ -1,7 +1,7 @@
 //! The Kubernetes API server, from inside a cluster.
 
 use async_trait::async_trait;
-use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference, PersistentVolume};
+use k8s_openapi::api::core::v1::{Event, EventSource, Node, ObjectReference, PersistentVolume};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::PostParams;
@@ -20,16 +20,23 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    /// For a node; `None` outside a cluster.
-    pub(crate) fn in_cluster(node: &str) -> Option<Self> {
-        std::env::var_os("KUBERNETES_SERVICE_HOST")?;
-        let config = kube::Config::incluster()
-            .inspect_err(|error| tracing::warn!(%error, "no events will be written"))
-            .ok()?;
-        let client = Client::try_from(config)
-            .inspect_err(|error| tracing::warn!(%error, "no events will be written"))
-            .ok()?;
-        Some(Self { client, node: node.to_owned() })
+    /// In the name of a node's plugin.
+    pub(crate) fn new(client: Client, node: &str) -> Self {
+        Self { client, node: node.to_owned() }
+    }
+
+    /// The Node itself.
+    async fn own_node(&self) -> Option<ObjectReference> {
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        let node = nodes.get(&self.node).await;
+        let node = node.inspect_err(|error| tracing::debug!(%error, "Node not read")).ok()?;
+        Some(ObjectReference {
+            api_version: Some("v1".into()),
+            kind: Some("Node".into()),
+            name: Some(self.node.clone()),
+            uid: node.metadata.uid,
+            ..Default::default()
+        })
     }
 
     /// The PersistentVolume and its claim. Asked for each time: a volume that was made anew has
@@ -106,6 +113,9 @@ impl Herald for Events {
             None => Vec::new(),
         };
         let about = &note.about;
+        if about.on_node {
+            objects.extend(self.own_node().await);
+        }
         if note.tell_pod && !about.pod_uid.is_empty() {
             objects.push(ObjectReference {
                 api_version: Some("v1".into()),

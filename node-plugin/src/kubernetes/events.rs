@@ -47,9 +47,17 @@ pub(crate) struct Subject {
     pub(crate) pod: String,
     /// Uid of the pod.
     pub(crate) pod_uid: String,
+    /// Whether it is about the node as a whole.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) on_node: bool,
 }
 
 impl Subject {
+    /// The node as a whole.
+    pub(crate) fn node() -> Self {
+        Self { on_node: true, ..Self::default() }
+    }
+
     /// The name of the PersistentVolume is part of kubelet's path:
     /// `pods/UID/volumes/kubernetes.io~csi/NAME/mount`.
     pub(crate) fn volume_of(target: &Path, inline: bool) -> Option<String> {

@@ -30,7 +30,8 @@ struct Line {
 /// Speaks to the mounter of this node.
 pub struct Mounter {
     socket: PathBuf,
-    engine: String,
+    hello: Request,
+    patience: Duration,
     pool: Mutex<Vec<Line>>,
     attached: AtomicBool,
 }
@@ -38,9 +39,19 @@ pub struct Mounter {
 impl Mounter {
     /// `engine` names this run of the node.
     pub fn new(socket: &Path, engine: String) -> Arc<Self> {
+        Self::made(socket, Request::Hello { version: VERSION, engine }, PATIENCE)
+    }
+
+    /// As somebody who is no engine, and does not wait for a mounter that is not there.
+    pub fn visit(socket: &Path) -> Arc<Self> {
+        Self::made(socket, Request::Visit { version: VERSION }, Duration::ZERO)
+    }
+
+    fn made(socket: &Path, hello: Request, patience: Duration) -> Arc<Self> {
         Arc::new(Self {
             socket: socket.to_owned(),
-            engine,
+            hello,
+            patience,
             pool: Mutex::default(),
             attached: AtomicBool::new(false),
         })
@@ -89,8 +100,7 @@ impl Mounter {
 
     fn connect(&self) -> io::Result<Line> {
         let mut line = Line { socket: wire::connect(&self.socket)?, buffer: Vec::new() };
-        let hello = Request::Hello { version: VERSION, engine: self.engine.clone() };
-        match line.exchange(&hello, None)? {
+        match line.exchange(&self.hello, None)? {
             (Reply::Hello { .. }, _) => Ok(line),
             _ => Err(io::Error::other("the mounter does not know this version of Weir")),
         }
@@ -101,7 +111,7 @@ impl Mounter {
         request: &Request,
         descriptor: Option<BorrowedFd<'_>>,
     ) -> io::Result<(Reply, Option<OwnedFd>)> {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + self.patience;
         loop {
             let pooled = self.pool().pop();
             let line = pooled.map_or_else(|| self.connect(), Ok);
@@ -199,6 +209,17 @@ impl Mounter {
     /// What the mounter reports.
     pub fn unmount(&self, session: &str) -> io::Result<()> {
         self.done(&Request::Unmount { session: session.to_owned() }, None)
+    }
+
+    /// Whether an engine is there.
+    ///
+    /// # Errors
+    /// What the mounter reports.
+    pub fn has_engine(&self) -> io::Result<bool> {
+        match self.call(&Request::HasEngine, None)? {
+            (Reply::Is(there), _) => Ok(there),
+            _ => Err(unexpected()),
+        }
     }
 
     /// What is mounted below the target folders.

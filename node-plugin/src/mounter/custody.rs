@@ -63,6 +63,11 @@ impl Custody {
         number
     }
 
+    /// Whether an engine is there.
+    pub(super) fn has_engine(&self) -> bool {
+        !self.state().connections.is_empty()
+    }
+
     /// Notes that a connection ended.
     pub(super) fn detach(&self, number: u64) {
         let mut state = self.state();

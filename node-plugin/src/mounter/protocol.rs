@@ -21,6 +21,14 @@ pub enum Request {
         /// Names this run of the node.
         engine: String,
     },
+    /// First on a connection of somebody who is no engine: such a one may ask whether an engine is
+    /// there and what is mounted and, while none is there, take volumes away from targets.
+    Visit {
+        /// [`VERSION`] of the visitor.
+        version: u32,
+    },
+    /// Is an engine there?
+    HasEngine,
     /// Mount a session. The reply carries the FUSE descriptor; the mounter keeps a copy.
     Mount(Mount),
     /// Keep this about a session, in place of what was kept. After a restart of the mounter the

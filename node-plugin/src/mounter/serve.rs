@@ -65,6 +65,7 @@ impl Mounter {
     fn converse(&self, connection: &OwnedFd) {
         let mut buffer = Vec::new();
         let mut number = None;
+        let mut visits = false;
         loop {
             let (request, descriptor) = match wire::receive::<Request>(connection, &mut buffer) {
                 Ok(Some(message)) => message,
@@ -79,7 +80,12 @@ impl Mounter {
                     number = Some(self.custody.attach(engine, copy));
                     (Reply::Hello { version: VERSION }, None)
                 }),
-                (_, None) => Err(io::Error::other("the first message must be Hello")),
+                (Request::Visit { .. }, None) => {
+                    visits = true;
+                    Ok((Reply::Hello { version: VERSION }, None))
+                }
+                (_, None) if visits => self.answer_visitor(request),
+                (_, None) => Err(io::Error::other("the first message must be Hello or Visit")),
                 _ => self.answer(request, descriptor),
             };
             let (reply, descriptor) = answered.unwrap_or_else(|error| {
@@ -132,13 +138,28 @@ impl Mounter {
                 }
                 Reply::Done
             }
-            Request::Mounts => Reply::Mounts(self.mounts()?),
-            Request::Hello { .. } => return Err(io::Error::other("Hello was said already")),
+            Request::Mounts => Reply::Mounts(self.shown()?),
+            Request::HasEngine => Reply::Is(self.custody.has_engine()),
+            Request::Hello { .. } | Request::Visit { .. } => {
+                return Err(io::Error::other("Hello was said already"));
+            }
             Request::ProcessOf { .. } | Request::IsAlive { .. } | Request::Holds { .. } => {
                 return Err(io::Error::other("a question without an answer"));
             }
         };
         Ok((reply, None))
+    }
+
+    fn answer_visitor(&self, request: Request) -> io::Result<(Reply, Option<OwnedFd>)> {
+        match request {
+            Request::Unbind { .. } if self.custody.has_engine() => {
+                Err(io::Error::other("an engine is there: it is the one to do that"))
+            }
+            Request::HasEngine | Request::Mounts | Request::Unbind { .. } => {
+                self.answer(request, None)
+            }
+            _ => Err(io::Error::other("visitors may not ask that")),
+        }
     }
 
     fn mount(&self, wanted: &Mount) -> io::Result<(Reply, Option<OwnedFd>)> {
@@ -207,9 +228,5 @@ impl Mounter {
         let of = |device: &str| sessions.iter().find(|(d, _)| d == device).map(|(_, s)| s.clone());
         let targets = table.into_iter().filter(|e| self.roots.is_target(&e.mountpoint));
         Ok(targets.map(|e| Shown { session: of(&e.device), target: e.mountpoint }).collect())
-    }
-
-    fn mounts(&self) -> io::Result<Vec<Shown>> {
-        self.shown()
     }
 }

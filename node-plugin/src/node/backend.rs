@@ -6,7 +6,9 @@ use async_trait::async_trait;
 use weir_csi::backend::{NodeInfo, Usage, VolumeStats};
 use weir_csi::request::{Publish, StatsOf, Unpublish};
 use weir_csi::{Error, NodeBackend};
+use weir_fuse::cache::NodeCache;
 
+use super::registrar::Registrar;
 use super::sessions::Sessions;
 
 /// What a bucket's size is shown as: it has none, so a round number that nobody runs out of.
@@ -14,7 +16,8 @@ const UNLIMITED: i64 = 1 << 50;
 
 /// The node's side.
 pub(super) struct Backend {
-    pub(super) info: NodeInfo,
+    pub(super) registrar: Arc<Registrar>,
+    pub(super) cache: Arc<NodeCache>,
     pub(super) sessions: Arc<Sessions>,
 }
 
@@ -32,10 +35,11 @@ impl NodeBackend for Backend {
         // From memory alone: the mount itself is never touched, so nothing can hang.
         let served = self.sessions.find(&of.volume_id, &of.path)?;
         let unlimited = Usage { total: UNLIMITED, used: 0, available: UNLIMITED };
-        Ok(VolumeStats { bytes: unlimited, inodes: unlimited, abnormal: served.problem() })
+        let abnormal = served.problem().or_else(|| self.cache.problem());
+        Ok(VolumeStats { bytes: unlimited, inodes: unlimited, abnormal })
     }
 
     async fn info(&self) -> Result<NodeInfo, Error> {
-        Ok(self.info.clone())
+        self.registrar.info().await
     }
 }

@@ -3,7 +3,12 @@
 mod backend;
 mod credentials;
 mod options;
+mod place;
+mod pod_gpus;
 mod record;
+pub(crate) mod registered;
+mod registrar;
+mod report;
 mod session;
 mod sessions;
 mod sts;
@@ -14,7 +19,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use weir_csi::backend::NodeInfo;
 use weir_csi::server::Services;
 
 use crate::cli::NodeArgs;
@@ -23,8 +27,13 @@ use crate::config::mount::Environment;
 use crate::exit::{Failure, Kind};
 use crate::kubernetes::api::Events;
 use crate::kubernetes::events::Announcer;
+use crate::kubernetes::nodes::{ApiObjects, OwnObjects};
 use crate::mounter::client::Mounter;
-use crate::{assembly, csi, logging, metrics};
+use crate::topology::NVML_DEADLINE;
+use crate::topology::nvml::Library;
+use crate::topology::sysfs::Sysfs;
+use crate::{assembly, csi, kubernetes, logging, metrics};
+use pod_gpus::PodGpus;
 
 pub(crate) use credentials::Keys;
 pub(crate) use session::failed;
@@ -39,7 +48,7 @@ const STORE_PATIENCE: Duration = Duration::from_secs(20);
 pub fn run(args: &NodeArgs) -> Result<(), Failure> {
     logging::start_plain(args.log.log_level, args.log.log_format);
     assembly::raise_file_limit();
-    let info = info(args)?;
+    let configured = configured(args)?;
     let cache = CacheConfig::new(&args.cache, &Environment::of_process())?;
     let runtime = assembly::runtime()?;
     let done = runtime.block_on(async {
@@ -57,25 +66,61 @@ pub fn run(args: &NodeArgs) -> Result<(), Failure> {
         };
         let sts = sts::Sts::new(args.sts_endpoint_url.clone())
             .map_err(|e| Failure::new(Kind::Other, e.to_string()))?;
-        let announcer =
-            Events::in_cluster(&args.node_id).map_or_else(Announcer::silent, Announcer::new);
+        let client = kubernetes::client();
+        let node = args.node_id.as_str();
+        let announcer = client
+            .clone()
+            .map_or_else(Announcer::silent, |client| Announcer::new(Events::new(client, node)));
+        let objects = client.map(|client| Arc::new(ApiObjects::new(client, node)));
+        let objects = objects.map(|objects| objects as Arc<dyn OwnObjects>);
+        let place = place::Place::new(
+            Arc::new(Library::new(args.nvml_library.clone(), NVML_DEADLINE)),
+            Sysfs::default(),
+            configured,
+            objects.clone(),
+            announcer.clone(),
+        );
+        let kept = registered::Registered::beside(&args.csi_socket);
+        // By an earlier run: kubelet does not ask again because this process started.
+        place.was_registered(kept.last().map(|info| info.segments));
+        let pods = PodGpus::new(&args.pod_resources_socket, &cache.dirs);
         let sessions = sessions::Sessions::new(
             engine.clone(),
             mounter.clone(),
             volumes,
             sts,
             announcer.clone(),
+            sessions::Nearness { place: place.clone(), pods },
         );
         tokio::spawn(watch::run(sessions.clone(), engine.clone(), announcer));
+        let registrar = Arc::new(registrar::Registrar {
+            node_id: args.node_id.clone(),
+            max_volumes: args.max_volumes,
+            place: place.clone(),
+            kept,
+        });
+        let reporter = report::Reporter {
+            engine: engine.clone(),
+            sessions: sessions.clone(),
+            mounter: mounter.clone(),
+            registrar: registrar.clone(),
+            objects,
+            every: Duration::from_secs(args.topology_interval.max(1)),
+        };
+        tokio::spawn(reporter.run());
         let again = sessions.clone();
         mounter
             .attach(move || again.deposit_all())
             .map_err(|e| Failure::new(Kind::Other, format!("mounter: {e}")))?;
         if let Some(address) = args.log.metrics_listen {
-            metrics::serve(address, counted.clone()).await?;
+            metrics::serve(address, counted.clone(), None).await?;
         }
         tokio::task::block_in_place(|| sessions.adopt());
-        let backend = backend::Backend { info, sessions: sessions.clone() };
+        let backend = backend::Backend {
+            registrar: registrar.clone(),
+            cache: engine.cache.clone(),
+            sessions: sessions.clone(),
+        };
         let services = Services { node: Some(Arc::new(backend)), controller: None };
         let ready = move || mounter.is_attached();
         csi::serve(&args.csi_socket, services, ready, counted).await?;
@@ -92,7 +137,8 @@ fn engine_name() -> String {
     format!("{:016x}", rand::random::<u64>())
 }
 
-fn info(args: &NodeArgs) -> Result<NodeInfo, Failure> {
+/// Segments given on the command line.
+fn configured(args: &NodeArgs) -> Result<BTreeMap<String, String>, Failure> {
     let mut segments = BTreeMap::new();
     for text in &args.topology {
         let pair = text.split_once('=').filter(|(key, value)| !key.is_empty() && !value.is_empty());
@@ -102,9 +148,5 @@ fn info(args: &NodeArgs) -> Result<NodeInfo, Failure> {
         };
         segments.insert(key.to_owned(), value.to_owned());
     }
-    if segments.is_empty() {
-        // kubelet and provisioner want at least one key of every node.
-        segments.insert("topology.weir.dev/zone".to_owned(), "default".to_owned());
-    }
-    Ok(NodeInfo { node_id: args.node_id.clone(), max_volumes: args.max_volumes, segments })
+    Ok(segments)
 }

@@ -11,7 +11,9 @@ use std::time::Duration;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
 use weir_csi::Error;
 use weir_fuse::adapter::{self, Handshake};
+use weir_fuse::cache::{Held, Preference};
 use weir_fuse::engine::{Engine, Session};
+use weir_fuse::model::version::BucketId;
 use weir_fuse::namespace::first_ino;
 use weir_fuse::origin::Origin;
 use weir_fuse::origin::measured::LastAnswer;
@@ -49,6 +51,7 @@ pub(super) struct Served {
     pub(super) id: String,
     source: String,
     session: Arc<Session>,
+    bucket: BucketId,
     remote: Remote,
     device: OwnedFd,
     handshake: Handshake,
@@ -165,6 +168,7 @@ impl Maker {
         let served = Served {
             id: id.to_owned(),
             source: remote.source.clone(),
+            bucket: session.bucket().clone(),
             session,
             remote,
             device: kept,
@@ -248,6 +252,17 @@ impl Served {
         &self.source
     }
 
+    /// What of the cache is its volume's.
+    pub(super) fn holds(&self) -> Held {
+        let prefix = self.session.settings().names.prefix.as_str().to_owned();
+        Held { bucket: self.bucket.clone(), prefix }
+    }
+
+    /// Prefers these disks of the cache from now on.
+    pub(super) fn prefer(&self, preference: Preference) {
+        self.session.prefer(preference);
+    }
+
     /// Whom it is shown to.
     pub(super) fn subjects(&self) -> Vec<Subject> {
         self.record().targets.values().map(|published| published.subject.clone()).collect()
@@ -256,6 +271,11 @@ impl Served {
     /// Why the volume is not served as it should be, if it is not.
     pub(super) fn problem(&self) -> Option<String> {
         self.remote.last.problem().map(|error| error.to_string())
+    }
+
+    /// Bytes that came from its origin.
+    pub(super) fn fetched_bytes(&self) -> u64 {
+        self.remote.last.fetched_bytes()
     }
 
     /// Stores what is left, then unmounts.

@@ -1,19 +1,22 @@
 //! The sessions of the node by id, and the targets that show them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use weir_csi::Error;
 use weir_csi::request::{Publish, TargetPath, VolumeId};
 use weir_fuse::engine::Engine;
 
+use super::place::Place;
+use super::pod_gpus::PodGpus;
 use super::record::{Published, Record, Request};
 use super::session::{Maker, Served};
 use super::sts::Sts;
 use super::volume::{Defaults, Volume, subject};
-use crate::kubernetes::events::{Announcer, Note, Severity};
+use crate::kubernetes::events::{Announcer, Note, Severity, Subject};
 use crate::mounter::client::Mounter;
 use crate::mounter::protocol::{Bind, Deposit};
 
@@ -28,6 +31,14 @@ pub(super) struct Sessions {
     served: Mutex<HashMap<String, Arc<Served>>>,
     targets: Mutex<HashMap<PathBuf, String>>,
     announcer: Announcer,
+    nearness: Nearness,
+    changed: Notify,
+}
+
+/// What is known of places.
+pub(super) struct Nearness {
+    pub(super) place: Arc<Place>,
+    pub(super) pods: Arc<PodGpus>,
 }
 
 fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -41,6 +52,7 @@ impl Sessions {
         defaults: Defaults,
         sts: Sts,
         announcer: Announcer,
+        nearness: Nearness,
     ) -> Arc<Self> {
         Arc::new(Self {
             maker: Maker { engine, mounter, sts },
@@ -49,7 +61,14 @@ impl Sessions {
             served: Mutex::default(),
             targets: Mutex::default(),
             announcer,
+            nearness,
+            changed: Notify::new(),
         })
+    }
+
+    /// Waits until something is shown or taken away.
+    pub(super) async fn changed(&self) {
+        self.changed.notified().await;
     }
 
     fn slot(&self, id: &str) -> Slot {
@@ -177,6 +196,7 @@ impl Sessions {
         });
         shown.map_err(|e| Error::Internal(format!("showing {}: {e}", publish.target)))?;
         lock(&self.targets).insert(target.clone(), served.id.clone());
+        self.prefer_near_disks(served.clone(), published.subject.clone());
         let about = published.subject.clone();
         self.announcer.say(Note {
             severity: Severity::Normal,
@@ -187,7 +207,20 @@ impl Sessions {
         });
         served.shown(target, published);
         self.keep(served);
+        self.changed.notify_one();
         Ok(())
+    }
+
+    /// Finds out which disks of the cache are near to a pod's GPUs, behind.
+    fn prefer_near_disks(&self, served: Arc<Served>, subject: Subject) {
+        let (place, pods) = (self.nearness.place.clone(), self.nearness.pods.clone());
+        tokio::spawn(async move {
+            let Some(topology) = place.topology() else { return };
+            if let Some(preference) = pods.preference(&subject, &topology).await {
+                tracing::debug!(session = served.id, ?preference, "disks by nearness");
+                served.prefer(preference);
+            }
+        });
     }
 
     fn keep(&self, served: &Served) {
@@ -214,6 +247,7 @@ impl Sessions {
         tokio::task::block_in_place(unbind)?;
         lock(&self.targets).remove(path);
         let Some(served) = held.clone() else { return Ok(()) };
+        self.changed.notify_one();
         if served.hidden(path) {
             *held = None;
             lock(&self.served).remove(&id);
@@ -249,16 +283,24 @@ impl Sessions {
                 return;
             }
         };
+        let shown = self.maker.mounter.mounts().ok();
+        let shown: Option<HashSet<PathBuf>> =
+            shown.map(|all| all.into_iter().map(|shown| shown.target).collect());
         for deposit in deposits {
             let id = deposit.session.clone();
-            let adopted = tokio::runtime::Handle::current().block_on(self.adopt_one(deposit));
+            let adopted =
+                tokio::runtime::Handle::current().block_on(self.adopt_one(deposit, shown.as_ref()));
             if let Err(error) = adopted {
                 tracing::error!(session = id, %error, "a session could not be taken over");
             }
         }
     }
 
-    async fn adopt_one(&self, deposit: Deposit) -> Result<(), Error> {
+    async fn adopt_one(
+        &self,
+        deposit: Deposit,
+        shown: Option<&HashSet<PathBuf>>,
+    ) -> Result<(), Error> {
         let unreadable = || Error::Internal("its record cannot be read".into());
         let record: Record = serde_json::from_str(&deposit.record).map_err(|_| unreadable())?;
         let publish = record.request.clone().publish()?;
@@ -268,8 +310,18 @@ impl Sessions {
         let mut held = slot.lock().await;
         let served = Arc::new(self.maker.adopt(deposit, record, &volume).await?);
         for (target, _) in served.targets() {
+            // Taken away while no node was there.
+            if shown.is_some_and(|shown| !shown.contains(&target)) {
+                if served.hidden(&target) {
+                    tracing::info!(session = id, "shown nowhere any more");
+                    let ended = served.end(&self.maker.mounter).await;
+                    return ended.map_err(|e| Error::Internal(format!("unmounting: {e}")));
+                }
+                continue;
+            }
             lock(&self.targets).insert(target, id.clone());
         }
+        self.keep(&served);
         lock(&self.served).insert(id, served.clone());
         *held = Some(served);
         Ok(())

@@ -184,6 +184,7 @@ pub(super) fn subject(publish: &Publish) -> Subject {
         namespace: get("pod.namespace").to_owned(),
         pod: get("pod.name").to_owned(),
         pod_uid: get("pod.uid").to_owned(),
+        on_node: false,
     }
 }
 

@@ -2,19 +2,55 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use weir_fuse::engine::Engine;
 
 use super::sessions::Sessions;
 use crate::kubernetes::events::{Announcer, Note, Severity};
+use crate::kubernetes::weirnode::human;
 
 /// How often it looks.
 const EVERY: Duration = Duration::from_secs(2);
 
+/// A volume of which nothing was fetched for so long is warm.
+const QUIET: Duration = Duration::from_secs(10);
+/// Less than so much is not worth an Event.
+const WARMED_MIN: u64 = 16 << 20;
+
+/// What is being fetched of a volume.
+#[derive(Default)]
+struct Warming {
+    /// Bytes fetched at the last look.
+    fetched: u64,
+    /// When it began, with how many bytes, and when the last of them came.
+    active: Option<(Instant, u64, Instant)>,
+}
+
+impl Warming {
+    /// Notes how many bytes were fetched so far; says how many came in which time, once no more
+    /// come.
+    fn look(&mut self, fetched: u64, now: Instant) -> Option<(u64, Duration)> {
+        let before = std::mem::replace(&mut self.fetched, fetched);
+        if fetched > before {
+            let begun = now.checked_sub(EVERY).unwrap_or(now);
+            let (begun, from, _) = self.active.unwrap_or((begun, before, now));
+            self.active = Some((begun, from, now));
+            return None;
+        }
+        let (begun, from, last) = self.active?;
+        if now.saturating_duration_since(last) < QUIET {
+            return None;
+        }
+        self.active = None;
+        (fetched - from >= WARMED_MIN).then_some((fetched - from, last - begun))
+    }
+}
+
 /// Looks for as long as the process lives.
 pub(super) async fn run(sessions: Arc<Sessions>, engine: Arc<Engine>, announcer: Announcer) {
     let mut problems: HashMap<String, String> = HashMap::new();
+    let mut warming: HashMap<String, Warming> = HashMap::new();
     let mut bypassed = engine.metrics.cache_bypassed_bytes.get();
     loop {
         tokio::time::sleep(EVERY).await;
@@ -23,6 +59,7 @@ pub(super) async fn run(sessions: Arc<Sessions>, engine: Arc<Engine>, announcer:
         bypassed = now;
         let all = sessions.all();
         problems.retain(|id, _| all.iter().any(|served| served.id == *id));
+        warming.retain(|id, _| all.iter().any(|served| served.id == *id));
         for served in all {
             let problem = served.problem();
             let before = problems.get(&served.id);
@@ -50,12 +87,40 @@ pub(super) async fn run(sessions: Arc<Sessions>, engine: Arc<Engine>, announcer:
                 );
                 (Severity::Warning, "CacheDegraded", text)
             });
-            for (severity, reason, text) in change.into_iter().chain(cache) {
+            let warmed = warming.entry(served.id.clone()).or_default();
+            let warmed = warmed.look(served.fetched_bytes(), Instant::now());
+            let warmed = warmed.map(|(bytes, took)| {
+                let (bytes, seconds) = (human(bytes), took.as_secs());
+                let text = format!("{}: {bytes} fetched in {seconds} s", served.source());
+                (Severity::Normal, "CacheWarmed", text)
+            });
+            for (severity, reason, text) in change.into_iter().chain(cache).chain(warmed) {
                 for about in served.subjects() {
                     let text = text.clone();
                     announcer.say(Note { severity, reason, text, about, tell_pod: true });
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_volume_is_warm_when_nothing_comes_any_more() {
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(100 + seconds);
+        let mut warming = Warming::default();
+        assert_eq!(warming.look(0, at(0)), None);
+        assert_eq!(warming.look(30 << 20, at(2)), None);
+        assert_eq!(warming.look(40 << 20, at(4)), None);
+        assert_eq!(warming.look(40 << 20, at(10)), None);
+        assert_eq!(warming.look(40 << 20, at(14)), Some((40 << 20, Duration::from_secs(4))));
+        assert_eq!(warming.look(40 << 20, at(30)), None);
+        // Too little to be told.
+        assert_eq!(warming.look(41 << 20, at(32)), None);
+        assert_eq!(warming.look(41 << 20, at(50)), None);
     }
 }

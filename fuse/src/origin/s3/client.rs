@@ -1,8 +1,7 @@
 //! Settings of an S3 endpoint, and the client made of them.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
-use std::sync::Once;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use aws_config::environment::EnvironmentVariableRegionProvider;
@@ -18,11 +17,8 @@ use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::RequestChecksumCalculation;
 use aws_sdk_s3::types::{ServerSideEncryption, StorageClass};
-use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
-use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
-use aws_smithy_http_client::{Builder, Connector};
-use aws_smithy_runtime_api::client::http::SharedHttpClient;
 
+use super::http::Http;
 use crate::origin::OriginError;
 
 /// Which bucket, where, and how to speak to it.
@@ -88,7 +84,7 @@ impl S3Settings {
 
 /// Builds the client; the second value names the endpoint for cache identity.
 pub(super) async fn build(settings: &S3Settings) -> Result<(Client, String), OriginError> {
-    let http = http_client(settings.ca_bundle.as_deref())?;
+    let http = Http::new(settings.ca_bundle.as_deref())?;
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
         .http_client(http.clone())
         // A reader waits: the first try again comes soon. Not the adaptive mode, which would
@@ -124,7 +120,8 @@ pub(super) async fn build(settings: &S3Settings) -> Result<(Client, String), Ori
     } else if let Some(profile) = &settings.profile {
         // Who names a profile wants it, also where the environment holds other credentials.
         let region = settings.region.clone().map(Region::new);
-        let provider = ProviderConfig::without_region().with_region(region).with_http_client(http);
+        let provider =
+            ProviderConfig::without_region().with_region(region).with_http_client(http.clone());
         let chain = ProfileFileCredentialsProvider::builder().configure(&provider);
         loader = loader.credentials_provider(chain.profile_name(profile).build());
     } else if let Some(credentials) = &settings.credentials {
@@ -140,6 +137,7 @@ pub(super) async fn build(settings: &S3Settings) -> Result<(Client, String), Ori
         .force_path_style
         .unwrap_or_else(|| endpoint.as_ref().is_some_and(|e| !e.contains(".amazonaws.com")));
     let mut config = aws_sdk_s3::config::Builder::from(&shared)
+        .http_client(http.for_endpoint(endpoint.as_deref())?)
         .region(region.clone())
         .force_path_style(path_style);
     if !settings.upload_checksums {
@@ -150,41 +148,4 @@ pub(super) async fn build(settings: &S3Settings) -> Result<(Client, String), Ori
     }
     let name = endpoint.unwrap_or_else(|| format!("aws:{region}"));
     Ok((Client::from_conf(config.build()), name))
-}
-
-/// A client for AWS services that trusts the system's authorities and those of a PEM file.
-///
-/// # Errors
-/// [`OriginError::Invalid`] when the file cannot be used.
-pub fn http_client(ca_bundle: Option<&Path>) -> Result<SharedHttpClient, OriginError> {
-    // A container may have no authorities at all, which plain HTTP does not need; the connector
-    // panics when it is to load them and there are none.
-    let has_native = !rustls_native_certs::load_native_certs().certs.is_empty();
-    if !has_native && ca_bundle.is_none() {
-        static SAID: Once = Once::new();
-        SAID.call_once(|| {
-            tracing::warn!("no certificate authorities: HTTPS endpoints will be refused");
-        });
-    }
-    let mut trust = TrustStore::empty().with_native_roots(has_native);
-    if let Some(path) = ca_bundle {
-        let pem = std::fs::read(path)
-            .map_err(|e| OriginError::Invalid(format!("CA bundle {}: {e}", path.display())))?;
-        trust = trust.with_pem_certificate(pem);
-    }
-    let tls = TlsContext::builder()
-        .with_trust_store(trust)
-        .build()
-        .map_err(|e| OriginError::Invalid(format!("TLS settings: {e}")))?;
-    Ok(Builder::new().build_with_connector_fn(move |settings, components| {
-        let mut builder = Connector::builder()
-            .tls_provider(Provider::Rustls(CryptoMode::Ring))
-            .tls_context(tls.clone())
-            .enable_tcp_nodelay(true);
-        builder.set_connector_settings(settings.cloned());
-        if let Some(components) = components {
-            builder.set_sleep_impl(components.sleep_impl());
-        }
-        builder.build()
-    }))
 }

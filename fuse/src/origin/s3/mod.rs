@@ -3,6 +3,7 @@
 mod client;
 mod copy;
 mod errors;
+mod http;
 mod names;
 
 use std::ops::Range;
@@ -19,8 +20,9 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
 
-pub use client::{S3Settings, http_client};
+pub use client::S3Settings;
 use errors::Request;
+pub use http::http_client;
 
 use super::{
     Body, Condition, ListPage, ListRequest, Origin, OriginError, Part, Stored, UploadBody,

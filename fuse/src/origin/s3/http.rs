@@ -1,0 +1,137 @@
+//! The HTTP client under all AWS services. Certificate authorities are read when the first
+//! request to an `https` URL comes: parsing those of a system takes as long as the rest of a
+//! mount, and plain HTTP needs none.
+
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
+use aws_smithy_http_client::{Builder, Connector};
+use aws_smithy_runtime_api::client::http::{
+    HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpClient,
+    SharedHttpConnector,
+};
+use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
+use aws_smithy_runtime_api::client::result::ConnectorError;
+use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
+
+use crate::origin::OriginError;
+
+/// Clients for AWS services, which trust the system's authorities and those of a PEM file.
+#[derive(Clone, Debug)]
+pub(super) struct Http {
+    plain: SharedHttpClient,
+    secure: Arc<OnceLock<Result<SharedHttpClient, String>>>,
+}
+
+impl Http {
+    /// # Errors
+    /// [`OriginError::Invalid`] when the file cannot be used.
+    pub(super) fn new(ca_bundle: Option<&Path>) -> Result<Self, OriginError> {
+        let http = Self { plain: plain_client(), secure: Arc::default() };
+        if let Some(path) = ca_bundle {
+            let invalid =
+                |e: String| OriginError::Invalid(format!("CA bundle {}: {e}", path.display()));
+            let pem = std::fs::read(path).map_err(|e| invalid(e.to_string()))?;
+            let _ = http.secure.set(Ok(secure_client(Some(pem)).map_err(invalid)?));
+        }
+        Ok(http)
+    }
+
+    /// The client for one endpoint; without a URL it is Amazon's, which is reached by TLS.
+    ///
+    /// # Errors
+    /// [`OriginError::Invalid`] when there is no certificate authority.
+    pub(super) fn for_endpoint(&self, url: Option<&str>) -> Result<SharedHttpClient, OriginError> {
+        match url {
+            Some(url) if url.starts_with("http://") => Ok(self.plain.clone()),
+            _ => self.secure().map_err(OriginError::Invalid),
+        }
+    }
+
+    fn secure(&self) -> Result<SharedHttpClient, String> {
+        self.secure.get_or_init(|| secure_client(None)).clone()
+    }
+}
+
+impl HttpClient for Http {
+    fn http_connector(
+        &self,
+        settings: &HttpConnectorSettings,
+        components: &RuntimeComponents,
+    ) -> SharedHttpConnector {
+        SharedHttpConnector::new(ByScheme {
+            http: self.clone(),
+            settings: settings.clone(),
+            components: components.clone(),
+        })
+    }
+}
+
+/// For callers whose URLs are not known before: credential providers speak plain HTTP to the
+/// instance and TLS to token services.
+#[derive(Debug)]
+struct ByScheme {
+    http: Http,
+    settings: HttpConnectorSettings,
+    components: RuntimeComponents,
+}
+
+impl HttpConnector for ByScheme {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let client = match request.uri().starts_with("http://") {
+            true => Ok(self.http.plain.clone()),
+            false => self.http.secure(),
+        };
+        match client {
+            Ok(client) => client.http_connector(&self.settings, &self.components).call(request),
+            Err(error) => HttpConnectorFuture::ready(Err(ConnectorError::user(error.into()))),
+        }
+    }
+}
+
+/// A client for AWS services other than S3, whose URLs are not known before.
+///
+/// # Errors
+/// [`OriginError::Invalid`] when the file cannot be used.
+pub fn http_client(ca_bundle: Option<&Path>) -> Result<SharedHttpClient, OriginError> {
+    Ok(SharedHttpClient::new(Http::new(ca_bundle)?))
+}
+
+fn plain_client() -> SharedHttpClient {
+    Builder::new().build_with_connector_fn(|settings, components| {
+        let mut builder = Connector::builder().enable_tcp_nodelay(true);
+        builder.set_connector_settings(settings.cloned());
+        if let Some(components) = components {
+            builder.set_sleep_impl(components.sleep_impl());
+        }
+        builder.build_http()
+    })
+}
+
+fn secure_client(pem: Option<Vec<u8>>) -> Result<SharedHttpClient, String> {
+    // A container may have no authorities at all; the connector panics when it is to load them
+    // and there are none.
+    let has_native = !rustls_native_certs::load_native_certs().certs.is_empty();
+    if !has_native && pem.is_none() {
+        return Err("there are no certificate authorities: HTTPS is refused".to_owned());
+    }
+    let mut trust = TrustStore::empty().with_native_roots(has_native);
+    if let Some(pem) = pem {
+        trust = trust.with_pem_certificate(pem);
+    }
+    let context = TlsContext::builder().with_trust_store(trust).build();
+    let context = context.map_err(|e| format!("TLS settings: {e}"))?;
+    Ok(Builder::new().build_with_connector_fn(move |settings, components| {
+        let mut builder = Connector::builder()
+            .tls_provider(Provider::Rustls(CryptoMode::Ring))
+            .tls_context(context.clone())
+            .enable_tcp_nodelay(true);
+        builder.set_connector_settings(settings.cloned());
+        if let Some(components) = components {
+            builder.set_sleep_impl(components.sleep_impl());
+        }
+        builder.build()
+    }))
+}

@@ -1,0 +1,100 @@
+//! Storing late: what was fetched while the cache had no room is in memory only. It is stored
+//! once there is room and somebody reads it again, without being fetched again.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::Reader;
+use crate::buffers::{Block, RUN};
+use crate::cache::CachedVersion;
+use crate::model::blocks;
+
+/// How soon it is tried again where there was no room, or where the disk failed.
+const AGAIN: Duration = Duration::from_secs(1);
+/// Versions remembered before those whose time is over are dropped.
+const TRIES_MAX: usize = 1024;
+
+/// Versions that are being stored late, or were tried just now.
+#[derive(Default)]
+pub(super) struct Late {
+    tries: Mutex<HashMap<u64, Instant>>,
+}
+
+impl Late {
+    /// Whether the version is to be tried now; if so it counts as tried.
+    fn begin(&self, id: u64) -> bool {
+        let mut tries = self.tries();
+        let now = Instant::now();
+        if tries.get(&id).is_some_and(|next| *next > now) {
+            return false;
+        }
+        if tries.len() >= TRIES_MAX {
+            tries.retain(|_, next| *next > now);
+        }
+        tries.insert(id, now + AGAIN);
+        true
+    }
+
+    /// Lets a version be tried again at once.
+    fn end(&self, id: u64) {
+        self.tries().remove(&id);
+    }
+
+    fn tries(&self) -> MutexGuard<'_, HashMap<u64, Instant>> {
+        self.tries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Reader {
+    /// Whether a block that is in memory is neither on the disk nor on its way there.
+    pub(super) fn is_in_memory_only(&self, version: &CachedVersion, block: u32) -> bool {
+        !version.has(block) && version.flights.find(block).is_none() && !version.has(block)
+    }
+
+    /// Stores what is in memory of a version and not on the disk, behind.
+    pub(super) fn store_late(self: &Arc<Self>, version: &Arc<CachedVersion>) {
+        if !self.late.begin(version.number) {
+            return;
+        }
+        let (reader, version) = (self.clone(), version.clone());
+        self.runtime.spawn_blocking(move || {
+            if reader.store_now(&version) {
+                reader.late.end(version.number);
+            }
+            reader.cache.used(&version);
+        });
+    }
+
+    /// Stores what is in memory of a version and not on the disk; says whether there was room
+    /// for all of it.
+    pub(super) fn store_now(&self, version: &Arc<CachedVersion>) -> bool {
+        for missing in version.missing(0..blocks::count(version.size())) {
+            let mut at = missing.start;
+            while at < missing.end {
+                let end = missing.end.min((at / RUN + 1) * RUN);
+                let in_memory =
+                    (at..end).take_while(|block| self.is_in_memory_only(version, *block));
+                let run: Vec<Block> =
+                    in_memory.map_while(|block| self.hot.get(version.number, block)).collect();
+                if !run.is_empty() && !self.store_run(version, at, &run) {
+                    return false;
+                }
+                at += (run.len() as u32).max(1);
+            }
+        }
+        true
+    }
+
+    fn store_run(&self, version: &Arc<CachedVersion>, first: u32, run: &[Block]) -> bool {
+        let bytes = run.iter().map(|block| block.len() as u64).sum();
+        let Some(_room) = self.cache.make_room(version, bytes) else { return false };
+        match version.store(first, run) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(%error, "cache disk refuses a write; reading through");
+                false
+            }
+        }
+    }
+}

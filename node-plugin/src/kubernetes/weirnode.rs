@@ -1,0 +1,129 @@
+//! WeirNode: one object a node, written by that node alone, read by people and the controller.
+
+use std::collections::BTreeMap;
+
+use kube::core::{ApiResource, GroupVersionKind};
+use serde::{Deserialize, Serialize};
+
+use crate::topology::model::Topology;
+
+/// Group of the resource.
+pub(crate) const GROUP: &str = "weir.dev";
+/// Version of the resource.
+pub(crate) const VERSION: &str = "v1alpha1";
+/// Kind of the resource.
+pub(crate) const KIND: &str = "WeirNode";
+
+/// How the API server names it.
+pub(crate) fn resource() -> ApiResource {
+    ApiResource::from_gvk(&GroupVersionKind::gvk(GROUP, VERSION, KIND))
+}
+
+/// What a node tells.
+#[derive(Clone, PartialEq, Default, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct NodeReport {
+    /// Version of Weir.
+    pub(crate) version: String,
+    /// Whether pods can be served: the mounter answers.
+    pub(crate) ready: bool,
+    /// Topology segments that the node should have.
+    pub(crate) segments: BTreeMap<String, String>,
+    /// In short, for tables.
+    pub(crate) summary: Summary,
+    /// The cache.
+    pub(crate) cache: CacheReport,
+    /// Volumes that were used on this node since its start.
+    pub(crate) volumes: Vec<VolumeReport>,
+    /// GPUs, drives, networks.
+    pub(crate) topology: Topology,
+}
+
+/// What tables show.
+#[derive(Clone, PartialEq, Default, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Summary {
+    /// Product of the GPUs, as its segment says it.
+    pub(crate) gpu: String,
+    /// How many GPUs there are.
+    pub(crate) gpus: u32,
+    /// Bytes in the cache, for people.
+    pub(crate) cached: String,
+    /// Volumes that pods use now.
+    pub(crate) volumes: u32,
+}
+
+/// A node's cache.
+#[derive(Clone, PartialEq, Default, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct CacheReport {
+    /// Bytes held.
+    pub(crate) used_bytes: u64,
+    /// Disk by disk.
+    pub(crate) disks: Vec<DiskReport>,
+}
+
+/// A disk of a cache.
+#[derive(Clone, PartialEq, Default, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct DiskReport {
+    /// The cache's directory on it.
+    pub(crate) dir: String,
+    /// Bytes held there.
+    pub(crate) used_bytes: u64,
+    /// Bytes free on its file system.
+    pub(crate) free_bytes: u64,
+    /// Its NUMA node, where known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) numa_node: Option<u32>,
+    /// Why it is not used, if it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) problem: Option<String>,
+}
+
+/// A volume on a node.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct VolumeReport {
+    /// Name of the PersistentVolume.
+    pub(crate) persistent_volume: String,
+    /// What is mounted, as `s3://bucket/prefix`.
+    pub(crate) source: String,
+    /// Bytes of it in the node's cache.
+    pub(crate) cached_bytes: u64,
+    /// Pods that use it now.
+    pub(crate) pods: u32,
+    /// What is wrong with it, if anything is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) problem: Option<String>,
+}
+
+/// Bytes for people: `1.5 GiB`.
+pub(crate) fn human(bytes: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+    let (mut value, mut unit) = (bytes as f64, 0);
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    let digits = usize::from(unit > 0);
+    format!("{value:.digits$} {}", units[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_written_for_people() {
+        let all = [0, 1023, 1024, 3 << 19, 5 << 40].map(human);
+        assert_eq!(all, ["0 B", "1023 B", "1.0 KiB", "1.5 MiB", "5.0 TiB"]);
+    }
+
+    #[test]
+    fn a_report_of_a_newer_node_can_be_read() {
+        let text = r#"{"ready": true, "segments": {"a": "b"}, "somethingNew": 1}"#;
+        let report: NodeReport = serde_json::from_str(text).unwrap();
+        assert!(report.ready && report.segments["a"] == "b" && report.volumes.is_empty());
+    }
+}

@@ -1,0 +1,151 @@
+//! `weir standby`: lets kubelet take volumes away from pods while the node plugin is not there,
+//! as when its image cannot be pulled. It lives beside the mounter, has no rights, and answers at
+//! the plugin's socket only while nobody else does and something is mounted.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::net::UnixStream;
+use tokio::signal::unix::{SignalKind, signal};
+use weir_csi::backend::{NodeInfo, VolumeStats};
+use weir_csi::request::{Publish, StatsOf, Unpublish};
+use weir_csi::server::{self, Services};
+use weir_csi::{Error, NodeBackend};
+
+use crate::cli::StandbyArgs;
+use crate::exit::{Failure, Kind};
+use crate::mounter::client::Mounter;
+use crate::node::registered::Registered;
+use crate::{assembly, csi, logging, metrics};
+
+/// How often it looks whether it is needed.
+const EVERY: Duration = Duration::from_millis(200);
+/// Looks in a row that find no node plugin before it steps in: one that restarts is not disturbed.
+const LOOKS: u32 = 15;
+
+/// Runs the command until a signal ends it.
+///
+/// # Errors
+/// Why it cannot start.
+pub fn run(args: &StandbyArgs) -> Result<(), Failure> {
+    logging::start_plain(args.log.log_level, args.log.log_format);
+    let runtime = assembly::runtime()?;
+    let done = runtime.block_on(async {
+        let counted = assembly::metrics()?;
+        let registered = Registered::beside(&args.csi_socket);
+        if let Some(address) = args.log.metrics_listen {
+            let registered = registered.clone();
+            let is_current = Arc::new(move || registered.is_current());
+            metrics::serve(address, counted.clone(), Some(is_current)).await?;
+        }
+        let failed = |e| Failure::new(Kind::Other, format!("signal handler: {e}"));
+        let mut term = signal(SignalKind::terminate()).map_err(failed)?;
+        let mut int = signal(SignalKind::interrupt()).map_err(failed)?;
+        let stand = async {
+            loop {
+                until_needed(&args.csi_socket, &args.mounter_socket).await;
+                let backend = Backend {
+                    mounter: args.mounter_socket.clone(),
+                    registered: registered.clone(),
+                };
+                let services = Services { node: Some(Arc::new(backend)), controller: None };
+                let over = until_over(&args.mounter_socket);
+                let listener = match server::listen(&args.csi_socket).await {
+                    Ok(listener) => listener,
+                    Err(error) => {
+                        tracing::warn!(%error, "the plugin's socket cannot be taken");
+                        continue;
+                    }
+                };
+                tracing::warn!("no node plugin is there; pods can be deleted meanwhile");
+                if let Err(error) =
+                    csi::answer(listener, services, || false, counted.clone(), over).await
+                {
+                    tracing::warn!(%error, "serving ended");
+                }
+                tracing::info!("the node plugin is back");
+            }
+        };
+        tokio::select! {
+            () = stand => {}
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        Ok(())
+    });
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    done
+}
+
+/// Waits until nobody serves the socket, no engine is at the mounter, and something is mounted.
+async fn until_needed(socket: &Path, mounter: &Path) {
+    let mut looks = 0;
+    while looks < LOOKS {
+        tokio::time::sleep(EVERY).await;
+        let is_served = UnixStream::connect(socket).await.is_ok();
+        let asked = mounter.to_owned();
+        let needed = move || {
+            let mounter = Mounter::visit(&asked);
+            Ok::<_, std::io::Error>(!mounter.has_engine()? && !mounter.mounts()?.is_empty())
+        };
+        let needed = !is_served && matches!(blocking(needed).await, Some(Ok(true)));
+        looks = if needed { looks + 1 } else { 0 };
+    }
+}
+
+/// Waits until an engine is at the mounter.
+async fn until_over(mounter: &Path) {
+    loop {
+        let asked = mounter.to_owned();
+        let is_back = blocking(move || Mounter::visit(&asked).has_engine()).await;
+        if matches!(is_back, Some(Ok(true))) {
+            return;
+        }
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    tokio::task::spawn_blocking(work).await.ok()
+}
+
+/// Takes away, and does nothing else.
+struct Backend {
+    mounter: PathBuf,
+    registered: Registered,
+}
+
+fn absent<T>() -> Result<T, Error> {
+    let text = "the node plugin (weir-node) is not running on this node: see its pod";
+    Err(Error::Unavailable(text.into()))
+}
+
+#[async_trait]
+impl NodeBackend for Backend {
+    async fn publish(&self, _: Publish) -> Result<(), Error> {
+        absent()
+    }
+
+    async fn unpublish(&self, unpublish: Unpublish) -> Result<(), Error> {
+        let (mounter, target) = (self.mounter.clone(), unpublish.target.as_path().to_owned());
+        let done = blocking(move || Mounter::visit(&mounter).unbind(&target)).await;
+        match done {
+            Some(Ok(())) => Ok(()),
+            Some(Err(error)) => {
+                Err(Error::Internal(format!("removing {}: {error}", unpublish.target)))
+            }
+            None => absent(),
+        }
+    }
+
+    async fn stats(&self, _: StatsOf) -> Result<VolumeStats, Error> {
+        absent()
+    }
+
+    async fn info(&self) -> Result<NodeInfo, Error> {
+        // kubelet asks when it restarts; another answer than before would cost the registration.
+        self.registered.last().map_or_else(absent, Ok)
+    }
+}
