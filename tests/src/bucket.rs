@@ -49,7 +49,7 @@ impl Bucket {
                 let s3 = runtime().block_on(EmbeddedS3::start(dir.path())).unwrap();
                 let (url, data) = (s3.url(), dir.path().to_owned());
                 let (access_key, secret_key) = (s3.access_key.clone(), s3.secret_key.clone());
-                let made = Self::make(url, &data, (&access_key, &secret_key));
+                let made = Self::make(url, &data, (&access_key, &secret_key), None);
                 Self { embedded: Some((s3, dir)), ..made }
             }
         }
@@ -57,10 +57,21 @@ impl Bucket {
 
     /// An empty bucket on this MinIO.
     pub fn on(minio: &Minio) -> Self {
-        Self::make(minio.url.clone(), &minio.data, (minio::USER, minio::PASSWORD))
+        Self::make(minio.url.clone(), &minio.data, (minio::USER, minio::PASSWORD), None)
     }
 
-    fn make(url: String, data: &Path, (access_key, secret_key): (&str, &str)) -> Self {
+    /// An empty bucket on this MinIO, whose certificate is of this authority.
+    pub fn over_tls(minio: &Minio, authority: &Path) -> Self {
+        let keys = (minio::USER, minio::PASSWORD);
+        Self::make(minio.url.clone(), &minio.data, keys, Some(authority.to_owned()))
+    }
+
+    fn make(
+        url: String,
+        data: &Path,
+        (access_key, secret_key): (&str, &str),
+        ca_bundle: Option<PathBuf>,
+    ) -> Self {
         let name = format!("test-{:016x}", rand::random::<u64>());
         let folder = data.join(&name);
         fs::create_dir(&folder).unwrap();
@@ -69,6 +80,7 @@ impl Bucket {
             endpoint_url: Some(url.clone()),
             region: Some("us-east-1".into()),
             upload_checksums: true,
+            ca_bundle,
             ..S3Settings::default()
         };
         let settings = settings.with_keys(access_key, secret_key);

@@ -16,6 +16,7 @@ pub mod minio;
 pub mod model;
 pub mod mount;
 pub mod node;
+pub mod nvml;
 pub mod oidc;
 pub mod shell;
 pub mod storm;

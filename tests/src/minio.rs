@@ -1,9 +1,12 @@
 //! One MinIO for all tests of a test binary.
 
+use std::ffi::OsStr;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
+
+use tempfile::TempDir;
 
 use crate::{eventually, tools};
 
@@ -48,8 +51,29 @@ pub fn start(data: PathBuf) -> Minio {
 
 /// Starts one with more settings in its environment.
 pub fn start_with(data: PathBuf, settings: Vec<(String, String)>) -> Minio {
+    launch(data, settings, None)
+}
+
+/// Starts one that speaks TLS. Its authority is the second value's `ca.crt`.
+pub fn start_tls(data: PathBuf) -> (Minio, TempDir) {
+    let certificates = tempfile::tempdir().unwrap();
+    let script = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=weir-test-ca \
+            -keyout ca.key -out ca.crt && \
+        openssl req -newkey rsa:2048 -nodes -subj /CN=127.0.0.1 -keyout private.key -out server.csr && \
+        printf 'subjectAltName=IP:127.0.0.1\n' >ext && \
+        openssl x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 \
+            -extfile ext -out public.crt";
+    let made = Command::new("sh").args(["-c", script]).current_dir(certificates.path()).output();
+    let made = made.unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let minio = launch(data, Vec::new(), Some(certificates.path().to_owned()));
+    (minio, certificates)
+}
+
+fn launch(data: PathBuf, settings: Vec<(String, String)>, tls: Option<PathBuf>) -> Minio {
     let port = free_port();
     let address = format!("127.0.0.1:{port}");
+    let (certificates, scheme) = (tls.clone(), if tls.is_some() { "https" } else { "http" });
     let (folder, listen, parent) = (data.clone(), address.clone(), std::process::id());
     // The signal comes when the starting thread ends: this one lasts as long as the process.
     std::thread::spawn(move || {
@@ -57,6 +81,7 @@ pub fn start_with(data: PathBuf, settings: Vec<(String, String)>) -> Minio {
             .args(["--pdeathsig", "KILL"])
             .arg(program())
             .args(["server", "--quiet", "--address", &listen])
+            .args(certificates.iter().flat_map(|dir| [OsStr::new("--certs-dir"), dir.as_os_str()]))
             .arg(&folder)
             .env("MINIO_ROOT_USER", USER)
             .env("MINIO_ROOT_PASSWORD", PASSWORD)
@@ -77,5 +102,5 @@ pub fn start_with(data: PathBuf, settings: Vec<(String, String)>) -> Minio {
     });
     eventually("MinIO answers", || std::net::TcpStream::connect(&address).is_ok());
     std::thread::sleep(std::time::Duration::from_millis(500));
-    Minio { url: format!("http://{address}"), data }
+    Minio { url: format!("{scheme}://{address}"), data }
 }

@@ -68,6 +68,13 @@ impl Options {
         self
     }
 
+    /// With one more flag, or its value.
+    #[must_use]
+    pub fn flag(mut self, flag: &str) -> Self {
+        self.flags.push(flag.to_owned());
+        self
+    }
+
     /// With a prefix.
     #[must_use]
     pub fn prefix(mut self, prefix: &str) -> Self {
@@ -201,7 +208,8 @@ impl Mount {
 
     /// Unmounts as a person does, and waits for the process to end.
     pub fn unmount(mut self) {
-        unmount(&self.path(), false).unwrap();
+        // A process that another test starts has all descriptors of this one until its exec.
+        eventually("nobody uses the mount", || unmount(&self.path(), false).is_ok());
         let mut child = self.child.take().unwrap();
         eventually("the process ends after the unmount", || child.try_wait().unwrap().is_some());
         assert!(child.wait().unwrap().success());

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use weir_fuse::adapter::{self, MountOptions, Mounted};
 use weir_fuse::buffers::Buffers;
-use weir_fuse::cache::{CacheError, CacheSettings, NodeCache};
+use weir_fuse::cache::{CacheError, CacheSettings, DiskSettings, NodeCache};
 use weir_fuse::engine::owner::Proc;
 use weir_fuse::engine::{Engine, Session, SessionSettings};
 use weir_fuse::metrics::Metrics;
@@ -58,8 +58,18 @@ pub struct Node {
 impl Node {
     /// A node over this cache directory.
     pub fn new(cache: &Path, memory: Arc<MemoryOrigin>, settings: NodeSettings) -> Self {
+        Self::on_disks(&[cache], memory, settings)
+    }
+
+    /// A node over several of them.
+    pub fn on_disks(dirs: &[&Path], memory: Arc<MemoryOrigin>, settings: NodeSettings) -> Self {
         let metrics = Arc::new(Metrics::new().unwrap());
-        let cache = CacheSettings::one(cache, settings.cache_max, 0);
+        let disk = |dir: &&Path| DiskSettings {
+            dir: dir.to_path_buf(),
+            max_size: settings.cache_max,
+            min_free: 0,
+        };
+        let cache = CacheSettings { disks: dirs.iter().map(disk).collect() };
         // What an earlier node of this process still has under way ends by itself.
         let mut opened = NodeCache::open(&cache, metrics.clone());
         eventually("the cache directory is free", || {

@@ -168,9 +168,9 @@ fn commit(shared: &Shared, index: &Index, taken: Queue, closing: bool) {
     // A failed sync means that the bytes may be missing: then they are not to be named. They
     // stay usable for this process only.
     if !batch.segments.is_empty() {
-        let synced = shared.dir.sync();
-        shared.note_disk(&synced);
-        if let Err(error) = synced {
+        // That it succeeds says nothing: there may have been nothing to write.
+        if let Err(error) = shared.dir.sync() {
+            shared.note_disk(Err(&error));
             tracing::error!(%error, "cache disk does not sync; the index is not updated");
             return;
         }

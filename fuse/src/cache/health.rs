@@ -26,7 +26,7 @@ struct State {
 impl DiskHealth {
     /// Notes how a call ended. A disk that is full is no failing one.
     /// Says whether the disk fails, where that is new.
-    pub(super) fn note<T>(&self, dir: &Path, done: &io::Result<T>) -> Option<bool> {
+    pub(super) fn note(&self, dir: &Path, done: Result<(), &io::Error>) -> Option<bool> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let Err(error) = done else {
             let failed = std::mem::take(&mut *state).problem.is_some();

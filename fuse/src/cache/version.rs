@@ -42,7 +42,7 @@ impl Shared {
     }
 
     /// Notes how a call of the disk ended.
-    pub(super) fn note_disk<T>(&self, done: &io::Result<T>) {
+    pub(super) fn note_disk(&self, done: Result<(), &io::Error>) {
         if let Some(fails) = self.health.note(self.dir.root(), done) {
             let dir = self.dir.root().display().to_string();
             self.metrics.cache_disk_failing.with_label_values(&[&dir]).set(i64::from(fails));
@@ -181,7 +181,7 @@ impl CachedVersion {
     /// What the disk reports; nothing is then held.
     pub fn store(self: &Arc<Self>, first: u32, data: &[Block]) -> io::Result<()> {
         let written = self.file_for_writing().and_then(|file| file.write_blocks(first, data));
-        self.shared.note_disk(&written);
+        self.shared.note_disk(written.as_ref().copied());
         written?;
         let mut added = 0;
         let sums: Vec<u32> = data.iter().map(|block| crc32c::crc32c(block.bytes())).collect();
@@ -234,7 +234,7 @@ impl CachedVersion {
         let bytes = blocks::bytes_of(&run, self.size());
         let mut buffer = share.buffer((bytes.end - bytes.start) as usize);
         let read = self.file_for_reading().and_then(|file| file.read_run(run.start, &mut buffer));
-        self.shared.note_disk(&read);
+        self.shared.note_disk(read.as_ref().copied());
         if let Err(error) = read {
             tracing::warn!(key = %self.key.key, block = run.start, %error, "cache file unreadable; fetching again");
             run.for_each(|block| self.forget(block));

@@ -14,11 +14,13 @@ use crate::namespace::file::FileNode;
 /// How long readers wait for a writer: he comes at once, but for one lookup, or he was killed.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// By directory and name: until when each of its writers is waited for.
+type Expected = HashMap<(u64, Box<str>), Vec<Instant>>;
+
 /// Names whose writers are expected back.
 #[derive(Default)]
 pub(super) struct Coming {
-    /// By directory and name: until when each of them is waited for.
-    names: Mutex<HashMap<(u64, Box<str>), Vec<Instant>>>,
+    names: Mutex<Expected>,
     /// How many names there are: opens look here first.
     count: AtomicUsize,
     changed: Notify,
@@ -82,7 +84,7 @@ impl Coming {
         (!left.is_zero()).then_some(left)
     }
 
-    fn names(&self) -> MutexGuard<'_, HashMap<(u64, Box<str>), Vec<Instant>>> {
+    fn names(&self) -> MutexGuard<'_, Expected> {
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -271,9 +271,10 @@ mod tests {
         let segments = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
             pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
         };
-        let accessible = |requisite: &[BTreeMap<String, String>],
-                          preferred: &[BTreeMap<String, String>]| {
-            let (requisite, preferred) = (requisite.to_vec(), preferred.to_vec());
+        let accessible = |requisite: &[&BTreeMap<String, String>],
+                          preferred: &[&BTreeMap<String, String>]| {
+            let owned =
+                |all: &[&BTreeMap<String, String>]| all.iter().map(|s| (*s).clone()).collect();
             accessible(&Create {
                 name: VolumeName::parse("v".into()).unwrap(),
                 required_bytes: 0,
@@ -281,16 +282,19 @@ mod tests {
                 capabilities: Vec::new(),
                 parameters: Context::parse(BTreeMap::new(), "parameters").unwrap(),
                 secrets: Secrets::parse(BTreeMap::new()).unwrap(),
-                topologies: Some(Topologies { requisite, preferred }),
+                topologies: Some(Topologies {
+                    requisite: owned(requisite),
+                    preferred: owned(preferred),
+                }),
             })
         };
-        let (h100, h200) = (segments(&[(GPU_PRODUCT, "H100")]), segments(&[(GPU_PRODUCT, "H200")]));
-        let whole = segments(&[(GPU_PRODUCT, "H100"), (NVLINK_DOMAIN, "none"), (ZONE, "a")]);
-        assert!(accessible(&[whole.clone()], &[whole.clone()]).is_empty());
-        assert_eq!(accessible(&[h100.clone()], &[h100.clone()]), [h100.clone()]);
-        let two = [h100.clone(), h200.clone()];
-        assert_eq!(accessible(&two, &[h200.clone()]), [h200.clone(), h100.clone()]);
-        assert_eq!(accessible(&[], &[h200.clone()]), [h200]);
+        let (h100, h200) =
+            (&segments(&[(GPU_PRODUCT, "H100")]), &segments(&[(GPU_PRODUCT, "H200")]));
+        let whole = &segments(&[(GPU_PRODUCT, "H100"), (NVLINK_DOMAIN, "none"), (ZONE, "a")]);
+        assert!(accessible(&[whole], &[whole]).is_empty());
+        assert!(accessible(&[h100], &[h100]).iter().eq([h100]));
+        assert!(accessible(&[h100, h200], &[h200]).iter().eq([h200, h100]));
+        assert!(accessible(&[], &[h200]).iter().eq([h200]));
         assert!(accessible(&[], &[]).is_empty());
     }
 

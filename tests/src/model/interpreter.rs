@@ -8,7 +8,6 @@ use rustix::io::Errno;
 
 use super::files::Fd;
 use super::{Files, NAMES, Op, SLOTS, Store};
-use crate::eventually;
 
 /// What S3 is to hold under a name, and how often somebody else changed it.
 #[derive(Clone, Default)]
@@ -339,17 +338,11 @@ impl<'a, F: Files> Interpreter<'a, F> {
                     (folder == dir).then_some(base)
                 })
                 .collect();
-            // A name whose close failed is given up when its release is through, which a process
-            // does not wait for.
-            let files = &mut self.files;
-            eventually(&format!("{dir:?} shows {expected:?}"), || {
-                let Some(names) = files.list(dir) else { return expected.is_empty() };
-                let names: BTreeSet<String> = names
-                    .into_iter()
-                    .filter(|n| !dir.is_empty() || !DIRS.contains(&n.as_str()))
-                    .collect();
-                names.iter().map(String::as_str).collect::<BTreeSet<_>>() == expected
-            });
+            let names = self.files.list(dir).unwrap_or_default().into_iter();
+            let names: BTreeSet<String> =
+                names.filter(|n| !dir.is_empty() || !DIRS.contains(&n.as_str())).collect();
+            let shown: BTreeSet<&str> = names.iter().map(String::as_str).collect();
+            assert_eq!(shown, expected, "{dir:?}");
         }
     }
 }

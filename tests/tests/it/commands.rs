@@ -5,7 +5,8 @@ use std::process::Command;
 
 use weir_node::admin::NodeStatus;
 use weir_tests::bucket::{Bucket, Server};
-use weir_tests::mount::{Mount, cache_dir, is_mounted, program, weir};
+use weir_tests::minio;
+use weir_tests::mount::{Mount, Options, cache_dir, is_mounted, program, weir};
 use weir_tests::shell::sh;
 
 fn text(bytes: &[u8]) -> String {
@@ -130,4 +131,29 @@ fn log_lines_are_json_when_asked_and_hold_no_secret() {
         serde_json::from_str::<serde_json::Value>(line).unwrap();
     }
     assert!(!lines.contains(&bucket.secret_key));
+}
+
+#[test]
+fn an_endpoint_over_tls_needs_an_authority_that_is_trusted() {
+    let data = tempfile::tempdir_in("/var/tmp").unwrap();
+    let (minio, certificates) = minio::start_tls(data.keep());
+    let authority = certificates.path().join("ca.crt");
+    let bucket = Bucket::over_tls(&minio, &authority);
+    bucket.put("f", "bytes");
+    let options = Options::default().flag("--ca-bundle").flag(authority.to_str().unwrap());
+    let mount = Mount::with(&bucket, &options);
+    assert_eq!(std::fs::read(mount.join("f")).unwrap(), b"bytes");
+    std::fs::write(mount.join("g"), "written").unwrap();
+    assert_eq!(bucket.get("g").unwrap(), b"written");
+    mount.unmount();
+    let (dir, cache) = (tempfile::tempdir().unwrap(), cache_dir());
+    let output = weir(&bucket)
+        .args(["mount", &format!("s3://{}", bucket.name), dir.path().to_str().unwrap()])
+        .args(["--foreground", "--endpoint-url", &bucket.url, "--cache-dir"])
+        .arg(cache.path())
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(5), "{told}");
+    assert!(told.contains("certificate"), "{told}");
 }

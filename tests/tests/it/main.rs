@@ -8,6 +8,7 @@ mod commands;
 mod csi;
 mod demo;
 mod disk;
+mod disks;
 mod kernel;
 mod metadata;
 mod model;
@@ -15,6 +16,7 @@ mod promises;
 mod reading;
 mod sanity;
 mod storms;
+mod topology;
 mod writing;
 
 /// Makes one test for each kind of server.

@@ -133,3 +133,42 @@ fn evictions_race_with_opens_and_fetches() {
     drop(mount);
     node.close();
 }
+
+/// Overwrites of a file over the size that is fetched whole, beside processes that open it all the
+/// time: neither is told an error.
+#[test]
+fn overwrites_race_with_opens() {
+    const LEN: usize = 400_000;
+    let (cache, place) = (cache_dir(), tempfile::tempdir().unwrap());
+    let memory = Arc::new(MemoryOrigin::new("bucket"));
+    let node = Node::new(cache.path(), memory, NodeSettings::default());
+    let root = place.path().join("mnt");
+    let mount = node.mount(&root);
+    let path = root.join("f");
+    std::fs::write(&path, vec![0; LEN]).unwrap();
+    let over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..3)
+            .map(|_| {
+                scope.spawn(|| {
+                    while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                        // Who opens it while it is written sees what is written so far.
+                        assert!(std::fs::read(&path).unwrap().len() <= LEN);
+                    }
+                })
+            })
+            .collect();
+        for version in 1..120_u8 {
+            let written = std::fs::write(&path, vec![version; LEN]);
+            if let Err(error) = written {
+                over.store(true, std::sync::atomic::Ordering::Relaxed);
+                panic!("version {version}: {error}");
+            }
+        }
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
+    });
+    assert!(std::fs::read(&path).unwrap() == vec![119; LEN]);
+    drop(mount);
+    node.close();
+}

@@ -153,6 +153,22 @@ on_each_server! {
         assert_eq!(bucket.get("config"), None);
     }
 
+    fn a_lost_update_can_be_tried_again_at_once(bucket: Bucket) {
+        bucket.put("config", "old");
+        let mount = Mount::with(&bucket, &Options::flags("--metadata-ttl minimal"));
+        for round in 0..20 {
+            let mut file = File::create(mount.join("config")).unwrap();
+            file.write_all(b"mine").unwrap();
+            bucket.put("config", format!("theirs {round}"));
+            assert_eq!(errno(&close(file).unwrap_err()), Errno::STALE);
+            // The kernel may not have told of the end of the first file yet.
+            let seen = fs::read_to_string(mount.join("config")).unwrap();
+            assert_eq!(seen, format!("theirs {round}"));
+            fs::write(mount.join("config"), format!("again {round}")).unwrap();
+            assert_eq!(bucket.get("config").unwrap(), format!("again {round}").as_bytes());
+        }
+    }
+
     fn files_and_directories_are_made_moved_and_removed(bucket: Bucket) {
         let mount = Mount::new(&bucket);
         sh(&mount.path(), "mkdir -p a/b && echo one > a/b/one && echo two > a/two");

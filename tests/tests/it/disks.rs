@@ -1,0 +1,184 @@
+//! A cache of several disks: versions lie where their reader prefers, and a disk that fails is
+//! left alone.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use weir_fuse::engine::Session;
+use weir_fuse::engine::io::ReadNow;
+use weir_fuse::engine::open::OpenRequest;
+use weir_fuse::origin::memory::MemoryOrigin;
+use weir_tests::bucket::{Bucket, Server};
+use weir_tests::cached::objects;
+use weir_tests::failing_disk::FailingDisk;
+use weir_tests::mount::{Mount, Options, cache_dir};
+use weir_tests::node::{Node, NodeSettings};
+use weir_tests::{eventually, random_bytes, runtime};
+
+const MIB: usize = 1 << 20;
+
+fn memory(names: &[&str]) -> Arc<MemoryOrigin> {
+    let memory = Arc::new(MemoryOrigin::new("bucket"));
+    for (seed, name) in (0..).zip(names) {
+        memory.insert(name, random_bytes(seed, MIB));
+    }
+    memory
+}
+
+/// Reads a file whole, a block at a time, as the kernel does without its page cache.
+fn read(session: &Arc<Session>, name: &str) -> Vec<u8> {
+    let ino = runtime().block_on(session.lookup(1, name)).unwrap().attr.ino;
+    let opened = runtime().block_on(session.open(ino, &OpenRequest::default())).unwrap();
+    let mut all = Vec::new();
+    loop {
+        let bytes = match session.read_now(opened.fh, all.len() as u64, 131_072).unwrap() {
+            ReadNow::Data(bytes) => bytes,
+            ReadNow::Wait(pending) => runtime().block_on(session.read(pending)).unwrap(),
+        };
+        if bytes.is_empty() {
+            break;
+        }
+        all.extend_from_slice(&bytes);
+    }
+    runtime().block_on(session.release(opened.fh));
+    all
+}
+
+fn bytes_in(dir: &Path) -> u64 {
+    objects(dir).iter().map(|path| path.metadata().unwrap().len()).sum()
+}
+
+#[test]
+fn a_version_lies_on_the_disk_that_its_first_reader_prefers() {
+    let (near, far) = (cache_dir(), cache_dir());
+    let memory = memory(&["a", "b", "c"]);
+    let settings = NodeSettings { cache_max: 2 << 20, ..NodeSettings::default() };
+    let node = Node::on_disks(&[far.path(), near.path()], memory.clone(), settings);
+    let session = node.session();
+    session.prefer(Arc::new([0, 4]));
+    for (name, stored) in [("a", 1 << 20), ("b", 2 << 20)] {
+        read(&session, name);
+        eventually("it is stored", || node.engine.cache.stats().used_bytes == stored);
+    }
+    assert_eq!((bytes_in(near.path()), bytes_in(far.path())), (2 << 20, 0));
+    // No room there without evicting, and room on the other: nothing is evicted.
+    read(&session, "c");
+    eventually("it is stored", || bytes_in(far.path()) == 1 << 20);
+    assert_eq!(node.engine.metrics.cache_evictions.get(), 0);
+    // Another reader prefers another disk: what is cached stays where it is.
+    session.prefer(Arc::new([4, 0]));
+    let before = node.engine.metrics.fetched_bytes.get();
+    assert!(read(&session, "a") == random_bytes(0, MIB));
+    assert_eq!(node.engine.metrics.fetched_bytes.get(), before);
+    drop(session);
+    node.close();
+    drop(node);
+    // So it is after a restart.
+    let node = Node::on_disks(&[far.path(), near.path()], memory, settings);
+    let session = node.session();
+    for (seed, name) in (0..).zip(["a", "b", "c"]) {
+        assert!(read(&session, name) == random_bytes(seed, MIB), "{name}");
+    }
+    assert_eq!(node.engine.metrics.fetched_bytes.get(), 0);
+    node.close();
+}
+
+#[test]
+fn what_is_written_lies_on_the_preferred_disk() {
+    let (one, two) = (cache_dir(), cache_dir());
+    let node = Node::on_disks(&[one.path(), two.path()], memory(&[]), NodeSettings::default());
+    let place = tempfile::tempdir().unwrap();
+    let mount = node.mount(&place.path().join("mnt"));
+    mount.session.prefer(Arc::new([4, 0]));
+    std::fs::write(place.path().join("mnt/new"), random_bytes(9, 3 * MIB)).unwrap();
+    eventually("it is cached", || bytes_in(one.path()) == 3 << 20);
+    std::fs::rename(place.path().join("mnt/new"), place.path().join("mnt/newer")).unwrap();
+    assert!(std::fs::read(place.path().join("mnt/newer")).unwrap() == random_bytes(9, 3 * MIB));
+    assert_eq!((node.engine.metrics.fetched_bytes.get(), bytes_in(two.path())), (0, 0));
+    drop(mount);
+    node.close();
+}
+
+#[test]
+fn a_disk_that_fails_is_left_alone_and_told() {
+    let (failing, healthy) = (FailingDisk::new(), cache_dir());
+    let bad = failing.path().join("cache");
+    let names = ["a", "b", "c", "d", "e"];
+    let node = Node::on_disks(&[&bad, healthy.path()], memory(&names), NodeSettings::default());
+    let session = node.session();
+    session.prefer(Arc::new([4, 0]));
+    assert!(read(&session, "a") == random_bytes(0, MIB));
+    eventually("it is stored", || bytes_in(&bad) == 1 << 20);
+    assert_eq!(node.engine.cache.problem(), None);
+    failing.fail(true);
+    for (seed, name) in (1..).zip(["b", "c", "d"]) {
+        assert!(read(&session, name) == random_bytes(seed, MIB), "{name}");
+    }
+    eventually("the disk counts as failing", || node.engine.cache.problem().is_some());
+    let problem = node.engine.cache.problem().unwrap();
+    assert!(problem.contains(bad.to_str().unwrap()), "{problem}");
+    let text = node.engine.metrics.text();
+    let line = format!("weir_cache_disk_failing{{dir=\"{}\"}} 1", bad.display());
+    assert!(text.contains(&line), "{text}");
+    // What it held is fetched again, and new things are stored elsewhere.
+    let before = node.engine.metrics.fetched_bytes.get();
+    for (seed, name) in [(0, "a"), (4, "e")] {
+        assert!(read(&session, name) == random_bytes(seed, MIB), "{name}");
+    }
+    assert_eq!(node.engine.metrics.fetched_bytes.get() - before, 2 << 20);
+    eventually("they are on the other disk", || {
+        let before = node.engine.metrics.fetched_bytes.get();
+        assert!(read(&session, "a") == random_bytes(0, MIB));
+        assert!(read(&session, "e") == random_bytes(4, MIB));
+        let stats = node.engine.cache.stats();
+        node.engine.metrics.fetched_bytes.get() == before && stats.disks[1].versions >= 2
+    });
+    assert!(bytes_in(healthy.path()) >= 2 << 20);
+    drop(session);
+    node.close();
+}
+
+#[test]
+fn a_mount_comes_up_without_a_disk_that_cannot_be_used() {
+    let bucket = Bucket::new(Server::Minio);
+    bucket.put("f", random_bytes(1, MIB));
+    let cache = cache_dir();
+    let file = cache.path().join("a-file");
+    std::fs::write(&file, "x").unwrap();
+    let good = cache.path().join("good");
+    let options = Options::default().cache(&file).flag("--cache-dir").flag(good.to_str().unwrap());
+    let mount = Mount::with(&bucket, &options);
+    assert!(std::fs::read(mount.join("f")).unwrap() == random_bytes(1, MIB));
+    let stats = mount.status().cache;
+    let problems: Vec<_> = stats.disks.iter().map(|disk| disk.problem.is_some()).collect();
+    assert_eq!(problems, [false, true]);
+    assert_eq!(stats.disks[1].dir, file);
+    mount.unmount();
+}
+
+#[test]
+fn what_was_read_through_is_stored_once_there_is_room() {
+    let cache = cache_dir();
+    let settings = NodeSettings { cache_max: MIB as u64, ..NodeSettings::default() };
+    let node = Node::new(cache.path(), memory(&["a", "b"]), settings);
+    let session = node.session();
+    read(&session, "a");
+    eventually("it is stored", || node.engine.cache.stats().used_bytes == 1 << 20);
+    // Somebody has it open: there is no room for the other.
+    let ino = runtime().block_on(session.lookup(1, "a")).unwrap().attr.ino;
+    let open = runtime().block_on(session.open(ino, &OpenRequest::default())).unwrap();
+    let other = runtime().block_on(session.lookup(1, "b")).unwrap().attr.ino;
+    let kept = runtime().block_on(session.open(other, &OpenRequest::default())).unwrap();
+    read(&session, "b");
+    assert_eq!(node.engine.metrics.cache_bypassed_bytes.get(), 1 << 20);
+    runtime().block_on(session.release(open.fh));
+    let before = node.engine.metrics.fetched_bytes.get();
+    eventually("it is stored when it is read again", || {
+        assert!(read(&session, "b") == random_bytes(1, MIB));
+        node.engine.cache.stats().used_bytes == 1 << 20
+            && node.engine.metrics.cache_evictions.get() == 1
+    });
+    assert_eq!(node.engine.metrics.fetched_bytes.get(), before);
+    runtime().block_on(session.release(kept.fh));
+    node.close();
+}
