@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::mount::program;
-use crate::{minio, tools};
+use crate::{minio, nvml, tools};
 
 /// Address of the node.
 const NODE_IP: &str = "10.77.0.2";
@@ -62,12 +62,39 @@ impl Cluster {
         let this = Self { scripts, state, s3: Arc::new(Mutex::new(Some(Vec::new()))) };
         // What a run that was killed left.
         checked(this.script("down.sh").output().unwrap(), "down.sh");
-        let up = this.script("up.sh").env("KUBE_PROXY", "1").output().unwrap();
+        let up = this
+            .script("up.sh")
+            .env("KUBE_PROXY", "1")
+            .env("FEATURE_GATES", "CSIVolumeHealth=true")
+            .env("KUBELET_CONF_EXTRA", "volumeStatsAggPeriod: 5s")
+            .output()
+            .unwrap();
         checked(up, "up.sh");
         this.end_with_process();
         this.serve_s3();
         this.import_images();
+        fs::create_dir_all(this.nvml()).unwrap();
+        fs::copy(nvml::library(), this.nvml().join("libnvidia-ml.so.1")).unwrap();
+        this.set_gpus("h200");
         this
+    }
+
+    /// Folder on the node with the driver's library, as a container runtime brings it.
+    fn nvml(&self) -> PathBuf {
+        self.state.join("nvml")
+    }
+
+    /// Gives the node other GPUs.
+    pub fn set_gpus(&self, machine: &str) {
+        let new = self.nvml().join("new");
+        fs::copy(nvml::machine(machine), &new).unwrap();
+        fs::rename(new, self.nvml().join("machine.json")).unwrap();
+    }
+
+    /// The chart's folder.
+    pub fn chart() -> String {
+        let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/helm/weir");
+        chart.to_str().unwrap().to_owned()
     }
 
     /// Removes what a test that failed left.
@@ -213,9 +240,10 @@ impl Cluster {
     #[track_caller]
     pub fn apply(&self, manifest: &str) {
         let runs = |text: &&str| {
-            ["Pod", "Deployment", "StatefulSet"]
-                .iter()
-                .any(|k| text.contains(&format!("kind: {k}\n")))
+            ["Pod", "Deployment", "StatefulSet"].iter().any(|k| {
+                text.contains(&format!("kind: {k}\n"))
+                    || text.contains(&format!("\"kind\":\"{k}\""))
+            })
         };
         let (running, first): (Vec<_>, Vec<_>) = manifest.split("\n---\n").partition(runs);
         for documents in [first, running] {
@@ -232,6 +260,32 @@ impl Cluster {
                     .all(|c| c["status"]["phase"] == "Bound")
             });
         }
+    }
+
+    /// Applies an object as whoever has this token.
+    ///
+    /// # Errors
+    /// What the API server says.
+    pub fn apply_as(&self, token: &str, manifest: &str) -> Result<String, String> {
+        let path = "jsonpath={.clusters[0].cluster.server}";
+        let server = self.kubectl(&["config", "view", "-o", path]);
+        let args = ["--kubeconfig=/dev/null", "--server", &server, "--token", token];
+        // Its authority is in the kubeconfig that is not used here.
+        let more =
+            ["--insecure-skip-tls-verify=true", "apply", "--server-side", "--force-conflicts"];
+        self.with_input(&[&args[..], &more[..]].concat(), manifest)
+    }
+
+    /// Name of the node.
+    pub fn node_name(&self) -> String {
+        self.kubectl(&[
+            "get",
+            "nodes",
+            "-l",
+            "kubernetes.io/os",
+            "-o",
+            "jsonpath={.items[0].metadata.name}",
+        ])
     }
 
     /// Deletes what a manifest names, and waits until it is gone.
@@ -252,15 +306,20 @@ impl Cluster {
     /// Runs helm.
     #[track_caller]
     pub fn helm(&self, args: &[&str]) -> String {
-        let output = Command::new("nsenter")
+        checked(self.try_helm(args), &format!("helm {args:?}"))
+    }
+
+    /// Runs helm, which may fail.
+    pub fn try_helm(&self, args: &[&str]) -> Output {
+        Command::new("nsenter")
             .args(["-t", &self.init().to_string(), "-n", "--"])
             .arg(tools::path("helm"))
             .arg("--kubeconfig")
             .arg(self.state.join("admin.kubeconfig"))
             .args(args)
             .stdin(Stdio::null())
-            .output();
-        checked(output.unwrap(), &format!("helm {args:?}"))
+            .output()
+            .unwrap()
     }
 
     /// Runs a program as if on the node.
@@ -319,15 +378,14 @@ impl Cluster {
 
     /// Installs the chart, and waits until the driver is registered.
     pub fn install(&self, values: &Value) {
-        let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/helm/weir");
         let file = self.state.join("values.json");
         fs::write(&file, values.to_string()).unwrap();
-        let (chart, file) = (chart.to_str().unwrap(), file.to_str().unwrap());
+        let (chart, file) = (Self::chart(), file.to_str().unwrap());
         self.helm(&[
             "upgrade",
             "--install",
             "weir",
-            chart,
+            &chart,
             "-n",
             "weir",
             "--create-namespace",
@@ -359,6 +417,13 @@ impl Cluster {
             "node": {
                 "cache": {"hostPath": self.state.join("weir-cache"), "minFree": "0"},
                 "topology": {"topology.weir.dev/zone": "edge-1"},
+                "topologyInterval": 2,
+                "extraEnv": [
+                    {"name": "WEIR_NVML_LIBRARY", "value": "/nvml/libnvidia-ml.so.1"},
+                    {"name": "WEIR_FAKE_NVML", "value": "/nvml/machine.json"},
+                ],
+                "extraVolumes": [{"name": "nvml", "hostPath": {"path": self.nvml()}}],
+                "extraVolumeMounts": [{"name": "nvml", "mountPath": "/nvml", "readOnly": true}],
             },
             "logLevel": "trace",
             "logFormat": "text",

@@ -1,71 +1,11 @@
-//! A real kubelet and API server, the real chart, and pods that read and write.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
+//! Volumes of every kind, read and written by pods.
 
-use std::path::Path;
-use std::sync::MutexGuard;
-
-use serde_json::json;
+use serde_json::{Value, json};
 use weir_tests::bucket::{Bucket, Server};
-use weir_tests::cluster::{Cluster, cluster};
+use weir_tests::cluster::Cluster;
 use weir_tests::random_bytes;
 
-const MIB: usize = 1 << 20;
-
-/// The cluster, with Weir installed for this bucket's credentials.
-fn installed(bucket: &Bucket) -> MutexGuard<'static, Cluster> {
-    let cluster = cluster();
-    let namespace =
-        "{\"apiVersion\":\"v1\",\"kind\":\"Namespace\",\"metadata\":{\"name\":\"weir\"}}";
-    cluster.apply(namespace);
-    cluster.apply(
-        &json!({
-            "apiVersion": "v1",
-            "kind": "Secret",
-            "metadata": {"name": "weir-credentials", "namespace": "weir"},
-            "stringData": {"key_id": bucket.access_key, "access_key": bucket.secret_key},
-        })
-        .to_string(),
-    );
-    cluster.install(&cluster.values());
-    cluster
-}
-
-/// An example, for this bucket, with busybox in place of big images.
-fn example(name: &str, bucket: &Bucket) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples").join(name);
-    let text = std::fs::read_to_string(path).unwrap();
-    text.replace("bucketName: assets", &format!("bucketName: {}", bucket.name))
-        .replace("image: busybox", "image: busybox:local")
-        .replace(
-            "image: nvcr.io/nim/meta/llama-3.1-8b-instruct:latest",
-            "image: busybox:local\n          command: [sleep, infinity]",
-        )
-        .replace("key_id: CHANGE-ME", &format!("key_id: {}", bucket.access_key))
-        .replace("access_key: CHANGE-ME", &format!("access_key: {}", bucket.secret_key))
-}
-
-fn md5(bytes: &[u8]) -> String {
-    use std::io::Write;
-    let mut child = std::process::Command::new("md5sum")
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(bytes).unwrap();
-    let out = child.wait_with_output().unwrap().stdout;
-    String::from_utf8(out).unwrap().split(' ').next().unwrap().to_owned()
-}
-
-/// No session, no target and no upload of Weir is left on the node.
-fn nothing_is_left(cluster: &Cluster) {
-    cluster.eventually("no mount is left", |cluster| {
-        let table = cluster.on_node(&["cat", "/proc/self/mountinfo"]);
-        !String::from_utf8_lossy(&table.stdout).contains("fuse.weir")
-    });
-    let sessions = "/var/lib/kubelet/plugins/s3.csi.weir.dev-sessions";
-    let left = cluster.on_node(&["ls", sessions]);
-    assert!(left.stdout.is_empty(), "{}", String::from_utf8_lossy(&left.stdout));
-}
+use super::{MIB, example, fetched, installed, md5, nothing_is_left};
 
 #[test]
 fn a_bucket_as_a_persistent_volume() {
@@ -102,6 +42,17 @@ fn a_bucket_as_a_persistent_volume() {
     for words in ["s3.csi.weir.dev", &bucket.name, "VolumeHandle:      assets", "Bound"] {
         assert!(described.contains(words), "{words}: {described}");
     }
+    cluster.eventually("it is told where how much of it is cached", |cluster| {
+        let described = cluster.kubectl(&["describe", "pv", "assets"]);
+        described.contains("weir.dev/cached") && described.contains("20.0 MiB")
+    });
+    cluster.eventually("and how long it took to get there", |cluster| {
+        let described = cluster.kubectl(&["describe", "pv", "assets"]);
+        described.contains("CacheWarmed") && described.contains("20.0 MiB fetched in")
+    });
+    let nodes = cluster.kubectl(&["get", "weirnodes"]);
+    let words = ["READY", "GPU", "CACHED", "VOLUMES", "true", "NVIDIA-H200"];
+    assert!(words.iter().all(|word| nodes.contains(word)), "{nodes}");
     for object in ["pv", "pvc"] {
         cluster.eventually("the mount is told", |cluster| {
             let described = cluster.kubectl(&["describe", object, "assets"]);
@@ -111,25 +62,6 @@ fn a_bucket_as_a_persistent_volume() {
     cluster.delete(second);
     cluster.delete(&manifest);
     nothing_is_left(&cluster);
-}
-
-/// Bytes that the node fetched so far.
-fn fetched(cluster: &Cluster) -> u64 {
-    let args = [
-        "get",
-        "pods",
-        "-n",
-        "weir",
-        "-l",
-        "app.kubernetes.io/component=node",
-        "-o",
-        "jsonpath={.items[0].status.podIP}",
-    ];
-    let address = cluster.kubectl(&args);
-    let page = cluster.on_node(&["curl", "-s", &format!("http://{address}:9464/metrics")]);
-    let page = String::from_utf8(page.stdout).unwrap();
-    let line = page.lines().find(|line| line.starts_with("weir_s3_fetched_bytes_total"));
-    line.unwrap().split(' ').nth(1).unwrap().parse().unwrap()
 }
 
 #[test]
@@ -274,6 +206,11 @@ fn an_origin_that_goes_away_is_told_and_so_is_its_return() {
             .iter()
             .all(|object| cluster.kubectl(&["describe", object]).contains("OriginUnavailable"))
     });
+    // With the feature gate CSIVolumeHealth kubelet passes the condition on.
+    cluster.eventually("the volume is abnormal", |cluster| {
+        let _ = cluster.exec("static", "cat /assets/other");
+        cluster.kubectl(&["describe", "pod", "static"]).contains("VolumeConditionAbnormal")
+    });
     cluster.cut_s3(false);
     cluster.eventually("and that it is over", |cluster| {
         let _ = cluster.exec("static", "ls /assets");
@@ -311,4 +248,94 @@ fn the_node_has_no_capability_and_logs_no_secret() {
     }
     // CAP_SYS_ADMIN.
     assert_eq!((field(&mounter, "CapEff"), field(&mounter, "CapBnd")), (1 << 21, 1 << 21));
+}
+
+/// A pod that has the claim of the static example at /assets.
+fn pod(name: &str, spec: &Value, mount: &Value) -> String {
+    let mut pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+        "spec": {
+            "terminationGracePeriodSeconds": 1,
+            "containers": [{
+                "name": "app", "image": "busybox:local", "command": ["sleep", "infinity"],
+                "volumeMounts": [{"name": "assets", "mountPath": "/assets"}],
+            }],
+            "volumes": [{"name": "assets", "persistentVolumeClaim": {"claimName": "assets"}}],
+        },
+    });
+    merge(&mut pod["spec"], spec);
+    merge(&mut pod["spec"]["containers"][0]["volumeMounts"][0], mount);
+    pod.to_string()
+}
+
+fn merge(into: &mut Value, more: &Value) {
+    for (key, value) in more.as_object().into_iter().flatten() {
+        into[key] = value.clone();
+    }
+}
+
+#[test]
+fn groups_parts_and_read_only_mounts_of_one_volume() {
+    let bucket = Bucket::new(Server::Minio);
+    bucket.put("games/chess/board", "8x8");
+    bucket.put("games/go/board", "19x19");
+    let cluster = installed(&bucket);
+    let manifest = example("static.yaml", &bucket);
+    cluster.apply(&manifest);
+    cluster.until_ready("static");
+    let group = |gid: u32| json!({"securityContext": {"fsGroup": gid}});
+    let pods = [
+        pod("one", &group(1000), &json!({})),
+        pod("two", &group(2000), &json!({})),
+        pod("part", &json!({}), &json!({"subPath": "games/go"})),
+        pod("file", &json!({}), &json!({"subPath": "games/chess/board", "mountPath": "/board"})),
+        pod("reader", &json!({}), &json!({"readOnly": true})),
+    ];
+    for pod in &pods {
+        cluster.apply(pod);
+    }
+    for (pod, gid) in [("one", "1000"), ("two", "2000")] {
+        cluster.until_ready(pod);
+        let shown = cluster
+            .exec(pod, "stat -c %g /assets/games/chess/board && cat /assets/games/chess/board");
+        assert_eq!(shown.unwrap(), format!("{gid}\n8x8"));
+        cluster.exec(pod, &format!("echo {pod} >/assets/{pod}")).unwrap();
+    }
+    assert_eq!(bucket.get("two").unwrap(), b"two\n");
+    cluster.until_ready("part");
+    assert_eq!(cluster.exec("part", "ls /assets && cat /assets/board").unwrap(), "board\n19x19");
+    cluster.until_ready("file");
+    assert_eq!(cluster.exec("file", "cat /board").unwrap(), "8x8");
+    cluster.until_ready("reader");
+    let refused = cluster.exec("reader", "echo x >/assets/new").unwrap_err();
+    assert!(refused.contains("Read-only"), "{refused}");
+    for pod in &pods {
+        cluster.delete(pod);
+    }
+    cluster.delete(&manifest);
+    nothing_is_left(&cluster);
+}
+
+#[test]
+fn every_manifest_is_taken_by_the_api_server() {
+    let bucket = Bucket::new(Server::Minio);
+    let cluster = installed(&bucket);
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    for file in std::fs::read_dir(folder).unwrap() {
+        let name = file.unwrap().file_name().into_string().unwrap();
+        cluster.dry_run(&example(&name, &bucket)).unwrap_or_else(|e| panic!("{name}: {e}"));
+    }
+    // What is made only where somebody brought its kind.
+    let chart = cluster.helm(&[
+        "template",
+        "weir",
+        &Cluster::chart(),
+        "--api-versions",
+        "monitoring.coreos.com/v1",
+        "--kube-version",
+        "1.34.0",
+        "--show-only",
+        "templates/monitoring.yaml",
+    ]);
+    assert!(chart.contains("kind: PodMonitor") && chart.contains("port: metrics"), "{chart}");
 }

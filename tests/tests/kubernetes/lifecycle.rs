@@ -1,0 +1,133 @@
+//! Weir's own life in a cluster: start, upgrade, absence, end.
+
+use serde_json::json;
+use weir_tests::bucket::{Bucket, Server};
+use weir_tests::random_bytes;
+
+use super::{MIB, example, installed, md5, nothing_is_left};
+
+#[test]
+fn pods_can_be_deleted_while_no_node_plugin_is_there() {
+    let bucket = Bucket::new(Server::Minio);
+    bucket.put("f", "bytes");
+    let cluster = installed(&bucket);
+    let manifest = example("static.yaml", &bucket);
+    cluster.apply(&manifest);
+    cluster.until_ready("static");
+    cluster.exec("static", "cat /assets/f").unwrap();
+    let image = "node=docker.io/library/weir:never-made";
+    cluster.kubectl(&["set", "image", "-n", "weir", "daemonset/weir-node", image]);
+    cluster.eventually("the node plugin cannot start", |cluster| {
+        let pods = ["get", "pods", "-n", "weir", "-l", "app.kubernetes.io/component=node"];
+        cluster.kubectl(&pods).contains("ErrImageNeverPull")
+    });
+    let uid = cluster.kubectl(&["get", "pod", "static", "-o", "jsonpath={.metadata.uid}"]);
+    cluster.kubectl(&["delete", "pod", "static", "--wait=false"]);
+    cluster.eventually("the pod is gone", |cluster| {
+        cluster.try_kubectl(&["get", "pod", "static"]).is_err()
+    });
+    let folder = format!("/var/lib/kubelet/pods/{uid}");
+    cluster.eventually("and its folder", |cluster| {
+        !cluster.on_node(&["ls", &folder]).status.success()
+    });
+    // The node plugin comes back, and all is as before.
+    cluster.install(&cluster.values());
+    cluster.apply(&manifest);
+    cluster.until_ready("static");
+    assert_eq!(cluster.exec("static", "cat /assets/f").unwrap(), "bytes");
+    cluster.delete(&manifest);
+    nothing_is_left(&cluster);
+}
+
+#[test]
+fn an_upgrade_is_not_noticed_and_an_uninstall_waits_for_pods() {
+    let bucket = Bucket::new(Server::Minio);
+    let bytes = random_bytes(1, 4 * MIB);
+    bucket.put("model", bytes.clone());
+    let cluster = installed(&bucket);
+    let manifest = example("static.yaml", &bucket);
+    cluster.apply(&manifest);
+    cluster.until_ready("static");
+    let mut values = cluster.values();
+    values["node"]["memoryTarget"] = json!("100MiB");
+    let before = cluster.kubectl(&["get", "csinodes", "-o", "jsonpath={..drivers[*].name}"]);
+    cluster.install(&values);
+    let read = cluster.exec("static", "md5sum /assets/model").unwrap();
+    assert!(read.starts_with(&md5(&bytes)), "{read}");
+    let after = cluster.kubectl(&["get", "csinodes", "-o", "jsonpath={..drivers[*].name}"]);
+    assert_eq!(before, after);
+
+    let uninstall = ["uninstall", "weir", "-n", "weir", "--timeout", "100s"];
+    cluster.eventually("the node tells of its pods", |cluster| {
+        let volumes = "jsonpath={.items[*].status.volumes[?(@.pods>0)].persistentVolume}";
+        cluster.kubectl(&["get", "weirnodes", "-o", volumes]).contains("assets")
+    });
+    assert!(!cluster.try_helm(&uninstall).status.success());
+    let told = cluster.kubectl(&["logs", "-n", "weir", "job/weir-uninstall-check"]);
+    assert!(told.contains("pods still use volumes: assets on"), "{told}");
+    let read = cluster.exec("static", "md5sum /assets/model").unwrap();
+    assert!(read.starts_with(&md5(&bytes)), "{read}");
+
+    cluster.delete(&manifest);
+    nothing_is_left(&cluster);
+    cluster.eventually("the node tells of their end", |cluster| {
+        let volumes = "jsonpath={.items[*].status.volumes[?(@.pods>0)].persistentVolume}";
+        cluster.kubectl(&["get", "weirnodes", "-o", volumes]).is_empty()
+    });
+    cluster.helm(&uninstall);
+    cluster.eventually("nothing is left of it", |cluster| {
+        let pods = cluster.kubectl(&["get", "pods", "-n", "weir", "-o", "name"]);
+        let drivers = cluster.kubectl(&["get", "csidrivers", "-o", "name"]);
+        pods.trim().is_empty() && !drivers.contains("s3.csi.weir.dev")
+    });
+}
+
+#[test]
+fn the_start_up_taint_goes_when_the_node_is_ready() {
+    let bucket = Bucket::new(Server::Minio);
+    let cluster = installed(&bucket);
+    let node = cluster.node_name();
+    let taints =
+        || cluster.kubectl(&["get", "node", &node, "-o", "jsonpath={.spec.taints[*].key}"]);
+    for key in ["example.com/other:NoSchedule", "s3.csi.weir.dev/agent-not-ready:NoExecute"] {
+        let (name, effect) = key.split_once(':').unwrap();
+        cluster.kubectl(&["taint", "nodes", &node, &format!("{name}=:{effect}")]);
+    }
+    cluster.eventually("ours is gone", |_| !taints().contains("agent-not-ready"));
+    assert_eq!(taints().trim(), "example.com/other");
+    cluster.kubectl(&["taint", "nodes", &node, "example.com/other-"]);
+}
+
+#[test]
+fn a_node_writes_its_own_report_alone() {
+    let bucket = Bucket::new(Server::Minio);
+    let cluster = installed(&bucket);
+    let node = cluster.node_name();
+    let token = ["create", "token", "weir-node", "-n", "weir"];
+    let pod = cluster.kubectl(&[
+        "get",
+        "pods",
+        "-n",
+        "weir",
+        "-l",
+        "app.kubernetes.io/component=node",
+        "-o",
+        "jsonpath={.items[0].metadata.name}",
+    ]);
+    let bound: Vec<&str> = token
+        .iter()
+        .copied()
+        .chain(["--bound-object-kind", "Pod", "--bound-object-name", &pod])
+        .collect();
+    let token = cluster.kubectl(&bound);
+    let write = |name: &str| {
+        let object = json!({
+            "apiVersion": "weir.dev/v1alpha1", "kind": "WeirNode",
+            "metadata": {"name": name}, "status": {"ready": false},
+        });
+        cluster.apply_as(token.trim(), &object.to_string())
+    };
+    let refused = write("another-node").unwrap_err();
+    assert!(refused.contains("of its own node alone"), "{refused}");
+    write(&node).unwrap();
+}
