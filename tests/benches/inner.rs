@@ -20,6 +20,9 @@ use weir_fuse::model::version::{ETag, ObjectInfo};
 use weir_fuse::namespace::dir::Dir;
 use weir_fuse::namespace::file::FileNode;
 use weir_fuse::namespace::inode::{InodeTable, Node};
+use weir_node::topology::nvml::Library;
+use weir_node::topology::sysfs::Sysfs;
+use weir_node::topology::{NVML_DEADLINE, read};
 
 fn index_look_up(c: &mut Criterion) {
     const ROWS: u64 = 100_000;
@@ -98,5 +101,18 @@ fn inode_table(c: &mut Criterion) {
     });
 }
 
-criterion_group!(inner, index_look_up, range_map, checksum, inode_table);
+/// What a node does every half minute, in a thread of its own: the real nvml-wrapper over a library
+/// that answers as a machine with eight GPUs does.
+fn topology(c: &mut Criterion) {
+    if std::env::var_os("WEIR_FAKE_NVML").is_none() {
+        eprintln!("topology: set WEIR_FAKE_NVML to tests/fake-nvml/machines/dgx-h100.json");
+        return;
+    }
+    let gpus = Library::new(Some(weir_tests::nvml::library()), NVML_DEADLINE);
+    c.bench_function("topology: eight GPUs behind NVSwitches", |b| {
+        b.iter(|| assert_eq!(read(&gpus, &Sysfs::default()).gpu.gpus.len(), 8));
+    });
+}
+
+criterion_group!(inner, index_look_up, range_map, checksum, inode_table, topology);
 criterion_main!(inner);

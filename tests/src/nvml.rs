@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 /// The library, built beside this test.
 pub fn library() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let library = test.ancestors().nth(2).unwrap().join("libweir_fake_nvml.so");
+    let own = std::env::current_exe().unwrap();
+    let library = own.ancestors().nth(2).unwrap().join("libweir_fake_nvml.so");
     assert!(library.exists(), "{} is not built: cargo build --workspace", library.display());
     library
 }

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, Weak};
 
 use super::disk::{DiskCache, DiskSettings, DiskStats, Held, Pressure, Room};
@@ -15,7 +16,6 @@ use super::records::{ListingRow, UploadRow};
 use super::version::CachedVersion;
 use crate::metrics::Metrics;
 use crate::model::version::{BucketId, VersionKey};
-use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Mutex, MutexGuard};
 
 /// Where the cache is and how large it may become.

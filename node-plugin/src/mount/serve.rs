@@ -78,10 +78,24 @@ impl Service {
     ) -> Result<Self, Failure> {
         let mountpoint = fuse_mount::check_mountpoint(&config.mountpoint)?;
         let counted = assembly::metrics()?;
-        let origin = connect(config, &counted).await?;
-        let engine = tokio::task::block_in_place(|| {
-            assembly::engine(&config.cache, counted, runtime, Arc::new(Proc))
-        })?;
+        // The index is opened while the bucket answers.
+        let (settings, of_cache) = (config.cache.clone(), counted.clone());
+        let opening = tokio::task::spawn_blocking(move || {
+            assembly::engine(&settings, of_cache, runtime, Arc::new(Proc))
+        });
+        let origin = connect(config, &counted).await;
+        let opened = opening.await;
+        let opened = opened.map_err(|e| Failure::new(Kind::Other, format!("cache: {e}")))?;
+        let origin = match origin {
+            Ok(origin) => origin,
+            Err(failure) => {
+                if let Ok(engine) = opened {
+                    tokio::task::block_in_place(|| engine.cache.close());
+                }
+                return Err(failure);
+            }
+        };
+        let engine = opened?;
         let cache = engine.cache.clone();
         let session = Session::new(engine, origin, config.session.clone());
         let source = format!("s3://{}/{}", config.s3.bucket, config.session.names.prefix);

@@ -247,7 +247,8 @@ fn a_pod_reads_with_what_its_own_token_is_given() {
     let node = CsiNode::with(&bucket, setup);
     let volume = |pod: &str, policy: &str| {
         let token = provider.token(pod, policy);
-        TestVolume::new(&bucket, pod)
+        let group = if pod == "one" { 1000 } else { 2000 };
+        TestVolume { group: Some(group), ..TestVolume::new(&bucket, pod) }
             .attribute("authenticationSource", "pod")
             .attribute("csi.storage.k8s.io/pod.namespace", "default")
             .attribute("csi.storage.k8s.io/serviceAccount.name", pod)
@@ -260,6 +261,8 @@ fn a_pod_reads_with_what_its_own_token_is_given() {
     let (first, second) = (node.publish(&one).unwrap(), node.publish(&two).unwrap());
     let device = |path: &std::path::Path| fs::metadata(path).unwrap().dev();
     assert_ne!(device(&first), device(&second));
+    let group = |path: &std::path::Path| fs::metadata(path.join("f")).unwrap().gid();
+    assert_eq!((group(&first), group(&second)), (1000, 2000));
     assert_eq!(fs::read(second.join("f")).unwrap(), b"bytes");
     fs::write(first.join("new"), "x").unwrap();
     assert_eq!(bucket.get("new").unwrap(), b"x");
@@ -322,4 +325,21 @@ fn a_connection_that_was_ended_by_force_is_made_anew() {
     assert_eq!(fs::read(target.join("f")).unwrap(), b"bytes");
     node.unpublish(&volume).unwrap();
     assert!(node.mounts().is_empty());
+}
+
+#[test]
+fn a_disk_of_the_cache_that_cannot_be_used_shows_as_volume_condition() {
+    let bucket = Bucket::new(Server::Minio);
+    bucket.put("f", "bytes");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("no-folder");
+    fs::write(&file, "x").unwrap();
+    let node_flags = vec![format!("--cache-dir={}", file.display())];
+    let node = CsiNode::with(&bucket, Setup { node_flags, ..Setup::default() });
+    let volume = TestVolume::new(&bucket, "pod");
+    let target = node.publish(&volume).unwrap();
+    assert_eq!(fs::read(target.join("f")).unwrap(), b"bytes");
+    let condition = node.stats(&volume).unwrap().volume_condition.unwrap();
+    assert!(condition.abnormal && condition.message.contains("no-folder"), "{condition:?}");
+    node.unpublish(&volume).unwrap();
 }

@@ -169,6 +169,26 @@ on_each_server! {
         }
     }
 
+    fn what_lost_its_name_is_not_opened_again(bucket: Bucket) {
+        bucket.put("config", "old");
+        let mount = Mount::with(&bucket, &Options::flags("--metadata-ttl minimal"));
+        let mut file = File::create(mount.join("config")).unwrap();
+        file.write_all(b"mine").unwrap();
+        bucket.put("config", "theirs");
+        assert_eq!(errno(&file.sync_all().unwrap_err()), Errno::STALE);
+        assert_eq!(fs::read_to_string(mount.join("config")).unwrap(), "theirs");
+        fs::write(mount.join("config"), "again").unwrap();
+        assert_eq!(bucket.get("config").unwrap(), b"again");
+        // Past the name, which leads to the other's file.
+        let again = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+        assert_eq!(errno(&File::open(again).unwrap_err()), Errno::STALE);
+        // It is final, also when the object is again what it was.
+        bucket.put("config", "old");
+        assert_eq!(errno(&file.sync_all().unwrap_err()), Errno::STALE);
+        drop(file);
+        assert_eq!(bucket.get("config").unwrap(), b"old");
+    }
+
     fn files_and_directories_are_made_moved_and_removed(bucket: Bucket) {
         let mount = Mount::new(&bucket);
         sh(&mount.path(), "mkdir -p a/b && echo one > a/b/one && echo two > a/two");

@@ -10,6 +10,10 @@ use rand::seq::SliceRandom;
 use weir_fuse::cache::dir::CacheDir;
 use weir_fuse::cache::index::{Batch, Index};
 use weir_fuse::cache::records::ObjectRow;
+use weir_tests::bucket::{Bucket, Server};
+use weir_tests::cached::is_cached;
+use weir_tests::csi_node::{CsiNode, TestVolume};
+use weir_tests::eventually;
 use weir_tests::mount::cache_dir;
 
 use crate::contestant::{Contestant, Kind};
@@ -32,6 +36,8 @@ const BESIDE_P99: Work =
 const BESIDE_RATIO: Work = Work::new("its P99 to its median", "times");
 const MILLION: Work =
     Work::new("mount until listing after kill -9, 1 M versions in the index", "ms");
+const PUBLISH_MEDIAN: Work = Work::new("NodePublish to the first byte read, median", "ms");
+const PUBLISH_P99: Work = Work::new("NodePublish to the first byte read, P99", "ms");
 const FILES: Work = Work::new("memory with 64 readers of cold files, RSS", "MiB");
 const FILES_TIME: Work = Work::new("64 readers of cold files, 16 MiB each", "MiB/s");
 
@@ -49,6 +55,9 @@ pub(crate) fn run(stage: &Stage, rounds: usize, only: Option<&str>) -> Report {
     }
     if wanted(&FILES) {
         many_readers(stage, &mut report);
+    }
+    if wanted(&PUBLISH_P99) {
+        publish(&mut report);
     }
     if wanted(&MILLION) {
         million_versions(stage, &mut report);
@@ -150,6 +159,34 @@ fn many_readers(stage: &Stage, report: &mut Report) {
     stage.clear("readers/");
     report.add(FILES_TIME, "Weir", rate);
     report.add(FILES, "Weir", used.rss as f64 / f64::from(1 << 20));
+}
+
+/// A pod more on a node that serves the volume already: kubelet's call over a connection of its
+/// own, the mount, and a read of a cached file, each time.
+fn publish(report: &mut Report) {
+    let bucket = Bucket::new(Server::Minio);
+    bucket.put("model", vec![7; 1 << 20]);
+    let node = CsiNode::new(&bucket);
+    let volume = TestVolume::new(&bucket, "first");
+    let first = node.publish(&volume).unwrap();
+    std::fs::read(first.join("model")).unwrap();
+    eventually("it is cached", || is_cached(&first.join("model")));
+    let mut times: Vec<f64> = (0..300)
+        .map(|n| {
+            let pod = volume.pod(&format!("pod-{n}"));
+            let start = Instant::now();
+            let target = node.publish(&pod).unwrap();
+            let mut byte = [0];
+            File::open(target.join("model")).unwrap().read_exact_at(&mut byte, 0).unwrap();
+            let took = start.elapsed().as_secs_f64() * 1000.0;
+            node.unpublish(&pod).unwrap();
+            took
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    report.add(PUBLISH_MEDIAN, "Weir", times[times.len() / 2]);
+    report.add(PUBLISH_P99, "Weir", times[times.len() * 99 / 100]);
+    node.unpublish(&volume).unwrap();
 }
 
 /// An index of a million versions, mounted after a kill.
