@@ -46,6 +46,8 @@ struct State {
     registered: Option<Segments>,
     /// What it would be told now.
     reported: Option<Segments>,
+    /// What the GPU driver said when it last said anything of GPUs.
+    known: GpuReport,
 }
 
 impl Place {
@@ -80,6 +82,9 @@ impl Place {
             let gpus = topology.gpu.gpus.len();
             tracing::info!(gpus, driver, problem = problem.unwrap_or("none"), "GPUs");
         }
+        if topology.gpu.problem.is_none() || !topology.gpu.gpus.is_empty() {
+            self.state().known = topology.gpu.clone();
+        }
         self.seen.send_replace(Some(topology));
     }
 
@@ -90,9 +95,8 @@ impl Place {
 
     /// What the segments should be, given the Node's labels.
     pub(super) fn wanted(&self, labels: &BTreeMap<String, String>) -> Segments {
-        let report = self.topology();
-        let mut wanted =
-            labels::segments(report.as_ref().map_or(&GpuReport::default(), |t| &t.gpu));
+        // A driver that is being replaced shows no GPUs for a while; the node still has them.
+        let mut wanted = labels::segments(&self.state().known);
         for (own, followed) in FOLLOWED {
             if let Some(value) = labels.get(followed) {
                 wanted.insert(own.to_owned(), value.clone());
@@ -190,7 +194,7 @@ impl Place {
 mod tests {
     use super::*;
     use crate::kubernetes::nodes::twin::MemoryObjects;
-    use crate::topology::model::Gpu;
+    use crate::topology::model::{Gpu, GpuProblem};
 
     fn report(product: &str) -> GpuReport {
         let gpu = Gpu { product: Some(product.into()), ..Gpu::default() };
@@ -228,6 +232,11 @@ mod tests {
         assert_eq!(place.refresh().await.unwrap()[GPU_PRODUCT], "NVIDIA-H200");
         assert!(place.is_registered_as_reported(), "the label cannot be changed yet");
         assert_eq!(place.segments().await.unwrap()[GPU_PRODUCT], "NVIDIA-L40S");
+        // A driver that is gone for a while takes no GPU along.
+        let problem = Some(GpuProblem::NoDriver("being replaced".into()));
+        *gpu.lock().unwrap() = GpuReport { problem, ..GpuReport::default() };
+        place.look();
+        assert_eq!(place.refresh().await.unwrap()[GPU_PRODUCT], "NVIDIA-H200");
         // The controller changes the label: now kubelet is to be told.
         objects.set(Some(&[(GPU_PRODUCT, "NVIDIA-H200"), (ZONE, "edge-7")]));
         place.refresh().await.unwrap();
