@@ -230,7 +230,7 @@ pub struct NodeArgs {
     #[arg(long = "topology", value_name = "KEY=VALUE")]
     pub topology: Vec<String>,
     /// Seconds between two looks at GPUs and labels.
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub topology_interval: u64,
     /// The NVIDIA management library, where the dynamic linker does not find it.
     #[arg(long, value_name = "FILE", env = "WEIR_NVML_LIBRARY")]

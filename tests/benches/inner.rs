@@ -101,7 +101,7 @@ fn inode_table(c: &mut Criterion) {
     });
 }
 
-/// What a node does every half minute, in a thread of its own: the real nvml-wrapper over a library
+/// What a node does every minute, in a thread of its own: the real nvml-wrapper over a library
 /// that answers as a machine with eight GPUs does.
 fn topology(c: &mut Criterion) {
     if std::env::var_os("WEIR_FAKE_NVML").is_none() {

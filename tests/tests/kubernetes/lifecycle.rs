@@ -4,16 +4,13 @@ use serde_json::json;
 use weir_tests::bucket::{Bucket, Server};
 use weir_tests::random_bytes;
 
-use super::{MIB, example, installed, md5, nothing_is_left};
+use super::{MIB, installed, md5, node_pod, nothing_is_left, with_static_pod};
 
 #[test]
 fn pods_can_be_deleted_while_no_node_plugin_is_there() {
     let bucket = Bucket::new(Server::Minio);
     bucket.put("f", "bytes");
-    let cluster = installed(&bucket);
-    let manifest = example("static.yaml", &bucket);
-    cluster.apply(&manifest);
-    cluster.until_ready("static");
+    let (cluster, manifest) = with_static_pod(&bucket);
     cluster.exec("static", "cat /assets/f").unwrap();
     let image = "node=docker.io/library/weir:never-made";
     cluster.kubectl(&["set", "image", "-n", "weir", "daemonset/weir-node", image]);
@@ -44,10 +41,7 @@ fn an_upgrade_is_not_noticed_and_an_uninstall_waits_for_pods() {
     let bucket = Bucket::new(Server::Minio);
     let bytes = random_bytes(1, 4 * MIB);
     bucket.put("model", bytes.clone());
-    let cluster = installed(&bucket);
-    let manifest = example("static.yaml", &bucket);
-    cluster.apply(&manifest);
-    cluster.until_ready("static");
+    let (cluster, manifest) = with_static_pod(&bucket);
     let mut values = cluster.values();
     values["node"]["memoryTarget"] = json!("100MiB");
     let before = cluster.kubectl(&["get", "csinodes", "-o", "jsonpath={..drivers[*].name}"]);
@@ -104,16 +98,7 @@ fn a_node_writes_its_own_report_alone() {
     let cluster = installed(&bucket);
     let node = cluster.node_name();
     let token = ["create", "token", "weir-node", "-n", "weir"];
-    let pod = cluster.kubectl(&[
-        "get",
-        "pods",
-        "-n",
-        "weir",
-        "-l",
-        "app.kubernetes.io/component=node",
-        "-o",
-        "jsonpath={.items[0].metadata.name}",
-    ]);
+    let pod = node_pod(&cluster, "metadata.name");
     let bound: Vec<&str> = token
         .iter()
         .copied()

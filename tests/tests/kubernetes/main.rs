@@ -70,19 +70,26 @@ pub(crate) fn nothing_is_left(cluster: &Cluster) {
     assert!(left.stdout.is_empty(), "{}", String::from_utf8_lossy(&left.stdout));
 }
 
+/// The cluster, with the pod of the static example, which has all of the bucket at /assets; and
+/// its manifest.
+pub(crate) fn with_static_pod(bucket: &Bucket) -> (MutexGuard<'static, Cluster>, String) {
+    let cluster = installed(bucket);
+    let manifest = example("static.yaml", bucket);
+    cluster.apply(&manifest);
+    cluster.until_ready("static");
+    (cluster, manifest)
+}
+
+/// A field of the node plugin's pod.
+pub(crate) fn node_pod(cluster: &Cluster, field: &str) -> String {
+    let (label, path) =
+        ("app.kubernetes.io/component=node", format!("jsonpath={{.items[0].{field}}}"));
+    cluster.kubectl(&["get", "pods", "-n", "weir", "-l", label, "-o", &path])
+}
+
 /// Bytes that the node fetched so far.
 pub(crate) fn fetched(cluster: &Cluster) -> u64 {
-    let args = [
-        "get",
-        "pods",
-        "-n",
-        "weir",
-        "-l",
-        "app.kubernetes.io/component=node",
-        "-o",
-        "jsonpath={.items[0].status.podIP}",
-    ];
-    let address = cluster.kubectl(&args);
+    let address = node_pod(cluster, "status.podIP");
     let page = cluster.on_node(&["curl", "-s", &format!("http://{address}:9464/metrics")]);
     let page = String::from_utf8(page.stdout).unwrap();
     let line = page.lines().find(|line| line.starts_with("weir_s3_fetched_bytes_total"));

@@ -5,7 +5,7 @@ use weir_tests::bucket::{Bucket, Server};
 use weir_tests::cluster::Cluster;
 use weir_tests::random_bytes;
 
-use super::{MIB, example, fetched, installed, md5, nothing_is_left};
+use super::{MIB, example, fetched, installed, md5, nothing_is_left, with_static_pod};
 
 #[test]
 fn a_bucket_as_a_persistent_volume() {
@@ -122,10 +122,7 @@ fn inline_volumes_sessions_and_nim() {
 fn the_plugins_pods_may_go_while_a_pod_reads() {
     let bucket = Bucket::new(Server::Minio);
     bucket.put("model", random_bytes(1, 4 * MIB));
-    let cluster = installed(&bucket);
-    let manifest = example("static.yaml", &bucket);
-    cluster.apply(&manifest);
-    cluster.until_ready("static");
+    let (cluster, manifest) = with_static_pod(&bucket);
     let sum = md5(&random_bytes(1, 4 * MIB));
     for role in ["node", "mounter", "node"] {
         let selector = format!("app.kubernetes.io/component={role}");
@@ -194,10 +191,7 @@ fn what_is_wrong_is_told_and_can_be_mended() {
 fn an_origin_that_goes_away_is_told_and_so_is_its_return() {
     let bucket = Bucket::new(Server::Minio);
     bucket.put("f", "bytes");
-    let cluster = installed(&bucket);
-    let manifest = example("static.yaml", &bucket);
-    cluster.apply(&manifest);
-    cluster.until_ready("static");
+    let (cluster, manifest) = with_static_pod(&bucket);
     cluster.exec("static", "cat /assets/f").unwrap();
     cluster.cut_s3(true);
     cluster.eventually("pod and volume tell it", |cluster| {
@@ -279,10 +273,7 @@ fn groups_parts_and_read_only_mounts_of_one_volume() {
     let bucket = Bucket::new(Server::Minio);
     bucket.put("games/chess/board", "8x8");
     bucket.put("games/go/board", "19x19");
-    let cluster = installed(&bucket);
-    let manifest = example("static.yaml", &bucket);
-    cluster.apply(&manifest);
-    cluster.until_ready("static");
+    let (cluster, manifest) = with_static_pod(&bucket);
     let group = |gid: u32| json!({"securityContext": {"fsGroup": gid}});
     let pods = [
         pod("one", &group(1000), &json!({})),
