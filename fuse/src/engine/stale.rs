@@ -6,6 +6,7 @@
 //! So a thread is told at most every other time.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,8 @@ const THREADS_MAX: usize = 1024;
 #[derive(Default)]
 pub(super) struct Told {
     threads: Mutex<HashMap<u32, Retry>>,
+    /// How many there are: every open looks here first.
+    count: AtomicUsize,
 }
 
 struct Retry {
@@ -49,12 +52,18 @@ impl Told {
             threads.retain(|_, retry| retry.told.elapsed() < KEPT);
         }
         threads.insert(thread, Retry { dir: dir.ino, name, told: Instant::now() });
+        self.count.store(threads.len(), Ordering::Release);
         true
     }
 
     /// Notes that an open of this thread ended otherwise.
     pub(super) fn ended(&self, thread: u32) {
-        self.threads().remove(&thread);
+        if self.count.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        let mut threads = self.threads();
+        threads.remove(&thread);
+        self.count.store(threads.len(), Ordering::Release);
     }
 
     fn threads(&self) -> MutexGuard<'_, HashMap<u32, Retry>> {
