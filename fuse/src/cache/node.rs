@@ -90,15 +90,19 @@ impl NodeCache {
                 Err(error) => return Err(error),
             }
         }
-        match failed {
-            Some(error) if disks.is_empty() => Err(error),
-            _ => Ok(Arc::new(Self {
-                disks,
-                unopened,
-                placing: Mutex::default(),
-                identities: Mutex::default(),
-            })),
+        if disks.is_empty() {
+            let none = || CacheError::Unusable {
+                dir: PathBuf::new(),
+                error: io::Error::other("no directory is given"),
+            };
+            return Err(failed.unwrap_or_else(none));
         }
+        Ok(Arc::new(Self {
+            disks,
+            unopened,
+            placing: Mutex::default(),
+            identities: Mutex::default(),
+        }))
     }
 
     /// The disks that are used: those that work or, if none does, all.
