@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use aws_sdk_s3::config::{Credentials, Region};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use tempfile::TempDir;
@@ -160,6 +161,27 @@ impl Bucket {
     /// Removes an object as somebody else would.
     pub fn delete(&self, key: &str) {
         runtime().block_on(self.origin.delete(key)).unwrap();
+    }
+
+    /// Multipart uploads of a key that are under way (MinIO lists them by whole keys alone).
+    pub fn uploads_of(&self, key: &str) -> usize {
+        let config = aws_sdk_s3::Config::builder()
+            .behavior_version_latest()
+            .http_client(aws_smithy_http_client::Builder::new().build_http())
+            .region(Region::new("us-east-1"))
+            .credentials_provider(Credentials::new(
+                &self.access_key,
+                &self.secret_key,
+                None,
+                None,
+                "tests",
+            ))
+            .endpoint_url(&self.url)
+            .force_path_style(true)
+            .build();
+        let client = aws_sdk_s3::Client::from_conf(config);
+        let listed = client.list_multipart_uploads().bucket(&self.name).prefix(key).send();
+        runtime().block_on(listed).unwrap().uploads().len()
     }
 
     /// All keys.

@@ -37,6 +37,21 @@ fn pods_can_be_deleted_while_no_node_plugin_is_there() {
 }
 
 #[test]
+fn a_pod_that_is_deleted_while_it_writes_leaves_no_upload() {
+    let bucket = Bucket::new(Server::Minio);
+    let (cluster, manifest) = with_static_pod(&bucket);
+    let write = "(head -c 30000000 /dev/zero; sleep 1000) >/assets/unfinished 2>/dev/null &";
+    cluster.exec("static", write).unwrap();
+    cluster.eventually("an upload is under way", |_| bucket.uploads_of("unfinished") == 1);
+    cluster.delete(&manifest);
+    nothing_is_left(&cluster);
+    cluster.eventually("none is left", |_| bucket.uploads_of("unfinished") == 0);
+    // What was written is there, or nothing is: never a part of it.
+    let stored = bucket.get("unfinished").map(|bytes| bytes.len());
+    assert!(stored.is_none_or(|len| len == 30_000_000), "{stored:?}");
+}
+
+#[test]
 fn an_upgrade_is_not_noticed_and_an_uninstall_waits_for_pods() {
     let bucket = Bucket::new(Server::Minio);
     let bytes = random_bytes(1, 4 * MIB);
