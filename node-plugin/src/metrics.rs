@@ -18,7 +18,7 @@ use crate::exit::{Failure, Kind};
 /// Whether kubelet knows this node as it is; asked by the registrar's probe.
 pub type Registration = Arc<dyn Fn() -> bool + Send + Sync>;
 
-/// Serves `/metrics`, `/healthz` and, for a node, `/registration` in the background. Returns the
+/// Serves `/metrics`, `/healthz` and `/registration` in the background. Returns the
 /// address that was taken.
 ///
 /// # Errors

@@ -20,10 +20,12 @@ use crate::mounter::client::Mounter;
 use crate::node::registered::Registered;
 use crate::{assembly, csi, logging, metrics};
 
-/// How often it looks whether it is needed.
-const EVERY: Duration = Duration::from_millis(200);
+/// How often it looks whether it is needed: each look is a connection to the node plugin.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often it looks whether the node plugin is back, which waits for the socket.
+const YIELD_EVERY: Duration = Duration::from_millis(200);
 /// Looks in a row that find no node plugin before it steps in: one that restarts is not disturbed.
-const LOOKS: u32 = 15;
+const LOOKS: u32 = 3;
 
 /// Runs the command until a signal ends it.
 ///
@@ -83,7 +85,7 @@ pub fn run(args: &StandbyArgs) -> Result<(), Failure> {
 async fn until_needed(socket: &Path, mounter: &Path) {
     let mut looks = 0;
     while looks < LOOKS {
-        tokio::time::sleep(EVERY).await;
+        tokio::time::sleep(LOOK_EVERY).await;
         let is_served = UnixStream::connect(socket).await.is_ok();
         let asked = mounter.to_owned();
         let needed = move || {
@@ -103,7 +105,7 @@ async fn until_over(mounter: &Path) {
         if matches!(is_back, Some(Ok(true))) {
             return;
         }
-        tokio::time::sleep(EVERY).await;
+        tokio::time::sleep(YIELD_EVERY).await;
     }
 }
 

@@ -49,6 +49,7 @@ impl Late {
 impl Reader {
     /// Whether a block that is in memory is neither on the disk nor on its way there.
     pub(super) fn is_in_memory_only(&self, version: &CachedVersion, block: u32) -> bool {
+        // A flight that ended between the first two looks has stored it by the third.
         !version.has(block) && version.flights.find(block).is_none() && !version.has(block)
     }
 

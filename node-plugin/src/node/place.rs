@@ -15,7 +15,7 @@ use weir_csi::Error;
 use crate::kubernetes::events::{Announcer, Note, Severity, Subject};
 use crate::kubernetes::nodes::OwnObjects;
 use crate::topology;
-use crate::topology::labels::{self, GPU_PRODUCT, NONE, REGION, ZONE};
+use crate::topology::labels::{self, GPU_PRODUCT, REGION, ZONE};
 use crate::topology::model::{GpuReport, Topology};
 use crate::topology::nvml::Gpus;
 use crate::topology::sysfs::Sysfs;
@@ -166,15 +166,15 @@ impl Place {
         let ours = labels::segments(&topology.gpu).remove(GPU_PRODUCT).unwrap_or_default();
         let plain = theirs.split("-MIG-").next().unwrap_or(theirs);
         let plain = plain.trim_end_matches("-SHARED");
-        if plain == ours || plain == labels::sanitised(&ours) {
+        if plain == ours {
             return;
         }
-        let advice = match (&topology.gpu.problem, ours == NONE) {
-            (Some(problem), _) => format!(
+        let advice = match &topology.gpu.problem {
+            Some(problem) => format!(
                 "{}; the plugin's pod may lack the driver's library (gpu.runtimeClassName in the chart)",
                 problem.text()
             ),
-            _ => "one of them is out of date".to_owned(),
+            None => "one of them is out of date".to_owned(),
         };
         self.announcer.say(Note {
             severity: Severity::Warning,

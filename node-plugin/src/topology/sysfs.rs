@@ -61,8 +61,8 @@ impl Sysfs {
 
     /// With native multipath the namespaces are not below the controller.
     fn first_namespace_bytes(&self, controller: &str) -> Option<u64> {
-        let number_of: u64 = number(&self.root.join(format!("block/{controller}n1/size")))?;
-        Some(number_of * 512)
+        let sectors: u64 = number(&self.root.join(format!("block/{controller}n1/size")))?;
+        Some(sectors * 512)
     }
 
     /// Network interfaces with hardware below them.

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
-use aws_smithy_http_client::{Builder, Connector};
+use aws_smithy_http_client::{Builder, Connector, ConnectorBuilder};
 use aws_smithy_runtime_api::client::http::{
     HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpClient,
     SharedHttpConnector,
@@ -100,14 +100,21 @@ pub fn http_client(ca_bundle: Option<&Path>) -> Result<SharedHttpClient, OriginE
 }
 
 fn plain_client() -> SharedHttpClient {
-    Builder::new().build_with_connector_fn(|settings, components| {
-        let mut builder = Connector::builder().enable_tcp_nodelay(true);
-        builder.set_connector_settings(settings.cloned());
-        if let Some(components) = components {
-            builder.set_sleep_impl(components.sleep_impl());
-        }
-        builder.build_http()
-    })
+    Builder::new()
+        .build_with_connector_fn(|settings, parts| connector(settings, parts).build_http())
+}
+
+/// What connectors of either kind have in common.
+fn connector(
+    settings: Option<&HttpConnectorSettings>,
+    components: Option<&RuntimeComponents>,
+) -> ConnectorBuilder {
+    let mut builder = Connector::builder().enable_tcp_nodelay(true);
+    builder.set_connector_settings(settings.cloned());
+    if let Some(components) = components {
+        builder.set_sleep_impl(components.sleep_impl());
+    }
+    builder
 }
 
 fn secure_client(pem: Option<Vec<u8>>) -> Result<SharedHttpClient, String> {
@@ -123,15 +130,8 @@ fn secure_client(pem: Option<Vec<u8>>) -> Result<SharedHttpClient, String> {
     }
     let context = TlsContext::builder().with_trust_store(trust).build();
     let context = context.map_err(|e| format!("TLS settings: {e}"))?;
-    Ok(Builder::new().build_with_connector_fn(move |settings, components| {
-        let mut builder = Connector::builder()
-            .tls_provider(Provider::Rustls(CryptoMode::Ring))
-            .tls_context(context.clone())
-            .enable_tcp_nodelay(true);
-        builder.set_connector_settings(settings.cloned());
-        if let Some(components) = components {
-            builder.set_sleep_impl(components.sleep_impl());
-        }
-        builder.build()
+    Ok(Builder::new().build_with_connector_fn(move |settings, parts| {
+        let builder = connector(settings, parts).tls_provider(Provider::Rustls(CryptoMode::Ring));
+        builder.tls_context(context.clone()).build()
     }))
 }
