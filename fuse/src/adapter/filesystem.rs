@@ -154,7 +154,7 @@ impl fuser::Filesystem for FuseSession {
         atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
         _ctime: Option<SystemTime>,
-        _fh: Option<FileHandle>,
+        fh: Option<FileHandle>,
         _crtime: Option<SystemTime>,
         _chgtime: Option<SystemTime>,
         _bkuptime: Option<SystemTime>,
@@ -162,7 +162,7 @@ impl fuser::Filesystem for FuseSession {
         reply: ReplyAttr,
     ) {
         let times = atime.is_some() || mtime.is_some();
-        let change = AttrChange { size, mode, uid, gid, times };
+        let change = AttrChange { size, mode, uid, gid, times, handle: fh.map(|fh| fh.0) };
         let (session, asked) = (self.session.clone(), self.session.clone());
         let work = async move { asked.setattr(ino.0, &change).await };
         self.later("setattr", None, work, move |r| send_attr(&session, reply, r));

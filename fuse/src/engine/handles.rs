@@ -4,20 +4,18 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use super::modes::OpenInode;
 use crate::namespace::dir::{Dir, DirEntry};
 use crate::namespace::file::FileNode;
 use crate::read::Source;
 use crate::read::window::Window;
-use crate::write::staging::Staging;
 
 /// What an open descriptor is.
 pub enum Handle {
     /// A directory.
     Dir(DirHandle),
-    /// A file open for reading.
-    Read(ReadHandle),
-    /// A file open for writing.
-    Write(WriteHandle),
+    /// A file.
+    File(FileHandle),
 }
 
 /// An open directory.
@@ -28,31 +26,28 @@ pub struct DirHandle {
     pub names: Arc<Vec<DirEntry>>,
 }
 
-/// A file open for reading.
-pub struct ReadHandle {
+/// An open file.
+pub struct FileHandle {
     /// Its node.
     pub node: Arc<FileNode>,
-    /// Where its bytes come from; `None` while nothing of it is stored.
+    /// How it is served.
+    pub inode: Arc<OpenInode>,
+    /// Where stored bytes come from; `None` while nothing of it is stored.
     pub source: Option<Source>,
     /// Follows the reads.
     pub window: Mutex<Window>,
     /// Bytes served by the daemon.
     pub served: AtomicU64,
-    /// Whether it was opened for writing, too, over bytes that are there: so far it can only be
-    /// emptied through it.
-    pub writable: bool,
+    /// Who opened it for writing.
+    pub writer: Option<Opener>,
 }
 
-/// A file open for writing.
-pub struct WriteHandle {
-    /// Its node.
-    pub node: Arc<FileNode>,
-    /// Where it is written to.
-    pub staging: Arc<Staging>,
-    /// Process (tgid) that opened it; 0 when unknown.
-    pub opener: u32,
+/// Who opened a file for writing.
+pub struct Opener {
+    /// The process (tgid); 0 when unknown.
+    pub process: u32,
     /// Whether that process has closed it once.
-    pub opener_closed: AtomicBool,
+    pub has_closed: AtomicBool,
 }
 
 /// Handles by number.
@@ -64,14 +59,22 @@ pub struct Handles {
 impl Handles {
     /// None yet; the numbers that it gives are above `first`.
     pub fn new(first: u64) -> Self {
-        Self { next: AtomicU64::new(first), open: RwLock::default() }
+        Self { next: AtomicU64::new(first >> 1), open: RwLock::default() }
     }
 
-    /// Adds a handle; returns its number.
+    /// Adds a handle; returns its number, which tells for ever whether it was one for writing: a
+    /// later engine must not answer the close of a writer that it does not know with success.
     pub fn add(&self, handle: Handle) -> u64 {
-        let fh = self.next.fetch_add(1, Ordering::Relaxed) + 1;
+        let writes = matches!(&handle, Handle::File(FileHandle { writer: Some(_), .. }));
+        let next = self.next.fetch_add(1, Ordering::Relaxed) + 1;
+        let fh = next << 1 | u64::from(writes);
         self.open.write().unwrap_or_else(PoisonError::into_inner).insert(fh, Arc::new(handle));
         fh
+    }
+
+    /// Whether a number was given to a handle for writing, by whatever engine.
+    pub fn is_writer(fh: u64) -> bool {
+        fh & 1 == 1
     }
 
     /// The handle with this number.

@@ -6,12 +6,12 @@ use std::sync::{Arc, PoisonError};
 use bytes::Bytes;
 use rustix::io::Errno;
 
-use super::handles::{Handle, ReadHandle, WriteHandle};
+use super::handles::{FileHandle, Handle, Handles, Opener};
 use super::owner;
 use super::session::Session;
 use crate::read::Purpose;
 use crate::write::WriteError;
-use crate::write::staging::Staging;
+use crate::write::draft::Draft;
 
 /// A read that must wait for the origin.
 pub struct PendingRead {
@@ -37,13 +37,9 @@ impl Session {
     /// The errno for the process.
     pub fn read_now(self: &Arc<Self>, fh: u64, offset: u64, len: u64) -> Result<ReadNow, Errno> {
         let handle = self.handles.get(fh).ok_or(Errno::BADF)?;
-        let open = match &*handle {
-            Handle::Write(open) => return read_staging(&open.staging, offset, len),
-            Handle::Read(open) => open,
-            Handle::Dir(_) => return Err(Errno::ISDIR),
-        };
-        if let Some(staging) = self.modes.staging(open.node.ino) {
-            return read_staging(&staging, offset, len);
+        let Handle::File(open) = &*handle else { return Err(Errno::ISDIR) };
+        if let Some(draft) = open.inode.draft() {
+            return read_draft(&draft, offset, len);
         }
         let Some(source) = &open.source else { return Err(Errno::STALE) };
         let size = source.version.size();
@@ -75,7 +71,7 @@ impl Session {
     /// # Errors
     /// The errno for the process.
     pub async fn read(self: &Arc<Self>, read: PendingRead) -> Result<Bytes, Errno> {
-        let Handle::Read(open) = &*read.handle else { return Err(Errno::BADF) };
+        let Handle::File(open) = &*read.handle else { return Err(Errno::BADF) };
         let Some(source) = &open.source else { return Err(Errno::STALE) };
         let reader = &self.engine.reader;
         let data =
@@ -91,7 +87,7 @@ impl Session {
 
     /// A file of which half was read is likely to be read again: its rest is fetched, so that
     /// its next open is passthrough.
-    fn served(&self, open: &ReadHandle, bytes: u64) {
+    fn served(&self, open: &FileHandle, bytes: u64) {
         let served = open.served.fetch_add(bytes, Ordering::Relaxed) + bytes;
         if let Some(source) = &open.source
             && served * 2 >= source.version.size()
@@ -101,88 +97,104 @@ impl Session {
         }
     }
 
-    fn writing(&self, fh: u64) -> Result<Arc<Handle>, Errno> {
-        let handle = self.handles.get(fh).ok_or(Errno::BADF)?;
-        match &*handle {
-            Handle::Write(_) => Ok(handle),
-            Handle::Read(open) if open.writable => Err(Errno::OPNOTSUPP),
-            _ => Err(Errno::BADF),
-        }
-    }
-
     /// Writes into the staging file; parts that are complete leave in the background.
     ///
     /// # Errors
     /// The errno for the process: ENOSPC when the cache disk is full, EFBIG beyond S3's limit.
     pub fn write(self: &Arc<Self>, fh: u64, offset: u64, data: &[u8]) -> Result<u32, Errno> {
-        let handle = self.writing(fh)?;
-        let Handle::Write(open) = &*handle else { return Err(Errno::BADF) };
-        let passed = match open.staging.write(offset, data) {
-            Err(WriteError::Staging(e))
-                if e.raw_os_error() == Some(Errno::NOSPC.raw_os_error()) =>
-            {
-                // What is cached can be fetched again; what is being written cannot.
-                let room = self.engine.cache.make_room_at(open.staging.path(), data.len() as u64);
-                let again = open.staging.write(offset, data);
-                drop(room);
-                again
-            }
-            other => other,
+        let handle = self.handles.get(fh).ok_or(Errno::BADF)?;
+        let Handle::File(open @ FileHandle { writer: Some(_), .. }) = &*handle else {
+            return Err(Errno::BADF);
         };
-        let passed = passed.map_err(|error| {
-            tracing::warn!(key = %open.node.key(), %error, "write refused");
+        let draft = open.inode.draft().ok_or(Errno::OPNOTSUPP)?;
+        let passed = draft.write(offset, data).map_err(|error| {
+            tracing::warn!(key = %draft.key(), %error, "write refused");
             error.errno()
         })?;
-        self.writer.send_passed(&open.staging, passed);
+        self.writer.send_passed(&draft, passed);
         Ok(u32::try_from(data.len()).unwrap_or(u32::MAX))
     }
 
     /// Answers one close of a descriptor: stores the file if this close is the opener's last.
     ///
     /// # Errors
-    /// Why the file is not stored.
+    /// Why the file is not stored; EIO for a writer's handle that is not known: what it wrote is
+    /// not stored.
     pub async fn flush(self: &Arc<Self>, fh: u64, thread: u32) -> Result<(), Errno> {
-        let Ok(handle) = self.writing(fh) else { return Ok(()) };
-        let Handle::Write(open) = &*handle else { return Ok(()) };
-        if !open.staging.is_dirty() || !self.is_last_close(open, thread) {
+        let Some(handle) = self.handles.get(fh) else { return unknown(fh) };
+        let Handle::File(open @ FileHandle { writer: Some(opener), .. }) = &*handle else {
             return Ok(());
+        };
+        match open.inode.draft() {
+            Some(draft) if draft.is_dirty() && self.is_last_close(open, opener, thread) => {
+                self.store(&draft).await
+            }
+            _ => Ok(()),
         }
-        self.store(&open.staging).await
     }
 
-    /// Stores the file as it is now.
+    /// Stores the file as it is now, whoever asks: what fsync promises is of the file, not of the
+    /// descriptor.
     ///
     /// # Errors
-    /// Why it is not stored.
+    /// As [`Session::flush`].
     pub async fn fsync(self: &Arc<Self>, fh: u64) -> Result<(), Errno> {
-        let Ok(handle) = self.writing(fh) else { return Ok(()) };
-        let Handle::Write(open) = &*handle else { return Ok(()) };
-        self.store(&open.staging).await
+        let Some(handle) = self.handles.get(fh) else { return unknown(fh) };
+        let Handle::File(open) = &*handle else { return Ok(()) };
+        match open.inode.draft() {
+            Some(draft) => self.store(&draft).await,
+            None => Ok(()),
+        }
     }
 
     /// Whether a close ends the opener's writing: the opener holds no other descriptor, or it has
     /// closed before, or it is gone. Other closes are left to the opener's, or to the release.
-    fn is_last_close(&self, open: &WriteHandle, thread: u32) -> bool {
+    fn is_last_close(&self, open: &FileHandle, opener: &Opener, thread: u32) -> bool {
         let processes = &self.engine.processes;
         let closer = processes.process_of(thread);
-        if open.opener != 0 && closer != open.opener {
-            return open.opener_closed.load(Ordering::Relaxed) || !processes.is_alive(open.opener);
+        if opener.process != 0 && closer != opener.process {
+            return opener.has_closed.load(Ordering::Relaxed)
+                || !processes.is_alive(opener.process);
         }
         let (_, name) = open.node.place();
         let file = owner::FileId { device: self.device(), ino: open.node.ino, name: &name };
         if closer != 0 && processes.holds(closer, &file) {
             return false;
         }
-        open.opener_closed.store(true, Ordering::Relaxed);
+        opener.has_closed.store(true, Ordering::Relaxed);
         true
     }
 
-    pub(super) async fn store(&self, staging: &Arc<Staging>) -> Result<(), Errno> {
-        self.finishing(self.writer.commit(staging)).await.map_err(|error| error.errno())
+    /// Stores a file under change, in a task that goes on when nobody waits for it any more.
+    pub(super) async fn store(self: &Arc<Self>, draft: &Arc<Draft>) -> Result<(), Errno> {
+        let (session, draft) = (self.clone(), draft.clone());
+        self.task(async move {
+            let generation = draft.generation();
+            let done = session.finishing(session.writer.commit(&draft)).await;
+            done.map_err(|error| {
+                draft.report(generation);
+                error.errno()
+            })
+        })
+        .await
+    }
+
+    /// Runs work that changes the origin as a task of its own: it goes on to its end although the
+    /// process that asked was answered, or is gone.
+    pub(super) async fn task<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, Errno>> + Send + 'static,
+    ) -> Result<T, Errno> {
+        self.engine.runtime.spawn(work).await.unwrap_or(Err(Errno::IO))
     }
 }
 
-fn read_staging(staging: &Staging, offset: u64, len: u64) -> Result<ReadNow, Errno> {
-    let data = staging.read(offset, usize::try_from(len).unwrap_or(usize::MAX));
+/// The answer for a handle of an engine before this one. Readers have nothing to store.
+fn unknown(fh: u64) -> Result<(), Errno> {
+    if Handles::is_writer(fh) { Err(Errno::IO) } else { Ok(()) }
+}
+
+fn read_draft(draft: &Draft, offset: u64, len: u64) -> Result<ReadNow, Errno> {
+    let data = draft.read(offset, usize::try_from(len).unwrap_or(usize::MAX));
     data.map(|data| ReadNow::Data(data.into())).map_err(|error| WriteError::Staging(error).errno())
 }

@@ -2,10 +2,10 @@
 //! page cache on one inode, so an open joins the present mode while there is one.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use super::backing::Backing;
-use crate::write::staging::Staging;
+use crate::write::draft::Draft;
 
 /// How the opens of an inode are served.
 #[derive(Clone)]
@@ -14,50 +14,54 @@ pub enum Mode {
     Streaming,
     /// By the kernel itself.
     Cached(Arc<Backing>),
-    /// From the file that is being written.
-    Staging(Arc<Staging>),
+    /// From the file under change.
+    Draft(Arc<Draft>),
 }
 
-/// The mode of an open inode and its opens.
+/// An inode that is open, as its handles see it.
 pub struct OpenInode {
-    /// Its mode.
-    pub mode: Mode,
-    opens: u32,
-    writers: u32,
-    /// The last writer has closed, and what it wrote is being stored and cached. Readers join
-    /// the staging file meanwhile; a new writer waits.
-    finishing: bool,
+    mode: RwLock<Mode>,
 }
 
-/// What a close leaves to do.
-pub enum Closed {
-    /// Nothing.
-    Quiet,
-    /// The last writer is gone: the staging file is to be finished.
-    LastWriter(Arc<Staging>),
+impl OpenInode {
+    /// Its present mode.
+    pub fn mode(&self) -> Mode {
+        self.mode.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The file under change that its opens see.
+    pub fn draft(&self) -> Option<Arc<Draft>> {
+        match &*self.mode.read().unwrap_or_else(PoisonError::into_inner) {
+            Mode::Draft(draft) => Some(draft.clone()),
+            _ => None,
+        }
+    }
+
+    fn set(&self, mode: Mode) {
+        *self.mode.write().unwrap_or_else(PoisonError::into_inner) = mode;
+    }
+}
+
+struct Entry {
+    inode: Arc<OpenInode>,
+    opens: u32,
+    /// Handles among them through which can be written.
+    writable: u32,
 }
 
 /// Modes by nodeid.
 #[derive(Default)]
 pub struct Modes {
-    inodes: Mutex<HashMap<u64, OpenInode>>,
+    inodes: Mutex<HashMap<u64, Entry>>,
 }
 
 /// All modes, locked.
-pub struct Locked<'a>(MutexGuard<'a, HashMap<u64, OpenInode>>);
+pub struct Locked<'a>(MutexGuard<'a, HashMap<u64, Entry>>);
 
 impl Modes {
     /// Locks the modes, so that looking and joining are one step.
     pub fn lock(&self) -> Locked<'_> {
         Locked(self.inodes.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// The file being written under this nodeid.
-    pub fn staging(&self, ino: u64) -> Option<Arc<Staging>> {
-        match self.lock().0.get(&ino).map(|open| &open.mode) {
-            Some(Mode::Staging(staging)) => Some(staging.clone()),
-            _ => None,
-        }
     }
 
     /// How many inodes are open.
@@ -70,76 +74,66 @@ impl Modes {
         self.len() == 0
     }
 
-    /// Files that are being written.
-    pub fn writing(&self) -> Vec<Arc<Staging>> {
-        let staging = |open: &OpenInode| match &open.mode {
-            Mode::Staging(staging) if open.writers > 0 => Some(staging.clone()),
-            _ => None,
-        };
-        self.lock().0.values().filter_map(staging).collect()
-    }
-
-    /// Notes a close.
-    pub fn close(&self, ino: u64, writer: bool) -> Closed {
+    /// Notes a close. Returns a file under change whose last writer that was.
+    pub fn close(&self, ino: u64, writable: bool) -> Option<Arc<Draft>> {
         let mut inodes = self.lock();
-        let Some(open) = inodes.0.get_mut(&ino) else { return Closed::Quiet };
-        open.opens = open.opens.saturating_sub(1);
-        let mut closed = Closed::Quiet;
-        if writer {
-            open.writers = open.writers.saturating_sub(1);
-            if let (Mode::Staging(staging), 0) = (&open.mode, open.writers) {
-                closed = Closed::LastWriter(staging.clone());
-                open.finishing = true;
-            }
+        let entry = inodes.0.get_mut(&ino)?;
+        entry.opens = entry.opens.saturating_sub(1);
+        let mut ended = None;
+        if writable {
+            entry.writable = entry.writable.saturating_sub(1);
+            let draft = entry.inode.draft().filter(|draft| !draft.is_sealed());
+            ended = draft.filter(|draft| draft.part());
         }
-        if open.opens == 0 && !open.finishing {
-            inodes.0.remove(&ino);
-        }
-        closed
+        inodes.drop_if_closed(ino);
+        ended
     }
 
-    /// Notes that what the last writer left is stored and cached.
+    /// Notes that what the last writer left has ended.
     pub fn finished(&self, ino: u64) {
-        let mut inodes = self.lock();
-        if let Some(open) = inodes.0.get_mut(&ino) {
-            open.finishing = false;
-            if open.opens == 0 {
-                inodes.0.remove(&ino);
-            }
-        }
+        self.lock().drop_if_closed(ino);
     }
 }
 
 impl Locked<'_> {
     /// The present mode of an inode that is open.
-    pub fn present(&self, ino: u64) -> Option<&Mode> {
-        self.0.get(&ino).map(|open| &open.mode)
-    }
-
-    /// Whether what the last writer left is still being stored.
-    pub fn is_finishing(&self, ino: u64) -> bool {
-        self.0.get(&ino).is_some_and(|open| open.finishing)
-    }
-
-    /// Whether somebody has the inode open for writing.
-    pub fn has_writer(&self, ino: u64) -> bool {
-        self.0.get(&ino).is_some_and(|open| open.writers > 0)
+    pub fn present(&self, ino: u64) -> Option<Mode> {
+        self.0.get(&ino).map(|entry| entry.inode.mode())
     }
 
     /// Adds an open; `mode` counts only if there is none yet.
-    pub fn join(&mut self, ino: u64, mode: Mode, writer: bool) {
-        let open =
-            self.0.entry(ino).or_insert(OpenInode { mode, opens: 0, writers: 0, finishing: false });
-        open.opens += 1;
-        open.writers += u32::from(writer);
+    pub fn join(&mut self, ino: u64, mode: Mode, writable: bool) -> Arc<OpenInode> {
+        let new = || Entry {
+            inode: Arc::new(OpenInode { mode: RwLock::new(mode) }),
+            opens: 0,
+            writable: 0,
+        };
+        let entry = self.0.entry(ino).or_insert_with(new);
+        entry.opens += 1;
+        entry.writable += u32::from(writable);
+        entry.inode.clone()
     }
 
-    /// Adds a writer and lets all opens of the inode see what it writes. Only where the opens
-    /// there are go through the page cache.
-    pub fn become_staging(&mut self, ino: u64, staging: Arc<Staging>) {
-        self.join(ino, Mode::Staging(staging.clone()), true);
-        if let Some(open) = self.0.get_mut(&ino) {
-            open.mode = Mode::Staging(staging);
+    /// How many handles can write to an inode.
+    pub fn writable(&self, ino: u64) -> u32 {
+        self.0.get(&ino).map_or(0, |entry| entry.writable)
+    }
+
+    /// Lets all opens of an inode see a file under change. Only where the opens there are go
+    /// through the page cache.
+    pub fn turn(&mut self, ino: u64, draft: Arc<Draft>) {
+        if let Some(entry) = self.0.get_mut(&ino) {
+            entry.inode.set(Mode::Draft(draft));
+        }
+    }
+
+    fn drop_if_closed(&mut self, ino: u64) {
+        let closed = self.0.get(&ino).is_some_and(|entry| {
+            // Readers join what is being finished; a new writer waits for its end.
+            entry.opens == 0 && entry.inode.draft().is_none_or(|draft| !draft.is_finishing())
+        });
+        if closed {
+            self.0.remove(&ino);
         }
     }
 }

@@ -4,11 +4,9 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::modes::Mode;
-use super::session::{Session, Shown, lookup_errno};
-use crate::namespace::file::FileNode;
+use super::handles::{FileHandle, Handle};
+use super::session::{Session, Shown};
 use crate::namespace::inode::Node;
-use crate::namespace::{Found, LookupError};
 use crate::write::WriteError;
 use crate::write::rename::Place;
 
@@ -25,6 +23,8 @@ pub struct AttrChange {
     pub gid: Option<u32>,
     /// Whether a time is set.
     pub times: bool,
+    /// The open file through which it is asked for, as by ftruncate(2).
+    pub handle: Option<u64>,
 }
 
 impl Session {
@@ -36,10 +36,14 @@ impl Session {
     ///
     /// # Errors
     /// The errno for the process.
-    pub async fn mkdir(&self, parent: u64, name: &str) -> Result<Shown, Errno> {
+    pub async fn mkdir(self: &Arc<Self>, parent: u64, name: &str) -> Result<Shown, Errno> {
         self.may_change()?;
-        let dir = self.dir(parent)?;
-        self.logged("mkdir", name, self.writer.mkdir(&dir, name).await)?;
+        let (session, dir, new) = (self.clone(), self.dir(parent)?, name.to_owned());
+        self.task(async move {
+            let done = session.writer.mkdir(&dir, &new).await;
+            session.logged("mkdir", &new, done)
+        })
+        .await?;
         self.lookup(parent, name).await
     }
 
@@ -47,10 +51,14 @@ impl Session {
     ///
     /// # Errors
     /// The errno for the process.
-    pub async fn rmdir(&self, parent: u64, name: &str) -> Result<(), Errno> {
+    pub async fn rmdir(self: &Arc<Self>, parent: u64, name: &str) -> Result<(), Errno> {
         self.may_change()?;
-        let dir = self.dir(parent)?;
-        self.logged("rmdir", name, self.writer.rmdir(&dir, name).await)
+        let (session, dir, name) = (self.clone(), self.dir(parent)?, name.to_owned());
+        self.task(async move {
+            let done = session.writer.rmdir(&dir, &name).await;
+            session.logged("rmdir", &name, done)
+        })
+        .await
     }
 
     /// Removes a file; descriptors that are open go on reading and writing what they have.
@@ -59,26 +67,12 @@ impl Session {
     /// The errno for the process.
     pub async fn unlink(self: &Arc<Self>, parent: u64, name: &str) -> Result<(), Errno> {
         self.may_change()?;
-        let dir = self.dir(parent)?;
-        let Some(node) = self.file_named(parent, name).await? else {
-            return Err(if dir.has(name) { Errno::ISDIR } else { Errno::NOENT });
-        };
-        self.stop_writing(node.ino).await;
-        self.logged("unlink", name, self.writer.unlink(&dir, name).await)?;
-        if let Some(key) = self.names.version_key(&node) {
-            self.engine.cache.discard(&key);
-        }
-        Ok(())
-    }
-
-    /// Lets a file that is being written end in nothing.
-    async fn stop_writing(&self, ino: u64) {
-        let Some(staging) = self.modes.staging(ino) else { return };
-        // After a store that is under way, so that it does not bring the object back.
-        let _gate = staging.gate.lock().await;
-        if let Some(upload) = staging.unlink() {
-            self.writer.abort(&staging.node.key(), &upload).await;
-        }
+        let (session, dir, name) = (self.clone(), self.dir(parent)?, name.to_owned());
+        self.task(async move {
+            let done = session.writer.unlink(&dir, &name).await;
+            session.logged("unlink", &name, done)
+        })
+        .await
     }
 
     /// Renames a file or a directory.
@@ -95,21 +89,14 @@ impl Session {
     ) -> Result<(), Errno> {
         self.may_change()?;
         let (from, to) = (self.dir(parent)?, self.dir(new_parent)?);
-        if let Some(node) = self.file_named(parent, name).await?
-            && let Some(staging) = self.modes.staging(node.ino)
-        {
-            self.store(&staging).await?;
-        }
-        let replaced = self.file_named(new_parent, new_name).await?;
-        let places = (Place { dir: &from, name }, Place { dir: &to, name: new_name });
-        let done = self.writer.rename(places.0, places.1, no_replace).await;
-        self.logged("rename", name, done)?;
-        if let Some(replaced) = replaced
-            && !to.shows(new_name, &replaced)
-        {
-            self.stop_writing(replaced.ino).await;
-        }
-        Ok(())
+        let (session, name, new_name) = (self.clone(), name.to_owned(), new_name.to_owned());
+        self.task(async move {
+            let places =
+                (Place { dir: &from, name: &name }, Place { dir: &to, name: &new_name });
+            let done = session.writer.rename(places.0, places.1, no_replace).await;
+            session.logged("rename", &name, done)
+        })
+        .await
     }
 
     /// Changes attributes, as far as that is supported: sizes of files being written, emptying,
@@ -126,7 +113,7 @@ impl Session {
         };
         let owned = &self.settings.ownership;
         let mode = u32::from(if is_dir { owned.dir_mode } else { owned.file_mode });
-        let writing = self.modes.lock().has_writer(ino);
+        let writing = self.modes.lock().writable(ino) > 0;
         let same_mode = change.mode.is_none_or(|new| new & 0o7777 == mode);
         let same_owner = change.uid.is_none_or(|uid| uid == owned.uid)
             && change.gid.is_none_or(|gid| gid == owned.gid);
@@ -134,35 +121,38 @@ impl Session {
             return Err(Errno::OPNOTSUPP);
         }
         if let Some(size) = change.size {
-            self.resize(ino, size).await?;
+            self.resize(ino, size, change.handle).await?;
         }
         self.getattr(ino)
     }
 
-    async fn resize(self: &Arc<Self>, ino: u64, size: u64) -> Result<(), Errno> {
+    async fn resize(
+        self: &Arc<Self>,
+        ino: u64,
+        size: u64,
+        handle: Option<u64>,
+    ) -> Result<(), Errno> {
         let node = self.file(ino)?;
-        let staging = match self.modes.lock().present(ino) {
-            Some(Mode::Staging(staging)) if !staging.is_sealed() => Some(staging.clone()),
-            _ => None,
-        };
-        if let Some(staging) = staging {
-            return staging.truncate(size).map_err(|error| error.errno());
+        loop {
+            let draft = self.writer.draft(ino).filter(|draft| !draft.is_sealed());
+            match draft {
+                Some(draft) if draft.is_finishing() => self.until_finished(ino).await,
+                Some(draft) => return draft.truncate(size).map_err(|error| error.errno()),
+                None => break,
+            }
         }
+        let session = self.clone();
         match size {
             _ if node.size_and_mtime().0 == size => Ok(()),
-            0 => self.empty(&node).await,
+            0 if self.is_writable(handle) => self.empty_through_handle(&node).await,
+            0 => self.task(async move { session.empty(&node).await }).await,
             _ => Err(Errno::OPNOTSUPP),
         }
     }
 
-    /// The node under a name, where it is a file.
-    async fn file_named(&self, parent: u64, name: &str) -> Result<Option<Arc<FileNode>>, Errno> {
-        let dir = self.dir(parent)?;
-        match self.names.lookup(&dir, name).await {
-            Ok(Found::File(node)) => Ok(Some(node)),
-            Ok(Found::Dir(_)) | Err(LookupError::Absent) => Ok(None),
-            Err(error) => Err(lookup_errno(&error)),
-        }
+    fn is_writable(&self, handle: Option<u64>) -> bool {
+        let handle = handle.and_then(|fh| self.handles.get(fh));
+        matches!(handle.as_deref(), Some(Handle::File(FileHandle { writer: Some(_), .. })))
     }
 
     fn logged(&self, what: &str, name: &str, done: Result<(), WriteError>) -> Result<(), Errno> {

@@ -7,14 +7,15 @@ use std::sync::atomic::AtomicU64;
 use rustix::io::Errno;
 
 use super::backing::Backing;
-use super::handles::{Handle, ReadHandle};
-use super::modes::{Closed, Mode};
+use super::handles::{FileHandle, Handle, Opener};
+use super::modes::{Mode, OpenInode};
 use super::session::Session;
 use super::{PASSTHROUGH_MIN, SMALL_MAX};
 use crate::cache::CachedVersion;
 use crate::namespace::file::FileNode;
 use crate::read::window::Window;
 use crate::read::{Purpose, Source};
+use crate::write::draft::Draft;
 
 /// How a file was asked for.
 #[derive(Clone, Copy, Debug, Default)]
@@ -118,20 +119,25 @@ impl Session {
             if !request.write {
                 self.coming.until_arrived(node).await;
             }
+            if request.write {
+                match self.open_writable(node, request).await {
+                    Some(opened) => return opened,
+                    None => self.until_finished(node.ino).await,
+                }
+                continue;
+            }
             let current = self.names.is_current(node).await.map_err(|error| error.errno())?;
             self.check_access(node, request).await?;
-            if !request.write {
-                return self.open_for_reading(node, request, current).await;
-            }
-            if let Some(opened) = self.open_for_writing(node, current, request) {
-                return opened;
-            }
-            self.until_finished(node.ino).await;
+            return self.open_for_reading(node, request, current).await;
         }
     }
 
     /// What is cached is shown to those who could have fetched it.
-    async fn check_access(&self, node: &FileNode, request: &OpenRequest) -> Result<(), Errno> {
+    pub(super) async fn check_access(
+        &self,
+        node: &FileNode,
+        request: &OpenRequest,
+    ) -> Result<(), Errno> {
         let key = node.key();
         let shows_bytes = node.version().is_some() && !request.truncate;
         if !shows_bytes || !self.access.must_ask(&key, self.names.ttl()) {
@@ -194,16 +200,15 @@ impl Session {
     /// All opens of a name that is being written see what is written.
     fn join_writer(self: &Arc<Self>, node: &Arc<FileNode>) -> Option<Result<Opened, Errno>> {
         let mut modes = self.modes.lock();
-        let Some(Mode::Staging(staging)) = modes.present(node.ino) else { return None };
-        if staging.is_overtaken() {
+        let Some(Mode::Draft(draft)) = modes.present(node.ino) else { return None };
+        if draft.is_superseded() {
             // Its name leads to what the faster one wrote.
             return Some(Err(Errno::STALE));
         }
-        let mode = Mode::Staging(staging.clone());
-        modes.join(node.ino, mode, false);
+        let inode = modes.join(node.ino, Mode::Draft(draft), false);
         drop(modes);
         self.engine.metrics.opens.with_label_values(&["staging"]).inc();
-        Some(Ok(self.read_handle(node, None, How::DropCache, false)))
+        Some(Ok(self.file_handle(node, inode, None, How::DropCache, None)))
     }
 
     fn open_version(
@@ -231,7 +236,7 @@ impl Session {
                 dir.detach(&name, node);
                 return Err(Errno::STALE);
             }
-            Some(mode) => mode.clone(),
+            Some(mode) => mode,
             None if may_pass => match self.backings.get(&source.version) {
                 Ok(backing) => Mode::Cached(backing),
                 Err(error) => {
@@ -241,35 +246,37 @@ impl Session {
             },
             None => Mode::Streaming,
         };
-        modes.join(node.ino, mode.clone(), false);
+        let inode = modes.join(node.ino, mode.clone(), false);
         drop(modes);
         let (how, label) = match mode {
             Mode::Cached(backing) => (How::Passthrough(backing), "passthrough"),
             Mode::Streaming => (How::KeepCache, "streaming"),
-            Mode::Staging(_) => (How::DropCache, "staging"),
+            Mode::Draft(_) => (How::DropCache, "staging"),
         };
         self.engine.metrics.opens.with_label_values(&[label]).inc();
         self.engine.cache.used(&source.version);
-        Ok(self.read_handle(node, Some(source), how, false))
+        Ok(self.file_handle(node, inode, Some(source), how, None))
     }
 
-    pub(super) fn read_handle(
+    pub(super) fn file_handle(
         &self,
         node: &Arc<FileNode>,
+        inode: Arc<OpenInode>,
         source: Option<Source>,
         how: How,
-        writable: bool,
+        writer: Option<Opener>,
     ) -> Opened {
         // Several readers share the memory: none looks further ahead than half of it.
         let widest = (self.engine.buffers.total() / 2).min(64 << 20);
-        let handle = ReadHandle {
+        let handle = FileHandle {
             node: node.clone(),
+            inode,
             source,
             window: Mutex::new(Window::new(widest)),
             served: AtomicU64::new(0),
-            writable,
+            writer,
         };
-        Opened { fh: self.handles.add(Handle::Read(handle)), how }
+        Opened { fh: self.handles.add(Handle::File(handle)), how }
     }
 
     /// Whether all of a small version is on disk or in memory.
@@ -292,35 +299,35 @@ impl Session {
     /// Like [`Session::release`], if nothing must be waited for; says whether it is done.
     pub fn release_now(&self, fh: u64) -> bool {
         match self.handles.get(fh).as_deref() {
-            Some(Handle::Write(_)) => false,
+            Some(Handle::File(FileHandle { writer: Some(_), .. })) => false,
             _ => {
-                self.close_reader(fh);
+                let ended = self.close_handle(fh);
+                debug_assert!(ended.is_none(), "a reader ends no change");
                 true
             }
         }
     }
 
-    fn close_reader(&self, fh: u64) {
-        let Some(handle) = self.handles.remove(fh) else { return };
-        if let Handle::Read(open) = &*handle {
-            let closed = self.modes.close(open.node.ino, false);
-            debug_assert!(matches!(closed, Closed::Quiet));
-            if let Some(source) = &open.source {
-                self.engine.cache.used(&source.version);
-            }
+    /// Takes a handle out. Returns a file under change whose last writer it was.
+    fn close_handle(&self, fh: u64) -> Option<Arc<Draft>> {
+        let handle = self.handles.remove(fh)?;
+        let Handle::File(open) = &*handle else { return None };
+        if let Some(source) = &open.source {
+            self.engine.cache.used(&source.version);
         }
+        self.modes.close(open.node.ino, open.writer.is_some())
     }
 
     /// Closes a handle for good. For the last writer of a file this stores what is still dirty.
     pub async fn release(self: &Arc<Self>, fh: u64) {
-        if self.release_now(fh) {
-            return;
-        }
-        let Some(handle) = self.handles.remove(fh) else { return };
-        if let Handle::Write(open) = &*handle
-            && let Closed::LastWriter(staging) = self.modes.close(open.node.ino, true)
-        {
-            self.finish(&staging).await;
+        if let Some(draft) = self.close_handle(fh) {
+            let session = self.clone();
+            self.task(async move {
+                session.finish(&draft).await;
+                Ok(())
+            })
+            .await
+            .unwrap_or_default();
         }
     }
 }

@@ -2,91 +2,148 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustix::io::Errno;
 
 use super::SMALL_MAX;
-use super::handles::{Handle, WriteHandle};
-use super::modes::{Closed, Locked, Mode};
+use super::handles::Opener;
+use super::modes::{Locked, Mode};
 use super::open::{How, OpenRequest, Opened};
 use super::session::{Attr, Session, file_attr};
 use crate::model::version::ObjectInfo;
-use crate::namespace::LookupError;
 use crate::namespace::file::FileNode;
 use crate::namespace::inode::Node;
+use crate::namespace::{Found, LookupError};
 use crate::origin::Condition;
 use crate::read::Source;
-use crate::write::WriteError;
-use crate::write::staging::Staging;
+use crate::write::draft::{Beginning, Draft};
+
+/// An answer of the origin so young was given to the lookup of the very open that asks.
+const JUST_NOW: Duration = Duration::from_millis(100);
 
 impl Session {
     /// Opens for writing; `None` while what an earlier writer left is still being stored.
-    pub(super) fn open_for_writing(
+    pub(super) async fn open_writable(
         self: &Arc<Self>,
         node: &Arc<FileNode>,
-        current: bool,
         request: &OpenRequest,
     ) -> Option<Result<Opened, Errno>> {
         if self.settings.read_only {
             return Some(Err(Errno::ROFS));
         }
+        let (dir, _) = node.place();
+        let _dirs = match self.writer.enter(&dir).await {
+            Ok(dirs) => dirs,
+            Err(error) => return Some(Err(error.errno())),
+        };
+        let current = match self.is_current_for(node, request).await {
+            Ok(current) => current,
+            Err(errno) => return Some(Err(errno)),
+        };
+        if let Err(errno) = self.check_access(node, request).await {
+            return Some(Err(errno));
+        }
+        self.open_for_writing(node, current, request)
+    }
+
+    /// Whether the node still is what its name shows. Who empties the file needs no byte of it: he
+    /// replaces what is there now, and must not lose to what was there before he opened it.
+    async fn is_current_for(
+        &self,
+        node: &Arc<FileNode>,
+        request: &OpenRequest,
+    ) -> Result<bool, Errno> {
+        let (dir, name) = node.place();
+        let known = !request.truncate || dir.is_writing(&name) || dir.asked_within(&name, JUST_NOW);
+        let current = match known {
+            true => self.names.is_current(node).await,
+            false => self.names.is_current_at_origin(node).await,
+        };
+        current.map_err(|error| error.errno())
+    }
+
+    fn open_for_writing(
+        self: &Arc<Self>,
+        node: &Arc<FileNode>,
+        current: bool,
+        request: &OpenRequest,
+    ) -> Option<Result<Opened, Errno>> {
         let modes = self.modes.lock();
-        if modes.is_finishing(node.ino) {
+        let present = modes.present(node.ino);
+        if let Some(Mode::Draft(draft)) = &present
+            && draft.is_finishing()
+        {
             return None;
         }
         if !current {
             return Some(Err(Errno::STALE));
         }
         let (size, _) = node.size_and_mtime();
-        Some(match modes.present(node.ino) {
-            Some(Mode::Staging(staging)) if staging.is_overtaken() => Err(Errno::STALE),
-            Some(Mode::Staging(staging)) if !staging.is_sealed() => {
-                let staging = staging.clone();
-                self.join_staging(modes, node, staging, request)
+        Some(match present {
+            Some(Mode::Draft(draft)) if !draft.is_sealed() => {
+                self.join_draft(modes, node, draft, request)
             }
             // Readers of a large version keep it, on this inode; the writer gets a new one.
             Some(Mode::Cached(_)) => self.split(modes, node, request),
             Some(_) if size > SMALL_MAX && request.truncate => self.split(modes, node, request),
             _ if !request.truncate && size > 0 => self.open_over_bytes(modes, node, request),
-            _ => self.begin_staging(modes, node, size, request),
+            _ => self.begin_draft(modes, node, size, request),
         })
     }
 
-    fn join_staging(
+    fn join_draft(
         self: &Arc<Self>,
         mut modes: Locked<'_>,
         node: &Arc<FileNode>,
-        staging: Arc<Staging>,
+        draft: Arc<Draft>,
         request: &OpenRequest,
     ) -> Result<Opened, Errno> {
-        modes.join(node.ino, Mode::Staging(staging.clone()), true);
+        // Its last writer does not close meanwhile: that needs the lock, too.
+        match draft.join() {
+            Ok(true) => {}
+            Ok(false) => return Err(Errno::BUSY),
+            Err(_) => return Err(Errno::STALE),
+        }
+        let inode = modes.join(node.ino, Mode::Draft(draft.clone()), true);
         drop(modes);
         if request.truncate
-            && let Err(error) = staging.truncate(0)
+            && let Err(error) = draft.truncate(0)
         {
-            self.close_writer(node.ino);
+            if let Some(ended) = self.modes.close(node.ino, true) {
+                let session = self.clone();
+                self.engine.runtime.spawn(async move { session.finish(&ended).await });
+            }
             return Err(error.errno());
         }
-        Ok(self.write_handle(node, staging, request.thread))
+        self.engine.metrics.opens.with_label_values(&["writing"]).inc();
+        let opener = Some(self.opener(request));
+        Ok(self.file_handle(node, inode, None, How::DropCache, opener))
     }
 
-    fn begin_staging(
+    fn begin_draft(
         &self,
         mut modes: Locked<'_>,
         node: &Arc<FileNode>,
         size: u64,
         request: &OpenRequest,
     ) -> Result<Opened, Errno> {
-        let condition = node.version().map_or(Condition::Always, |v| Condition::Matches(v.etag));
         // Emptying what is empty changes nothing.
-        let staging = self.new_staging(node, condition, size > 0)?;
-        modes.become_staging(node.ino, staging.clone());
+        let beginning = Beginning {
+            seen: seen_of(node),
+            exclusive: false,
+            dirty: size > 0,
+            writers: modes.writable(node.ino) + 1,
+        };
+        let draft = self.begin(node, beginning)?;
+        let inode = modes.join(node.ino, Mode::Draft(draft.clone()), true);
+        modes.turn(node.ino, draft.clone());
         drop(modes);
-        let (dir, name) = node.place();
-        dir.begin_writing(&name, node);
-        node.set_size(0);
-        Ok(self.write_handle(node, staging, request.thread))
+        self.engine.metrics.opens.with_label_values(&["writing"]).inc();
+        let opener = Some(self.opener(request));
+        let opened = self.file_handle(node, inode, None, How::DropCache, opener);
+        draft.handle(opened.fh);
+        Ok(opened)
     }
 
     /// Opens for writing what is not emptied. Changing what is there needs its bytes in the
@@ -102,11 +159,33 @@ impl Session {
             return Err(Errno::OPNOTSUPP);
         }
         let key = self.names.version_key(node).ok_or(Errno::STALE)?;
-        modes.join(node.ino, Mode::Streaming, false);
+        let inode = modes.join(node.ino, Mode::Streaming, true);
         drop(modes);
         let version = self.engine.cache.acquire(&key, &self.preference());
         let source = Source { origin: self.names.origin.clone(), version };
-        Ok(self.read_handle(node, Some(source), How::KeepCache, true))
+        let opener = Some(self.opener(request));
+        Ok(self.file_handle(node, inode, Some(source), How::KeepCache, opener))
+    }
+
+    /// Empties a stored file through a handle for writing: from here on its handles write a new
+    /// version, which their close stores. The bytes that are there stay until then.
+    pub(super) async fn empty_through_handle(
+        self: &Arc<Self>,
+        node: &Arc<FileNode>,
+    ) -> Result<(), Errno> {
+        let (dir, _) = node.place();
+        let _dirs = self.writer.enter(&dir).await.map_err(|error| error.errno())?;
+        let mut modes = self.modes.lock();
+        if let Some(Mode::Draft(draft)) = modes.present(node.ino) {
+            // Another handle was faster.
+            return draft.truncate(0).map_err(|error| error.errno());
+        }
+        let writers = modes.writable(node.ino);
+        let beginning =
+            Beginning { seen: seen_of(node), exclusive: false, dirty: true, writers };
+        let draft = self.begin(node, beginning)?;
+        modes.turn(node.ino, draft);
+        Ok(())
     }
 
     /// Gives the name a new nodeid, so that it can be written while readers keep the old one. The
@@ -127,26 +206,16 @@ impl Session {
         Err(Errno::STALE)
     }
 
-    pub(super) fn new_staging(
-        &self,
-        node: &Arc<FileNode>,
-        condition: Condition,
-        dirty: bool,
-    ) -> Result<Arc<Staging>, Errno> {
-        let path = self.engine.cache.staging_path(&self.preference());
-        Staging::create(node.clone(), path, *self.writer.plan(), condition, dirty)
-            .map_err(|error| WriteError::Staging(error).errno())
+    fn begin(&self, node: &Arc<FileNode>, beginning: Beginning) -> Result<Arc<Draft>, Errno> {
+        let begun = self.writer.begin(node, &self.preference(), beginning);
+        begun.map_err(|error| error.errno())
     }
 
-    fn write_handle(&self, node: &Arc<FileNode>, staging: Arc<Staging>, thread: u32) -> Opened {
-        self.engine.metrics.opens.with_label_values(&["writing"]).inc();
-        let handle = WriteHandle {
-            node: node.clone(),
-            staging,
-            opener: self.engine.processes.process_of(thread),
-            opener_closed: AtomicBool::new(false),
-        };
-        Opened { fh: self.handles.add(Handle::Write(handle)), how: How::DropCache }
+    fn opener(&self, request: &OpenRequest) -> Opener {
+        Opener {
+            process: self.engine.processes.process_of(request.thread),
+            has_closed: AtomicBool::new(false),
+        }
     }
 
     /// Creates a file and opens it for writing.
@@ -164,7 +233,13 @@ impl Session {
         }
         let dir = self.dir(parent)?;
         self.writer.check_new(&dir, name).map_err(|error| error.errno())?;
-        match self.names.lookup(&dir, name).await {
+        let _dirs = self.writer.enter(&dir).await.map_err(|error| error.errno())?;
+        let known = !request.truncate || dir.asked_within(name, JUST_NOW);
+        let found: Result<Found, LookupError> = match known {
+            true => self.names.lookup(&dir, name).await,
+            false => self.names.lookup_at_origin(&dir, name).await,
+        };
+        match found {
             Ok(_) if request.exclusive => return Err(Errno::EXIST),
             // Somebody was faster: the kernel looks again and opens what is there.
             Ok(_) => return Err(Errno::STALE),
@@ -179,26 +254,27 @@ impl Session {
             writer: None,
         };
         let node = FileNode::new(self.names.inodes.next_ino(), dir.clone(), name, &info);
-        let condition = if request.exclusive { Condition::Absent } else { Condition::Always };
-        let staging = self.new_staging(&node, condition, true)?;
+        let beginning = Beginning {
+            seen: Condition::Absent,
+            exclusive: request.exclusive,
+            dirty: true,
+            writers: 1,
+        };
+        let draft = self.begin(&node, beginning)?;
         self.names.inodes.referenced(node.ino, Node::File(node.clone()));
-        self.modes.lock().become_staging(node.ino, staging.clone());
-        dir.begin_writing(name, &node);
-        Ok((file_attr(&node), self.write_handle(&node, staging, request.thread)))
-    }
-
-    fn close_writer(self: &Arc<Self>, ino: u64) {
-        if let Closed::LastWriter(staging) = self.modes.close(ino, true) {
-            let session = self.clone();
-            self.engine.runtime.spawn(async move { session.finish(&staging).await });
-        }
+        let inode = self.modes.lock().join(node.ino, Mode::Draft(draft.clone()), true);
+        self.engine.metrics.opens.with_label_values(&["writing"]).inc();
+        let opener = Some(self.opener(request));
+        let opened = self.file_handle(&node, inode, None, How::DropCache, opener);
+        draft.handle(opened.fh);
+        Ok((file_attr(&node), opened))
     }
 
     /// The work after the last writer's close.
-    pub(super) async fn finish(&self, staging: &Arc<Staging>) {
+    pub(super) async fn finish(&self, draft: &Arc<Draft>) {
         self.finishing(async {
-            self.writer.finish(staging).await;
-            self.modes.finished(staging.node.ino);
+            self.writer.finish(draft).await;
+            self.modes.finished(draft.node.ino);
         })
         .await;
     }
@@ -209,14 +285,18 @@ impl Session {
             let one_finished = self.one_finished();
             tokio::pin!(one_finished);
             one_finished.as_mut().enable();
-            if !self.modes.lock().is_finishing(ino) {
+            let finishing = match self.modes.lock().present(ino) {
+                Some(Mode::Draft(draft)) => draft.is_finishing(),
+                _ => false,
+            };
+            if !finishing {
                 return;
             }
             one_finished.await;
         }
     }
 
-    /// Empties a file that is not being written here, as truncate(2) does.
+    /// Empties a file that is not open for writing here, as truncate(2) does.
     pub(super) async fn empty(self: &Arc<Self>, node: &Arc<FileNode>) -> Result<(), Errno> {
         let stored = self.finishing(self.writer.store_empty(node)).await;
         let info = stored.map_err(|error| error.errno())?;
@@ -231,4 +311,8 @@ impl Session {
         self.names.drop_kept(&dir);
         Ok(())
     }
+}
+
+fn seen_of(node: &FileNode) -> Condition {
+    node.version().map_or(Condition::Always, |version| Condition::Matches(version.etag))
 }

@@ -82,7 +82,6 @@ impl Session {
         let names = Namespace::new(origin, engine.cache.clone(), hidden, settings.names.clone());
         let writer = Writer::new(
             names.clone(),
-            engine.buffers.clone(),
             engine.metrics.clone(),
             engine.runtime.clone(),
             settings.write_part,
@@ -365,9 +364,9 @@ impl Session {
     /// it holds. Says whether everything was stored.
     pub async fn shut_down(&self, patience: Duration) -> bool {
         let until = Instant::now() + patience;
-        for staging in self.modes.writing() {
-            // The kernel is gone without closing: as if every handle were closed now.
-            self.finishing(self.writer.finish(&staging)).await;
+        for draft in self.writer.open_drafts() {
+            // The kernel is gone without closing.
+            self.finishing(self.writer.break_off(&draft)).await;
         }
         let stored = self.rest(until.saturating_duration_since(Instant::now())).await;
         self.backings.clear();

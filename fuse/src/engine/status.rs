@@ -28,7 +28,7 @@ impl Session {
             prefix: self.settings.names.prefix.to_string(),
             open_handles: self.handles.len() as u64,
             inodes: self.names.inodes.len() as u64,
-            writing: self.modes.writing().iter().map(|s| s.node.key()).collect(),
+            writing: self.writer.open_drafts().iter().map(|draft| draft.key()).collect(),
             passthrough: self.backings.is_connected(),
             origin_up: !self.names.health.is_down(),
         }

@@ -28,6 +28,8 @@ pub struct Dir {
     state: Mutex<DirState>,
     /// Held by the one who fetches a listing.
     pub(super) gate: tokio::sync::Mutex<()>,
+    /// Shared by those who change names below it, exclusive for its own rename.
+    pub(crate) names_gate: Arc<tokio::sync::RwLock<()>>,
 }
 
 struct Place {
@@ -127,7 +129,14 @@ impl Dir {
             place: Mutex::new(place),
             state: Mutex::default(),
             gate: tokio::sync::Mutex::new(()),
+            names_gate: Arc::default(),
         })
+    }
+
+    /// A directory below another one, for tests.
+    #[cfg(test)]
+    pub(crate) fn below(parent: &Arc<Dir>, name: &str, ino: u64) -> Arc<Self> {
+        Self::new(ino, Some(parent.clone()), name)
     }
 
     /// The prefix of its keys.
@@ -174,6 +183,16 @@ impl Dir {
     /// Whether anything is remembered under this name.
     pub fn has(&self, name: &str) -> bool {
         self.state().entries.contains_key(name)
+    }
+
+    /// Whether the origin was asked about a name, there or not, at most so long ago.
+    pub fn asked_within(&self, name: &str, age: Duration) -> bool {
+        let mut state = self.state();
+        let listed = state.listed.map(|l| l.started);
+        let entry = state.entries.get(name).map(|entry| entry.checked);
+        let absent = state.absent.as_mut().and_then(|absent| absent.get(name)).copied();
+        let last = listed.into_iter().chain(entry).chain(absent).max();
+        last.is_some_and(|at| at.elapsed() <= age)
     }
 
     /// How long ago the name was asked for.

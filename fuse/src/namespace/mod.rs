@@ -190,6 +190,30 @@ impl Namespace {
         Ok(dir.shows(&name, node))
     }
 
+    /// As [`Namespace::lookup`], but the origin is asked whatever is known.
+    ///
+    /// # Errors
+    /// [`LookupError`].
+    pub async fn lookup_at_origin(
+        &self,
+        dir: &Arc<Dir>,
+        name: &str,
+    ) -> Result<Found, LookupError> {
+        key::check_name(name).map_err(LookupError::BadName)?;
+        self.refresh_by_head(dir, name).await?;
+        self.present(dir, name).unwrap_or(Err(LookupError::Absent))
+    }
+
+    /// As [`Namespace::is_current`], but the origin is asked whatever is known.
+    ///
+    /// # Errors
+    /// What the origin reports, unless the last known state may be used.
+    pub async fn is_current_at_origin(&self, node: &Arc<FileNode>) -> Result<bool, OriginError> {
+        let (dir, name) = node.place();
+        self.refresh_by_head(&dir, &name).await?;
+        Ok(dir.shows(&name, node))
+    }
+
     /// Like [`Namespace::is_current`]; `None` when the origin must be asked.
     pub fn is_current_now(&self, node: &Arc<FileNode>) -> Option<bool> {
         let (dir, name) = node.place();

@@ -1,28 +1,36 @@
 //! Writing: into a staging file on NVMe, from there in parts to the origin.
 //!
-//! Lock order, outermost first: a staging file's commit gate (asynchronous), its state, a
-//! directory's state. No lock is held while bytes move.
+//! Order of gates and locks, outermost first: directories' gates ([`gates`]), files' gates, then
+//! locks of memory: a draft's, a directory's state. No lock is held while bytes move, and no gate
+//! while the kernel or the mounter is told something.
 
-pub mod conditions;
+pub mod draft;
+mod finish;
+mod gates;
 pub mod names;
-pub mod parts;
+mod parts;
 pub mod rename;
-pub mod staging;
-pub mod upload;
+mod rename_dir;
+mod store;
+mod upload;
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
-use crate::buffers::Buffers;
 use crate::metrics::Metrics;
 use crate::model::key::BadName;
+use crate::namespace::dir::Dir;
+use crate::namespace::file::FileNode;
 use crate::namespace::{LookupError, Namespace};
 use crate::origin::OriginError;
-use conditions::Conditions;
+use draft::{Beginning, Draft, Owner};
+use gates::DirGates;
 use parts::PartPlan;
+use rename_dir::RenameRate;
 
 /// Parts stored at once, over all files of a mount.
 const PARTS_AT_ONCE: usize = 8;
@@ -30,38 +38,88 @@ const PARTS_AT_ONCE: usize = 8;
 /// Writes for one mount.
 pub struct Writer {
     pub(crate) names: Arc<Namespace>,
-    buffers: Arc<Buffers>,
     metrics: Arc<Metrics>,
     runtime: Handle,
     plan: PartPlan,
-    conditions: Conditions,
     slots: Semaphore,
+    rename_rate: RenameRate,
+    /// Files under change, by nodeid.
+    drafts: Mutex<HashMap<u64, Arc<Draft>>>,
 }
 
 impl Writer {
     /// `part_bytes` is the size of the first parts of an upload.
     pub fn new(
         names: Arc<Namespace>,
-        buffers: Arc<Buffers>,
         metrics: Arc<Metrics>,
         runtime: Handle,
         part_bytes: u64,
     ) -> Arc<Self> {
         Arc::new(Self {
             names,
-            buffers,
             metrics,
             runtime,
             plan: PartPlan::new(part_bytes),
-            conditions: Conditions::default(),
             slots: Semaphore::new(PARTS_AT_ONCE),
+            rename_rate: RenameRate::default(),
+            drafts: Mutex::default(),
         })
     }
 
-    /// How uploads are divided.
-    pub fn plan(&self) -> &PartPlan {
-        &self.plan
+    /// Keeps the names of a directory, and of those above it, from being moved away while the
+    /// result lives.
+    ///
+    /// # Errors
+    /// [`WriteError::Busy`] where one of them is being renamed, and that takes too long.
+    pub(crate) async fn enter(&self, dir: &Arc<Dir>) -> Result<DirGates, WriteError> {
+        DirGates::take(&[dir], None).await
     }
+
+    /// Begins a change of a file. From here on the name is this node's. Whoever asks has entered
+    /// its directory.
+    ///
+    /// # Errors
+    /// What the cache disk reports.
+    pub fn begin(
+        &self,
+        node: &Arc<FileNode>,
+        preference: &[u8],
+        beginning: Beginning,
+    ) -> Result<Arc<Draft>, WriteError> {
+        let staging = self.names.cache.new_staging(preference)?;
+        let draft = Draft::new(node.clone(), staging, self.plan, beginning, self.owner());
+        self.drafts().insert(node.ino, draft.clone());
+        let (dir, name) = node.place();
+        dir.begin_writing(&name, node);
+        node.set_size(0);
+        Ok(draft)
+    }
+
+    /// The change that a node's file is under.
+    pub fn draft(&self, ino: u64) -> Option<Arc<Draft>> {
+        self.drafts().get(&ino).cloned()
+    }
+
+    /// Files under change that have a writer.
+    pub fn open_drafts(&self) -> Vec<Arc<Draft>> {
+        self.drafts().values().filter(|draft| draft.has_writer()).cloned().collect()
+    }
+
+    fn owner(&self) -> Owner {
+        Owner {
+            bucket: self.names.bucket().as_str().to_owned(),
+            identity: self.names.settings.access.identity.clone(),
+        }
+    }
+
+    fn drafts(&self) -> MutexGuard<'_, HashMap<u64, Arc<Draft>>> {
+        self.drafts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A text that no other writer uses.
+fn new_nonce() -> String {
+    format!("{:032x}", rand::random::<u128>())
 }
 
 /// Why a change failed.
@@ -88,21 +146,21 @@ pub enum WriteError {
     /// A file where a directory was expected.
     #[error("it is not a directory")]
     NotDir,
-    /// Being written by somebody on this node.
-    #[error("it is being written")]
+    /// Being changed by somebody on this node.
+    #[error("it is being changed by somebody else")]
     Busy,
-    /// A directory with more keys than a rename copies.
-    #[error("a directory of more than {0} objects is not renamed; copy it instead")]
-    TooMany(usize),
+    /// Writing to it has ended.
+    #[error("writing to it has ended")]
+    Ended,
+    /// A directory that takes too long to be renamed.
+    #[error("a directory of so many or so large objects is not renamed; copy it instead")]
+    TooMuch,
     /// A name that no file can have.
     #[error("{0}")]
     BadName(BadName),
     /// Larger than an object can be.
     #[error("larger than an S3 object can be")]
     TooLarge,
-    /// Known, but not supported.
-    #[error("{0} is not supported")]
-    Unsupported(&'static str),
 }
 
 impl WriteError {
@@ -124,12 +182,12 @@ impl WriteError {
             Self::IsDir => Errno::ISDIR,
             Self::NotDir => Errno::NOTDIR,
             Self::Busy => Errno::BUSY,
+            Self::Ended => Errno::IO,
             // mv then copies by itself.
-            Self::TooMany(_) => Errno::XDEV,
+            Self::TooMuch => Errno::XDEV,
             Self::BadName(BadName::TooLong | BadName::KeyTooLong) => Errno::NAMETOOLONG,
             Self::BadName(_) => Errno::INVAL,
             Self::TooLarge => Errno::FBIG,
-            Self::Unsupported(_) => Errno::OPNOTSUPP,
         }
     }
 }

@@ -1,23 +1,25 @@
-//! Renaming: a copy on the server, then a removal.
+//! Renaming a file: a copy on the server, then a removal.
+//!
+//! The point of no return is the copy where it takes the place of another file, else the removal.
+//! Before it, what this rename made is undone; after it the rename goes on.
 
 use std::sync::Arc;
 
-use futures_util::future::BoxFuture;
-use futures_util::{FutureExt, StreamExt, stream};
-
+use super::draft::{Draft, Operation};
+use super::gates::DirGates;
+use super::names::FileGate;
 use super::{WriteError, Writer};
 use crate::model::version::{ETag, ObjectInfo, Version, VersionKey};
 use crate::namespace::dir::Dir;
 use crate::namespace::file::FileNode;
 use crate::namespace::{Found, LookupError};
-use crate::origin::{ListRequest, OriginError, Stored};
+use crate::origin::{Condition, CopySource, OriginError, Stored, retry};
 
-/// Most objects below a directory that is renamed.
-pub const RENAME_MAX: usize = 10_000;
-/// Copies at once.
-const COPIES: usize = 16;
+/// How often a rename follows names that others change meanwhile.
+const CHASES_MAX: u32 = 4;
 
 /// A place in the tree.
+#[derive(Clone, Copy)]
 pub struct Place<'a> {
     /// The directory.
     pub dir: &'a Arc<Dir>,
@@ -25,11 +27,27 @@ pub struct Place<'a> {
     pub name: &'a str,
 }
 
+/// The file that is renamed, and the one that it takes the place of.
+struct Pair {
+    node: Arc<FileNode>,
+    draft: Option<Arc<Draft>>,
+    replaced: Option<Arc<FileNode>>,
+    replaced_draft: Option<Arc<Draft>>,
+}
+
+/// How one try ended.
+enum Try {
+    Done,
+    /// A name leads to something else by now.
+    Again(WriteError),
+}
+
 impl Writer {
-    /// Renames a file or a directory. Files being written must be stored before.
+    /// Renames a file or a directory.
     ///
     /// # Errors
-    /// [`WriteError`]; after an error both names may show what was copied so far.
+    /// [`WriteError`]. Then the names are as they were or, where the origin refuses a removal
+    /// after the point of no return, both are there.
     pub async fn rename(
         &self,
         from: Place<'_>,
@@ -37,65 +55,213 @@ impl Writer {
         no_replace: bool,
     ) -> Result<(), WriteError> {
         self.check_new(to.dir, to.name)?;
-        let source = self.names.lookup(from.dir, from.name).await?;
-        let target = match self.names.lookup(to.dir, to.name).await {
-            Ok(found) => Some(found),
-            Err(LookupError::Absent) => None,
-            Err(error) => return Err(error.into()),
-        };
-        if target.is_some() && no_replace {
-            return Err(WriteError::Exists);
-        }
-        match (source, target) {
-            (Found::File(_), Some(Found::Dir(_))) => Err(WriteError::IsDir),
-            (Found::Dir(_), Some(Found::File(_))) => Err(WriteError::NotDir),
-            (Found::File(node), Some(Found::File(other))) if Arc::ptr_eq(&node, &other) => Ok(()),
-            (Found::File(node), _) => self.rename_file(&node, from, to).await,
-            (Found::Dir(source), target) => {
-                if let Some(Found::Dir(target)) = &target {
-                    self.check_empty(target).await?;
-                }
-                self.rename_dir(&source, from, to).await
-            }
+        match self.names.lookup(from.dir, from.name).await? {
+            Found::Dir(source) => self.rename_dir(&source, from, to, no_replace).await,
+            Found::File(_) => self.rename_file(from, to, no_replace).await,
         }
     }
 
     async fn rename_file(
         &self,
-        node: &Arc<FileNode>,
         from: Place<'_>,
         to: Place<'_>,
+        no_replace: bool,
     ) -> Result<(), WriteError> {
-        let Some(old) = self.names.version_key(node) else { return Err(WriteError::Busy) };
+        let _dirs = DirGates::take(&[from.dir, to.dir], None).await?;
+        let mut last = WriteError::Busy;
+        for _ in 0..CHASES_MAX {
+            let Some(pair) = self.pair(from, to, no_replace).await? else { return Ok(()) };
+            let _gates = self.gates_of(&pair).await?;
+            let there = |name: &str, dir: &Arc<Dir>, node: &Arc<FileNode>| dir.shows(name, node);
+            let replaced_there =
+                pair.replaced.as_ref().is_none_or(|node| there(to.name, to.dir, node));
+            if !there(from.name, from.dir, &pair.node) || !replaced_there {
+                continue;
+            }
+            if let Some(draft) = &pair.draft {
+                // Under its old key, so that its parts count.
+                self.commit_held(draft).await?;
+            }
+            match self.move_object(&pair, from, to, no_replace).await? {
+                Try::Done => return Ok(()),
+                Try::Again(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// What is renamed onto what. `None`: a file onto itself.
+    async fn pair(
+        &self,
+        from: Place<'_>,
+        to: Place<'_>,
+        no_replace: bool,
+    ) -> Result<Option<Pair>, WriteError> {
+        let Found::File(node) = self.names.lookup(from.dir, from.name).await? else {
+            return Err(WriteError::Busy);
+        };
+        let replaced = match self.names.lookup(to.dir, to.name).await {
+            Ok(_) if no_replace => return Err(WriteError::Exists),
+            Ok(Found::Dir(_)) => return Err(WriteError::IsDir),
+            Ok(Found::File(other)) => Some(other),
+            Err(LookupError::Absent) => None,
+            Err(error) => return Err(error.into()),
+        };
+        if replaced.as_ref().is_some_and(|other| Arc::ptr_eq(&node, other)) {
+            return Ok(None);
+        }
+        let draft = self.draft(node.ino);
+        let replaced_draft = replaced.as_ref().and_then(|node| self.draft(node.ino));
+        Ok(Some(Pair { node, draft, replaced, replaced_draft }))
+    }
+
+    /// The gates of both files, in the order of their keys.
+    async fn gates_of<'a>(
+        &self,
+        pair: &'a Pair,
+    ) -> Result<[Option<FileGate<'a>>; 2], WriteError> {
+        let both = (pair.draft.as_deref(), Operation::Move);
+        let other = (pair.replaced_draft.as_deref(), Operation::Unlink);
+        let key = |of: Option<&Draft>| of.map(Draft::key);
+        let (first, second) = if key(both.0) <= key(other.0) { (both, other) } else { (other, both) };
+        let first = self.held(first.0, first.1).await?;
+        Ok([first, self.held(second.0, second.1).await?])
+    }
+
+    async fn move_object(
+        &self,
+        pair: &Pair,
+        from: Place<'_>,
+        to: Place<'_>,
+        no_replace: bool,
+    ) -> Result<Try, WriteError> {
+        let Some(old) = self.names.version_key(&pair.node) else { return Err(WriteError::Busy) };
         let new_key = to.dir.prefix().key_of(to.name);
-        let stored = self.copy(&old, &new_key).await?;
-        self.keep_parent(from.dir, from.name).await?;
-        self.names.origin.delete(&old.key).await?;
+        let target = seen_of(pair.replaced.as_deref(), pair.replaced_draft.as_deref());
+        let copy = match self.copy(&old, &new_key, &target).await {
+            Ok(copy) => copy,
+            Err(WriteError::Origin(OriginError::Changed)) => {
+                self.lose_name(from.dir, from.name, pair.draft.as_deref()).await;
+                return Ok(Try::Again(OriginError::Changed.into()));
+            }
+            Err(WriteError::Origin(OriginError::Conflict | OriginError::NotFound)) => {
+                self.lose_name(to.dir, to.name, pair.replaced_draft.as_deref()).await;
+                return match no_replace {
+                    true => Err(WriteError::Exists),
+                    false => Ok(Try::Again(OriginError::Conflict.into())),
+                };
+            }
+            Err(error) => {
+                to.dir.forget(to.name);
+                return Err(error);
+            }
+        };
         let info = ObjectInfo {
             size: old.version.size,
-            etag: stored.etag,
-            mtime: stored.mtime,
-            version_id: stored.version_id,
+            etag: copy.etag,
+            mtime: copy.mtime,
+            version_id: copy.version_id,
             writer: None,
         };
+        match self.remove_source(&old, from).await {
+            Ok(()) => {
+                self.note_renamed(pair, from, to, info).await;
+                Ok(Try::Done)
+            }
+            Err(error) => self.after_refusal(pair, from, to, info, error).await,
+        }
+    }
+
+    /// Removes what was copied; nothing that was stored there since.
+    async fn remove_source(&self, old: &VersionKey, from: Place<'_>) -> Result<(), WriteError> {
+        self.keep_parent(from.dir, from.name).await?;
+        self.remove_version(&old.key, &old.version.etag).await
+    }
+
+    /// Removes a version, again where the origin does not answer.
+    pub(super) async fn remove_version(&self, key: &str, etag: &ETag) -> Result<(), WriteError> {
+        let origin = &self.names.origin;
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match origin.delete(key, &Condition::Matches(etag.clone())).await {
+                Ok(()) | Err(OriginError::NotFound) => return Ok(()),
+                Err(error) if error.is_transient() && tries < retry::BODY_TRIES => {
+                    tokio::time::sleep(retry::backoff(tries)).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// The copy is there, and its source could not be removed.
+    async fn after_refusal(
+        &self,
+        pair: &Pair,
+        from: Place<'_>,
+        to: Place<'_>,
+        copy: ObjectInfo,
+        error: WriteError,
+    ) -> Result<Try, WriteError> {
+        let changed = error.is_conflict();
+        if pair.replaced.is_none() && !changed {
+            // Nothing was replaced: as if it had not been tried.
+            if let Some(etag) = &copy.etag {
+                let _ = self.remove_version(&to.dir.prefix().key_of(to.name), etag).await;
+            }
+            to.dir.forget(to.name);
+            return Err(error);
+        }
+        if let Some(draft) = &pair.replaced_draft {
+            self.note_replaced(draft).await;
+        }
+        to.dir.insert_file(to.name, copy, None);
+        self.names.drop_kept(to.dir);
+        if changed {
+            // The newer version belongs under the new name, too.
+            self.lose_name(from.dir, from.name, pair.draft.as_deref()).await;
+            return Ok(Try::Again(WriteError::Busy));
+        }
+        Err(error)
+    }
+
+    async fn note_renamed(&self, pair: &Pair, from: Place<'_>, to: Place<'_>, info: ObjectInfo) {
+        let node = &pair.node;
+        if let Some(draft) = &pair.replaced_draft {
+            self.note_replaced(draft).await;
+        }
         // The kernel keeps the inode under the new name: the bytes are the same, so may we.
         node.set_stored(&info);
         node.moved(to.dir, to.name);
         from.dir.remove(from.name);
-        to.dir.insert_file(to.name, info, Some(node));
+        match pair.draft.as_ref().filter(|draft| !draft.is_sealed()) {
+            Some(draft) => {
+                draft.moved(&info);
+                to.dir.begin_writing(to.name, node);
+            }
+            None => to.dir.insert_file(to.name, info, Some(node)),
+        }
         self.names.drop_kept(from.dir);
         self.names.drop_kept(to.dir);
-        Ok(())
     }
 
-    /// Copies an object, and what is cached of it; the tag of the copy is known afterwards.
-    async fn copy(&self, old: &VersionKey, new_key: &str) -> Result<Stored, WriteError> {
+    /// Copies an object over `target`, and what is cached of it; the tag of the copy is known
+    /// afterwards.
+    pub(super) async fn copy(
+        &self,
+        old: &VersionKey,
+        new_key: &str,
+        target: &Condition,
+    ) -> Result<Stored, WriteError> {
         let origin = &self.names.origin;
         let Version { etag, size } = &old.version;
-        let mut stored = origin.copy(&old.key, etag, *size, new_key).await?;
+        let source = CopySource { key: old.key.to_string(), etag: etag.clone(), size: *size };
+        let mut stored = match origin.copy(&source, new_key, target).await {
+            Ok(stored) => stored,
+            Err(error) => self.copied_after_all(&source, new_key, target, error).await?,
+        };
         if stored.etag.is_none() {
-            let info = origin.head(new_key).await?;
-            stored = Stored { etag: info.etag, version_id: info.version_id, mtime: info.mtime };
+            stored = stored_of(origin.head(new_key).await?);
         }
         if let Some(etag) = &stored.etag {
             let version = Version { etag: etag.clone(), size: *size };
@@ -108,82 +274,43 @@ impl Writer {
         Ok(stored)
     }
 
-    async fn rename_dir(
+    /// After an error of a copy: whether it was made all the same. A copy carries the metadata of
+    /// its source, its writer's nonce with it.
+    async fn copied_after_all(
         &self,
-        source: &Arc<Dir>,
-        from: Place<'_>,
-        to: Place<'_>,
-    ) -> Result<(), WriteError> {
-        let old_prefix = source.prefix();
-        let new_prefix = to.dir.prefix().child(to.name);
-        if new_prefix.as_str().starts_with(old_prefix.as_str()) {
-            return Err(OriginError::Invalid("a directory cannot move into itself".into()).into());
-        }
-        let objects = self.objects_below(old_prefix.as_str()).await?;
-        let renamed = |key: &str| format!("{new_prefix}{}", &key[old_prefix.as_str().len()..]);
-        let mut copies: Vec<BoxFuture<'_, Result<(), WriteError>>> = Vec::new();
-        let mut undo: Vec<BoxFuture<'_, Result<(), OriginError>>> = Vec::new();
-        let mut removals: Vec<BoxFuture<'_, Result<(), OriginError>>> = Vec::new();
-        for (key, etag, size) in &objects {
-            let version = Version { etag: etag.clone(), size: *size };
-            let bucket = self.names.bucket().clone();
-            let old = VersionKey { bucket, key: key.as_str().into(), version };
-            let new_key = renamed(key);
-            let target = new_key.clone();
-            copies.push(async move { self.copy(&old, &new_key).await.map(|_| ()) }.boxed());
-            undo.push(async move { self.names.origin.delete(&target).await }.boxed());
-            removals.push(self.names.origin.delete(key));
-        }
-        if let Err(error) = all(copies).await {
-            let _ = all(undo).await;
+        source: &CopySource,
+        new_key: &str,
+        target: &Condition,
+        error: OriginError,
+    ) -> Result<Stored, OriginError> {
+        if !error.is_transient() && !matches!(error, OriginError::Conflict) {
             return Err(error);
         }
-        self.keep_parent(from.dir, from.name).await?;
-        let removed = all(removals).await;
-        from.dir.move_dir(from.name, to.dir, to.name);
-        self.names.drop_kept(from.dir);
-        self.names.drop_kept(to.dir);
-        self.names.drop_kept(source);
-        Ok(removed?)
-    }
-
-    async fn objects_below(&self, prefix: &str) -> Result<Vec<(String, ETag, u64)>, WriteError> {
-        let mut out = Vec::new();
-        let mut request = ListRequest {
-            prefix: prefix.to_owned(),
-            delimited: false,
-            token: None,
-            max_keys: 1000,
+        let origin = &self.names.origin;
+        let (Ok(from), Ok(copy)) = (origin.head(&source.key).await, origin.head(new_key).await)
+        else {
+            return Err(error);
         };
-        loop {
-            let page = self.names.origin.list(&request).await?;
-            for (key, info) in page.objects {
-                let etag = match info.etag {
-                    Some(etag) => etag,
-                    None => {
-                        let head = self.names.origin.head(&key).await?;
-                        head.etag.ok_or(OriginError::NotS3("an object without ETag".into()))?
-                    }
-                };
-                out.push((key, etag, info.size));
-            }
-            if out.len() > RENAME_MAX {
-                return Err(WriteError::TooMany(RENAME_MAX));
-            }
-            request.token = page.next;
-            if request.token.is_none() {
-                return Ok(out);
-            }
-        }
+        let is_new = match target {
+            Condition::Matches(before) => copy.etag.as_ref() != Some(before),
+            Condition::Absent | Condition::Always => true,
+        };
+        let alike = copy.size == source.size && copy.writer == from.writer;
+        let same = copy.writer.is_some() || copy.etag.as_ref() == Some(&source.etag);
+        let is_source = from.etag.as_ref() == Some(&source.etag);
+        if is_new && alike && same && is_source { Ok(stored_of(copy)) } else { Err(error) }
     }
 }
 
-/// Runs all of the work, [`COPIES`] at a time; returns the first failure, at the end.
-async fn all<E>(work: Vec<BoxFuture<'_, Result<(), E>>>) -> Result<(), E> {
-    let mut running = stream::iter(work).buffer_unordered(COPIES);
-    let mut outcome = Ok(());
-    while let Some(done) = running.next().await {
-        outcome = outcome.and(done);
+/// What is known to be under a name: a rename replaces that, and nothing else.
+fn seen_of(node: Option<&FileNode>, draft: Option<&Draft>) -> Condition {
+    match (node, draft) {
+        (None, _) => Condition::Absent,
+        (_, Some(draft)) => draft.seen(),
+        (Some(node), None) => node.version().map_or(Condition::Always, |v| Condition::Matches(v.etag)),
     }
-    outcome
+}
+
+fn stored_of(info: ObjectInfo) -> Stored {
+    Stored { etag: info.etag, version_id: info.version_id, mtime: info.mtime }
 }

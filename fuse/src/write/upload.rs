@@ -1,47 +1,53 @@
-//! From the staging file to the origin: parts while the writer writes, the rest at close.
+//! Moving bytes: ranges of a staging file, and the parts of an upload.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 
-use super::conditions::new_nonce;
-use super::staging::{Snapshot, Staging};
-use super::{WriteError, Writer};
-use crate::buffers::{Share, capacity_for};
-use crate::cache::records::UploadRow;
+use super::draft::{Claim, Draft, PartState, Snapshot, UploadId};
+use super::gates::DirGates;
+use super::{WriteError, Writer, new_nonce};
 use crate::model::blocks::BLOCK;
-use crate::model::version::ObjectInfo;
-use crate::namespace::file::FileNode;
-use crate::origin::{Condition, OriginError, Part, Stored, UploadBody, WriteIntent, retry};
+use crate::origin::{OriginError, Part, UploadBody, retry};
 
-/// Parts up to this size go through memory; larger ones are streamed from the staging file.
-const MEMORY_MAX: u64 = 32 << 20;
-/// Rounds of sending what changed meanwhile, before a commit is given up.
-const ROUNDS_MAX: u32 = 64;
+/// Ranges up to this size are read into memory; larger ones go out of the staging file, so that an
+/// upload takes no share of the readers' memory.
+const MEMORY_MAX: u64 = 1 << 20;
+/// How often a range that changes while it is sent is sent from where it is; then from a copy.
+const LIVE_TRIES: u32 = 2;
+/// How often an abort is repeated until the upload is gone: parts under way may land after it.
+const ABORTS_MAX: u32 = 5;
 
 impl Writer {
     /// Sends parts that the writer has passed, in the background. Failures show at close.
-    pub fn send_passed(self: &Arc<Self>, staging: &Arc<Staging>, parts: Vec<u32>) {
+    pub fn send_passed(self: &Arc<Self>, draft: &Arc<Draft>, parts: Vec<u32>) {
         if parts.is_empty() {
             return;
         }
-        let (writer, staging) = (self.clone(), staging.clone());
+        let (writer, draft) = (self.clone(), draft.clone());
         self.runtime.spawn(async move {
-            {
-                let _gate = staging.gate.lock().await;
-                if !staging.is_dirty() || staging.is_overtaken() {
+            let upload = {
+                let (dir, _) = draft.node.place();
+                let _dirs = DirGates::wait(&[&dir], None).await;
+                let _gate = draft.gate.lock().await;
+                if draft.phase() != super::draft::Phase::Writing {
                     return;
                 }
-                if let Err(error) = writer.ensure_upload(&staging).await {
-                    tracing::debug!(%error, "upload not begun yet");
-                    return;
+                match writer.ensure_upload(&draft).await {
+                    Ok(upload) => upload,
+                    Err(error) => {
+                        tracing::debug!(%error, "upload not begun yet");
+                        return;
+                    }
                 }
-            }
-            let sends = parts.into_iter().map(|part| writer.send_part(&staging, part));
-            for sent in futures_util::future::join_all(sends).await {
+            };
+            let sends = parts.into_iter().map(|part| writer.send_passed_part(&draft, &upload, part));
+            for sent in join_all(sends).await {
                 if let Err(error) = sent {
                     tracing::debug!(%error, "part not sent yet");
                 }
@@ -49,375 +55,206 @@ impl Writer {
         });
     }
 
-    /// Stores the present state; returns when the origin has acknowledged it.
-    ///
-    /// # Errors
-    /// Why it is not stored. The bytes stay in the staging file, and another try may succeed,
-    /// but not after a conflict: then the name is given up, and belongs to whoever was faster.
-    pub async fn commit(self: &Arc<Self>, staging: &Arc<Staging>) -> Result<(), WriteError> {
-        let _gate = staging.gate.lock().await;
-        if !staging.is_dirty() {
-            return Ok(());
+    async fn send_passed_part(
+        &self,
+        draft: &Draft,
+        upload: &UploadId,
+        part: u32,
+    ) -> Result<(), WriteError> {
+        let _slot = self.slots.acquire().await;
+        match draft.claim_passed(part) {
+            Some(of) => self.send_part(draft, upload, part, of).await,
+            None => Ok(()),
         }
-        if staging.is_overtaken() {
-            return Err(conflict(OriginError::Conflict, &staging.snapshot().condition));
-        }
-        self.metrics.uploads.inc();
-        let done = self.store(staging).await;
-        self.metrics.uploads.dec();
-        if let Err(error) = &done {
-            tracing::warn!(key = %staging.node.key(), %error, "file not stored");
-            if error.is_conflict() {
-                staging.overtake();
-                staging.node.give_name_up();
-                let (dir, name) = staging.node.place();
-                dir.end_writing(&name, &staging.node, None);
-            }
-        }
-        done
     }
 
-    async fn store(&self, staging: &Arc<Staging>) -> Result<(), WriteError> {
-        let snapshot = staging.snapshot();
-        let key = staging.node.key();
-        let condition = self.names_condition(&key, &snapshot.condition).await?;
-        let single = staging.upload().is_none() && snapshot.size <= self.plan.base();
-        let (stored, nonce) = if single {
-            self.put_whole(staging, &key, &snapshot, condition).await?
-        } else {
-            self.put_parts(staging, &key, &snapshot, condition).await?
+    /// The upload under way, begun if there is none. The gate is held.
+    pub(super) async fn ensure_upload(&self, draft: &Draft) -> Result<UploadId, WriteError> {
+        let key = draft.key();
+        if let Some(upload) = draft.upload() {
+            if upload.key == key {
+                return Ok(upload);
+            }
+            // Begun under a name that the file no longer has: of no use for the new one.
+            self.abandon(draft).await;
+        }
+        draft.beginning_upload(&key)?;
+        let writer = new_nonce();
+        let id = self.names.origin.create_upload(&key, &writer).await?;
+        let upload = UploadId { key, id, writer };
+        draft.begin_upload(upload.clone());
+        Ok(upload)
+    }
+
+    /// Sends what is missing, until every part of the snapshot is stored.
+    pub(super) async fn all_parts(
+        &self,
+        draft: &Draft,
+        upload: &UploadId,
+        snapshot: &Snapshot,
+    ) -> Result<Vec<Part>, WriteError> {
+        // What the writer had passed before is under way, and ends by itself.
+        draft.until_sent().await;
+        let missing = match draft.whole(&snapshot.parts) {
+            Ok(parts) => return Ok(parts),
+            Err(missing) => missing,
         };
-        let info = self.info_of(&key, snapshot.size, stored, nonce).await?;
-        let next = info.etag.clone().map_or(Condition::Always, Condition::Matches);
-        staging.set_stored(&snapshot, next);
-        staging.node.set_stored(&info);
-        self.metrics.stored_bytes.inc_by(snapshot.size);
-        let (dir, _) = staging.node.place();
-        self.names.drop_kept(&dir);
+        let sends = missing.into_iter().map(|part| async move {
+            let _slot = self.slots.acquire().await;
+            let len = snapshot.parts[part as usize - 1].len;
+            match draft.claim(part, len) {
+                Some(of) => self.send_part(draft, upload, part, of).await,
+                None => Ok(()),
+            }
+        });
+        for sent in join_all(sends).await {
+            sent?;
+        }
+        draft.whole(&snapshot.parts).map_err(|_| OriginError::NoSuchUpload.into())
+    }
+
+    async fn send_part(
+        &self,
+        draft: &Draft,
+        upload: &UploadId,
+        part: u32,
+        of: PartState,
+    ) -> Result<(), WriteError> {
+        let claim = Claim::new(draft, upload, part, of);
+        let origin = &self.names.origin;
+        let send = |body| origin.upload_part(&upload.key, &upload.id, part, body);
+        let done = self.send_range(draft, part, of, send).await?;
+        claim.done(done);
+        draft.leave_page_cache(self.plan.range(part).start, of.len);
         Ok(())
     }
 
-    /// A conflict is EEXIST where the file was to be new, ESTALE where it was to be replaced.
-    async fn names_condition(
+    /// Sends a part's range by `send`, again while that may help. A range that changes under the
+    /// request is sent again, and in the end from a copy that nobody changes.
+    pub(super) async fn send_range<T, F>(
         &self,
-        key: &str,
-        wanted: &Condition,
-    ) -> Result<Condition, WriteError> {
-        self.enforce(key, wanted).await.map_err(|error| conflict(error, wanted))
-    }
-
-    async fn put_whole(
-        &self,
-        staging: &Arc<Staging>,
-        key: &str,
-        snapshot: &Snapshot,
-        condition: Condition,
-    ) -> Result<(Stored, String), WriteError> {
-        let generation = staging.part_generation(1);
-        let len = snapshot.size as usize;
-        let share = self.buffers.share(capacity_for(len)).await;
-        let body = tokio::task::block_in_place(|| read_part(staging, 0, len, share))?;
-        if !body.is_empty() {
-            staging.set_sums(1, generation, block_sums(&body));
-        }
-        self.put_body(key, body, condition, &snapshot.condition).await
-    }
-
-    /// Makes a stored file empty.
-    ///
-    /// # Errors
-    /// Why it is not emptied; ESTALE when it was replaced meanwhile.
-    pub async fn store_empty(&self, node: &FileNode) -> Result<ObjectInfo, WriteError> {
-        let key = node.key();
-        let wanted = node.version().map_or(Condition::Always, |v| Condition::Matches(v.etag));
-        let condition = self.names_condition(&key, &wanted).await?;
-        let (stored, nonce) = self.put_body(&key, Bytes::new(), condition, &wanted).await?;
-        self.info_of(&key, 0, stored, nonce).await
-    }
-
-    async fn put_body(
-        &self,
-        key: &str,
-        body: Bytes,
-        condition: Condition,
-        wanted: &Condition,
-    ) -> Result<(Stored, String), WriteError> {
-        let nonce = new_nonce();
-        let write = WriteIntent { condition, writer: nonce.clone() };
-        let mut tries = 0;
+        draft: &Draft,
+        part: u32,
+        of: PartState,
+        send: impl Fn(UploadBody) -> F,
+    ) -> Result<T, WriteError>
+    where
+        F: Future<Output = Result<T, OriginError>>,
+    {
+        let offset = self.plan.range(part).start;
+        let (mut tries, mut changes) = (0, 0);
         loop {
-            tries += 1;
-            let error = match self.names.origin.put(key, body.clone(), &write).await {
-                Ok(stored) => return Ok((stored, nonce)),
+            let frozen = changes >= LIVE_TRIES;
+            let read = || read_range(draft, offset, of.len, frozen);
+            let (body, sums) = tokio::task::block_in_place(read)?;
+            draft.set_sums(part, of, sums);
+            let error = match send(body).await {
+                Ok(done) => return Ok(done),
                 Err(error) => error,
             };
-            if error.is_transient() && tries < retry::BODY_TRIES {
-                tokio::time::sleep(retry::backoff(tries)).await;
+            let changed = draft.changed_since(part, of);
+            if changed && !frozen {
+                changes += 1;
                 continue;
             }
-            return match self.stored_after_all(key, &nonce, &error).await {
-                Some(stored) => Ok((stored, nonce)),
-                None => Err(conflict(error, wanted)),
-            };
-        }
-    }
-
-    async fn put_parts(
-        &self,
-        staging: &Arc<Staging>,
-        key: &str,
-        snapshot: &Snapshot,
-        condition: Condition,
-    ) -> Result<(Stored, String), WriteError> {
-        for attempt in 0.. {
-            self.ensure_upload(staging).await?;
-            let Some((id, nonce)) = staging.upload() else { continue };
-            let parts = self.all_parts(staging, snapshot.size).await?;
-            let write = WriteIntent { condition: condition.clone(), writer: nonce.clone() };
-            let mut tries = 0;
-            let error = loop {
-                tries += 1;
-                match self.names.origin.complete_upload(key, &id, &parts, &write).await {
-                    Ok(stored) => {
-                        self.journal(&id, None);
-                        return Ok((stored, nonce));
-                    }
-                    Err(error) if error.is_transient() && tries < retry::BODY_TRIES => {
-                        tokio::time::sleep(retry::backoff(tries)).await;
-                    }
-                    Err(error) => break error,
-                }
-            };
-            if let Some(stored) = self.stored_after_all(key, &nonce, &error).await {
-                self.journal(&id, None);
-                return Ok((stored, nonce));
-            }
-            if !matches!(error, OriginError::NoSuchUpload) || attempt > 0 {
-                self.abandon(staging).await;
-                return Err(conflict(error, &snapshot.condition));
-            }
-            // Somebody removed the upload, as a lifecycle rule does: once more from the start.
-            self.journal(&id, None);
-            staging.set_upload(None);
-        }
-        Err(OriginError::NoSuchUpload.into())
-    }
-
-    /// Sends what is missing, until every part of the present state is stored.
-    async fn all_parts(&self, staging: &Arc<Staging>, size: u64) -> Result<Vec<Part>, WriteError> {
-        for _ in 0..ROUNDS_MAX {
-            let missing = match staging.parts(size) {
-                Ok(parts) => return Ok(parts),
-                Err(missing) => missing,
-            };
-            let sends = missing.into_iter().map(|part| self.send_part(staging, part));
-            for sent in futures_util::future::join_all(sends).await {
-                sent?;
-            }
-            // What others are sending ends by itself.
-            while staging.is_sending() {
-                tokio::time::sleep(std::time::Duration::from_millis(2)).await;
-            }
-        }
-        Err(WriteError::Busy)
-    }
-
-    async fn ensure_upload(&self, staging: &Arc<Staging>) -> Result<(), WriteError> {
-        if staging.upload().is_some() {
-            return Ok(());
-        }
-        let key = staging.node.key();
-        let nonce = new_nonce();
-        let id = self.names.origin.create_upload(&key, &nonce).await?;
-        let row = UploadRow { bucket: self.names.bucket().as_str().to_owned(), key };
-        self.journal(&id, Some(row));
-        staging.set_upload(Some((id, nonce)));
-        Ok(())
-    }
-
-    async fn send_part(&self, staging: &Arc<Staging>, part: u32) -> Result<(), WriteError> {
-        let Some((id, _)) = staging.upload() else { return Ok(()) };
-        let Some(generation) = staging.claim(part) else { return Ok(()) };
-        let sent = self.send_claimed(staging, &id, part, generation).await;
-        staging.sent(&id, part, generation, sent.as_ref().ok().cloned());
-        sent.map(|_| ())
-    }
-
-    async fn send_claimed(
-        &self,
-        staging: &Arc<Staging>,
-        id: &str,
-        part: u32,
-        generation: u64,
-    ) -> Result<Part, WriteError> {
-        let _slot = self.slots.acquire().await;
-        let range = self.plan.range(part);
-        let len = range.end.min(staging.size()).saturating_sub(range.start);
-        let in_memory = len <= MEMORY_MAX.min(self.buffers.total() / 4);
-        let share = match in_memory {
-            true => self.buffers.share(capacity_for(len as usize)).await,
-            false => None,
-        };
-        let (body, sums) = tokio::task::block_in_place(|| {
-            if in_memory {
-                let body = read_part(staging, range.start, len as usize, share)?;
-                staging.leave_page_cache(range.start, len);
-                let sums = block_sums(&body);
-                let crc32c = combined(&sums, len);
-                return Ok::<_, io::Error>((UploadBody::Memory { bytes: body, crc32c }, sums));
-            }
-            let (crc32c, sums) = file_sums(staging, range.start, len)?;
-            let path = staging.path().to_owned();
-            Ok((UploadBody::File { path, offset: range.start, len, crc32c }, sums))
-        })?;
-        staging.set_sums(part, generation, sums);
-        let key = staging.node.key();
-        let mut tries = 0;
-        loop {
             tries += 1;
-            match self.names.origin.upload_part(&key, id, part, body.clone()).await {
-                Ok(done) => {
-                    staging.leave_page_cache(range.start, len);
-                    return Ok(done);
+            if !error.is_transient() || tries >= retry::BODY_TRIES {
+                return Err(error.into());
+            }
+            tokio::time::sleep(retry::backoff(tries)).await;
+        }
+    }
+
+    /// Gives up the upload under way. What cannot be aborted now stays in the file's record.
+    pub(super) async fn abandon(&self, draft: &Draft) {
+        let Some(upload) = draft.take_upload() else { return };
+        if self.abort(&upload.key, &upload.id).await {
+            draft.upload_ended();
+        }
+    }
+
+    /// Aborts an upload, again until it is gone; says whether it is.
+    pub(super) async fn abort(&self, key: &str, id: &str) -> bool {
+        for tries in 1..=ABORTS_MAX {
+            match self.names.origin.abort_upload(key, id).await {
+                Err(OriginError::NoSuchUpload | OriginError::NotFound) => return true,
+                // Parts that were under way may have landed after it.
+                Ok(()) => {}
+                Err(error) if error.is_transient() => tokio::time::sleep(retry::backoff(tries)).await,
+                Err(error) => {
+                    tracing::warn!(key, %error, "upload not aborted; the next mount will");
+                    return false;
                 }
-                Err(error) if error.is_transient() && tries < retry::BODY_TRIES => {
-                    tokio::time::sleep(retry::backoff(tries)).await;
-                }
-                Err(error) => return Err(error.into()),
             }
         }
+        // It was taken each time: there are servers that never say that it is gone.
+        true
     }
 
-    /// After a conflict, or an answer that never came: whether it was our own write that won.
-    async fn stored_after_all(
-        &self,
-        key: &str,
-        nonce: &str,
-        error: &OriginError,
-    ) -> Option<Stored> {
-        let maybe = matches!(error, OriginError::Conflict | OriginError::NoSuchUpload)
-            || error.is_transient();
-        if !maybe {
-            return None;
-        }
-        let info = self.names.origin.head(key).await.ok()?;
-        (info.writer.as_deref() == Some(nonce)).then_some(Stored {
-            etag: info.etag,
-            version_id: info.version_id,
-            mtime: info.mtime,
-        })
-    }
-
-    async fn info_of(
-        &self,
-        key: &str,
-        size: u64,
-        stored: Stored,
-        nonce: String,
-    ) -> Result<ObjectInfo, WriteError> {
-        if stored.etag.is_none() {
-            return Ok(self.names.origin.head(key).await?);
-        }
-        Ok(ObjectInfo {
-            size,
-            etag: stored.etag,
-            mtime: stored.mtime,
-            version_id: stored.version_id,
-            writer: Some(nonce.into()),
-        })
-    }
-
-    /// The work at the last close of a file that was written: stores what is still dirty, and
-    /// makes the staging file the cached version.
-    pub async fn finish(self: &Arc<Self>, staging: &Arc<Staging>) {
-        let stored = self.commit(staging).await;
-        let (dir, name) = staging.node.place();
-        if let Err(error) = stored {
-            self.abandon(staging).await;
-            self.metrics.lost_closes.inc();
-            let kept = self.names.cache.keep_lost(staging.path());
-            let kept = kept.map_or_else(|e| e.to_string(), |path| path.display().to_string());
-            tracing::error!(key = %staging.node.key(), %error, %kept, "bytes not stored at close");
-            dir.end_writing(&name, &staging.node, None);
-            return;
-        }
-        let sums = staging.seal();
-        let key = self.names.version_key(&staging.node);
-        let (size, mtime) = staging.node.size_and_mtime();
-        match (sums, &key) {
-            (Some(sums), Some(key)) if size > 0 && key.version.size == size => {
-                tokio::task::block_in_place(|| {
-                    self.names.cache.adopt(key, staging.path(), &sums);
-                });
+    /// Aborts uploads of a key that were begun since, by a process that never learnt their ids.
+    pub(super) async fn abort_begun(&self, key: &str, since: SystemTime) -> bool {
+        let pending = match self.names.origin.list_uploads(key).await {
+            Ok(pending) => pending,
+            Err(error) => {
+                tracing::warn!(key, %error, "uploads of an earlier run are not known yet");
+                return false;
             }
-            _ => {
-                let _ = std::fs::remove_file(staging.path());
-            }
+        };
+        // S3 tells whole seconds, and its clock is another one.
+        let since = since - Duration::from_secs(5);
+        let mut gone = true;
+        for upload in pending.into_iter().filter(|upload| upload.begun >= since) {
+            gone &= self.abort(key, &upload.id).await;
         }
-        let info = key.map(|key| ObjectInfo {
-            size,
-            etag: Some(key.version.etag),
-            mtime,
-            version_id: staging.node.version_id(),
-            writer: None,
-        });
-        if !staging.is_unlinked() {
-            dir.end_writing(&name, &staging.node, info);
-        }
-    }
-
-    /// Gives up an upload under way.
-    pub async fn abandon(&self, staging: &Arc<Staging>) {
-        let Some((id, _)) = staging.upload() else { return };
-        staging.set_upload(None);
-        self.abort(&staging.node.key(), &id).await;
-    }
-
-    /// Aborts an upload at the origin; what fails is left in the journal for the next mount.
-    pub async fn abort(&self, key: &str, id: &str) {
-        match self.names.origin.abort_upload(key, id).await {
-            Ok(()) => self.journal(id, None),
-            Err(error) => tracing::warn!(key, %error, "upload not aborted; the next mount will"),
-        }
-    }
-
-    /// Aborts uploads that an earlier run of this cache directory left on this bucket.
-    pub async fn abort_leftovers(&self) {
-        for (id, row) in self.names.cache.take_leftovers(self.names.bucket()) {
-            tracing::info!(key = %row.key, "aborting an upload of an earlier run");
-            self.abort(&row.key, &id).await;
-        }
-    }
-
-    fn journal(&self, id: &str, row: Option<UploadRow>) {
-        self.names.cache.journal_upload(id, row);
+        gone
     }
 }
 
-/// Says what a conflict means to the one who writes.
-fn conflict(error: OriginError, condition: &Condition) -> WriteError {
-    match (error, condition) {
-        (OriginError::Conflict, Condition::Absent) => WriteError::Exists,
-        // S3 answers so where the object to be replaced was removed meanwhile.
-        (OriginError::NotFound, Condition::Matches(_)) => OriginError::Conflict.into(),
-        (error, _) => WriteError::Origin(error),
-    }
-}
-
-fn read_part(
-    staging: &Staging,
+/// A range of the staging file as a body, and the checksums of its blocks.
+fn read_range(
+    draft: &Draft,
     offset: u64,
-    len: usize,
-    share: Option<Share>,
-) -> io::Result<Bytes> {
-    let Some(mut share) = share.filter(|_| len > 0) else { return Ok(Bytes::new()) };
-    let mut buffer = share.buffer(len);
-    staging.read_exact(offset, buffer.bytes_mut())?;
-    Ok(buffer.into_bytes())
+    len: u64,
+    frozen: bool,
+) -> io::Result<(UploadBody, Vec<u32>)> {
+    if len <= MEMORY_MAX {
+        let mut bytes = vec![0; len as usize];
+        draft.file().read_exact_at(&mut bytes, offset)?;
+        let sums: Vec<u32> = bytes.chunks(BLOCK as usize).map(crc32c::crc32c).collect();
+        let crc32c = combined(&sums, len);
+        return Ok((UploadBody::Memory { bytes: Bytes::from(bytes), crc32c }, sums));
+    }
+    let (file, offset) = match frozen {
+        true => (Arc::new(copy_of(draft, offset, len)?), 0),
+        false => (draft.file().clone(), offset),
+    };
+    let (crc32c, sums) = file_sums(&file, offset, len)?;
+    Ok((UploadBody::File { file, offset, len, crc32c }, sums))
 }
 
-fn block_sums(bytes: &[u8]) -> Vec<u32> {
-    bytes.chunks(BLOCK as usize).map(crc32c::crc32c).collect()
+/// A nameless copy of a range.
+fn copy_of(draft: &Draft, mut offset: u64, mut len: u64) -> io::Result<File> {
+    let path = draft.path().with_extension("frozen");
+    let mut options = File::options();
+    let copy = options.read(true).write(true).create_new(true).open(&path)?;
+    std::fs::remove_file(&path)?;
+    let mut at = 0;
+    while len > 0 {
+        let step = usize::try_from(len.min(1 << 30)).unwrap_or(usize::MAX);
+        let (mut from, mut to) = (offset, at);
+        let copied = rustix::fs::copy_file_range(
+            draft.file(),
+            Some(&mut from),
+            &copy,
+            Some(&mut to),
+            step,
+        )?;
+        if copied == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        (offset, at, len) = (from, to, len - copied as u64);
+    }
+    Ok(copy)
 }
 
 /// CRC32C of `len` bytes, from those of their blocks.
@@ -427,9 +264,8 @@ fn combined(sums: &[u32], len: u64) -> u32 {
     pairs.fold(0, |crc, (sum, at)| crc32c::crc32c_combine(crc, *sum, block(at)))
 }
 
-/// CRC32C of a range of the staging file, and of each of its blocks.
-fn file_sums(staging: &Staging, offset: u64, len: u64) -> io::Result<(u32, Vec<u32>)> {
-    let file = File::open(staging.path())?;
+/// CRC32C of a range of a file, and of each of its blocks.
+fn file_sums(file: &File, offset: u64, len: u64) -> io::Result<(u32, Vec<u32>)> {
     let mut buffer = vec![0; BLOCK as usize];
     let (mut sums, mut at) = (Vec::new(), 0);
     while at < len {

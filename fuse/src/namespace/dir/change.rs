@@ -52,6 +52,21 @@ impl Dir {
         self.change(name, Some(Kind::Dir));
     }
 
+    /// Forgets what is known of a name that is not being written here: the origin is asked at its
+    /// next use.
+    pub fn forget(&self, name: &str) {
+        let mut state = self.state();
+        let writing = matches!(state.entries.get(name), Some(Entry { kind: Kind::Writing(_), .. }));
+        if !writing {
+            state.entries.remove(name);
+            state.listed = None;
+            state.snapshot = None;
+            if let Some(absent) = &mut state.absent {
+                absent.pop(name);
+            }
+        }
+    }
+
     /// Notes that a name was removed here.
     pub fn remove(&self, name: &str) {
         self.change(name, None);

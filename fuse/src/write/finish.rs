@@ -1,0 +1,104 @@
+//! The end of a file under change: what its last writer left is stored, cached, or kept where a
+//! person finds it.
+
+use std::sync::Arc;
+
+use super::draft::{Draft, Operation, Outcome, Remains};
+use super::gates::DirGates;
+use super::{WriteError, Writer};
+use crate::cache::LostFile;
+use crate::model::version::ObjectInfo;
+
+impl Writer {
+    /// The work at the last close of a file that was written: stores what is still dirty, and
+    /// makes the staging file the cached version.
+    pub async fn finish(&self, draft: &Arc<Draft>) {
+        let (dir, _) = draft.node.place();
+        let dirs = DirGates::wait(&[&dir], None).await;
+        let gate = draft.gate.lock().await;
+        let stored = match self.settled(draft, Operation::Finish).await {
+            Ok(Outcome::Nothing) => return,
+            Ok(_) => self.commit_held(draft).await,
+            Err(error) => Err(error),
+        };
+        self.end(draft, stored.err()).await;
+        drop((gate, dirs));
+    }
+
+    /// Ends a change whose writer is gone without having closed it. Unfinished bytes are never
+    /// published: half a checkpoint would take the place of the last whole one.
+    pub async fn break_off(&self, draft: &Arc<Draft>) {
+        let _gate = draft.gate.lock().await;
+        if draft.is_sealed() {
+            return;
+        }
+        let error = match self.settled(draft, Operation::Finish).await {
+            Ok(_) => draft.is_dirty().then(|| std::io::Error::other("it was never closed").into()),
+            Err(error) => Some(error),
+        };
+        self.end(draft, error).await;
+    }
+
+    /// Puts the bytes where they belong. The gate is held.
+    async fn end(&self, draft: &Arc<Draft>, error: Option<WriteError>) {
+        self.abandon(draft).await;
+        let (dir, name) = draft.node.place();
+        let unlinked = draft.phase() == super::draft::Phase::Unlinked;
+        match draft.remains() {
+            Remains::Stored(sums) => {
+                let info = self.cache_stored(draft, sums);
+                dir.end_writing(&name, &draft.node, info);
+            }
+            Remains::Nothing if unlinked => {}
+            Remains::Nothing => dir.end_writing(&name, &draft.node, None),
+            Remains::Untold => {
+                let cause = error.map_or_else(|| "unknown".to_owned(), |error| error.to_string());
+                self.keep_lost(draft, &cause);
+                dir.end_writing(&name, &draft.node, None);
+            }
+        }
+        draft.seal();
+        self.drafts().remove(&draft.node.ino);
+    }
+
+    /// Makes the bytes of a stored file its cached version. What the name shows from now on.
+    fn cache_stored(&self, draft: &Draft, sums: Option<Vec<u32>>) -> Option<ObjectInfo> {
+        let key = self.names.version_key(&draft.node)?;
+        let (size, mtime) = draft.node.size_and_mtime();
+        if let Some(sums) = sums
+            && size > 0
+            && key.version.size == size
+        {
+            tokio::task::block_in_place(|| {
+                self.names.cache.adopt(&key, draft.staging(), &sums);
+            });
+        }
+        Some(ObjectInfo {
+            size,
+            etag: Some(key.version.etag),
+            mtime,
+            version_id: draft.node.version_id(),
+            writer: None,
+        })
+    }
+
+    fn keep_lost(&self, draft: &Draft, cause: &str) {
+        self.metrics.lost_closes.inc();
+        let lost = LostFile {
+            bucket: self.names.bucket().as_str().to_owned(),
+            key: draft.key(),
+            cause: cause.to_owned(),
+            size: draft.size(),
+        };
+        match self.names.cache.keep_lost(draft.path(), &lost) {
+            Ok(kept) => tracing::error!(
+                key = %lost.key, cause, kept = %kept.display(),
+                "bytes not stored at the last close; see weir lost"
+            ),
+            Err(error) => tracing::error!(
+                key = %lost.key, cause, %error,
+                "bytes not stored at the last close, and not kept either"
+            ),
+        }
+    }
+}

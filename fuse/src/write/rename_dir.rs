@@ -1,0 +1,279 @@
+//! Renaming a directory: all below it is copied, then removed. The point of no return is the
+//! first removal.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt, stream};
+
+use super::draft::{Draft, Operation};
+use super::gates::{DirGates, PATIENCE};
+use super::rename::Place;
+use super::{WriteError, Writer};
+use crate::model::version::{ETag, ObjectInfo, Version, VersionKey};
+use crate::namespace::dir::Dir;
+use crate::namespace::{Found, LookupError};
+use crate::origin::{Condition, ListRequest, OriginError, Stored};
+
+/// Most objects below a directory that is renamed.
+const RENAME_MAX: usize = 10_000;
+/// Copies, or removals, at once.
+const AT_ONCE: usize = 16;
+/// How often an object is followed that others replace meanwhile.
+const CHASES_MAX: u32 = 3;
+
+/// What a copy and a removal cost at this origin, as far as was seen.
+pub(super) struct RenameRate {
+    micros: AtomicU64,
+}
+
+impl Default for RenameRate {
+    fn default() -> Self {
+        // Between a server next door and one across a continent.
+        Self { micros: AtomicU64::new(30_000) }
+    }
+}
+
+impl RenameRate {
+    fn note(&self, objects: usize, took: Duration) {
+        let each = took.as_micros() as u64 * AT_ONCE as u64 / objects.max(AT_ONCE) as u64;
+        let before = self.micros.load(Ordering::Relaxed);
+        self.micros.store((before * 3 + each) / 4, Ordering::Relaxed);
+    }
+
+    fn time_of(&self, objects: usize) -> Duration {
+        let rounds = objects.div_ceil(AT_ONCE) as u64;
+        Duration::from_micros(self.micros.load(Ordering::Relaxed).saturating_mul(rounds))
+    }
+}
+
+/// An object on its way to another key.
+struct Passenger {
+    old: VersionKey,
+    new_key: String,
+    copy: Option<Stored>,
+}
+
+impl Writer {
+    pub(super) async fn rename_dir(
+        &self,
+        source: &Arc<Dir>,
+        from: Place<'_>,
+        to: Place<'_>,
+        no_replace: bool,
+    ) -> Result<(), WriteError> {
+        let _dirs = DirGates::take(&[from.dir, to.dir], Some(source)).await?;
+        let still = source.place().is_some_and(|(dir, name)| {
+            Arc::ptr_eq(&dir, from.dir) && *name == *from.name
+        });
+        if !still {
+            return Err(WriteError::Absent);
+        }
+        match self.names.lookup(to.dir, to.name).await {
+            Ok(_) if no_replace => return Err(WriteError::Exists),
+            Ok(Found::File(_)) => return Err(WriteError::NotDir),
+            Ok(Found::Dir(target)) if Arc::ptr_eq(&target, source) => return Ok(()),
+            Ok(Found::Dir(target)) => self.check_empty(&target).await?,
+            Err(LookupError::Absent) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let (old_prefix, new_prefix) = (source.prefix(), to.dir.prefix().child(to.name));
+        if new_prefix.as_str().starts_with(old_prefix.as_str()) {
+            return Err(OriginError::Invalid("a directory cannot move into itself".into()).into());
+        }
+        let drafts = self.drafts_below(source);
+        let mut gates = Vec::new();
+        for draft in &drafts {
+            gates.push(self.held(Some(draft), Operation::Move).await?);
+            // Under its old key, so that its parts count.
+            self.commit_held(draft).await?;
+        }
+        let mut objects = self.objects_below(old_prefix.as_str(), new_prefix.as_str()).await?;
+        let began = Instant::now();
+        self.copy_all(&mut objects).await?;
+        self.keep_parent(from.dir, from.name).await?;
+        let removed = self.remove_all(&mut objects).await?;
+        self.rename_rate.note(objects.len(), began.elapsed());
+        self.note_moved(&drafts, &objects, from, to);
+        self.names.drop_kept(source);
+        removed
+    }
+
+    /// Files under change below a directory, in the order of their keys.
+    fn drafts_below(&self, above: &Arc<Dir>) -> Vec<Arc<Draft>> {
+        let is_below = |draft: &Draft| {
+            let (mut dir, _) = draft.node.place();
+            loop {
+                if Arc::ptr_eq(&dir, above) {
+                    return true;
+                }
+                match dir.place() {
+                    Some((parent, _)) => dir = parent,
+                    None => return false,
+                }
+            }
+        };
+        let mut all: Vec<_> = self.drafts().values().cloned().collect();
+        all.retain(|draft| {
+            let named = !matches!(
+                draft.phase(),
+                super::draft::Phase::Unlinked | super::draft::Phase::Superseded
+            );
+            named && is_below(draft)
+        });
+        all.sort_by_cached_key(|draft| draft.key());
+        all
+    }
+
+    async fn objects_below(&self, prefix: &str, new: &str) -> Result<Vec<Passenger>, WriteError> {
+        let mut out = Vec::new();
+        let mut request = ListRequest {
+            prefix: prefix.to_owned(),
+            delimited: false,
+            token: None,
+            max_keys: 1000,
+        };
+        loop {
+            let page = self.names.origin.list(&request).await?;
+            for (key, info) in page.objects {
+                let etag = match info.etag {
+                    Some(etag) => etag,
+                    None => {
+                        let head = self.names.origin.head(&key).await?;
+                        head.etag.ok_or(OriginError::NotS3("an object without ETag".into()))?
+                    }
+                };
+                let new_key = format!("{new}{}", &key[prefix.len()..]);
+                let version = Version { etag, size: info.size };
+                let bucket = self.names.bucket().clone();
+                let old = VersionKey { bucket, key: key.into(), version };
+                out.push(Passenger { old, new_key, copy: None });
+            }
+            if out.len() > RENAME_MAX || self.rename_rate.time_of(out.len()) > PATIENCE {
+                return Err(WriteError::TooMuch);
+            }
+            request.token = page.next;
+            if request.token.is_none() {
+                return Ok(out);
+            }
+        }
+    }
+
+    /// Copies all; after a failure only what was there before is there.
+    async fn copy_all(&self, objects: &mut [Passenger]) -> Result<(), WriteError> {
+        let copies = objects.iter_mut().map(|object| self.copy_one(object).boxed()).collect();
+        let Err(error) = all(copies).await else { return Ok(()) };
+        self.undo(objects).await;
+        // Somebody made a name below the new place.
+        Err(if error.is_conflict() { WriteError::NotEmpty } else { error })
+    }
+
+    /// Removes the copies that this rename made.
+    async fn undo(&self, objects: &[Passenger]) {
+        let made = objects.iter().filter_map(|object| {
+            let etag = object.copy.as_ref()?.etag.as_ref()?;
+            Some(self.remove_version(&object.new_key, etag).boxed())
+        });
+        if let Err(error) = all(made.collect()).await {
+            tracing::warn!(%error, "copies of a rename that failed stay");
+        }
+    }
+
+    async fn copy_one(&self, object: &mut Passenger) -> Result<(), WriteError> {
+        for _ in 0..CHASES_MAX {
+            let target = match object.copy.as_ref().and_then(|copy| copy.etag.clone()) {
+                Some(etag) => Condition::Matches(etag),
+                None => Condition::Absent,
+            };
+            match self.copy(&object.old, &object.new_key, &target).await {
+                Ok(copy) => {
+                    object.copy = Some(copy);
+                    return Ok(());
+                }
+                // Replaced since it was listed: the newer one goes along.
+                Err(WriteError::Origin(OriginError::Changed)) => {
+                    match self.names.origin.head(&object.old.key).await {
+                        Ok(info) => {
+                            let etag = info.etag.ok_or(OriginError::Changed)?;
+                            object.old.version = Version { etag, size: info.size };
+                        }
+                        Err(OriginError::NotFound) => return Ok(()),
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(WriteError::Busy)
+    }
+
+    /// Removes all that was copied. The outer error: before the first removal, and undone.
+    async fn remove_all(
+        &self,
+        objects: &mut [Passenger],
+    ) -> Result<Result<(), WriteError>, WriteError> {
+        let Some((first, rest)) = objects.split_first_mut() else { return Ok(Ok(())) };
+        if let Err(error) = self.remove_one(first).await {
+            self.undo(objects).await;
+            return Err(error);
+        }
+        let removals = rest.iter_mut().map(|object| self.remove_one(object).boxed()).collect();
+        Ok(all(removals).await)
+    }
+
+    async fn remove_one(&self, object: &mut Passenger) -> Result<(), WriteError> {
+        for _ in 0..CHASES_MAX {
+            match self.remove_version(&object.old.key, &object.old.version.etag).await {
+                Err(error) if error.is_conflict() => self.copy_one(object).await?,
+                other => return other,
+            }
+        }
+        Err(WriteError::Busy)
+    }
+
+    /// The directory and all below it have another place now.
+    fn note_moved(
+        &self,
+        drafts: &[Arc<Draft>],
+        objects: &[Passenger],
+        from: Place<'_>,
+        to: Place<'_>,
+    ) {
+        let by_key: HashMap<&str, &Passenger> =
+            objects.iter().map(|object| (&*object.old.key, object)).collect();
+        let moved = drafts.iter().filter_map(|draft| Some((draft, *by_key.get(&*draft.key())?)));
+        let moved: Vec<_> = moved.collect();
+        from.dir.move_dir(from.name, to.dir, to.name);
+        for (draft, object) in moved {
+            let Some(copy) = &object.copy else { continue };
+            let info = info_of(copy, object.old.version.size);
+            draft.node.set_stored(&info);
+            draft.moved(&info);
+        }
+        self.names.drop_kept(from.dir);
+        self.names.drop_kept(to.dir);
+    }
+}
+
+fn info_of(copy: &Stored, size: u64) -> ObjectInfo {
+    ObjectInfo {
+        size,
+        etag: copy.etag.clone() as Option<ETag>,
+        mtime: copy.mtime,
+        version_id: copy.version_id.clone(),
+        writer: None,
+    }
+}
+
+/// Runs all of the work, [`AT_ONCE`] at a time; returns the first failure, at the end.
+async fn all(work: Vec<BoxFuture<'_, Result<(), WriteError>>>) -> Result<(), WriteError> {
+    let mut running = stream::iter(work).buffer_unordered(AT_ONCE);
+    let mut outcome = Ok(());
+    while let Some(done) = running.next().await {
+        outcome = outcome.and(done);
+    }
+    outcome
+}

@@ -1,0 +1,311 @@
+//! Committing a file under change: one PUT, or the completion of its upload.
+
+use std::sync::Arc;
+
+use super::draft::{Draft, Operation, Outcome, PartState, Phase, Snapshot, UploadId};
+use super::gates::DirGates;
+use super::{WriteError, Writer, new_nonce};
+use crate::model::version::ObjectInfo;
+use crate::namespace::file::FileNode;
+use crate::origin::{Condition, OriginError, Part, Stored, UploadBody, WriteIntent, retry};
+
+/// How often a commit starts anew because what it sends is cut, or its upload is gone.
+const ROUNDS_MAX: u32 = 5;
+
+/// How a round of a commit ended without an answer for the writer.
+enum Round {
+    Stored,
+    /// From the start: with a new upload, or of what is left of a file that was cut.
+    Again(WriteError),
+}
+
+impl Writer {
+    /// Stores the present state; returns when the origin has acknowledged it.
+    ///
+    /// To be run to its end: a caller that cannot wait leaves it to a task. Where it is dropped
+    /// all the same, the next operation asks the origin what became of it.
+    ///
+    /// # Errors
+    /// Why it is not stored. The bytes stay in the staging file, and another try may succeed,
+    /// but not after a conflict: then the name belongs to whoever was faster.
+    pub async fn commit(&self, draft: &Arc<Draft>) -> Result<(), WriteError> {
+        let (dir, _) = draft.node.place();
+        let _dirs = DirGates::wait(&[&dir], None).await;
+        let _gate = draft.gate.lock().await;
+        self.commit_held(draft).await
+    }
+
+    /// As [`Writer::commit`], for a holder of the gates.
+    pub(super) async fn commit_held(&self, draft: &Draft) -> Result<(), WriteError> {
+        if self.settled(draft, Operation::Commit).await? == Outcome::Nothing {
+            return Ok(());
+        }
+        self.metrics.uploads.inc();
+        let done = self.store(draft).await;
+        self.metrics.uploads.dec();
+        if let Err(error) = &done {
+            tracing::warn!(key = %draft.key(), %error, "file not stored");
+            if error.is_conflict() {
+                self.give_name_up(draft).await;
+            }
+        }
+        done
+    }
+
+    /// What an operation comes to, after the origin has told what became of a request in doubt.
+    /// The gate is held.
+    pub(super) async fn settled(
+        &self,
+        draft: &Draft,
+        operation: Operation,
+    ) -> Result<Outcome, WriteError> {
+        match draft.step(operation)? {
+            Outcome::Settle => {
+                self.settle(draft).await?;
+                draft.step(operation)
+            }
+            other => Ok(other),
+        }
+    }
+
+    /// Asks the origin what became of the request whose end is not known.
+    async fn settle(&self, draft: &Draft) -> Result<(), WriteError> {
+        let present = match self.names.origin.head(&draft.key()).await {
+            Ok(info) => Some(info),
+            Err(OriginError::NotFound) => None,
+            Err(error) => return Err(error.into()),
+        };
+        match present {
+            Some(info) if draft.wrote(info.writer.as_deref()) => self.note_stored(draft, &info),
+            None if draft.is_removing() => self.note_removed(draft).await,
+            _ => draft.unchanged(),
+        }
+        Ok(())
+    }
+
+    fn note_stored(&self, draft: &Draft, info: &ObjectInfo) {
+        draft.stored(info.writer.as_deref().unwrap_or_default(), info);
+        let (dir, _) = draft.node.place();
+        self.names.drop_kept(&dir);
+    }
+
+    /// Leaves the name to whoever was faster.
+    pub(super) async fn give_name_up(&self, draft: &Draft) {
+        draft.supersede();
+        self.abandon(draft).await;
+        draft.node.give_name_up();
+        let (dir, name) = draft.node.place();
+        dir.end_writing(&name, &draft.node, None);
+        self.names.drop_kept(&dir);
+    }
+
+    async fn store(&self, draft: &Draft) -> Result<(), WriteError> {
+        let mut last = WriteError::Busy;
+        for _ in 0..ROUNDS_MAX {
+            let commit = draft.commit();
+            let snapshot = &commit.snapshot;
+            let single = draft.upload().is_none() && snapshot.size <= self.plan.base();
+            let round = match single {
+                true => self.put_whole(draft, snapshot).await,
+                false => self.put_parts(draft, snapshot).await,
+            };
+            match round? {
+                Round::Stored => {
+                    self.metrics.stored_bytes.inc_by(snapshot.size);
+                    return Ok(());
+                }
+                Round::Again(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    async fn put_whole(&self, draft: &Draft, snapshot: &Snapshot) -> Result<Round, WriteError> {
+        let write = WriteIntent { condition: draft.seen(), writer: new_nonce() };
+        let key = draft.key();
+        let whole = snapshot.parts.first().copied().unwrap_or(PartState { generation: 0, len: 0 });
+        let sent = self.send_range(draft, 1, whole, |body| {
+            draft.sending(&write.writer, snapshot);
+            self.names.origin.put(&key, body, &write)
+        });
+        match sent.await {
+            Ok(stored) => self.acknowledged(draft, &key, snapshot, stored, &write.writer).await,
+            Err(WriteError::Origin(error)) => self.after_failure(draft, &key, error).await,
+            Err(error) => {
+                // The staging file: nothing was sent, or an earlier try of it was.
+                if draft.phase() == Phase::InDoubt {
+                    self.settle(draft).await?;
+                }
+                cut(draft, snapshot, error)
+            }
+        }
+    }
+
+    async fn put_parts(&self, draft: &Draft, snapshot: &Snapshot) -> Result<Round, WriteError> {
+        let upload = self.ensure_upload(draft).await?;
+        let parts = match self.all_parts(draft, &upload, snapshot).await {
+            Ok(parts) => parts,
+            Err(WriteError::Origin(OriginError::NoSuchUpload)) => {
+                return Ok(self.upload_is_gone(draft));
+            }
+            Err(error) => return cut(draft, snapshot, error),
+        };
+        let write = WriteIntent { condition: draft.seen(), writer: upload.writer.clone() };
+        draft.sending(&write.writer, snapshot);
+        match self.complete(&upload, &parts, &write).await {
+            Ok(stored) => {
+                draft.upload_ended();
+                self.acknowledged(draft, &upload.key, snapshot, stored, &write.writer).await
+            }
+            Err(OriginError::NoSuchUpload) => {
+                let round = self.after_failure(draft, &upload.key, OriginError::NoSuchUpload);
+                match round.await {
+                    Ok(Round::Stored) => Ok(Round::Stored),
+                    _ => Ok(self.upload_is_gone(draft)),
+                }
+            }
+            // Some servers take no upload of which parts are left out.
+            Err(error @ OriginError::Invalid(_)) if draft.exceeds(parts.len()) => {
+                draft.unchanged();
+                self.abandon(draft).await;
+                Ok(Round::Again(error.into()))
+            }
+            Err(error) => self.after_failure(draft, &upload.key, error).await,
+        }
+    }
+
+    fn upload_is_gone(&self, draft: &Draft) -> Round {
+        draft.unchanged();
+        draft.take_upload();
+        draft.upload_ended();
+        Round::Again(OriginError::NoSuchUpload.into())
+    }
+
+    async fn complete(
+        &self,
+        upload: &UploadId,
+        parts: &[Part],
+        write: &WriteIntent,
+    ) -> Result<Stored, OriginError> {
+        let origin = &self.names.origin;
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match origin.complete_upload(&upload.key, &upload.id, parts, write).await {
+                Err(error) if error.is_transient() && tries < retry::BODY_TRIES => {
+                    tokio::time::sleep(retry::backoff(tries)).await;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    async fn acknowledged(
+        &self,
+        draft: &Draft,
+        key: &str,
+        snapshot: &Snapshot,
+        stored: Stored,
+        writer: &str,
+    ) -> Result<Round, WriteError> {
+        let info = match stored.etag {
+            Some(_) => ObjectInfo {
+                size: snapshot.size,
+                etag: stored.etag,
+                mtime: stored.mtime,
+                version_id: stored.version_id,
+                writer: Some(writer.into()),
+            },
+            // It stays in doubt where that is not answered.
+            None => self.names.origin.head(key).await?,
+        };
+        self.note_stored(draft, &info);
+        Ok(Round::Stored)
+    }
+
+    /// After an error of a request that may have stored the file: whether it did after all.
+    async fn after_failure(
+        &self,
+        draft: &Draft,
+        key: &str,
+        error: OriginError,
+    ) -> Result<Round, WriteError> {
+        let refused = !error.is_transient()
+            && !matches!(error, OriginError::Conflict | OriginError::NotFound)
+            && !matches!(error, OriginError::NoSuchUpload);
+        if refused {
+            draft.unchanged();
+            return Err(error.into());
+        }
+        match self.names.origin.head(key).await {
+            Ok(info) if draft.wrote(info.writer.as_deref()) => {
+                self.note_stored(draft, &info);
+                // An earlier request of ours may have come through instead of the last one.
+                Ok(match draft.is_dirty() {
+                    true => Round::Again(error.into()),
+                    false => Round::Stored,
+                })
+            }
+            Ok(_) | Err(OriginError::NotFound) => {
+                draft.unchanged();
+                Err(meaning(draft, error))
+            }
+            // Nobody knows: the next operation asks again. A conflict is an answer, though.
+            Err(_) if matches!(error, OriginError::Conflict) => {
+                draft.unchanged();
+                Err(meaning(draft, error))
+            }
+            Err(_) => Err(error.into()),
+        }
+    }
+
+    /// Makes a stored file that is not under change empty.
+    ///
+    /// # Errors
+    /// Why it is not emptied; ESTALE when it was replaced meanwhile.
+    pub async fn store_empty(&self, node: &FileNode) -> Result<ObjectInfo, WriteError> {
+        let (dir, _) = node.place();
+        let _dirs = DirGates::take(&[&dir], None).await?;
+        let key = node.key();
+        let condition = node.version().map_or(Condition::Always, |v| Condition::Matches(v.etag));
+        let write = WriteIntent { condition, writer: new_nonce() };
+        let body = UploadBody::of(bytes::Bytes::new());
+        let origin = &self.names.origin;
+        match origin.put(&key, body, &write).await {
+            Ok(Stored { etag: Some(etag), version_id, mtime }) => Ok(ObjectInfo {
+                size: 0,
+                etag: Some(etag),
+                mtime,
+                version_id,
+                writer: Some(write.writer.into()),
+            }),
+            Ok(_) => Ok(origin.head(&key).await?),
+            Err(OriginError::NotFound) => Err(OriginError::Conflict.into()),
+            Err(error) if error.is_transient() || matches!(error, OriginError::Conflict) => {
+                match origin.head(&key).await {
+                    Ok(info) if info.writer.as_deref() == Some(&write.writer) => Ok(info),
+                    _ => Err(error.into()),
+                }
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// An error on the way to the request: none where the file was cut below what was to be sent.
+fn cut(draft: &Draft, snapshot: &Snapshot, error: WriteError) -> Result<Round, WriteError> {
+    match draft.size() < snapshot.size {
+        true => Ok(Round::Again(error)),
+        false => Err(error),
+    }
+}
+
+/// What an error of a store means to the writer.
+fn meaning(draft: &Draft, error: OriginError) -> WriteError {
+    match (error, draft.seen()) {
+        (OriginError::Conflict, _) => draft.conflict(),
+        // S3 answers so where the object to be replaced was removed meanwhile.
+        (OriginError::NotFound, Condition::Matches(_)) => draft.conflict(),
+        (error, _) => error.into(),
+    }
+}
