@@ -3,7 +3,7 @@
 use tokio::sync::OnceCell;
 
 use super::Writer;
-use crate::origin::{Condition, OriginError, WriteIntent};
+use crate::origin::{Condition, OriginError, UploadBody, WriteIntent};
 
 /// What is known of the endpoint.
 #[derive(Default)]
@@ -25,9 +25,9 @@ impl Writer {
         let key = format!("{}.weir-probe-{nonce}", self.names.settings.prefix);
         let write = |condition| WriteIntent { condition, writer: nonce.clone() };
         let origin = &self.names.origin;
-        origin.put(&key, bytes::Bytes::new(), &write(Condition::Always)).await?;
-        let second = origin.put(&key, bytes::Bytes::new(), &write(Condition::Absent)).await;
-        if let Err(error) = origin.delete(&key).await {
+        origin.put(&key, UploadBody::empty(), &write(Condition::Always)).await?;
+        let second = origin.put(&key, UploadBody::empty(), &write(Condition::Absent)).await;
+        if let Err(error) = origin.delete(&key, &Condition::Always).await {
             tracing::warn!(%key, %error, "probe object stays");
         }
         match second {

@@ -2,14 +2,12 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use super::conditions::new_nonce;
 use super::{WriteError, Writer};
 use crate::model::key::{self, KEY_MAX_BYTES};
 use crate::namespace::Found;
 use crate::namespace::dir::Dir;
-use crate::origin::{Condition, ListRequest, OriginError, WriteIntent};
+use crate::origin::{Condition, ListRequest, OriginError, UploadBody, WriteIntent};
 
 impl Writer {
     /// Checks that a file or directory of this name can be made.
@@ -55,7 +53,7 @@ impl Writer {
         };
         self.check_empty(&child).await?;
         self.keep_parent(dir, name).await?;
-        self.names.origin.delete(child.prefix().as_str()).await?;
+        self.names.origin.delete(child.prefix().as_str(), &Condition::Always).await?;
         dir.remove(name);
         self.names.drop_kept(dir);
         self.names.drop_kept(&child);
@@ -86,7 +84,7 @@ impl Writer {
     /// What the origin reports.
     pub async fn unlink(&self, dir: &Arc<Dir>, name: &str) -> Result<(), WriteError> {
         self.keep_parent(dir, name).await?;
-        self.names.origin.delete(&dir.prefix().key_of(name)).await?;
+        self.names.origin.delete(&dir.prefix().key_of(name), &Condition::Always).await?;
         dir.remove(name);
         self.names.drop_kept(dir);
         Ok(())
@@ -103,7 +101,7 @@ impl Writer {
     async fn put_marker(&self, key: &str, condition: Condition) -> Result<(), OriginError> {
         let condition = self.enforce(key, &condition).await?;
         let write = WriteIntent { condition, writer: new_nonce() };
-        match self.names.origin.put(key, Bytes::new(), &write).await {
+        match self.names.origin.put(key, UploadBody::empty(), &write).await {
             Ok(_) => Ok(()),
             // A first try whose answer was lost.
             Err(OriginError::Conflict)

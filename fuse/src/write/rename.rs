@@ -10,7 +10,7 @@ use crate::model::version::{ETag, ObjectInfo, Version, VersionKey};
 use crate::namespace::dir::Dir;
 use crate::namespace::file::FileNode;
 use crate::namespace::{Found, LookupError};
-use crate::origin::{ListRequest, OriginError, Stored};
+use crate::origin::{Condition, CopySource, ListRequest, OriginError, Stored};
 
 /// Most objects below a directory that is renamed.
 pub const RENAME_MAX: usize = 10_000;
@@ -70,7 +70,7 @@ impl Writer {
         let new_key = to.dir.prefix().key_of(to.name);
         let stored = self.copy(&old, &new_key).await?;
         self.keep_parent(from.dir, from.name).await?;
-        self.names.origin.delete(&old.key).await?;
+        self.names.origin.delete(&old.key, &Condition::Always).await?;
         let info = ObjectInfo {
             size: old.version.size,
             etag: stored.etag,
@@ -92,7 +92,8 @@ impl Writer {
     async fn copy(&self, old: &VersionKey, new_key: &str) -> Result<Stored, WriteError> {
         let origin = &self.names.origin;
         let Version { etag, size } = &old.version;
-        let mut stored = origin.copy(&old.key, etag, *size, new_key).await?;
+        let source = CopySource { key: old.key.to_string(), etag: etag.clone(), size: *size };
+        let mut stored = origin.copy(&source, new_key, &Condition::Always).await?;
         if stored.etag.is_none() {
             let info = origin.head(new_key).await?;
             stored = Stored { etag: info.etag, version_id: info.version_id, mtime: info.mtime };
@@ -131,8 +132,10 @@ impl Writer {
             let new_key = renamed(key);
             let target = new_key.clone();
             copies.push(async move { self.copy(&old, &new_key).await.map(|_| ()) }.boxed());
-            undo.push(async move { self.names.origin.delete(&target).await }.boxed());
-            removals.push(self.names.origin.delete(key));
+            undo.push(
+                async move { self.names.origin.delete(&target, &Condition::Always).await }.boxed(),
+            );
+            removals.push(self.names.origin.delete(key, &Condition::Always));
         }
         if let Err(error) = all(copies).await {
             let _ = all(undo).await;

@@ -17,7 +17,7 @@ pub struct Staging {
     /// The node under which it is shown.
     pub node: Arc<FileNode>,
     path: PathBuf,
-    file: File,
+    file: Arc<File>,
     plan: PartPlan,
     state: Mutex<State>,
     /// Held by the one who stores it.
@@ -94,12 +94,24 @@ impl Staging {
             sums: HashMap::new(),
         };
         let gate = tokio::sync::Mutex::new(());
-        Ok(Arc::new(Self { node, path, file, plan, state: Mutex::new(state), gate }))
+        Ok(Arc::new(Self {
+            node,
+            path,
+            file: Arc::new(file),
+            plan,
+            state: Mutex::new(state),
+            gate,
+        }))
     }
 
     /// Where the bytes are.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The open file.
+    pub(super) fn file(&self) -> &Arc<File> {
+        &self.file
     }
 
     /// Writes at any offset. Returns the parts that a sequential writer has just passed.

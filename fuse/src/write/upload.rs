@@ -117,8 +117,10 @@ impl Writer {
         let len = snapshot.size as usize;
         let share = self.buffers.share(capacity_for(len)).await;
         let body = tokio::task::block_in_place(|| read_part(staging, 0, len, share))?;
-        if !body.is_empty() {
-            staging.set_sums(1, generation, block_sums(&body));
+        let sums = block_sums(&body);
+        let body = UploadBody::Memory { crc32c: combined(&sums, snapshot.size), bytes: body };
+        if !sums.is_empty() {
+            staging.set_sums(1, generation, sums);
         }
         self.put_body(key, body, condition, &snapshot.condition).await
     }
@@ -131,14 +133,14 @@ impl Writer {
         let key = node.key();
         let wanted = node.version().map_or(Condition::Always, |v| Condition::Matches(v.etag));
         let condition = self.names_condition(&key, &wanted).await?;
-        let (stored, nonce) = self.put_body(&key, Bytes::new(), condition, &wanted).await?;
+        let (stored, nonce) = self.put_body(&key, UploadBody::empty(), condition, &wanted).await?;
         self.info_of(&key, 0, stored, nonce).await
     }
 
     async fn put_body(
         &self,
         key: &str,
-        body: Bytes,
+        body: UploadBody,
         condition: Condition,
         wanted: &Condition,
     ) -> Result<(Stored, String), WriteError> {
@@ -267,8 +269,8 @@ impl Writer {
                 return Ok::<_, io::Error>((UploadBody::Memory { bytes: body, crc32c }, sums));
             }
             let (crc32c, sums) = file_sums(staging, range.start, len)?;
-            let path = staging.path().to_owned();
-            Ok((UploadBody::File { path, offset: range.start, len, crc32c }, sums))
+            let file = staging.file().clone();
+            Ok((UploadBody::File { file, offset: range.start, len, crc32c }, sums))
         })?;
         staging.set_sums(part, generation, sums);
         let key = staging.node.key();
@@ -376,7 +378,7 @@ impl Writer {
     /// Aborts an upload at the origin; what fails is left in the journal for the next mount.
     pub async fn abort(&self, key: &str, id: &str) {
         match self.names.origin.abort_upload(key, id).await {
-            Ok(()) => self.journal(id, None),
+            Ok(()) | Err(OriginError::NoSuchUpload) => self.journal(id, None),
             Err(error) => tracing::warn!(key, %error, "upload not aborted; the next mount will"),
         }
     }
