@@ -10,7 +10,7 @@ use futures_util::StreamExt;
 use tempfile::TempDir;
 use weir_fuse::model::version::ETag;
 use weir_fuse::origin::s3::{S3Origin, S3Settings};
-use weir_fuse::origin::{Condition, ListRequest, Origin, OriginError, WriteIntent};
+use weir_fuse::origin::{Condition, ListRequest, Origin, OriginError, UploadBody, WriteIntent};
 use weir_node::demo::server::EmbeddedS3;
 
 use crate::minio::Minio;
@@ -110,14 +110,15 @@ impl Bucket {
     /// Stores an object as somebody else would.
     pub fn put(&self, key: &str, bytes: impl Into<Bytes>) -> ETag {
         let write = WriteIntent { condition: Condition::Always, writer: "somebody-else".into() };
-        let stored = runtime().block_on(self.origin.put(key, bytes.into(), &write)).unwrap();
+        let stored =
+            runtime().block_on(self.origin.put(key, UploadBody::of(bytes), &write)).unwrap();
         stored.etag.unwrap_or_else(|| ETag::new("marker").unwrap())
     }
 
     /// Tries to store an object under a key that the server may refuse.
     pub fn try_put(&self, key: &str, bytes: &'static str) -> bool {
         let write = WriteIntent { condition: Condition::Always, writer: "somebody-else".into() };
-        runtime().block_on(self.origin.put(key, bytes.into(), &write)).is_ok()
+        runtime().block_on(self.origin.put(key, UploadBody::of(bytes), &write)).is_ok()
     }
 
     /// Stores many small objects, several at once.
@@ -126,7 +127,7 @@ impl Bucket {
             let (origin, bytes) = (self.origin.clone(), bytes.clone());
             async move {
                 let write = WriteIntent { condition: Condition::Always, writer: "many".into() };
-                origin.put(&key, bytes, &write).await.unwrap();
+                origin.put(&key, UploadBody::of(bytes), &write).await.unwrap();
             }
         });
         runtime().block_on(futures_util::stream::iter(puts).buffer_unordered(32).count());
@@ -160,7 +161,7 @@ impl Bucket {
 
     /// Removes an object as somebody else would.
     pub fn delete(&self, key: &str) {
-        runtime().block_on(self.origin.delete(key)).unwrap();
+        runtime().block_on(self.origin.delete(key, &Condition::Always)).unwrap();
     }
 
     /// Multipart uploads of a key that are under way (MinIO lists them by whole keys alone).

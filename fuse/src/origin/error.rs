@@ -17,6 +17,10 @@ pub enum OriginError {
     /// The condition of a write did not hold.
     #[error("the object was written by somebody else meanwhile")]
     Conflict,
+    /// The completion of an upload met another write of the same key (S3 says 409). The upload
+    /// is of no use any more: who still wants to write begins a new one.
+    #[error("another write of the object was under way ({0}); the upload must be begun anew")]
+    UploadClash(String),
     /// The multipart upload is gone.
     #[error("the multipart upload does not exist any more")]
     NoSuchUpload,
@@ -67,6 +71,7 @@ impl OriginError {
             | Self::NoSuchBucket
             | Self::Changed
             | Self::Conflict
+            | Self::UploadClash(_)
             | Self::NoSuchUpload
             | Self::Denied(_)
             | Self::NoCredentials(_)
@@ -96,7 +101,8 @@ impl OriginError {
             Self::NoSpace(_) => Errno::NOSPC,
             Self::Invalid(_) => Errno::INVAL,
             Self::TimedOut => Errno::TIMEDOUT,
-            Self::NoSuchUpload
+            Self::UploadClash(_)
+            | Self::NoSuchUpload
             | Self::WrongRegion(_)
             | Self::NotS3(_)
             | Self::BadBody(_)

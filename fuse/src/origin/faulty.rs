@@ -10,7 +10,8 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 
 use super::{
-    Body, ListPage, ListRequest, Origin, OriginError, Part, Stored, UploadBody, WriteIntent,
+    Body, Condition, CopySource, ListPage, ListRequest, Origin, OriginError, Part, PendingUpload,
+    Stored, UploadBody, WriteIntent,
 };
 use crate::model::version::{BucketId, ETag, ObjectInfo};
 
@@ -31,6 +32,16 @@ pub enum Op {
     Complete,
     /// DELETE.
     Delete,
+    /// Beginning of an upload.
+    Create,
+    /// Copy of a range into a part.
+    CopyPart,
+    /// Copy of an object.
+    Copy,
+    /// Abort of an upload.
+    Abort,
+    /// A listing of uploads.
+    ListUploads,
 }
 
 /// What happens to the request.
@@ -150,7 +161,7 @@ impl Origin for Faulty {
     async fn put(
         &self,
         key: &str,
-        body: Bytes,
+        body: UploadBody,
         write: &WriteIntent,
     ) -> Result<Stored, OriginError> {
         let fault = self.meet(Op::Put).await?;
@@ -158,7 +169,13 @@ impl Origin for Faulty {
     }
 
     async fn create_upload(&self, key: &str, writer: &str) -> Result<String, OriginError> {
-        self.inner.create_upload(key, writer).await
+        let fault = self.meet(Op::Create).await?;
+        reply(self.inner.create_upload(key, writer).await, fault)
+    }
+
+    async fn create_copy(&self, source: &CopySource, to: &str) -> Result<String, OriginError> {
+        let fault = self.meet(Op::Create).await?;
+        reply(self.inner.create_copy(source, to).await, fault)
     }
 
     async fn upload_part(
@@ -170,6 +187,18 @@ impl Origin for Faulty {
     ) -> Result<Part, OriginError> {
         let fault = self.meet(Op::UploadPart).await?;
         reply(self.inner.upload_part(key, upload_id, number, body).await, fault)
+    }
+
+    async fn copy_part(
+        &self,
+        source: &CopySource,
+        range: Range<u64>,
+        key: &str,
+        upload_id: &str,
+        number: u32,
+    ) -> Result<Part, OriginError> {
+        let fault = self.meet(Op::CopyPart).await?;
+        reply(self.inner.copy_part(source, range, key, upload_id, number).await, fault)
     }
 
     async fn complete_upload(
@@ -184,21 +213,27 @@ impl Origin for Faulty {
     }
 
     async fn abort_upload(&self, key: &str, upload_id: &str) -> Result<(), OriginError> {
-        self.inner.abort_upload(key, upload_id).await
+        let fault = self.meet(Op::Abort).await?;
+        reply(self.inner.abort_upload(key, upload_id).await, fault)
     }
 
-    async fn delete(&self, key: &str) -> Result<(), OriginError> {
+    async fn list_uploads(&self, key: &str) -> Result<Vec<PendingUpload>, OriginError> {
+        let fault = self.meet(Op::ListUploads).await?;
+        reply(self.inner.list_uploads(key).await, fault)
+    }
+
+    async fn delete(&self, key: &str, condition: &Condition) -> Result<(), OriginError> {
         let fault = self.meet(Op::Delete).await?;
-        reply(self.inner.delete(key).await, fault)
+        reply(self.inner.delete(key, condition).await, fault)
     }
 
     async fn copy(
         &self,
-        from: &str,
-        etag: &ETag,
-        size: u64,
+        source: &CopySource,
         to: &str,
+        condition: &Condition,
     ) -> Result<Stored, OriginError> {
-        self.inner.copy(from, etag, size, to).await
+        let fault = self.meet(Op::Copy).await?;
+        reply(self.inner.copy(source, to, condition).await, fault)
     }
 }

@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use bytes::Bytes;
 
 use super::{
-    Body, ListPage, ListRequest, Origin, OriginError, Part, Stored, UploadBody, WriteIntent,
+    Body, Condition, CopySource, ListPage, ListRequest, Origin, OriginError, Part, PendingUpload,
+    Stored, UploadBody, WriteIntent,
 };
 use crate::model::version::{BucketId, ETag, ObjectInfo};
 
@@ -123,7 +123,7 @@ impl Origin for Hedged {
     async fn put(
         &self,
         key: &str,
-        body: Bytes,
+        body: UploadBody,
         write: &WriteIntent,
     ) -> Result<Stored, OriginError> {
         self.inner.put(key, body, write).await
@@ -131,6 +131,10 @@ impl Origin for Hedged {
 
     async fn create_upload(&self, key: &str, writer: &str) -> Result<String, OriginError> {
         self.inner.create_upload(key, writer).await
+    }
+
+    async fn create_copy(&self, source: &CopySource, to: &str) -> Result<String, OriginError> {
+        self.inner.create_copy(source, to).await
     }
 
     async fn upload_part(
@@ -141,6 +145,17 @@ impl Origin for Hedged {
         body: UploadBody,
     ) -> Result<Part, OriginError> {
         self.inner.upload_part(key, upload_id, number, body).await
+    }
+
+    async fn copy_part(
+        &self,
+        source: &CopySource,
+        range: Range<u64>,
+        key: &str,
+        upload_id: &str,
+        number: u32,
+    ) -> Result<Part, OriginError> {
+        self.inner.copy_part(source, range, key, upload_id, number).await
     }
 
     async fn complete_upload(
@@ -157,18 +172,21 @@ impl Origin for Hedged {
         self.inner.abort_upload(key, upload_id).await
     }
 
-    async fn delete(&self, key: &str) -> Result<(), OriginError> {
-        self.inner.delete(key).await
+    async fn list_uploads(&self, key: &str) -> Result<Vec<PendingUpload>, OriginError> {
+        self.inner.list_uploads(key).await
+    }
+
+    async fn delete(&self, key: &str, condition: &Condition) -> Result<(), OriginError> {
+        self.inner.delete(key, condition).await
     }
 
     async fn copy(
         &self,
-        from: &str,
-        etag: &ETag,
-        size: u64,
+        source: &CopySource,
         to: &str,
+        condition: &Condition,
     ) -> Result<Stored, OriginError> {
-        self.inner.copy(from, etag, size, to).await
+        self.inner.copy(source, to, condition).await
     }
 }
 

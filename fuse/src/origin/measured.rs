@@ -10,7 +10,8 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 
 use super::{
-    Body, ListPage, ListRequest, Origin, OriginError, Part, Stored, UploadBody, WriteIntent,
+    Body, Condition, CopySource, ListPage, ListRequest, Origin, OriginError, Part, PendingUpload,
+    Stored, UploadBody, WriteIntent,
 };
 use crate::metrics::Metrics;
 use crate::model::version::{BucketId, ETag, ObjectInfo};
@@ -122,7 +123,7 @@ impl Origin for Measured {
     async fn put(
         &self,
         key: &str,
-        body: Bytes,
+        body: UploadBody,
         write: &WriteIntent,
     ) -> Result<Stored, OriginError> {
         self.timed("PutObject", self.inner.put(key, body, write)).await
@@ -130,6 +131,10 @@ impl Origin for Measured {
 
     async fn create_upload(&self, key: &str, writer: &str) -> Result<String, OriginError> {
         self.timed("CreateMultipartUpload", self.inner.create_upload(key, writer)).await
+    }
+
+    async fn create_copy(&self, source: &CopySource, to: &str) -> Result<String, OriginError> {
+        self.timed("CreateMultipartUpload", self.inner.create_copy(source, to)).await
     }
 
     async fn upload_part(
@@ -140,6 +145,18 @@ impl Origin for Measured {
         body: UploadBody,
     ) -> Result<Part, OriginError> {
         self.timed("UploadPart", self.inner.upload_part(key, upload_id, number, body)).await
+    }
+
+    async fn copy_part(
+        &self,
+        source: &CopySource,
+        range: Range<u64>,
+        key: &str,
+        upload_id: &str,
+        number: u32,
+    ) -> Result<Part, OriginError> {
+        let request = self.inner.copy_part(source, range, key, upload_id, number);
+        self.timed("UploadPartCopy", request).await
     }
 
     async fn complete_upload(
@@ -157,17 +174,20 @@ impl Origin for Measured {
         self.timed("AbortMultipartUpload", self.inner.abort_upload(key, upload_id)).await
     }
 
-    async fn delete(&self, key: &str) -> Result<(), OriginError> {
-        self.timed("DeleteObject", self.inner.delete(key)).await
+    async fn list_uploads(&self, key: &str) -> Result<Vec<PendingUpload>, OriginError> {
+        self.timed("ListMultipartUploads", self.inner.list_uploads(key)).await
+    }
+
+    async fn delete(&self, key: &str, condition: &Condition) -> Result<(), OriginError> {
+        self.timed("DeleteObject", self.inner.delete(key, condition)).await
     }
 
     async fn copy(
         &self,
-        from: &str,
-        etag: &ETag,
-        size: u64,
+        source: &CopySource,
         to: &str,
+        condition: &Condition,
     ) -> Result<Stored, OriginError> {
-        self.timed("CopyObject", self.inner.copy(from, etag, size, to)).await
+        self.timed("CopyObject", self.inner.copy(source, to, condition)).await
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::{Bound, Range};
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -12,8 +13,8 @@ use futures_util::{StreamExt, stream};
 use md5::{Digest, Md5};
 
 use super::{
-    Body, Condition, ListPage, ListRequest, Origin, OriginError, Part, Stored, UploadBody,
-    WriteIntent,
+    Body, Condition, CopySource, ListPage, ListRequest, Origin, OriginError, Part, PendingUpload,
+    Stored, UploadBody, WriteIntent,
 };
 use crate::model::version::{BucketId, ETag, ObjectInfo};
 
@@ -43,6 +44,7 @@ struct Object {
 
 struct Upload {
     key: String,
+    begun: SystemTime,
     parts: BTreeMap<u32, Bytes>,
 }
 
@@ -85,12 +87,7 @@ impl MemoryOrigin {
 
     fn store(&self, key: &str, bytes: Bytes, write: &WriteIntent) -> Result<Stored, OriginError> {
         let mut state = self.lock();
-        let holds = match (&write.condition, state.objects.get(key)) {
-            (Condition::Always, _) | (Condition::Absent, None) => true,
-            (Condition::Absent, Some(_)) | (Condition::Matches(_), None) => false,
-            (Condition::Matches(etag), Some(object)) => object.etag == *etag,
-        };
-        if !holds {
+        if !holds(&write.condition, state.objects.get(key)) {
             return Err(OriginError::Conflict);
         }
         let object = Object::new(bytes, Some(write.writer.as_str().into()));
@@ -120,6 +117,30 @@ impl Object {
 
     fn stored(&self) -> Stored {
         Stored { etag: Some(self.etag.clone()), version_id: None, mtime: self.mtime }
+    }
+}
+
+fn holds(condition: &Condition, present: Option<&Object>) -> bool {
+    match (condition, present) {
+        (Condition::Always, _) | (Condition::Absent, None) => true,
+        (Condition::Absent, Some(_)) | (Condition::Matches(_), None) => false,
+        (Condition::Matches(etag), Some(object)) => object.etag == *etag,
+    }
+}
+
+fn part_etag(bytes: &[u8]) -> String {
+    format!("\"{:08x}\"", crc32c::crc32c(bytes))
+}
+
+fn bytes_of(body: UploadBody) -> Result<Bytes, OriginError> {
+    match body {
+        UploadBody::Memory { bytes, .. } => Ok(bytes),
+        UploadBody::File { file, offset, len, .. } => {
+            let mut bytes = vec![0; len as usize];
+            file.read_exact_at(&mut bytes, offset)
+                .map_err(|e| OriginError::Invalid(format!("staging file: {e}")))?;
+            Ok(bytes.into())
+        }
     }
 }
 
@@ -180,17 +201,22 @@ impl Origin for MemoryOrigin {
     async fn put(
         &self,
         key: &str,
-        body: Bytes,
+        body: UploadBody,
         write: &WriteIntent,
     ) -> Result<Stored, OriginError> {
-        self.store(key, body, write)
+        self.store(key, bytes_of(body)?, write)
     }
 
     async fn create_upload(&self, key: &str, _writer: &str) -> Result<String, OriginError> {
         let id = format!("upload-{}", self.next_upload.fetch_add(1, Ordering::Relaxed));
-        let upload = Upload { key: key.to_owned(), parts: BTreeMap::new() };
+        let upload =
+            Upload { key: key.to_owned(), begun: SystemTime::now(), parts: BTreeMap::new() };
         self.lock().uploads.insert(id.clone(), upload);
         Ok(id)
+    }
+
+    async fn create_copy(&self, source: &CopySource, to: &str) -> Result<String, OriginError> {
+        self.create_upload(to, &self.head(&source.key).await?.writer.unwrap_or_default()).await
     }
 
     async fn upload_part(
@@ -200,18 +226,28 @@ impl Origin for MemoryOrigin {
         number: u32,
         body: UploadBody,
     ) -> Result<Part, OriginError> {
-        let body = match body {
-            UploadBody::Memory { bytes, .. } => bytes,
-            UploadBody::File { path, offset, len, .. } => {
-                let all = std::fs::read(path).map_err(|e| OriginError::Invalid(e.to_string()))?;
-                Bytes::from(all).slice(offset as usize..(offset + len) as usize)
-            }
-        };
+        let bytes = bytes_of(body)?;
         let mut state = self.lock();
         let upload = state.uploads.get_mut(upload_id).ok_or(OriginError::NoSuchUpload)?;
-        let crc32c = crc32c::crc32c(&body);
-        upload.parts.insert(number, body);
-        Ok(Part { number, etag: format!("\"{crc32c:08x}\""), crc32c })
+        let part = Part { number, etag: part_etag(&bytes), checksum: None };
+        upload.parts.insert(number, bytes);
+        Ok(part)
+    }
+
+    async fn copy_part(
+        &self,
+        source: &CopySource,
+        range: Range<u64>,
+        key: &str,
+        upload_id: &str,
+        number: u32,
+    ) -> Result<Part, OriginError> {
+        let mut body = self.get(&source.key, &source.etag, range).await?;
+        let mut bytes = Vec::new();
+        while let Some(piece) = body.pieces.next().await {
+            bytes.extend_from_slice(&piece?);
+        }
+        self.upload_part(key, upload_id, number, UploadBody::of(bytes)).await
     }
 
     async fn complete_upload(
@@ -230,7 +266,7 @@ impl Origin for MemoryOrigin {
             }
             for part in parts {
                 match upload.parts.get(&part.number) {
-                    Some(body) if crc32c::crc32c(body) == part.crc32c => {
+                    Some(body) if part_etag(body) == part.etag => {
                         bytes.extend_from_slice(body);
                     }
                     _ => return Err(OriginError::Invalid("InvalidPart".into())),
@@ -243,26 +279,41 @@ impl Origin for MemoryOrigin {
     }
 
     async fn abort_upload(&self, _key: &str, upload_id: &str) -> Result<(), OriginError> {
-        self.lock().uploads.remove(upload_id);
-        Ok(())
+        self.lock().uploads.remove(upload_id).map(|_| ()).ok_or(OriginError::NoSuchUpload)
     }
 
-    async fn delete(&self, key: &str) -> Result<(), OriginError> {
-        self.lock().objects.remove(key);
+    async fn list_uploads(&self, key: &str) -> Result<Vec<PendingUpload>, OriginError> {
+        let state = self.lock();
+        let of_key = state.uploads.iter().filter(|(_, upload)| upload.key == key);
+        Ok(of_key.map(|(id, u)| PendingUpload { id: id.clone(), begun: u.begun }).collect())
+    }
+
+    async fn delete(&self, key: &str, condition: &Condition) -> Result<(), OriginError> {
+        let mut state = self.lock();
+        match (condition, state.objects.get(key)) {
+            (Condition::Matches(_), None) => return Err(OriginError::NotFound),
+            (Condition::Matches(etag), Some(object)) if object.etag != *etag => {
+                return Err(OriginError::Conflict);
+            }
+            (Condition::Absent, _) => return Err(OriginError::Invalid("If-None-Match".into())),
+            _ => state.objects.remove(key),
+        };
         Ok(())
     }
 
     async fn copy(
         &self,
-        from: &str,
-        etag: &ETag,
-        _size: u64,
+        source: &CopySource,
         to: &str,
+        condition: &Condition,
     ) -> Result<Stored, OriginError> {
         let mut state = self.lock();
-        let object = state.objects.get(from).cloned().ok_or(OriginError::Changed)?;
-        if object.etag != *etag {
+        let object = state.objects.get(&source.key).cloned().ok_or(OriginError::Changed)?;
+        if object.etag != source.etag {
             return Err(OriginError::Changed);
+        }
+        if !holds(condition, state.objects.get(to)) {
+            return Err(OriginError::Conflict);
         }
         let copy = Object { mtime: SystemTime::now(), ..object };
         let stored = copy.stored();

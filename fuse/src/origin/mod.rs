@@ -3,6 +3,7 @@
 //! One narrow trait, three implementations: [`s3`] (real), [`memory`] (for tests) and
 //! [`faulty`] (wraps another and misbehaves on command).
 
+mod copy_parts;
 pub mod error;
 pub mod faulty;
 pub mod hedge;
@@ -11,7 +12,9 @@ pub mod memory;
 pub mod retry;
 pub mod s3;
 
+use std::fs::File;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -45,11 +48,19 @@ pub trait Origin: Send + Sync + 'static {
     async fn list(&self, request: &ListRequest) -> Result<ListPage, OriginError>;
 
     /// Stores an object in one request.
-    async fn put(&self, key: &str, body: Bytes, write: &WriteIntent)
-    -> Result<Stored, OriginError>;
+    async fn put(
+        &self,
+        key: &str,
+        body: UploadBody,
+        write: &WriteIntent,
+    ) -> Result<Stored, OriginError>;
 
     /// Begins a multipart upload.
     async fn create_upload(&self, key: &str, writer: &str) -> Result<String, OriginError>;
+
+    /// Begins a multipart upload whose object will have the source's headers, metadata and
+    /// tags, the writer's nonce among them, as [`Origin::copy`] would give it.
+    async fn create_copy(&self, source: &CopySource, to: &str) -> Result<String, OriginError>;
 
     /// Stores one part; part numbers begin at 1.
     async fn upload_part(
@@ -60,7 +71,18 @@ pub trait Origin: Send + Sync + 'static {
         body: UploadBody,
     ) -> Result<Part, OriginError>;
 
-    /// Makes the object out of its parts.
+    /// Stores one part as a copy of a range of another object, by the server. Fails with
+    /// [`OriginError::Changed`] when the source is no longer that version.
+    async fn copy_part(
+        &self,
+        source: &CopySource,
+        range: Range<u64>,
+        key: &str,
+        upload_id: &str,
+        number: u32,
+    ) -> Result<Part, OriginError>;
+
+    /// Makes the object out of its parts, which are in the order of their numbers.
     async fn complete_upload(
         &self,
         key: &str,
@@ -69,19 +91,27 @@ pub trait Origin: Send + Sync + 'static {
         write: &WriteIntent,
     ) -> Result<Stored, OriginError>;
 
-    /// Gives up a multipart upload. One that is already gone is a success.
+    /// Gives up a multipart upload. Fails with [`OriginError::NoSuchUpload`] when it is gone: a
+    /// part that was under way may outlive a first success, so that who wants no byte left
+    /// repeats it until then (API reference, AbortMultipartUpload).
     async fn abort_upload(&self, key: &str, upload_id: &str) -> Result<(), OriginError>;
 
-    /// Removes an object. One that is already gone is a success.
-    async fn delete(&self, key: &str) -> Result<(), OriginError>;
+    /// The multipart uploads of exactly this key that are under way.
+    async fn list_uploads(&self, key: &str) -> Result<Vec<PendingUpload>, OriginError>;
 
-    /// Copies the version `etag` (of `size` bytes) to another key, within the bucket.
+    /// Removes an object. One that is already gone is a success with [`Condition::Always`], and
+    /// [`OriginError::NotFound`] or [`OriginError::Conflict`] with [`Condition::Matches`], as the
+    /// server says. [`Condition::Absent`] is invalid.
+    async fn delete(&self, key: &str, condition: &Condition) -> Result<(), OriginError>;
+
+    /// Copies a version to another key, within the bucket. Fails with [`OriginError::Changed`]
+    /// when the source is no longer that version, with [`OriginError::Conflict`] when the
+    /// condition does not hold for what is at `to`.
     async fn copy(
         &self,
-        from: &str,
-        etag: &ETag,
-        size: u64,
+        source: &CopySource,
         to: &str,
+        condition: &Condition,
     ) -> Result<Stored, OriginError>;
 }
 
@@ -149,10 +179,10 @@ pub enum UploadBody {
         /// Their CRC32C.
         crc32c: u32,
     },
-    /// A range of a file, for parts too large for memory.
+    /// A range of an open file, which may be renamed or removed meanwhile.
     File {
         /// The file.
-        path: std::path::PathBuf,
+        file: Arc<File>,
         /// First byte.
         offset: u64,
         /// Number of bytes.
@@ -164,8 +194,14 @@ pub enum UploadBody {
 
 impl UploadBody {
     /// Bytes in memory.
-    pub fn of(bytes: Bytes) -> Self {
+    pub fn of(bytes: impl Into<Bytes>) -> Self {
+        let bytes = bytes.into();
         Self::Memory { crc32c: crc32c::crc32c(&bytes), bytes }
+    }
+
+    /// No bytes, for objects whose name is all there is.
+    pub fn empty() -> Self {
+        Self::Memory { bytes: Bytes::new(), crc32c: 0 }
     }
 
     /// Number of bytes.
@@ -195,8 +231,29 @@ pub struct Part {
     pub number: u32,
     /// Its tag.
     pub etag: String,
-    /// CRC32C of its bytes.
-    pub crc32c: u32,
+    /// CRC32C of its bytes as the server told it, base64: what it wants to hear again when the
+    /// upload is completed. `None` from servers that keep none.
+    pub checksum: Option<String>,
+}
+
+/// The version that a copy is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CopySource {
+    /// Its key.
+    pub key: String,
+    /// Its tag.
+    pub etag: ETag,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// A multipart upload under way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PendingUpload {
+    /// Its id.
+    pub id: String,
+    /// When it was begun, by the server's clock.
+    pub begun: SystemTime,
 }
 
 /// A stored object.

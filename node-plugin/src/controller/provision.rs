@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use aws_credential_types::provider::SharedCredentialsProvider;
-use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use sha2::{Digest, Sha256};
 use weir_csi::backend::Volume;
@@ -14,7 +13,7 @@ use weir_csi::request::{Create, Secrets, Validate, VolumeId};
 use weir_csi::{ControllerBackend, Error};
 use weir_fuse::metrics::Metrics;
 use weir_fuse::origin::s3::S3Settings;
-use weir_fuse::origin::{Condition, ListRequest, Origin, OriginError, WriteIntent};
+use weir_fuse::origin::{Condition, ListRequest, Origin, OriginError, UploadBody, WriteIntent};
 
 use super::handle::Handle;
 use super::parameters::Parameters;
@@ -141,7 +140,9 @@ async fn remove_below(origin: &dyn Origin, prefix: &str) -> Result<(), OriginErr
         }
         stream::iter(below)
             .map(Ok)
-            .try_for_each_concurrent(DELETES_MAX, |key| async move { origin.delete(&key).await })
+            .try_for_each_concurrent(DELETES_MAX, |key| async move {
+                origin.delete(&key, &Condition::Always).await
+            })
             .await?;
     }
 }
@@ -183,7 +184,7 @@ impl ControllerBackend for Provisioner {
         let wanted = Marker::new(&create, owns);
         let intent = WriteIntent { condition: Condition::Absent, writer: wanted.write() };
         let found = match marker(&*origin, key).await.map_err(explain)? {
-            None => match origin.put(key, Bytes::new(), &intent).await {
+            None => match origin.put(key, UploadBody::empty(), &intent).await {
                 Ok(_) => Some(Some(wanted.clone())),
                 Err(OriginError::Conflict) => marker(&*origin, key).await.map_err(explain)?,
                 Err(error) => return Err(explain(error)),
@@ -236,7 +237,7 @@ impl ControllerBackend for Provisioner {
             Some(marker) if marker.owns => remove_below(&*origin, key).await.map_err(explain)?,
             Some(_) => tracing::info!(%id, "there were objects before it: they are left"),
         }
-        origin.delete(key).await.map_err(explain)
+        origin.delete(key, &Condition::Always).await.map_err(explain)
     }
 
     async fn validate(&self, validate: Validate) -> Result<(), Error> {

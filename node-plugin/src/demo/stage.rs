@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use weir_fuse::adapter::mount as fuse_mount;
 use weir_fuse::origin::s3::{S3Origin, S3Settings};
-use weir_fuse::origin::{ListRequest, Origin};
+use weir_fuse::origin::{Condition, ListRequest, Origin};
 
 use super::server::EmbeddedS3;
 use crate::cli::DemoArgs;
@@ -215,7 +215,7 @@ impl Stage {
                 return;
             };
             for (key, _) in &page.objects {
-                if let Err(error) = self.origin.delete(key).await {
+                if let Err(error) = self.origin.delete(key, &Condition::Always).await {
                     eprintln!("weir: {key} is left behind: {error}");
                 }
             }

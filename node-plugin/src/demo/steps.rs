@@ -120,7 +120,8 @@ async fn upload(stage: &Stage, input: &Input) -> Result<(), Failure> {
         let (key, size) = (format!("{}{}", stage.prefix, file.name), file.size);
         async move {
             let body = fs::read(path).map_err(failed("reading the input"))?;
-            origin.put(&key, body.into(), &intent()).await.map(|_| size).map_err(of_origin(&key))
+            let body = UploadBody::of(body);
+            origin.put(&key, body, &intent()).await.map(|_| size).map_err(of_origin(&key))
         }
     });
     let puts: Vec<_> = puts.collect();
@@ -162,7 +163,7 @@ async fn upload_parts(
         std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, offset)
             .map_err(failed("reading the model"))?;
         let len = bytes.len() as u64;
-        let body = UploadBody::of(bytes.into());
+        let body = UploadBody::of(bytes);
         parts.push(origin.upload_part(key, &id, number, body).await.map_err(of_origin(key))?);
         progress.add(len);
     }

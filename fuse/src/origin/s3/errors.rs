@@ -17,7 +17,11 @@ pub(super) enum Request {
     Pinned,
     /// A listing: an unknown 404 is no S3 answer.
     List,
-    /// Anything that changes the bucket.
+    /// Copy of a whole object.
+    Copy,
+    /// Completion of an upload.
+    Complete,
+    /// Anything else that changes the bucket.
     Write,
 }
 
@@ -109,6 +113,7 @@ fn of_status(
             OriginError::NoSpace(label)
         }
         (501 | 405, _) => OriginError::Unsupported(label),
+        (409, _) if request == Request::Complete => OriginError::UploadClash(label),
         (408 | 409 | 425 | 429 | 500 | 502..=504, _)
         | (_, "SlowDown" | "InternalError" | "RequestTimeout" | "BadDigest") => {
             OriginError::Unavailable(label)

@@ -5,15 +5,18 @@ mod copy;
 mod errors;
 mod http;
 mod names;
+mod uploads;
 
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::operation::create_multipart_upload::builders::CreateMultipartUploadFluentBuilder;
 use aws_sdk_s3::primitives::{ByteStream, Length};
-use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
+use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use base64::Engine as _;
 use bytes::Bytes;
@@ -25,8 +28,8 @@ use errors::Request;
 pub use http::http_client;
 
 use super::{
-    Body, Condition, ListPage, ListRequest, Origin, OriginError, Part, Stored, UploadBody,
-    WRITER_METADATA, WriteIntent,
+    Body, Condition, CopySource, ListPage, ListRequest, Origin, OriginError, Part, PendingUpload,
+    Stored, UploadBody, WRITER_METADATA, WriteIntent,
 };
 use crate::model::version::{BucketId, ETag, ObjectInfo};
 
@@ -76,6 +79,20 @@ impl S3Origin {
         .boxed()
     }
 
+    fn creation(&self, key: &str) -> CreateMultipartUploadFluentBuilder {
+        let checksum = self.settings.upload_checksums.then_some(ChecksumAlgorithm::Crc32C);
+        self.client
+            .create_multipart_upload()
+            .bucket(&self.settings.bucket)
+            .key(key)
+            .set_checksum_algorithm(checksum)
+            .set_storage_class(self.settings.storage_class())
+            .set_server_side_encryption(self.settings.sse())
+            .set_ssekms_key_id(self.settings.sse_kms_key_id.clone())
+            .set_request_payer(self.payer())
+            .set_expected_bucket_owner(self.owner())
+    }
+
     fn payer(&self) -> Option<aws_sdk_s3::types::RequestPayer> {
         self.settings.requester_pays.then_some(aws_sdk_s3::types::RequestPayer::Requester)
     }
@@ -105,8 +122,8 @@ fn upload_deadline(bytes: u64) -> Duration {
 async fn part_stream(body: UploadBody) -> Result<ByteStream, OriginError> {
     match body {
         UploadBody::Memory { bytes, .. } => Ok(ByteStream::from(bytes)),
-        UploadBody::File { path, offset, len, .. } => ByteStream::read_from()
-            .path(path)
+        UploadBody::File { file, offset, len, .. } => ByteStream::read_from()
+            .path(format!("/proc/self/fd/{}", file.as_raw_fd()))
             .offset(offset)
             .length(Length::Exact(len))
             .buffer_size(256 * 1024)
@@ -216,11 +233,13 @@ impl Origin for S3Origin {
     async fn put(
         &self,
         key: &str,
-        body: Bytes,
+        body: UploadBody,
         write: &WriteIntent,
     ) -> Result<Stored, OriginError> {
         let (if_match, if_none_match) = headers(&write.condition);
-        let deadline = upload_deadline(body.len() as u64);
+        let deadline = upload_deadline(body.len());
+        let checksum = self.checksum(body.crc32c());
+        let body = part_stream(body).await?;
         let request = self
             .client
             .put_object()
@@ -229,13 +248,13 @@ impl Origin for S3Origin {
             .set_if_match(if_match)
             .set_if_none_match(if_none_match)
             .metadata(WRITER_METADATA, &write.writer)
-            .set_checksum_crc32_c(self.checksum(crc32c::crc32c(&body)))
+            .set_checksum_crc32_c(checksum)
             .set_storage_class(self.settings.storage_class())
             .set_server_side_encryption(self.settings.sse())
             .set_ssekms_key_id(self.settings.sse_kms_key_id.clone())
             .set_request_payer(self.payer())
             .set_expected_bucket_owner(self.owner())
-            .body(ByteStream::from(body))
+            .body(body)
             .customize();
         let request =
             if self.signs_payload() { request } else { request.disable_payload_signing() };
@@ -244,24 +263,14 @@ impl Origin for S3Origin {
     }
 
     async fn create_upload(&self, key: &str, writer: &str) -> Result<String, OriginError> {
-        let checksum =
-            self.settings.upload_checksums.then_some(aws_sdk_s3::types::ChecksumAlgorithm::Crc32C);
-        let request = self
-            .client
-            .create_multipart_upload()
-            .bucket(&self.settings.bucket)
-            .key(key)
-            .metadata(WRITER_METADATA, writer)
-            .set_checksum_algorithm(checksum)
-            .set_storage_class(self.settings.storage_class())
-            .set_server_side_encryption(self.settings.sse())
-            .set_ssekms_key_id(self.settings.sse_kms_key_id.clone())
-            .set_request_payer(self.payer())
-            .set_expected_bucket_owner(self.owner())
-            .send();
+        let request = self.creation(key).metadata(WRITER_METADATA, writer).send();
         let reply = Self::within(REPLY_DEADLINE, Request::Write, request).await?;
         let id = reply.upload_id().map(str::to_owned);
         id.ok_or_else(|| OriginError::NotS3("no upload id in the answer".into()))
+    }
+
+    async fn create_copy(&self, source: &CopySource, to: &str) -> Result<String, OriginError> {
+        copy::create(self, source, to).await
     }
 
     async fn upload_part(
@@ -271,7 +280,7 @@ impl Origin for S3Origin {
         number: u32,
         body: UploadBody,
     ) -> Result<Part, OriginError> {
-        let crc32c = body.crc32c();
+        let checksum = self.checksum(body.crc32c());
         let deadline = upload_deadline(body.len());
         let stream = part_stream(body).await?;
         let request = self
@@ -281,7 +290,7 @@ impl Origin for S3Origin {
             .key(key)
             .upload_id(upload_id)
             .part_number(i32::try_from(number).unwrap_or(i32::MAX))
-            .set_checksum_crc32_c(self.checksum(crc32c))
+            .set_checksum_crc32_c(checksum)
             .set_request_payer(self.payer())
             .set_expected_bucket_owner(self.owner())
             .body(stream)
@@ -291,7 +300,19 @@ impl Origin for S3Origin {
         let reply = Self::within(deadline, Request::Write, request.send()).await?;
         let etag = reply.e_tag().map(str::to_owned);
         let etag = etag.ok_or_else(|| OriginError::NotS3("no ETag for a part".into()))?;
-        Ok(Part { number, etag, crc32c })
+        let checksum = reply.checksum_crc32_c().map(str::to_owned);
+        Ok(Part { number, etag, checksum })
+    }
+
+    async fn copy_part(
+        &self,
+        source: &CopySource,
+        range: Range<u64>,
+        key: &str,
+        upload_id: &str,
+        number: u32,
+    ) -> Result<Part, OriginError> {
+        copy::copy_part(self, source, range, key, upload_id, number).await
     }
 
     async fn complete_upload(
@@ -305,7 +326,7 @@ impl Origin for S3Origin {
             CompletedPart::builder()
                 .part_number(i32::try_from(part.number).unwrap_or(i32::MAX))
                 .e_tag(&part.etag)
-                .set_checksum_crc32_c(self.checksum(part.crc32c))
+                .set_checksum_crc32_c(part.checksum.clone())
                 .build()
         });
         let upload = CompletedMultipartUpload::builder().set_parts(Some(list.collect())).build();
@@ -324,7 +345,7 @@ impl Origin for S3Origin {
             .send();
         // S3 may take minutes to put a large object together (API reference,
         // CompleteMultipartUpload: it sends white space meanwhile).
-        let reply = Self::within(REPLY_DEADLINE * 15, Request::Write, request).await?;
+        let reply = Self::within(REPLY_DEADLINE * 15, Request::Complete, request).await?;
         Ok(stored(reply.e_tag(), reply.version_id()))
     }
 
@@ -335,39 +356,49 @@ impl Origin for S3Origin {
             .bucket(&self.settings.bucket)
             .key(key)
             .upload_id(upload_id)
-            .set_expected_bucket_owner(self.owner())
-            .send();
-        let reply = Self::within(REPLY_DEADLINE, Request::Write, request);
-        match reply.await {
-            Ok(_) | Err(OriginError::NoSuchUpload | OriginError::NotFound) => Ok(()),
-            Err(e) => Err(e),
-        }
-    }
-
-    async fn delete(&self, key: &str) -> Result<(), OriginError> {
-        let request = self
-            .client
-            .delete_object()
-            .bucket(&self.settings.bucket)
-            .key(key)
             .set_request_payer(self.payer())
             .set_expected_bucket_owner(self.owner())
             .send();
         let reply = Self::within(REPLY_DEADLINE, Request::Write, request);
         match reply.await {
-            Ok(_) | Err(OriginError::NotFound) => Ok(()),
+            Ok(_) => Ok(()),
+            Err(OriginError::NotFound) => Err(OriginError::NoSuchUpload),
+            Err(e) => Err(e),
+        }
+    }
+
+    async fn list_uploads(&self, key: &str) -> Result<Vec<PendingUpload>, OriginError> {
+        uploads::list(self, key).await
+    }
+
+    async fn delete(&self, key: &str, condition: &Condition) -> Result<(), OriginError> {
+        if *condition == Condition::Absent {
+            return Err(OriginError::Invalid("what is absent is not removed".into()));
+        }
+        let request = self
+            .client
+            .delete_object()
+            .bucket(&self.settings.bucket)
+            .key(key)
+            .set_if_match(headers(condition).0)
+            .set_request_payer(self.payer())
+            .set_expected_bucket_owner(self.owner())
+            .send();
+        let reply = Self::within(REPLY_DEADLINE, Request::Write, request);
+        match reply.await {
+            Ok(_) => Ok(()),
+            Err(OriginError::NotFound) if *condition == Condition::Always => Ok(()),
             Err(e) => Err(e),
         }
     }
 
     async fn copy(
         &self,
-        from: &str,
-        etag: &ETag,
-        size: u64,
+        source: &CopySource,
         to: &str,
+        condition: &Condition,
     ) -> Result<Stored, OriginError> {
-        copy::copy(self, from, etag, size, to).await
+        copy::copy(self, source, to, condition).await
     }
 }
 

@@ -22,7 +22,7 @@ pub(super) fn copy_source(bucket: &str, key: &str) -> String {
 }
 
 /// Decodes a name of a listing; `None` when it is not UTF-8.
-fn decode(text: &str, encoded: bool) -> Option<String> {
+pub(super) fn decode(text: &str, encoded: bool) -> Option<String> {
     if !encoded {
         return Some(text.to_owned());
     }

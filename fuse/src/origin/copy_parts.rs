@@ -1,0 +1,80 @@
+//! A copy by parts: for what one copy request does not take.
+
+use std::ops::Range;
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+
+use super::{Condition, CopySource, Origin, OriginError, Part, Stored, WriteIntent};
+
+/// The smallest size of a part, in bytes; the last one may be smaller.
+const PART_MIN: u64 = 512 << 20;
+/// Sizes of parts are multiples of this many bytes.
+const PART_STEP: u64 = 1 << 20;
+/// Most parts of an upload (Amazon S3 user guide, "Multipart upload limits").
+const PARTS_MAX: u64 = 10_000;
+/// Parts under way at once.
+const PARTS_AT_ONCE: usize = 4;
+
+/// Copies `source` by parts. The source's version is checked by each part, `condition` when the
+/// upload is completed. `source` may not be empty. An upload that fails is aborted.
+///
+/// # Errors
+/// As [`Origin::copy`].
+pub(super) async fn copy_by_parts(
+    origin: &dyn Origin,
+    source: &CopySource,
+    to: &str,
+    condition: &Condition,
+) -> Result<Stored, OriginError> {
+    let upload = origin.create_copy(source, to).await?;
+    let done = fill(origin, source, to, &upload, condition).await;
+    if done.is_err() {
+        match origin.abort_upload(to, &upload).await {
+            Ok(()) | Err(OriginError::NoSuchUpload) => {}
+            Err(error) => tracing::warn!(key = to, %error, "upload of a copy is left behind"),
+        }
+    }
+    done
+}
+
+async fn fill(
+    origin: &dyn Origin,
+    source: &CopySource,
+    to: &str,
+    upload: &str,
+    condition: &Condition,
+) -> Result<Stored, OriginError> {
+    let copies = (1..).zip(ranges(source.size)).map(|(number, range)| async move {
+        origin.copy_part(source, range, to, upload, number).await
+    });
+    let parts: Vec<Part> = stream::iter(copies).buffered(PARTS_AT_ONCE).try_collect().await?;
+    let write = WriteIntent { condition: condition.clone(), writer: String::new() };
+    origin.complete_upload(to, upload, &parts, &write).await
+}
+
+/// The bytes of each part.
+fn ranges(size: u64) -> impl Iterator<Item = Range<u64>> {
+    let part = size.div_ceil(PARTS_MAX).next_multiple_of(PART_STEP).max(PART_MIN);
+    (0..size.div_ceil(part)).map(move |n| n * part..((n + 1) * part).min(size))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_of_a_copy_are_every_byte_once_and_never_too_many() {
+        for size in [1, PART_MIN, PART_MIN + 1, 5 << 30, 5 << 40] {
+            let mut end = 0;
+            let mut count = 0;
+            for range in ranges(size) {
+                assert_eq!(range.start, end);
+                assert!(range.end > range.start && range.end - range.start <= 5 << 30);
+                end = range.end;
+                count += 1;
+            }
+            assert_eq!(end, size);
+            assert!(count <= PARTS_MAX, "{size}: {count} parts");
+        }
+    }
+}
