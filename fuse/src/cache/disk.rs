@@ -331,9 +331,9 @@ impl DiskCache {
         self.shared.committer.listing(name, row);
     }
 
-    /// Journals an upload as begun or, with `None`, as finished.
-    pub(super) fn journal_upload(&self, upload_id: &str, row: Option<UploadRow>) {
-        self.shared.committer.upload(upload_id.to_owned(), row);
+    /// Forgets an upload that an earlier release journaled.
+    pub(super) fn forget_upload(&self, upload_id: &str) {
+        self.shared.committer.upload(upload_id.to_owned(), None);
     }
 
     /// The identities that have brought bytes of a bucket here, with this one.

@@ -17,9 +17,11 @@ pub mod index;
 pub mod node;
 pub mod records;
 pub mod space;
+pub mod staging;
 pub mod version;
 
 pub use disk::{DiskSettings, DiskStats, Held, Pressure, Room};
 pub use error::CacheError;
 pub use node::{CacheSettings, CacheStats, NodeCache, Preference};
+pub use staging::{LostRow, StagingFile};
 pub use version::CachedVersion;

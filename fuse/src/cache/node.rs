@@ -171,6 +171,16 @@ impl NodeCache {
         self.disks.iter().for_each(|disk| disk.on_pressure(holder.clone()));
     }
 
+    /// Shim.
+    pub fn staging_leftovers(&self) -> Vec<PathBuf> {
+        Vec::new()
+    }
+
+    /// Shim.
+    pub fn new_staging(&self, preference: &[u8]) -> io::Result<super::staging::StagingFile> {
+        super::staging::StagingFile::create(self.staging_path(preference))
+    }
+
     /// A path for a new staging file.
     pub fn staging_path(&self, preference: &[u8]) -> PathBuf {
         self.choose(0, preference).staging_path()
@@ -180,14 +190,16 @@ impl NodeCache {
     ///
     /// # Errors
     /// What rename reports.
-    pub fn keep_lost(&self, path: &Path) -> io::Result<PathBuf> {
+    pub fn keep_lost(&self, path: &Path, row: &super::staging::LostRow) -> io::Result<PathBuf> {
+        let _ = &row.text;
         let disk = self.disks.iter().find(|disk| disk.contains(path));
         disk.unwrap_or(&self.disks[0]).keep_lost(path)
     }
 
     /// Makes a staging file that holds all bytes of `key`, with their checksums by block, the
     /// cached version. The file is moved; where that fails or there is no room it is removed.
-    pub fn adopt(&self, key: &VersionKey, path: &Path, sums: &[u32]) {
+    pub fn adopt(&self, key: &VersionKey, staging: &super::staging::StagingFile, sums: &[u32]) {
+        let path = staging.path();
         let adopted = || {
             let disk = self.disks.iter().find(|disk| disk.contains(path))?;
             let _room = disk.make_room(key.version.size)?;
@@ -241,13 +253,9 @@ impl NodeCache {
         self.main().put_listing(name, row);
     }
 
-    /// Journals an upload as begun or, with `None`, as finished.
-    pub fn journal_upload(&self, upload_id: &str, row: Option<UploadRow>) {
-        if row.is_none() {
-            self.disks.iter().for_each(|disk| disk.journal_upload(upload_id, None));
-            return;
-        }
-        self.main().journal_upload(upload_id, row);
+    /// Forgets an upload that an earlier release journaled in the index.
+    pub fn forget_journaled_upload(&self, id: &str) {
+        self.disks.iter().for_each(|disk| disk.forget_upload(id));
     }
 
     /// Notes that somebody with this identity uses the bucket. The flag says whether others do or
@@ -267,7 +275,7 @@ impl NodeCache {
 
     /// Takes the uploads that an earlier run began in this bucket and did not finish; each is
     /// given once, so that no mount aborts what another one has under way.
-    pub fn take_leftovers(&self, bucket: &BucketId) -> Vec<(String, UploadRow)> {
+    pub fn take_journaled_uploads(&self, bucket: &BucketId) -> Vec<(String, UploadRow)> {
         self.disks.iter().flat_map(|disk| disk.take_leftovers(bucket)).collect()
     }
 

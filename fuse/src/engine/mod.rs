@@ -31,6 +31,7 @@ use crate::metrics::Metrics;
 use crate::model::attr::Ownership;
 use crate::namespace::NamespaceSettings;
 use crate::read::Reader;
+use crate::write::leftovers::Leftovers;
 use owner::Processes;
 
 pub use session::Session;
@@ -46,6 +47,8 @@ pub struct Engine {
     pub(crate) reader: Arc<Reader>,
     pub(crate) runtime: Handle,
     pub(crate) processes: Arc<dyn Processes>,
+    /// What earlier runs were writing when they ended.
+    pub(crate) leftovers: Leftovers,
 }
 
 impl Engine {
@@ -65,7 +68,8 @@ impl Engine {
             runtime.clone(),
             read_part,
         );
-        Arc::new(Self { cache, buffers, metrics, reader, runtime, processes })
+        let leftovers = Leftovers::of(&cache);
+        Arc::new(Self { cache, buffers, metrics, reader, runtime, processes, leftovers })
     }
 }
 

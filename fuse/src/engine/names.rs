@@ -91,8 +91,7 @@ impl Session {
         let (from, to) = (self.dir(parent)?, self.dir(new_parent)?);
         let (session, name, new_name) = (self.clone(), name.to_owned(), new_name.to_owned());
         self.task(async move {
-            let places =
-                (Place { dir: &from, name: &name }, Place { dir: &to, name: &new_name });
+            let places = (Place { dir: &from, name: &name }, Place { dir: &to, name: &new_name });
             let done = session.writer.rename(places.0, places.1, no_replace).await;
             session.logged("rename", &name, done)
         })

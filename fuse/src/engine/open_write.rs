@@ -181,8 +181,7 @@ impl Session {
             return draft.truncate(0).map_err(|error| error.errno());
         }
         let writers = modes.writable(node.ino);
-        let beginning =
-            Beginning { seen: seen_of(node), exclusive: false, dirty: true, writers };
+        let beginning = Beginning { seen: seen_of(node), exclusive: false, dirty: true, writers };
         let draft = self.begin(node, beginning)?;
         modes.turn(node.ino, draft);
         Ok(())

@@ -114,8 +114,9 @@ impl Session {
         let pool: std::sync::Weak<BackingPool> = Arc::downgrade(&self.backings);
         self.engine.cache.on_pressure(pool);
         if !self.settings.read_only {
-            let writer = self.writer.clone();
-            self.engine.runtime.spawn(async move { writer.abort_leftovers().await });
+            let (writer, engine) = (self.writer.clone(), self.engine.clone());
+            let work = async move { writer.work_off(&engine.leftovers).await };
+            self.engine.runtime.spawn(work);
         }
         let weak = Arc::downgrade(self);
         self.engine.runtime.spawn(async move {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::draft::{Draft, Operation, Outcome, Remains};
 use super::gates::DirGates;
 use super::{WriteError, Writer};
-use crate::cache::LostFile;
+use crate::cache::LostRow;
 use crate::model::version::ObjectInfo;
 
 impl Writer {
@@ -49,8 +49,12 @@ impl Writer {
                 let info = self.cache_stored(draft, sums);
                 dir.end_writing(&name, &draft.node, info);
             }
-            Remains::Nothing if unlinked => {}
-            Remains::Nothing => dir.end_writing(&name, &draft.node, None),
+            Remains::Nothing => {
+                draft.staging().remove();
+                if !unlinked {
+                    dir.end_writing(&name, &draft.node, None);
+                }
+            }
             Remains::Untold => {
                 let cause = error.map_or_else(|| "unknown".to_owned(), |error| error.to_string());
                 self.keep_lost(draft, &cause);
@@ -72,6 +76,8 @@ impl Writer {
             tokio::task::block_in_place(|| {
                 self.names.cache.adopt(&key, draft.staging(), &sums);
             });
+        } else {
+            draft.staging().remove();
         }
         Some(ObjectInfo {
             size,
@@ -84,12 +90,8 @@ impl Writer {
 
     fn keep_lost(&self, draft: &Draft, cause: &str) {
         self.metrics.lost_closes.inc();
-        let lost = LostFile {
-            bucket: self.names.bucket().as_str().to_owned(),
-            key: draft.key(),
-            cause: cause.to_owned(),
-            size: draft.size(),
-        };
+        let bucket = self.names.bucket().as_str();
+        let lost = LostRow::new(bucket, &draft.key(), cause, draft.size());
         match self.names.cache.keep_lost(draft.path(), &lost) {
             Ok(kept) => tracing::error!(
                 key = %lost.key, cause, kept = %kept.display(),

@@ -7,8 +7,9 @@
 pub mod draft;
 mod finish;
 mod gates;
+pub mod leftovers;
 pub mod names;
-mod parts;
+pub mod parts;
 pub mod rename;
 mod rename_dir;
 mod store;

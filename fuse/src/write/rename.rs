@@ -116,14 +116,12 @@ impl Writer {
     }
 
     /// The gates of both files, in the order of their keys.
-    async fn gates_of<'a>(
-        &self,
-        pair: &'a Pair,
-    ) -> Result<[Option<FileGate<'a>>; 2], WriteError> {
+    async fn gates_of<'a>(&self, pair: &'a Pair) -> Result<[Option<FileGate<'a>>; 2], WriteError> {
         let both = (pair.draft.as_deref(), Operation::Move);
         let other = (pair.replaced_draft.as_deref(), Operation::Unlink);
         let key = |of: Option<&Draft>| of.map(Draft::key);
-        let (first, second) = if key(both.0) <= key(other.0) { (both, other) } else { (other, both) };
+        let (first, second) =
+            if key(both.0) <= key(other.0) { (both, other) } else { (other, both) };
         let first = self.held(first.0, first.1).await?;
         Ok([first, self.held(second.0, second.1).await?])
     }
@@ -307,7 +305,9 @@ fn seen_of(node: Option<&FileNode>, draft: Option<&Draft>) -> Condition {
     match (node, draft) {
         (None, _) => Condition::Absent,
         (_, Some(draft)) => draft.seen(),
-        (Some(node), None) => node.version().map_or(Condition::Always, |v| Condition::Matches(v.etag)),
+        (Some(node), None) => {
+            node.version().map_or(Condition::Always, |v| Condition::Matches(v.etag))
+        }
     }
 }
 

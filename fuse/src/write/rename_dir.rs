@@ -66,9 +66,9 @@ impl Writer {
         no_replace: bool,
     ) -> Result<(), WriteError> {
         let _dirs = DirGates::take(&[from.dir, to.dir], Some(source)).await?;
-        let still = source.place().is_some_and(|(dir, name)| {
-            Arc::ptr_eq(&dir, from.dir) && *name == *from.name
-        });
+        let still = source
+            .place()
+            .is_some_and(|(dir, name)| Arc::ptr_eq(&dir, from.dir) && *name == *from.name);
         if !still {
             return Err(WriteError::Absent);
         }

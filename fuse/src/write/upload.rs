@@ -46,7 +46,8 @@ impl Writer {
                     }
                 }
             };
-            let sends = parts.into_iter().map(|part| writer.send_passed_part(&draft, &upload, part));
+            let sends =
+                parts.into_iter().map(|part| writer.send_passed_part(&draft, &upload, part));
             for sent in join_all(sends).await {
                 if let Err(error) = sent {
                     tracing::debug!(%error, "part not sent yet");
@@ -180,7 +181,9 @@ impl Writer {
                 Err(OriginError::NoSuchUpload | OriginError::NotFound) => return true,
                 // Parts that were under way may have landed after it.
                 Ok(()) => {}
-                Err(error) if error.is_transient() => tokio::time::sleep(retry::backoff(tries)).await,
+                Err(error) if error.is_transient() => {
+                    tokio::time::sleep(retry::backoff(tries)).await
+                }
                 Err(error) => {
                     tracing::warn!(key, %error, "upload not aborted; the next mount will");
                     return false;
@@ -242,13 +245,8 @@ fn copy_of(draft: &Draft, mut offset: u64, mut len: u64) -> io::Result<File> {
     while len > 0 {
         let step = usize::try_from(len.min(1 << 30)).unwrap_or(usize::MAX);
         let (mut from, mut to) = (offset, at);
-        let copied = rustix::fs::copy_file_range(
-            draft.file(),
-            Some(&mut from),
-            &copy,
-            Some(&mut to),
-            step,
-        )?;
+        let copied =
+            rustix::fs::copy_file_range(draft.file(), Some(&mut from), &copy, Some(&mut to), step)?;
         if copied == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }

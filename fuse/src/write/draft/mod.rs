@@ -28,7 +28,7 @@ pub use phase::{Operation, Outcome, Phase, Refusal};
 pub(super) use contents::{PartState, Snapshot};
 use tokio::sync::Notify;
 
-pub use record::{Leftover, Owner, leftovers};
+pub use record::{Leftover, Owner, PendingId, leftovers};
 pub(super) use upload::UploadId;
 
 use super::WriteError;

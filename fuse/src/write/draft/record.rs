@@ -82,7 +82,8 @@ struct SentPart {
     generation: u64,
     len: u64,
     etag: String,
-    crc32c: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    checksum: Option<String>,
 }
 
 /// The record of one file.
@@ -104,7 +105,12 @@ impl Record {
     /// The record that belongs to the bytes at `staging`. Nothing is written before there is
     /// something to lose.
     pub(super) fn beside(staging: &Path, owner: Owner) -> Self {
-        Self { path: path_of(staging), owner, begun: AtomicBool::new(false), open: Mutex::default() }
+        Self {
+            path: path_of(staging),
+            owner,
+            begun: AtomicBool::new(false),
+            open: Mutex::default(),
+        }
     }
 
     /// Begins the record, unless that was done. Its failure is logged: the bytes are what counts.
@@ -193,7 +199,7 @@ impl Record {
             generation: of.generation,
             len: of.len,
             etag: part.etag.clone(),
-            crc32c: part.crc32c,
+            checksum: part.checksum.clone(),
         };
         self.note(&self.open(), &Line { part: Some(part), ..Line::default() });
     }
@@ -327,18 +333,86 @@ impl Leftover {
     }
 }
 
-/// What processes that have died left in a folder of staging files; and records whose bytes are
-/// gone, which may still name an upload.
-pub fn leftovers(folder: &Path) -> Vec<Leftover> {
-    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
-    let paths = entries.flatten().map(|entry| entry.path());
-    let mut bytes: Vec<PathBuf> = paths
-        .map(|path| match path.to_str().and_then(|text| text.strip_suffix(SUFFIX)) {
-            Some(of) => PathBuf::from(of),
-            None => path,
-        })
-        .collect();
+/// What processes that have died left, by the files in the staging folders; records whose bytes
+/// are gone are among them, since they may still name an upload.
+pub fn leftovers(files: Vec<PathBuf>) -> Vec<Leftover> {
+    let bytes_of = |path: PathBuf| match path.to_str().and_then(|path| path.strip_suffix(SUFFIX)) {
+        Some(bytes) => PathBuf::from(bytes),
+        None => path,
+    };
+    let mut bytes: Vec<PathBuf> = files.into_iter().map(bytes_of).collect();
     bytes.sort();
     bytes.dedup();
     bytes.into_iter().map(Leftover::read).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::key::DirPrefix;
+    use crate::model::version::ObjectInfo;
+    use crate::namespace::dir::Dir;
+
+    fn owner() -> Owner {
+        Owner { bucket: "s3\u{1f}b".into(), identity: "me".into() }
+    }
+
+    fn node() -> std::sync::Arc<FileNode> {
+        let info =
+            ObjectInfo { size: 0, etag: None, mtime: UNIX_EPOCH, version_id: None, writer: None };
+        FileNode::new(5, Dir::root(DirPrefix::root()), "k", &info)
+    }
+
+    fn read(staging: &Path) -> Leftover {
+        let mut all = leftovers(vec![path_of(staging), staging.to_owned()]);
+        assert_eq!(all.len(), 1);
+        all.remove(0)
+    }
+
+    #[test]
+    fn what_was_noted_is_known_to_a_later_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let staging = dir.path().join("1f");
+        fs::write(&staging, "bytes").unwrap();
+        let record = Record::beside(&staging, owner());
+        record.handle(9);
+        assert_eq!(read(&staging).owner, None, "nothing to lose, nothing noted");
+        record.begin(&node(), &Condition::Absent);
+        record.handle(11);
+        let found = read(&staging);
+        assert_eq!((found.owner, &*found.key, found.handles), (Some(owner()), "k", vec![9, 11]));
+        assert!(!found.clean && !found.unlinked && found.upload.is_none());
+        record.beginning_upload("k").unwrap();
+        assert_eq!(read(&staging).upload.unwrap().id, None);
+        record.upload(Some("u1"));
+        record.stored(true, &Condition::Always);
+        let found = read(&staging);
+        assert_eq!(found.upload.unwrap().id.as_deref(), Some("u1"));
+        assert!(found.clean);
+        record.dirty();
+        record.upload(None);
+        record.unlinked();
+        let found = read(&staging);
+        assert!(!found.clean && found.unlinked && found.upload.is_none());
+        record.remove();
+        assert_eq!(read(&staging).owner, None);
+    }
+
+    #[test]
+    fn neighbouring_releases_read_each_others_records() {
+        let dir = tempfile::tempdir().unwrap();
+        let staging = dir.path().join("1f");
+        let text = concat!(
+            r#"{"version":1,"bucket":"b","identity":"i","key":"k","of_a_later_release":[1]}"#,
+            "\n",
+            r#"{"clean":true}"#,
+            "\n",
+            r#"{"clean":fal"#,
+        );
+        fs::write(path_of(&staging), text).unwrap();
+        let found = read(&staging);
+        assert!(found.owner.is_some() && found.clean, "a line that was cut counts for nothing");
+        fs::write(path_of(&staging), r#"{"version":2,"bucket":"b","identity":"i"}"#).unwrap();
+        assert_eq!(read(&staging).owner, None);
+    }
 }
