@@ -13,6 +13,7 @@ use weir_fuse::buffers::Buffers;
 use weir_fuse::cache::{CacheSettings, NodeCache};
 use weir_fuse::engine::io::ReadNow;
 use weir_fuse::engine::kernel::KernelPort;
+use weir_fuse::engine::names::AttrChange;
 use weir_fuse::engine::open::{How, OpenRequest};
 use weir_fuse::engine::owner::Proc;
 use weir_fuse::engine::{Engine, Session, SessionSettings};
@@ -198,18 +199,173 @@ async fn an_upload_that_somebody_removed_is_made_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bytes_that_cannot_be_stored_after_the_last_close_are_kept_and_counted() {
+async fn bytes_that_nobody_was_told_about_are_kept_and_counted() {
+    let node = Node::new();
+    let session = node.session();
+    let (told, untold) =
+        (create(&session, "told", false).await, create(&session, "f", false).await);
+    session.write(told, 0, b"reported").unwrap();
+    session.write(untold, 0, b"prec").unwrap();
+    node.faulty.fail_all(Some(OriginError::Denied("AccessDenied".into())));
+    assert_eq!(session.fsync(told).await, Err(Errno::ACCESS));
+    assert_eq!(session.fsync(untold).await, Err(Errno::ACCESS));
+    // Through a mapping, after the last close.
+    session.write(untold, 4, b"ious").unwrap();
+    session.release(told).await;
+    session.release(untold).await;
+    assert_eq!(node.engine.metrics.lost_closes.get(), 1);
+    let lost = node.engine.cache.stats().disks[0].dir.join("lost");
+    let kept = std::fs::read_dir(lost).unwrap().map(|entry| entry.unwrap().path());
+    let bytes: Vec<_> = kept.filter(|path| path.extension().is_none()).collect();
+    assert_eq!(bytes.len(), 1);
+    assert_eq!(std::fs::read(&bytes[0]).unwrap(), b"precious");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handle_of_an_earlier_engine_is_never_answered_with_success() {
+    let node = Node::new();
+    node.memory.insert("read", "bytes");
+    let before = node.session();
+    let (writer, reader) = (create(&before, "f", false).await, open(&before, "read").await);
+    before.write(writer, 0, b"bytes").unwrap();
+    let after = node.session();
+    assert_eq!(after.flush(writer, 0).await, Err(Errno::IO));
+    assert_eq!(after.fsync(writer).await, Err(Errno::IO));
+    assert_eq!(after.write(writer, 0, b"x"), Err(Errno::BADF));
+    assert_eq!(after.fsync(reader).await, Ok(()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removal_that_is_refused_changes_nothing() {
     let node = Node::new();
     let session = node.session();
     let fh = create(&session, "f", false).await;
-    session.write(fh, 0, b"precious").unwrap();
-    node.faulty.fail_all(Some(OriginError::Denied("AccessDenied".into())));
-    assert_eq!(session.fsync(fh).await, Err(Errno::ACCESS));
+    session.write(fh, 0, b"first").unwrap();
+    session.fsync(fh).await.unwrap();
+    session.write(fh, 5, b", second").unwrap();
+    let refused = Fault::Fail(OriginError::Denied("AccessDenied".into()));
+    node.faulty.inject_once(Op::Delete, refused);
+    assert_eq!(session.unlink(ROOT, "f").await, Err(Errno::ACCESS));
+    assert_eq!(session.fsync(fh).await, Ok(()));
     session.release(fh).await;
-    assert_eq!(node.engine.metrics.lost_closes.get(), 1);
-    let lost = node.engine.cache.stats().disks[0].dir.join("lost");
-    let kept = std::fs::read_dir(lost).unwrap().next().unwrap().unwrap().path();
-    assert_eq!(std::fs::read(kept).unwrap(), b"precious");
+    assert_eq!(&node.memory.bytes("f").unwrap()[..], b"first, second");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fsync_stores_the_file_whatever_the_descriptor() {
+    let node = Node::new();
+    let session = node.session();
+    let fh = create(&session, "f", false).await;
+    session.write(fh, 0, b"bytes").unwrap();
+    let reader = open(&session, "f").await;
+    assert_eq!(session.fsync(reader).await, Ok(()));
+    assert_eq!(&node.memory.bytes("f").unwrap()[..], b"bytes");
+    session.release(reader).await;
+    session.release(fh).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_part_that_was_short_is_sent_again_once_bytes_follow_it() {
+    let node = Node::new();
+    let session = node.session();
+    let fh = create(&session, "f", false).await;
+    // Two parts of 5 MiB, and a third of 3.
+    session.write(fh, 0, &vec![1; 13 * MIB]).unwrap();
+    let refused = Fault::Fail(OriginError::Denied("AccessDenied".into()));
+    node.faulty.inject_once(Op::Complete, refused);
+    assert_eq!(session.fsync(fh).await, Err(Errno::ACCESS));
+    // Over a hole: no byte of the third part is written.
+    session.write(fh, 15 << 20, &vec![2; MIB]).unwrap();
+    assert_eq!(session.fsync(fh).await, Ok(()));
+    session.release(fh).await;
+    let stored = node.memory.bytes("f").unwrap();
+    assert_eq!(stored.len(), 16 * MIB);
+    assert!(stored[..13 * MIB].iter().all(|byte| *byte == 1));
+    assert!(stored[13 * MIB..15 * MIB].iter().all(|byte| *byte == 0));
+    assert!(stored[15 * MIB..].iter().all(|byte| *byte == 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_appeared_meanwhile_is_not_overwritten() {
+    let node = Node::new();
+    let session = node.session();
+    for (exclusive, errno) in [(false, Errno::STALE), (true, Errno::EXIST)] {
+        let fh = create(&session, "log", exclusive).await;
+        session.write(fh, 0, b"mine").unwrap();
+        node.memory.insert("log", "theirs");
+        assert_eq!(session.fsync(fh).await, Err(errno));
+        session.release(fh).await;
+        assert_eq!(&node.memory.bytes("log").unwrap()[..], b"theirs");
+        session.unlink(ROOT, "log").await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_somebody_removed_while_parts_were_missing_is_made_again() {
+    let node = Node::new();
+    let session = node.session();
+    let fh = create(&session, "big", false).await;
+    session.write(fh, 0, &vec![5; 12 * MIB]).unwrap();
+    for _ in 0..2 {
+        node.faulty.inject_once(Op::UploadPart, Fault::Fail(OriginError::NoSuchUpload));
+    }
+    assert_eq!(session.fsync(fh).await, Ok(()));
+    session.release(fh).await;
+    assert_eq!(node.memory.bytes("big").unwrap().len(), 12 * MIB);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_is_written_on_while_and_after_it_is_renamed() {
+    let node = Node::new();
+    let session = node.session();
+    session.mkdir(ROOT, "d").await.unwrap();
+    let d = session.lookup(ROOT, "d").await.unwrap().attr.ino;
+    let request = OpenRequest { write: true, ..OpenRequest::default() };
+    let fh = session.create(d, "f", &request).await.unwrap().1.fh;
+    let mut expected = vec![7; 12 * MIB];
+    session.write(fh, 0, &expected).unwrap();
+    session.rename(d, "f", d, "g", false).await.unwrap();
+    session.rename(ROOT, "d", ROOT, "e", false).await.unwrap();
+    session.write(fh, 12 << 20, b"one more line").unwrap();
+    expected.extend_from_slice(b"one more line");
+    assert_eq!(session.fsync(fh).await, Ok(()));
+    session.release(fh).await;
+    assert!(node.memory.bytes("e/g").unwrap() == expected);
+    assert_eq!(node.memory.bytes("d/f"), None);
+    assert_eq!(node.memory.bytes("e/f"), None);
+    assert_eq!(node.memory.open_uploads(), 0);
+    let e = session.lookup(ROOT, "e").await.unwrap().attr.ino;
+    assert_eq!(session.lookup(e, "g").await.unwrap().attr.size, expected.len() as u64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rewriting_in_place_keeps_the_old_bytes_until_the_new_ones_are_stored() {
+    let node = Node::new();
+    node.memory.insert("state", "old state");
+    let session = node.session();
+    let ino = session.lookup(ROOT, "state").await.unwrap().attr.ino;
+    let request = OpenRequest { write: true, ..OpenRequest::default() };
+    let fh = session.open(ino, &request).await.unwrap().fh;
+    let change = AttrChange { size: Some(0), handle: Some(fh), ..AttrChange::default() };
+    session.setattr(ino, &change).await.unwrap();
+    assert_eq!(&node.memory.bytes("state").unwrap()[..], b"old state");
+    session.write(fh, 0, b"new").unwrap();
+    assert_eq!(session.flush(fh, 0).await, Ok(()));
+    session.release(fh).await;
+    assert_eq!(&node.memory.bytes("state").unwrap()[..], b"new");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rename_never_removes_what_was_stored_meanwhile() {
+    let node = Node::new();
+    node.memory.insert("f", "old");
+    let session = node.session();
+    session.lookup(ROOT, "f").await.unwrap();
+    // Between the copy and the removal of its source.
+    node.memory.insert("f", "newer");
+    session.rename(ROOT, "f", ROOT, "g", false).await.unwrap();
+    assert_eq!(node.memory.bytes("f"), None);
+    assert_eq!(&node.memory.bytes("g").unwrap()[..], b"newer");
 }
 
 #[tokio::test(flavor = "multi_thread")]

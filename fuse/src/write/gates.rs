@@ -34,7 +34,15 @@ impl DirGates {
         dirs: &[&Arc<Dir>],
         moved: Option<&Arc<Dir>>,
     ) -> Result<Self, WriteError> {
-        let taken = tokio::time::timeout(PATIENCE, Self::wait(dirs, moved)).await;
+        Self::within(PATIENCE, dirs, moved).await
+    }
+
+    async fn within(
+        patience: Duration,
+        dirs: &[&Arc<Dir>],
+        moved: Option<&Arc<Dir>>,
+    ) -> Result<Self, WriteError> {
+        let taken = tokio::time::timeout(patience, Self::wait(dirs, moved)).await;
         taken.map_err(|_| WriteError::Busy)
     }
 
@@ -81,19 +89,22 @@ mod tests {
         Dir::below(parent, name, ino)
     }
 
-    #[tokio::test(start_paused = true)]
+    async fn is_free(dirs: &[&Arc<Dir>], moved: Option<&Arc<Dir>>) -> bool {
+        DirGates::within(Duration::from_millis(20), dirs, moved).await.is_ok()
+    }
+
+    #[tokio::test]
     async fn a_rename_waits_for_all_below_and_keeps_others_out() {
         let root = Dir::root(DirPrefix::root());
         let (d, e) = (child(&root, "d", 2), child(&root, "e", 3));
         let below = child(&d, "x", 4);
-        let storing = DirGates::take(&[&below], None).await.ok();
-        assert!(DirGates::take(&[&root, &e], Some(&d)).await.is_err(), "something is stored below");
+        let storing = DirGates::wait(&[&below], None).await;
+        assert!(!is_free(&[&root, &e], Some(&d)).await, "something is stored below");
         drop(storing);
-        let moving = DirGates::take(&[&root, &e], Some(&d)).await.ok();
-        assert!(moving.is_some());
-        assert!(DirGates::take(&[&below], None).await.is_err(), "its name changes");
-        assert!(DirGates::take(&[&e], None).await.is_ok());
+        let moving = DirGates::wait(&[&root, &e], Some(&d)).await;
+        assert!(!is_free(&[&below], None).await, "its name changes");
+        assert!(is_free(&[&e], None).await);
         drop(moving);
-        assert!(DirGates::take(&[&below, &d, &root], None).await.is_ok());
+        assert!(is_free(&[&below, &d, &root], None).await);
     }
 }
