@@ -207,9 +207,11 @@ async fn bytes_that_cannot_be_stored_after_the_last_close_are_kept_and_counted()
     assert_eq!(session.fsync(fh).await, Err(Errno::ACCESS));
     session.release(fh).await;
     assert_eq!(node.engine.metrics.lost_closes.get(), 1);
-    let lost = node.engine.cache.stats().disks[0].dir.join("lost");
-    let kept = std::fs::read_dir(lost).unwrap().next().unwrap().unwrap().path();
-    assert_eq!(std::fs::read(kept).unwrap(), b"precious");
+    let lost = node.engine.cache.lost();
+    let [row] = &lost[..] else { panic!("{lost:?}") };
+    assert_eq!((row.key.as_str(), row.size), ("f", 8));
+    assert!(row.cause.contains("AccessDenied"), "{row:?}");
+    assert_eq!(std::fs::read(&row.path).unwrap(), b"precious");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -117,19 +117,7 @@ impl Session {
     pub fn write(self: &Arc<Self>, fh: u64, offset: u64, data: &[u8]) -> Result<u32, Errno> {
         let handle = self.writing(fh)?;
         let Handle::Write(open) = &*handle else { return Err(Errno::BADF) };
-        let passed = match open.staging.write(offset, data) {
-            Err(WriteError::Staging(e))
-                if e.raw_os_error() == Some(Errno::NOSPC.raw_os_error()) =>
-            {
-                // What is cached can be fetched again; what is being written cannot.
-                let room = self.engine.cache.make_room_at(open.staging.path(), data.len() as u64);
-                let again = open.staging.write(offset, data);
-                drop(room);
-                again
-            }
-            other => other,
-        };
-        let passed = passed.map_err(|error| {
+        let passed = open.staging.write(offset, data).map_err(|error| {
             tracing::warn!(key = %open.node.key(), %error, "write refused");
             error.errno()
         })?;

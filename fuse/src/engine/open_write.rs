@@ -133,9 +133,9 @@ impl Session {
         condition: Condition,
         dirty: bool,
     ) -> Result<Arc<Staging>, Errno> {
-        let path = self.engine.cache.staging_path(&self.preference());
-        Staging::create(node.clone(), path, *self.writer.plan(), condition, dirty)
-            .map_err(|error| WriteError::Staging(error).errno())
+        let bytes = self.engine.cache.new_staging(&self.preference());
+        let bytes = bytes.map_err(|error| WriteError::Staging(error).errno())?;
+        Ok(Staging::create(node.clone(), bytes, *self.writer.plan(), condition, dirty))
     }
 
     fn write_handle(&self, node: &Arc<FileNode>, staging: Arc<Staging>, thread: u32) -> Opened {

@@ -1,14 +1,14 @@
 //! A file being written: its bytes on NVMe, and what of them the origin holds.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::WriteError;
 use super::parts::{OBJECT_MAX, PartPlan};
+use crate::cache::StagingFile;
 use crate::namespace::file::FileNode;
 use crate::origin::{Condition, Part};
 
@@ -16,8 +16,7 @@ use crate::origin::{Condition, Part};
 pub struct Staging {
     /// The node under which it is shown.
     pub node: Arc<FileNode>,
-    path: PathBuf,
-    file: File,
+    bytes: StagingFile,
     plan: PartPlan,
     state: Mutex<State>,
     /// Held by the one who stores it.
@@ -66,19 +65,14 @@ pub(super) struct Snapshot {
 }
 
 impl Staging {
-    /// Makes an empty staging file. `dirty` says whether emptiness itself is to be stored.
-    ///
-    /// # Errors
-    /// What the cache disk reports.
+    /// Begins with an empty staging file. `dirty` says whether emptiness itself is to be stored.
     pub fn create(
         node: Arc<FileNode>,
-        path: PathBuf,
+        bytes: StagingFile,
         plan: PartPlan,
         condition: Condition,
         dirty: bool,
-    ) -> io::Result<Arc<Self>> {
-        let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+    ) -> Arc<Self> {
         let state = State {
             size: 0,
             generation: 1,
@@ -94,12 +88,17 @@ impl Staging {
             sums: HashMap::new(),
         };
         let gate = tokio::sync::Mutex::new(());
-        Ok(Arc::new(Self { node, path, file, plan, state: Mutex::new(state), gate }))
+        Arc::new(Self { node, bytes, plan, state: Mutex::new(state), gate })
     }
 
     /// Where the bytes are.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.bytes.path()
+    }
+
+    /// The file with the bytes.
+    pub(super) fn bytes(&self) -> &StagingFile {
+        &self.bytes
     }
 
     /// Writes at any offset. Returns the parts that a sequential writer has just passed.
@@ -114,7 +113,8 @@ impl Staging {
         if data.is_empty() {
             return Ok(Vec::new());
         }
-        self.file.write_all_at(data, offset)?;
+        self.bytes.reserve(end).map_err(io::Error::from)?;
+        self.bytes.file().write_all_at(data, offset)?;
         let mut state = self.state();
         state.size = state.size.max(end);
         let size = state.size;
@@ -148,7 +148,8 @@ impl Staging {
         if size == state.size {
             return Ok(());
         }
-        self.file.set_len(size)?;
+        self.bytes.file().set_len(size)?;
+        self.bytes.shrink(size);
         let low = size.min(state.size);
         let high = size.max(state.size);
         state.touch(self.plan.part_at(low)..=self.plan.part_at(high.saturating_sub(1).max(low)));
@@ -167,7 +168,7 @@ impl Staging {
         let size = self.state().size;
         let len = size.saturating_sub(offset).min(len as u64) as usize;
         let mut out = vec![0; len];
-        self.file.read_exact_at(&mut out, offset)?;
+        self.bytes.file().read_exact_at(&mut out, offset)?;
         Ok(out)
     }
 
@@ -179,7 +180,7 @@ impl Staging {
         if offset.saturating_add(into.len() as u64) > self.state().size {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        self.file.read_exact_at(into, offset)
+        self.bytes.file().read_exact_at(into, offset)
     }
 
     /// Asks the kernel to write a range to the disk and, where that is done, to drop its pages:
@@ -187,7 +188,7 @@ impl Staging {
     /// and drops clean ones).
     pub(super) fn leave_page_cache(&self, offset: u64, len: u64) {
         let len = std::num::NonZeroU64::new(len);
-        let _ = rustix::fs::fadvise(&self.file, offset, len, rustix::fs::Advice::DontNeed);
+        let _ = rustix::fs::fadvise(self.bytes.file(), offset, len, rustix::fs::Advice::DontNeed);
     }
 
     /// Size in bytes.

@@ -11,6 +11,7 @@ use super::conditions::new_nonce;
 use super::staging::{Snapshot, Staging};
 use super::{WriteError, Writer};
 use crate::buffers::{Share, capacity_for};
+use crate::cache::LostRow;
 use crate::cache::records::UploadRow;
 use crate::model::blocks::BLOCK;
 use crate::model::version::ObjectInfo;
@@ -335,7 +336,10 @@ impl Writer {
         if let Err(error) = stored {
             self.abandon(staging).await;
             self.metrics.lost_closes.inc();
-            let kept = self.names.cache.keep_lost(staging.path());
+            let key = staging.node.key();
+            let bucket = self.names.bucket().as_str();
+            let row = LostRow::new(bucket, &key, error.to_string(), staging.size());
+            let kept = self.names.cache.keep_lost(staging.path(), &row);
             let kept = kept.map_or_else(|e| e.to_string(), |path| path.display().to_string());
             tracing::error!(key = %staging.node.key(), %error, %kept, "bytes not stored at close");
             dir.end_writing(&name, &staging.node, None);
@@ -347,11 +351,11 @@ impl Writer {
         match (sums, &key) {
             (Some(sums), Some(key)) if size > 0 && key.version.size == size => {
                 tokio::task::block_in_place(|| {
-                    self.names.cache.adopt(key, staging.path(), &sums);
+                    self.names.cache.adopt(key, staging.bytes(), &sums);
                 });
             }
             _ => {
-                let _ = std::fs::remove_file(staging.path());
+                staging.bytes().remove();
             }
         }
         let info = key.map(|key| ObjectInfo {
