@@ -2,6 +2,7 @@
 //! `cargo test -p weir-fuse --features shuttle --test interleavings`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -25,7 +26,9 @@ const SCHEDULES: usize = 2000;
 fn blocks(count: usize) -> Vec<Block> {
     let buffers = Buffers::new(1 << 24);
     let len = count << 17;
-    buffers.try_share(len).unwrap().buffer(len).freeze()
+    let mut buffer = buffers.try_share(len).unwrap().buffer(len);
+    buffer.bytes_mut().fill(7);
+    buffer.freeze()
 }
 
 /// Readers who miss the same blocks: each block has one flight, whoever begins it, and everybody
@@ -197,6 +200,44 @@ fn what_is_open_is_not_evicted() {
         let folders = std::fs::read_dir(dir.join("objects")).unwrap();
         let files = folders.flat_map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap());
         assert_eq!((used, files.count() as u64), (used.min(2 * BLOCK), used / BLOCK));
+        cache.close();
+    });
+}
+
+/// The last close of a writer, whose file becomes the cached version, against a reader of the same
+/// version who is the first to store a block: whoever is first, the version is whole, and what it
+/// says that it holds is there.
+#[test]
+fn a_file_that_is_adopted_is_never_emptied() {
+    with_cache_dirs(|dir| {
+        let cache = cache(dir, u64::MAX);
+        let key = version("f", 2);
+        let data = blocks(2);
+        let staging = cache.new_staging(&[]).unwrap();
+        staging.reserve(2 * BLOCK).unwrap();
+        for (block, at) in data.iter().zip(0..) {
+            staging.file().write_all_at(block.bytes(), at * BLOCK).unwrap();
+        }
+        let sums: Vec<u32> = data.iter().map(|block| crc32c::crc32c(block.bytes())).collect();
+        let reader = {
+            let (cache, key) = (cache.clone(), key.clone());
+            thread::spawn(move || {
+                let version = cache.acquire(&key, &[]);
+                version.store(0, &blocks(1)).unwrap();
+                let mut share = Buffers::new(1 << 20).try_share(1 << 17).unwrap();
+                assert!(version.read_run(0..1, &mut share).is_ok());
+                version
+            })
+        };
+        cache.adopt(&key, &staging, &sums);
+        let version = reader.join().unwrap();
+        assert!(version.is_trusted());
+        let mut share = Buffers::new(1 << 20).try_share(2 << 17).unwrap();
+        let read = version.read_run(0..2, &mut share).unwrap();
+        assert!(read.iter().zip(&data).all(|(read, data)| read.bytes() == data.bytes()));
+        drop(staging);
+        assert_eq!(cache.stats().used_bytes, 2 * BLOCK);
+        drop(version);
         cache.close();
     });
 }

@@ -68,7 +68,7 @@ pub(crate) fn engine(
     };
     let disk = |dir: &PathBuf| {
         let whole = weir_fuse::cache::dir::file_system_bytes(dir);
-        DiskSettings { dir: dir.clone(), max_size, min_free: config.min_free.of(whole) }
+        DiskSettings::new(dir.clone(), max_size, config.min_free.of(whole))
     };
     let settings = CacheSettings { disks: config.dirs.iter().map(disk).collect() };
     let cache = NodeCache::open(&settings, counted.clone())?;

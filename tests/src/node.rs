@@ -64,11 +64,7 @@ impl Node {
     /// A node over several of them.
     pub fn on_disks(dirs: &[&Path], memory: Arc<MemoryOrigin>, settings: NodeSettings) -> Self {
         let metrics = Arc::new(Metrics::new().unwrap());
-        let disk = |dir: &&Path| DiskSettings {
-            dir: dir.to_path_buf(),
-            max_size: settings.cache_max,
-            min_free: 0,
-        };
+        let disk = |dir: &&Path| DiskSettings::new(dir.to_path_buf(), settings.cache_max, 0);
         let cache = CacheSettings { disks: dirs.iter().map(disk).collect() };
         // What an earlier node of this process still has under way ends by itself.
         let mut opened = NodeCache::open(&cache, metrics.clone());

@@ -1,27 +1,33 @@
 //! Makes the index follow the files: first the bytes onto the medium, then one commit.
 //!
-//! The rows of a batch are taken before syncfs, so that the index never names a block whose
-//! bytes that syncfs did not cover.
+//! The rows of a batch are taken before their bytes are synced, so that the index never names a
+//! block whose bytes that did not cover. What the index does not take stays queued.
+
+mod batch;
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::index::{self, Batch, Index};
+use super::index::Index;
 use super::records::{ListingRow, UploadRow};
-use super::version::{CachedVersion, Shared};
-use crate::model::version::VersionKey;
+use super::shared::Shared;
+use super::version::CachedVersion;
 use crate::sync::{Condvar, Mutex, MutexGuard};
 
 /// Longest time that a change waits for its commit.
 const EVERY: Duration = Duration::from_millis(500);
 /// A commit comes earlier once so many bytes wait for it.
 const BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// Listings that wait for an index that takes nothing; what is more is only forgotten there.
+const LISTINGS_MAX: usize = 4096;
+/// How long an index that failed is left alone: doubled each time, between these.
+const BACKOFF: Range<Duration> = Duration::from_millis(500)..Duration::from_secs(8);
 
 /// Collects changes; a thread makes them durable in batches.
 #[derive(Default)]
-pub struct Committer {
+pub(super) struct Committer {
     queue: Mutex<Queue>,
     wake: Condvar,
     done: Condvar,
@@ -29,24 +35,56 @@ pub struct Committer {
 
 #[derive(Default)]
 struct Queue {
-    versions: HashMap<u64, (Arc<CachedVersion>, BTreeSet<u32>)>,
-    removed: Vec<(u64, VersionKey)>,
-    listings: HashMap<Vec<u8>, Option<ListingRow>>,
-    uploads: HashMap<String, Option<UploadRow>>,
+    changes: Changes,
     bytes: u64,
     /// Batches asked for by [`Committer::flush`] and by closing, and batches made.
     asked: u64,
     made: u64,
+    /// Whether the index took the last batch.
+    failing: bool,
     closing: bool,
     closed: bool,
 }
 
-impl Queue {
+/// What the index is to be told.
+#[derive(Default)]
+struct Changes {
+    versions: HashMap<u64, (Arc<CachedVersion>, BTreeSet<u32>)>,
+    removed: BTreeSet<u64>,
+    listings: HashMap<Vec<u8>, Option<ListingRow>>,
+    uploads: HashMap<String, Option<UploadRow>>,
+}
+
+impl Changes {
     fn is_empty(&self) -> bool {
         self.versions.is_empty()
             && self.removed.is_empty()
             && self.listings.is_empty()
             && self.uploads.is_empty()
+    }
+
+    /// Adds what came before these.
+    fn add_older(&mut self, older: Self) {
+        for (id, (version, segments)) in older.versions {
+            self.versions
+                .entry(id)
+                .or_insert_with(|| (version, BTreeSet::new()))
+                .1
+                .extend(segments);
+        }
+        self.removed.extend(older.removed);
+        for (name, row) in older.listings {
+            self.listings.entry(name).or_insert(row);
+        }
+        for (id, row) in older.uploads {
+            self.uploads.entry(id).or_insert(row);
+        }
+        let more = self.listings.len().saturating_sub(LISTINGS_MAX);
+        self.listings
+            .values_mut()
+            .filter(|row| row.is_some())
+            .take(more)
+            .for_each(|row| *row = None);
     }
 }
 
@@ -62,7 +100,7 @@ impl Committer {
             // Nobody will take it out; and it would keep the cache directory, which keeps it.
             return;
         }
-        let entry = queue.versions.entry(version.id);
+        let entry = queue.changes.versions.entry(version.id);
         entry.or_insert_with(|| (version.clone(), BTreeSet::new())).1.extend(segments);
         queue.bytes += bytes;
         if queue.bytes > BYTES_MAX {
@@ -70,34 +108,61 @@ impl Committer {
         }
     }
 
-    pub(super) fn removed(&self, id: u64, key: VersionKey) {
-        let mut queue = self.lock();
-        queue.versions.remove(&id);
-        queue.removed.push((id, key));
+    pub(super) fn removed(&self, id: u64) {
+        self.lock().changes.removed.insert(id);
     }
 
     pub(super) fn listing(&self, name: Vec<u8>, row: Option<ListingRow>) {
-        self.lock().listings.insert(name, row);
+        self.lock().changes.listings.insert(name, row);
     }
 
     pub(super) fn upload(&self, id: String, row: Option<UploadRow>) {
-        self.lock().uploads.insert(id, row);
+        self.lock().changes.uploads.insert(id, row);
     }
 
     /// A listing that is not committed yet.
     pub(super) fn pending_listing(&self, name: &[u8]) -> Option<Option<ListingRow>> {
-        self.lock().listings.get(name).cloned()
+        self.lock().changes.listings.get(name).cloned()
     }
 
     /// Waits until everything queued so far is durable, or its commit failed (which is logged).
-    pub fn flush(&self) {
+    pub(super) fn flush(&self) {
+        let (mut queue, target) = self.ask();
+        while queue.made < target && !queue.closed {
+            queue = self.done.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Like [`Committer::flush`], but waits no longer than `patience`.
+    pub(super) fn flush_within(&self, patience: Duration) {
+        let until = Instant::now() + patience;
+        let (mut queue, target) = self.ask();
+        while queue.made < target && !queue.closed {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            let waited = self.done.wait_timeout(queue, left);
+            queue = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Asks for batches that cover all that is queued; says the number of the last of them.
+    fn ask(&self) -> (MutexGuard<'_, Queue>, u64) {
         let mut queue = self.lock();
         // A batch may be under way without what was queued last: that makes two.
         queue.asked = queue.asked.max(queue.made + 2);
         let target = queue.asked;
         self.wake.notify_one();
-        while queue.made < target && !queue.closed {
-            queue = self.done.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        (queue, target)
+    }
+
+    /// While the index takes nothing: forgets what waits for it and is not used by anybody else.
+    /// The files are evicted like others, or removed at the next start.
+    pub(super) fn let_go(&self) {
+        let mut queue = self.lock();
+        if queue.failing {
+            queue.changes.versions.retain(|_, (version, _)| Arc::strong_count(version) > 1);
         }
     }
 
@@ -108,37 +173,27 @@ impl Committer {
     }
 
     /// The thread's work. Calls `committed` with the ids whose removal is durable.
-    pub(super) fn run(&self, shared: &Shared, index: &Index, committed: impl Fn(&[u64])) {
+    pub(super) fn run(&self, shared: &Shared, index: &Index, committed: impl Fn(&BTreeSet<u64>)) {
+        let mut trouble = Trouble::default();
         loop {
-            let mut queue = self.lock();
-            while !queue.closing && queue.asked <= queue.made && queue.bytes <= BYTES_MAX {
-                let (back, wait) =
-                    self.wake.wait_timeout(queue, EVERY).unwrap_or_else(PoisonError::into_inner);
-                queue = back;
-                if wait.timed_out() && !queue.is_empty() {
-                    break;
+            let closing = self.wait();
+            if closing || trouble.may_try() {
+                let mut changes = std::mem::take(&mut self.lock().changes);
+                if closing || !changes.is_empty() {
+                    let done = batch::commit(shared, index, &mut changes, closing);
+                    trouble.note(shared, &done);
+                    match done {
+                        Ok(()) => committed(&changes.removed),
+                        Err(_) => self.lock().changes.add_older(changes),
+                    }
                 }
-            }
-            let closing = queue.closing;
-            let taken = Queue {
-                versions: std::mem::take(&mut queue.versions),
-                removed: std::mem::take(&mut queue.removed),
-                listings: std::mem::take(&mut queue.listings),
-                uploads: std::mem::take(&mut queue.uploads),
-                ..Queue::default()
-            };
-            queue.bytes = 0;
-            drop(queue);
-            let removed: Vec<u64> = taken.removed.iter().map(|(id, _)| *id).collect();
-            if !taken.is_empty() || closing {
-                commit(shared, index, taken, closing);
-                committed(&removed);
             }
             let mut queue = self.lock();
             queue.made += 1;
+            queue.failing = trouble.is_there();
             queue.closed = closing;
             if closing {
-                queue.versions.clear();
+                queue.changes = Changes::default();
             }
             self.done.notify_all();
             if closing {
@@ -147,35 +202,56 @@ impl Committer {
         }
     }
 
+    /// Waits until a batch is due; says whether it is the last.
+    fn wait(&self) -> bool {
+        let mut queue = self.lock();
+        while !queue.closing && queue.asked <= queue.made && queue.bytes <= BYTES_MAX {
+            let (back, wait) =
+                self.wake.wait_timeout(queue, EVERY).unwrap_or_else(PoisonError::into_inner);
+            queue = back;
+            if wait.timed_out() && !queue.changes.is_empty() {
+                break;
+            }
+        }
+        queue.bytes = 0;
+        queue.closing
+    }
+
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn commit(shared: &Shared, index: &Index, taken: Queue, closing: bool) {
-    let mut batch = Batch { closing, ..Batch::default() };
-    for (id, (version, segments)) in &taken.versions {
-        batch.objects.push((*id, version.key.to_bytes(), version.row()));
-        for segment in segments {
-            batch.segments.push((*id, *segment, version.segment(*segment)));
+/// What keeps the index from taking anything, and when it is tried again.
+#[derive(Default)]
+struct Trouble {
+    again: Option<(Instant, Duration)>,
+}
+
+impl Trouble {
+    fn is_there(&self) -> bool {
+        self.again.is_some()
+    }
+
+    fn may_try(&self) -> bool {
+        self.again.is_none_or(|(at, _)| Instant::now() >= at)
+    }
+
+    fn note(&mut self, shared: &Shared, done: &Result<(), redb::Error>) {
+        let problem = done.as_ref().err().map(|error| {
+            let dir = shared.dir.root().display();
+            format!("the index of the cache at {dir} takes nothing: {error}")
+        });
+        if shared.health.note_index(problem.clone()) {
+            shared.show_health();
+            match &problem {
+                Some(problem) => tracing::error!("{problem}"),
+                None => tracing::info!("the index of the cache is written again"),
+            }
         }
-    }
-    for (id, key) in taken.removed {
-        batch.removed.push((id, key.to_bytes(), index::segment_count(key.version.size)));
-    }
-    batch.listings.extend(taken.listings);
-    batch.uploads.extend(taken.uploads);
-    // A failed sync means that the bytes may be missing: then they are not to be named. They
-    // stay usable for this process only.
-    if !batch.segments.is_empty() {
-        // That it succeeds says nothing: there may have been nothing to write.
-        if let Err(error) = shared.dir.sync() {
-            shared.note_disk(Err(&error));
-            tracing::error!(%error, "cache disk does not sync; the index is not updated");
-            return;
-        }
-    }
-    if let Err(error) = index.apply(&batch) {
-        tracing::error!(%error, "index not updated; what is new in the cache is for this run only");
+        self.again = problem.map(|_| {
+            let wait = self.again.map_or(BACKOFF.start, |(_, wait)| (wait * 2).min(BACKOFF.end));
+            (Instant::now() + wait, wait)
+        });
     }
 }

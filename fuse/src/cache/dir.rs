@@ -2,15 +2,21 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, OFlags};
 
 use super::error::CacheError;
 
 /// The least room, beyond what is to stay free, with which a cache is worth having.
 const LEAST_BYTES: u64 = 16 * 1024 * 1024;
+
+/// Folders below the root.
+const FOLDERS: [&str; 3] = ["objects", "staging", "lost"];
+
+/// Mode bits that let others than the owner in.
+const OTHERS: u32 = 0o077;
 
 /// An owned cache directory. Ownership ends when this is dropped or the process dies.
 pub struct CacheDir {
@@ -20,19 +26,25 @@ pub struct CacheDir {
 }
 
 impl CacheDir {
-    /// Makes the directory where needed and takes ownership.
+    /// Makes the directory where needed and takes ownership. What is wider than mode 0700 is
+    /// narrowed.
     ///
     /// # Errors
-    /// [`CacheError::Unusable`], [`CacheError::InUse`] or [`CacheError::Full`].
+    /// [`CacheError::Unusable`], [`CacheError::Foreign`], [`CacheError::InUse`] or
+    /// [`CacheError::Full`].
     pub fn own(root: &Path, min_free: u64) -> Result<Self, CacheError> {
         let unusable = |error| CacheError::Unusable { dir: root.to_owned(), error };
-        let mut builder = fs::DirBuilder::new();
-        builder.recursive(true).mode(0o700);
-        for sub in ["", "objects", "staging", "lost"] {
-            builder.create(root.join(sub)).map_err(unusable)?;
+        make_folder(root).map_err(unusable)?;
+        let handle = File::open(root).map_err(unusable)?;
+        keep_private(root, &handle)?;
+        for name in FOLDERS {
+            let folder = root.join(name);
+            make_folder(&folder).map_err(unusable)?;
+            let opened = open_folder(&folder)
+                .map_err(|error| CacheError::Unusable { dir: folder.clone(), error })?;
+            keep_private(&folder, &opened)?;
         }
         let lock = lock(root)?;
-        let handle = File::open(root).map_err(unusable)?;
         let dir = Self { root: root.to_owned(), handle, _lock: lock };
         let free = dir.free_bytes().map_err(unusable)?;
         // What the cache already holds is room that it can make for itself.
@@ -54,6 +66,11 @@ impl CacheDir {
         self.root.join("index.redb")
     }
 
+    /// Where room for the index is kept.
+    pub fn reserve_path(&self) -> PathBuf {
+        self.root.join("index.reserve")
+    }
+
     /// The file of the version with this id.
     pub fn object_path(&self, id: u64) -> PathBuf {
         self.root.join(format!("objects/{:02x}/{id:016x}", id & 0xff))
@@ -66,7 +83,12 @@ impl CacheDir {
 
     /// Where bytes go that could not be stored at the origin after the last close.
     pub fn lost_path(&self, id: u64) -> PathBuf {
-        self.root.join(format!("lost/{id:016x}"))
+        self.lost_dir().join(format!("{id:016x}"))
+    }
+
+    /// The folder of such bytes.
+    pub fn lost_dir(&self) -> PathBuf {
+        self.root.join("lost")
     }
 
     /// Bytes that an unprivileged process may still write.
@@ -86,14 +108,19 @@ impl CacheDir {
         Ok(rustix::fs::syncfs(&self.handle)?)
     }
 
-    /// Removes what an earlier owner was writing when it died.
-    pub fn clear_staging(&self) {
-        let Ok(entries) = fs::read_dir(self.root.join("staging")) else { return };
-        for entry in entries.flatten() {
-            if let Err(error) = fs::remove_file(entry.path()) {
-                tracing::warn!(path = %entry.path().display(), %error, "left-over staging file stays");
-            }
-        }
+    /// The files that an earlier owner was writing when it ended.
+    pub fn staging_leftovers(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(self.root.join("staging")).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).collect()
+    }
+
+    /// The greatest id that any file here has; 0 where there is none. Walks all folders.
+    pub fn greatest_id(&self) -> u64 {
+        let folders = fs::read_dir(self.root.join("objects")).into_iter().flatten().flatten();
+        let folders = folders.map(|folder| folder.path());
+        let folders = folders.chain([self.root.join("staging"), self.lost_dir()]);
+        let files = folders.flat_map(|folder| fs::read_dir(folder).into_iter().flatten().flatten());
+        files.filter_map(|file| id_of(&file.path())).max().unwrap_or(0)
     }
 
     /// Removes object files for which `known` says false, up to and without id `below`.
@@ -103,9 +130,7 @@ impl CacheDir {
         for folder in folders.flatten() {
             let Ok(files) = fs::read_dir(folder.path()) else { continue };
             for file in files.flatten() {
-                let name = file.file_name();
-                let id = name.to_str().and_then(|name| u64::from_str_radix(name, 16).ok());
-                if id.is_some_and(|id| id < below && !known(id)) {
+                if id_of(&file.path()).is_some_and(|id| id < below && !known(id)) {
                     removed += u64::from(fs::remove_file(file.path()).is_ok());
                 }
             }
@@ -113,15 +138,20 @@ impl CacheDir {
         removed
     }
 
-    /// Puts a damaged or foreign index out of the way.
+    /// Puts an index that this program cannot use out of the way, under its name and `why`.
     ///
     /// # Errors
     /// What rename reports.
-    pub fn set_index_aside(&self) -> io::Result<PathBuf> {
-        let aside = self.root.join("index.redb.damaged");
+    pub fn set_index_aside(&self, why: &str) -> io::Result<PathBuf> {
+        let aside = self.root.join(format!("index.redb.{why}"));
         fs::rename(self.index_path(), &aside)?;
         Ok(aside)
     }
+}
+
+/// The id that a file is named after.
+fn id_of(path: &Path) -> Option<u64> {
+    u64::from_str_radix(path.file_stem()?.to_str()?, 16).ok()
 }
 
 /// Size in bytes of the file system on which `path` is or, if it is not there yet, its nearest
@@ -131,16 +161,43 @@ pub fn file_system_bytes(path: &Path) -> u64 {
     rustix::fs::statvfs(there).map_or(0, |stat| stat.f_blocks.saturating_mul(stat.f_frsize))
 }
 
+/// Makes a folder that is for its owner alone, with its parents, if it is not there.
+///
+/// # Errors
+/// What mkdir reports.
+pub(super) fn make_folder(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Opens a folder that must not be a symlink.
+fn open_folder(path: &Path) -> io::Result<File> {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW;
+    // The flags are bits of a C int.
+    OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path)
+}
+
+/// Refuses a folder of somebody else's, who could put other files in the place of ours, and
+/// closes one that lets others in.
+fn keep_private(path: &Path, folder: &File) -> Result<(), CacheError> {
+    let unusable = |error| CacheError::Unusable { dir: path.to_owned(), error };
+    let metadata = folder.metadata().map_err(unusable)?;
+    let (owner, us) = (metadata.uid(), rustix::process::geteuid().as_raw());
+    if owner != 0 && owner != us {
+        return Err(CacheError::Foreign { dir: path.to_owned(), owner, us });
+    }
+    if metadata.mode() & OTHERS != 0 {
+        let narrow = fs::Permissions::from_mode(metadata.mode() & 0o7700);
+        if let Err(error) = folder.set_permissions(narrow) {
+            // Root's, and we are not root: a volume that was given to us by its group.
+            tracing::warn!(dir = %path.display(), %error, "others may enter the cache directory");
+        }
+    }
+    Ok(())
+}
+
 fn lock(root: &Path) -> Result<File, CacheError> {
     let unusable = |error| CacheError::Unusable { dir: root.to_owned(), error };
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(root.join("lock"))
-        .map_err(unusable)?;
+    let mut file = open_private(&root.join("lock")).map_err(unusable)?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {
             let write = |file: &mut File| {
@@ -161,9 +218,29 @@ fn lock(root: &Path) -> Result<File, CacheError> {
     }
 }
 
+/// Opens, or makes, a file that is for its owner alone, and never through a symlink.
+///
+/// # Errors
+/// What open or fchmod report.
+pub(super) fn open_private(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    // The flags are bits of a C int.
+    let file = options.custom_flags(OFlags::NOFOLLOW.bits() as i32).open(path)?;
+    let mode = file.metadata()?.mode();
+    if mode & OTHERS != 0 {
+        file.set_permissions(fs::Permissions::from_mode(mode & 0o7700))?;
+    }
+    Ok(file)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        path.metadata().unwrap().mode() & 0o777
+    }
 
     #[test]
     fn a_second_owner_is_refused_by_name() {
@@ -195,8 +272,52 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, "x").unwrap();
         }
+        assert_eq!(dir.greatest_id(), 3);
         assert_eq!(dir.clear_orphans(3, |id| id == 1), 1);
         assert!(dir.object_path(1).exists() && dir.object_path(3).exists());
         assert!(!dir.object_path(2).exists());
+        fs::write(dir.lost_path(0x77).with_extension("json"), "{}").unwrap();
+        assert_eq!(dir.greatest_id(), 0x77);
+    }
+
+    #[test]
+    fn what_lets_others_in_is_closed() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path().join("cache");
+        for path in [root.clone(), root.join("objects")] {
+            fs::create_dir(&path).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
+        }
+        fs::write(root.join("lock"), "").unwrap();
+        fs::set_permissions(root.join("lock"), fs::Permissions::from_mode(0o644)).unwrap();
+        let _dir = CacheDir::own(&root, 0).unwrap();
+        for folder in [root.clone(), root.join("objects"), root.join("staging"), root.join("lost")]
+        {
+            assert_eq!(mode(&folder), 0o700, "{}", folder.display());
+        }
+        assert_eq!(mode(&root.join("lock")), 0o600);
+    }
+
+    #[test]
+    fn a_folder_that_is_a_symlink_is_refused() {
+        let (temp, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::os::unix::fs::symlink(other.path(), temp.path().join("staging")).unwrap();
+        let error = CacheDir::own(temp.path(), 0).map(|_| ()).unwrap_err();
+        assert!(matches!(error, CacheError::Unusable { .. }), "{error}");
+    }
+
+    #[test]
+    fn somebody_elses_folder_is_refused() {
+        if !rustix::process::geteuid().is_root() {
+            // Only root can give a folder away.
+            return;
+        }
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path().join("cache");
+        fs::create_dir(&root).unwrap();
+        std::os::unix::fs::chown(&root, Some(12345), None).unwrap();
+        let error = CacheDir::own(&root, 0).map(|_| ()).unwrap_err();
+        assert!(matches!(error, CacheError::Foreign { owner: 12345, .. }), "{error}");
+        assert!(error.to_string().contains("12345"), "{error}");
     }
 }

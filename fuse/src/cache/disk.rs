@@ -1,27 +1,24 @@
 //! The cache on one disk.
 
+mod opening;
 mod room;
+mod written;
 
 use std::collections::{HashMap, HashSet};
-use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Instant;
 
-use super::commit::Committer;
-use super::dir::CacheDir;
+use super::dir::file_system_bytes;
 use super::error::CacheError;
-use super::evict::Recency;
-use super::health::DiskHealth;
 use super::index::Index;
+use super::lost;
 use super::records::{ListingRow, UploadRow};
-use super::space::Space;
-use super::version::{CachedVersion, Shared};
-use crate::metrics::Metrics;
+use super::shared::Shared;
+use super::version::CachedVersion;
 use crate::model::blocks::{self, BlockMap};
 use crate::model::version::{BucketId, VersionKey};
-use crate::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Mutex, MutexGuard, thread};
 
 pub use room::{Pressure, Room};
@@ -35,6 +32,16 @@ pub struct DiskSettings {
     pub max_size: u64,
     /// Bytes that it leaves free on its file system.
     pub min_free: u64,
+    /// Most bytes that `lost/` is meant to hold.
+    pub lost_max: u64,
+}
+
+impl DiskSettings {
+    /// These limits, and the default one of `lost/`.
+    pub fn new(dir: PathBuf, max_size: u64, min_free: u64) -> Self {
+        let lost_max = lost::default_max(file_system_bytes(&dir));
+        Self { dir, max_size, min_free, lost_max }
+    }
 }
 
 /// Figures about the cache on a disk.
@@ -42,8 +49,13 @@ pub struct DiskSettings {
 pub struct DiskStats {
     /// Its directory.
     pub dir: PathBuf,
-    /// Bytes held.
+    /// Bytes taken: by versions, by what is being written, by what is kept in `lost/`, and by the
+    /// index beyond its first 8 MiB.
     pub used_bytes: u64,
+    /// Those of them that what is being written has reserved.
+    pub staging_bytes: u64,
+    /// Those of them that are kept in `lost/`.
+    pub lost_bytes: u64,
     /// Most bytes that it may hold.
     pub max_bytes: u64,
     /// Bytes free on its file system.
@@ -52,6 +64,22 @@ pub struct DiskStats {
     pub versions: u64,
     /// What is wrong with the disk, if anything is.
     pub problem: Option<String>,
+}
+
+impl DiskStats {
+    /// Those of a disk that could not be opened.
+    pub(super) fn of_unopened(settings: &DiskSettings, error: &CacheError) -> Self {
+        Self {
+            dir: settings.dir.clone(),
+            used_bytes: 0,
+            staging_bytes: 0,
+            lost_bytes: 0,
+            max_bytes: settings.max_size,
+            free_bytes: 0,
+            versions: 0,
+            problem: Some(error.to_string()),
+        }
+    }
 }
 
 /// What of a cache is counted together: the keys of a bucket that begin alike.
@@ -68,13 +96,14 @@ pub(super) struct DiskCache {
     pub(super) shared: Arc<Shared>,
     index: Arc<Index>,
     active: Mutex<Active>,
-    recency: Mutex<Recency>,
     next_id: AtomicU64,
     pressure: Mutex<Vec<Weak<dyn Pressure>>>,
     flushed: Mutex<Option<Instant>>,
     thread: Mutex<Option<thread::JoinHandle<()>>>,
-    /// Uploads that were in the index when it was opened.
-    leftovers: Mutex<Vec<(String, UploadRow)>>,
+    /// Uploads that an earlier release journaled in the index.
+    journaled: Mutex<Vec<(String, UploadRow)>>,
+    /// Files that an earlier process was writing.
+    staged: Mutex<Vec<PathBuf>>,
 }
 
 #[derive(Default)]
@@ -99,80 +128,6 @@ impl Active {
 }
 
 impl DiskCache {
-    /// Takes ownership of the directory and opens its index.
-    ///
-    /// # Errors
-    /// [`CacheError`].
-    pub(super) fn open(
-        settings: &DiskSettings,
-        number: u8,
-        metrics: Arc<Metrics>,
-    ) -> Result<Arc<Self>, CacheError> {
-        let dir = CacheDir::own(&settings.dir, settings.min_free)?;
-        dir.clear_staging();
-        let index = Arc::new(Index::open(&dir)?);
-        let shared = Arc::new(Shared {
-            dir,
-            space: Space::new(settings.max_size, settings.min_free),
-            committer: Committer::default(),
-            metrics,
-            epoch: index.epoch,
-            number,
-            health: DiskHealth::default(),
-            noted: AtomicI64::new(0),
-        });
-        let cache = Arc::new(Self {
-            shared,
-            next_id: AtomicU64::new(index.first_id),
-            leftovers: Mutex::new(index.uploads()),
-            index,
-            active: Mutex::default(),
-            recency: Mutex::new(Recency::new()),
-            pressure: Mutex::default(),
-            flushed: Mutex::default(),
-            thread: Mutex::default(),
-        });
-        cache
-            .clone()
-            .start()
-            .map_err(|error| CacheError::Unusable { dir: settings.dir.clone(), error })?;
-        Ok(cache)
-    }
-
-    fn start(self: Arc<Self>) -> io::Result<()> {
-        let (shared, index) = (self.shared.clone(), self.index.clone());
-        let weak = Arc::downgrade(&self);
-        let commit = move || {
-            let committed = |removed: &[u64]| {
-                if let Some(cache) = weak.upgrade() {
-                    let mut active = cache.active();
-                    removed.iter().for_each(|id| {
-                        active.evicted.remove(id);
-                    });
-                }
-            };
-            shared.committer.run(&shared, &index, committed);
-        };
-        let committer = thread::Builder::new().name("weir-commit".into()).spawn(commit)?;
-        *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(committer);
-        thread::Builder::new().name("weir-load".into()).spawn(move || self.load())?;
-        Ok(())
-    }
-
-    /// Reads the order of use from the index, and removes files that it does not name.
-    fn load(&self) {
-        let mut rows = Vec::new();
-        self.index.for_each_object(|id, row| rows.push((id, row.held, row.last_used)));
-        let known: HashSet<u64> = rows.iter().map(|(id, _, _)| *id).collect();
-        let added = self.recency().load(rows);
-        self.shared.space.add(added);
-        self.note_use();
-        let orphans = self.shared.dir.clear_orphans(self.index.first_id, |id| known.contains(&id));
-        if orphans > 0 {
-            tracing::info!(orphans, "removed cache files that the index does not name");
-        }
-    }
-
     /// The version with this identity, held or not. It is not evicted while the result lives.
     pub(super) fn acquire(&self, key: &VersionKey) -> Arc<CachedVersion> {
         if let Some(version) = self.active().by_key.get(key).and_then(Weak::upgrade) {
@@ -195,7 +150,7 @@ impl DiskCache {
                 (id, self.index.map(id, row.size), row.verified_epoch, row.last_used)
             }
             None => {
-                let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+                let id = self.new_id();
                 (id, BlockMap::empty(blocks::count(key.version.size)), self.shared.epoch, 0)
             }
         };
@@ -211,9 +166,7 @@ impl DiskCache {
         active.by_key.insert(key.clone(), Arc::downgrade(&version));
         active.by_id.insert(id, Arc::downgrade(&version));
         let held = version.held_bytes();
-        if held > 0 && self.recency().touch(id, held) {
-            self.shared.space.add(held);
-        }
+        self.shared.space.versions_mut(|versions| versions.begin(id, held));
         version
     }
 
@@ -231,10 +184,9 @@ impl DiskCache {
 
     /// Notes that a version is being used and what it holds now.
     pub(super) fn used(&self, version: &Arc<CachedVersion>) {
-        let held = version.held_bytes();
-        if held > 0 {
+        if version.held_bytes() > 0 {
             version.touch();
-            self.recency().touch(version.id, held);
+            self.shared.space.versions_mut(|versions| versions.touch(version.id));
         }
         self.note_use();
     }
@@ -249,11 +201,6 @@ impl DiskCache {
         self.shared.health.problem()
     }
 
-    /// Whether a path is in this directory.
-    pub(super) fn contains(&self, path: &Path) -> bool {
-        path.starts_with(self.shared.dir.root())
-    }
-
     /// Adds to each of `sums` what is held of the same of `of`.
     pub(super) fn add_held(&self, of: &[Held], sums: &mut [u64]) {
         self.index.for_each_object(|_, row| {
@@ -263,53 +210,6 @@ impl DiskCache {
                 }
             }
         });
-    }
-
-    /// A path for a new staging file, on the cache's file system.
-    pub(super) fn staging_path(&self) -> PathBuf {
-        self.shared.dir.staging_path(self.next_id.fetch_add(1, Ordering::Relaxed))
-    }
-
-    /// Puts a staging file whose bytes could not be stored where a person finds it.
-    ///
-    /// # Errors
-    /// What rename reports.
-    pub(super) fn keep_lost(&self, path: &Path) -> io::Result<PathBuf> {
-        let kept = self.shared.dir.lost_path(self.next_id.fetch_add(1, Ordering::Relaxed));
-        fs::rename(path, &kept)?;
-        Ok(kept)
-    }
-
-    /// Makes a file on this disk that holds all bytes of `version`, with their checksums by block,
-    /// the cached version. The file is moved or, with `keep`, linked. Says whether it did.
-    pub(super) fn adopt(
-        &self,
-        version: &Arc<CachedVersion>,
-        path: &Path,
-        sums: &[u32],
-        keep: bool,
-    ) -> bool {
-        if version.held_bytes() > 0 || !version.flights.is_idle() {
-            return false;
-        }
-        let target = self.shared.dir.object_path(version.id);
-        let place = || {
-            if let Some(folder) = target.parent() {
-                fs::create_dir_all(folder)?;
-            }
-            if keep { fs::hard_link(path, &target) } else { fs::rename(path, &target) }
-        };
-        match place() {
-            Ok(()) => {
-                version.adopt(sums);
-                self.used(version);
-                true
-            }
-            Err(error) => {
-                tracing::warn!(%error, "written file not kept in the cache");
-                false
-            }
-        }
     }
 
     /// Whether kept listings know of all that was changed here. After a crash they may lack the
@@ -341,10 +241,15 @@ impl DiskCache {
         self.index.identities_with(bucket.as_str(), identity)
     }
 
-    /// Takes the uploads that an earlier run began in this bucket and did not finish; each is
+    /// Takes the files that were in the staging folder when the cache was opened.
+    pub(super) fn take_staged(&self) -> Vec<PathBuf> {
+        std::mem::take(&mut *self.staged.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes the uploads that an earlier release began in this bucket and did not finish; each is
     /// given once, so that no mount aborts what another one has under way.
-    pub(super) fn take_leftovers(&self, bucket: &BucketId) -> Vec<(String, UploadRow)> {
-        let mut all = self.leftovers.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn take_journaled(&self, bucket: &BucketId) -> Vec<(String, UploadRow)> {
+        let mut all = self.journaled.lock().unwrap_or_else(PoisonError::into_inner);
         all.extract_if(.., |(_, row)| row.bucket == bucket.as_str()).collect()
     }
 
@@ -355,25 +260,22 @@ impl DiskCache {
 
     /// Figures for people.
     pub(super) fn stats(&self) -> DiskStats {
+        self.count_lost();
+        let space = &self.shared.space;
         DiskStats {
             dir: self.shared.dir.root().to_owned(),
-            used_bytes: self.shared.space.used(),
-            max_bytes: self.shared.space.max_size(),
+            used_bytes: space.used(),
+            staging_bytes: space.staging(),
+            lost_bytes: space.lost(),
+            max_bytes: space.limits().max_size,
             free_bytes: self.shared.dir.free_bytes().unwrap_or(0),
-            versions: self.recency().len() as u64,
+            versions: space.versions() as u64,
             problem: self.problem(),
         }
     }
 
-    /// Makes everything durable and marks the cache as closed in order.
-    pub(super) fn close(&self) {
-        self.shared.committer.close();
-        let committer = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(committer) = committer else { return };
-        // The thread itself may hold the last reference for a moment.
-        if committer.thread().id() != thread::current().id() && committer.join().is_err() {
-            tracing::error!("the index thread ended in a panic");
-        }
+    fn new_id(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
     }
 
     fn note_use(&self) {
@@ -382,10 +284,6 @@ impl DiskCache {
 
     fn active(&self) -> MutexGuard<'_, Active> {
         self.active.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn recency(&self) -> MutexGuard<'_, Recency> {
-        self.recency.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -40,18 +40,19 @@ pub enum CacheError {
         /// The least that a cache needs.
         least: u64,
     },
-    /// Made by a later Weir.
+    /// Its owner is neither root nor who runs this process.
     #[error(
-        "cache directory {dir} has schema {found}, this Weir knows up to {known}; use the newer \
-         Weir or give another directory with --cache-dir"
+        "cache directory {dir} belongs to user {owner}, who could change what is cached; this \
+         process runs as user {us}: make that one the owner or give another directory with \
+         --cache-dir"
     )]
-    NewerSchema {
-        /// The directory.
+    Foreign {
+        /// The directory, or a folder in it.
         dir: PathBuf,
-        /// Schema number found.
-        found: u32,
-        /// The newest known.
-        known: u32,
+        /// User id of its owner.
+        owner: u32,
+        /// User id of this process.
+        us: u32,
     },
     /// The index failed in a way that starting afresh does not mend.
     #[error("index of cache directory {dir}: {error}")]

@@ -2,11 +2,13 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Advice, OFlags};
 
+use super::dir::make_folder;
 use crate::buffers::{ALIGN, Block, Buffer};
 use crate::model::blocks::BLOCK;
 
@@ -14,7 +16,7 @@ use crate::model::blocks::BLOCK;
 const IOV_MAX: usize = 64;
 
 /// An open cache file.
-pub struct CacheFile {
+pub(super) struct CacheFile {
     file: File,
     path: PathBuf,
     size: u64,
@@ -23,21 +25,15 @@ pub struct CacheFile {
 }
 
 impl CacheFile {
-    /// Makes a new sparse file of `size` bytes; one of that name from before is emptied.
+    /// Makes a new sparse file of `size` bytes. What had that name loses it and is not touched:
+    /// somebody may have it open, or know it by another name.
     ///
     /// # Errors
-    /// What open, mkdir or ftruncate report.
-    pub fn create(path: &Path, size: u64) -> io::Result<Self> {
-        let open = |path: &Path| Self::open_with(path, OFlags::CREATE | OFlags::TRUNC);
-        let (file, direct) = match open(path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                if let Some(folder) = path.parent() {
-                    fs::create_dir_all(folder)?;
-                }
-                open(path)?
-            }
-            other => other?,
-        };
+    /// What open, unlink, mkdir or ftruncate report; `AlreadyExists` when somebody else is making
+    /// one at the same time.
+    pub(super) fn create(path: &Path, size: u64) -> io::Result<Self> {
+        clear(path)?;
+        let (file, direct) = Self::open_with(path, true)?;
         file.set_len(size)?;
         Ok(Self { file, path: path.to_owned(), size, direct })
     }
@@ -46,8 +42,8 @@ impl CacheFile {
     ///
     /// # Errors
     /// What open reports; `InvalidData` for one of another size.
-    pub fn open(path: &Path, size: u64) -> io::Result<Self> {
-        let (file, direct) = Self::open_with(path, OFlags::empty())?;
+    pub(super) fn open(path: &Path, size: u64) -> io::Result<Self> {
+        let (file, direct) = Self::open_with(path, false)?;
         let len = file.metadata()?.len();
         if len != size {
             let text = format!("cache file has {len} bytes instead of {size}");
@@ -56,36 +52,59 @@ impl CacheFile {
         Ok(Self { file, path: path.to_owned(), size, direct })
     }
 
-    fn open_with(path: &Path, extra: OFlags) -> io::Result<(File, bool)> {
-        let open = |flags: OFlags| {
-            let mut options = OpenOptions::new();
-            options.read(true).write(true).mode(0o600);
-            // The flags are bits of a C int.
-            options.custom_flags((flags | OFlags::NOFOLLOW).bits() as i32);
-            options.create(extra.contains(OFlags::CREATE));
-            options.truncate(extra.contains(OFlags::TRUNC)).open(path)
-        };
-        match open(OFlags::DIRECT) {
-            Err(e) if e.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => {
-                Ok((open(OFlags::empty())?, false))
-            }
-            other => Ok((other?, true)),
-        }
+    fn open_with(path: &Path, new: bool) -> io::Result<(File, bool)> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(new).mode(0o600);
+        // The flags are bits of a C int.
+        let file = options.custom_flags(OFlags::NOFOLLOW.bits() as i32).open(path)?;
+        // Not when it is opened: where O_DIRECT is refused, open(2) leaves the new file behind.
+        let flags = rustix::fs::fcntl_getfl(&file)? | OFlags::DIRECT;
+        let direct = rustix::fs::fcntl_setfl(&file, flags).is_ok();
+        Ok((file, direct))
     }
 
     /// Opens the file once more as the kernel is to read it for a pod: through the page cache.
     ///
     /// # Errors
-    /// What open reports; `NotFound` when the file was evicted.
-    pub fn reopen_for_passthrough(&self) -> io::Result<File> {
-        File::open(&self.path)
+    /// What open reports; `NotFound` when the file was evicted, or another one has its name.
+    pub(super) fn reopen_for_passthrough(&self) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        // The flags are bits of a C int.
+        let file =
+            options.read(true).custom_flags(OFlags::NOFOLLOW.bits() as i32).open(&self.path)?;
+        let (same, own) = (file.metadata()?, self.file.metadata()?);
+        if (same.dev(), same.ino()) != (own.dev(), own.ino()) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Ok(file)
+    }
+
+    /// Gives the file another name on the same file system.
+    ///
+    /// # Errors
+    /// What link reports; `NotFound` when the file was evicted.
+    pub(super) fn link(&self, path: &Path) -> io::Result<()> {
+        clear(path)?;
+        // By its descriptor, since its name may be another file's by now (open(2), O_TMPFILE, has
+        // this way of linkat without CAP_DAC_READ_SEARCH).
+        let this = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        let follow = rustix::fs::AtFlags::SYMLINK_FOLLOW;
+        Ok(rustix::fs::linkat(rustix::fs::CWD, this, rustix::fs::CWD, path, follow)?)
+    }
+
+    /// Puts what was written to the file onto the medium.
+    ///
+    /// # Errors
+    /// What fdatasync reports.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
     }
 
     /// Writes consecutive blocks, the first of which has number `first`.
     ///
     /// # Errors
     /// What pwritev reports: no space, a failing disk.
-    pub fn write_blocks(&self, first: u32, blocks: &[Block]) -> io::Result<()> {
+    pub(super) fn write_blocks(&self, first: u32, blocks: &[Block]) -> io::Result<()> {
         let mut offset = u64::from(first) * BLOCK;
         for group in blocks.chunks(IOV_MAX) {
             let slices: Vec<IoSlice<'_>> = group.iter().map(|b| IoSlice::new(b.padded())).collect();
@@ -121,7 +140,7 @@ impl CacheFile {
     ///
     /// # Errors
     /// What pread reports; `UnexpectedEof` when the file is shorter.
-    pub fn read_run(&self, first: u32, buffer: &mut Buffer) -> io::Result<()> {
+    pub(super) fn read_run(&self, first: u32, buffer: &mut Buffer) -> io::Result<()> {
         let offset = u64::from(first) * BLOCK;
         let wanted = buffer.bytes_mut().len();
         let mut done = 0;
@@ -143,6 +162,20 @@ impl CacheFile {
             let _ = rustix::fs::fadvise(&self.file, offset, len, Advice::DontNeed);
         }
         Ok(())
+    }
+}
+
+/// Makes place for a file: its folder is there, and nothing of its name.
+///
+/// # Errors
+/// What mkdir or unlink report.
+pub(super) fn clear(path: &Path) -> io::Result<()> {
+    if let Some(folder) = path.parent() {
+        make_folder(folder)?;
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -174,5 +207,36 @@ mod tests {
             assert_eq!(buffer.bytes_mut(), [3; 100]);
             assert!(CacheFile::open(&path, size + 1).is_err());
         }
+    }
+
+    #[test]
+    fn a_new_file_leaves_alone_what_had_its_name() {
+        let buffers = Buffers::new(1 << 24);
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("file"), dir.path().join("other"));
+        let first = CacheFile::create(&path, 100).unwrap();
+        first.write_blocks(0, &[block(&buffers, 7, 100)]).unwrap();
+        first.link(&other).unwrap();
+        let passed = first.reopen_for_passthrough().unwrap();
+        CacheFile::create(&path, 100).unwrap();
+        assert_eq!(fs::read(&other).unwrap(), [7; 100]);
+        assert_eq!(io::read_to_string(passed).unwrap().len(), 100);
+        assert_eq!(fs::read(&path).unwrap(), [0; 100]);
+        // What has its name now is not what was checked.
+        assert_eq!(first.reopen_for_passthrough().unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn no_symlink_is_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, secret) = (dir.path().join("file"), dir.path().join("secret"));
+        let file = CacheFile::create(&path, 6).unwrap();
+        fs::write(&secret, "secret").unwrap();
+        fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink(&secret, &path).unwrap();
+        assert!(file.reopen_for_passthrough().is_err() && CacheFile::open(&path, 6).is_err());
+        CacheFile::create(&path, 6).unwrap();
+        assert_eq!(fs::read(&secret).unwrap(), b"secret");
     }
 }

@@ -1,4 +1,4 @@
-//! Whether a disk works.
+//! Whether a disk works, and the index on it.
 
 use std::io;
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::sync::Mutex;
 /// Failures in a row after which a disk counts as failing: one may be a bad block.
 const FAILURES: u32 = 3;
 
-/// What a disk's calls came to.
+/// What a disk's calls came to, and the index's commits.
 #[derive(Default)]
 pub struct DiskHealth {
     state: Mutex<State>,
@@ -21,33 +21,43 @@ pub struct DiskHealth {
 struct State {
     in_a_row: u32,
     problem: Option<String>,
+    of_index: Option<String>,
 }
 
 impl DiskHealth {
     /// Notes how a call ended. A disk that is full is no failing one.
-    /// Says whether the disk fails, where that is new.
-    pub(super) fn note(&self, dir: &Path, done: Result<(), &io::Error>) -> Option<bool> {
+    /// Says whether that changes what is wrong.
+    pub(super) fn note(&self, dir: &Path, done: Result<(), &io::Error>) -> bool {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let Err(error) = done else {
-            let failed = std::mem::take(&mut *state).problem.is_some();
-            return failed.then_some(false);
+            state.in_a_row = 0;
+            return state.problem.take().is_some();
         };
         if !is_of_the_disk(error) {
-            return None;
+            return false;
         }
         state.in_a_row += 1;
         if state.in_a_row != FAILURES {
-            return None;
+            return false;
         }
         let dir = dir.display();
         tracing::error!(%dir, %error, "the cache's disk fails");
         state.problem = Some(format!("the cache's disk at {dir} fails: {error}"));
-        Some(true)
+        true
+    }
+
+    /// Notes why the index takes nothing or, with `None`, that it does. Says whether that changes
+    /// what is wrong.
+    pub(super) fn note_index(&self, problem: Option<String>) -> bool {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut state.of_index, problem);
+        before.is_some() != state.of_index.is_some()
     }
 
     /// What is wrong, if anything is.
     pub fn problem(&self) -> Option<String> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).problem.clone()
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.problem.clone().or_else(|| state.of_index.clone())
     }
 }
 

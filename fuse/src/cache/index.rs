@@ -1,24 +1,16 @@
 //! The index: which versions are held, which of their blocks, and what listings said.
 
+mod opening;
+
 use std::io;
-use std::path::Path;
+use std::path::PathBuf;
+use std::sync::PoisonError;
 
-use redb::{
-    Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
-    TableError,
-};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 
-use super::dir::CacheDir;
-use super::error::CacheError;
-use super::records::{self, ListingRow, ObjectRow, SEGMENT, UploadRow};
+use super::records::{self, ListingRow, ObjectRow, UploadRow};
 use crate::model::blocks::{self, BlockMap};
-
-/// Schema number of this code. A directory with a higher one is left alone.
-pub const SCHEMA: u32 = 1;
-/// Memory for redb's own cache, in bytes.
-const REDB_CACHE: usize = 16 * 1024 * 1024;
-/// Ids set aside at every start, so that ids of a crashed run are not given again.
-pub const ID_STRIDE: u64 = 1 << 32;
+use crate::sync::RwLock;
 
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const BOOT: TableDefinition<'_, &str, &str> = TableDefinition::new("boot");
@@ -32,7 +24,9 @@ const IDENTITIES: TableDefinition<'_, (&str, &str), ()> = TableDefinition::new("
 
 /// The index of one cache directory.
 pub struct Index {
-    db: Database,
+    path: PathBuf,
+    /// `None` once it is closed, and while it could not be opened again.
+    db: RwLock<Option<Database>>,
     /// Counts unclean boots: a version checked in an earlier epoch is to be checked again.
     pub epoch: u32,
     /// The first id of this run.
@@ -43,92 +37,50 @@ pub struct Index {
 
 /// Changes that are to become durable together.
 #[derive(Default)]
-pub struct Batch {
+pub struct Batch<'a> {
     /// Rows to write, with the bytes of their identity.
     pub objects: Vec<(u64, Vec<u8>, ObjectRow)>,
     /// Segments to write.
     pub segments: Vec<(u64, u32, Vec<u8>)>,
-    /// Versions to remove: id, bytes of the identity, number of segments.
-    pub removed: Vec<(u64, Vec<u8>, u32)>,
+    /// Ids of versions to remove.
+    pub removed: Vec<u64>,
     /// Listings to write or, with `None`, to remove.
-    pub listings: Vec<(Vec<u8>, Option<ListingRow>)>,
+    pub listings: Vec<(&'a [u8], Option<&'a ListingRow>)>,
     /// Uploads begun or, with `None`, finished.
-    pub uploads: Vec<(String, Option<UploadRow>)>,
+    pub uploads: Vec<(&'a str, Option<&'a UploadRow>)>,
     /// Whether the cache is being closed in order.
     pub closing: bool,
 }
 
 impl Index {
-    /// Opens the index of `dir`; a damaged or foreign one is set aside and a new one made.
+    /// Opens it once more, as after an error: redb refuses all after the first one.
     ///
     /// # Errors
-    /// [`CacheError::NewerSchema`], or [`CacheError::Index`] when a new one fails too.
-    pub fn open(dir: &CacheDir) -> Result<Self, CacheError> {
-        Self::open_in(dir, &boot_id())
+    /// What redb reports; the index then knows nothing until this succeeds.
+    pub fn reopen(&self) -> Result<(), redb::Error> {
+        let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        // Its lock of the file goes with it.
+        *db = None;
+        *db = Some(opening::open_again(&self.path)?);
+        Ok(())
     }
 
-    fn open_in(dir: &CacheDir, boot_id: &str) -> Result<Self, CacheError> {
-        let root = dir.root().to_owned();
-        let failed = |error: String| CacheError::Index { dir: root.clone(), error };
-        match Self::try_open(&dir.index_path(), boot_id) {
-            Ok(index) => Ok(index),
-            Err(Opening::Newer(found)) => {
-                Err(CacheError::NewerSchema { dir: root, found, known: SCHEMA })
-            }
-            Err(Opening::Damaged(reason)) => {
-                let aside = dir.set_index_aside().map_err(|e| failed(e.to_string()))?;
-                tracing::warn!(%reason, aside = %aside.display(), "index unusable; starting a new one");
-                Self::try_open(&dir.index_path(), boot_id).map_err(|e| failed(format!("{e:?}")))
-            }
-            Err(Opening::Failed(reason)) => Err(failed(reason)),
-        }
+    /// Closes it. It knows nothing from here on.
+    pub fn close(&self) {
+        *self.db.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    fn try_open(path: &Path, boot_id: &str) -> Result<Self, Opening> {
-        let fresh = path.metadata().map_or(true, |m| m.len() == 0);
-        let db = Database::builder().set_cache_size(REDB_CACHE).create(path)?;
-        let txn = quick_write(&db).map_err(Opening::damaged)?;
-        let (epoch, first_id, clean) = {
-            let mut meta = txn.open_table(META)?;
-            let get = |meta: &redb::Table<'_, &str, u64>, name: &str| {
-                Ok::<_, StorageError>(meta.get(name)?.map(|v| v.value()))
-            };
-            match get(&meta, "schema")? {
-                None if fresh => {}
-                None => return Err(Opening::Damaged("not an index of Weir".into())),
-                Some(found) if found > u64::from(SCHEMA) => {
-                    return Err(Opening::Newer(u32::try_from(found).unwrap_or(u32::MAX)));
-                }
-                Some(found) if found < u64::from(SCHEMA) => {
-                    return Err(Opening::Damaged(format!("schema {found} is too old")));
-                }
-                Some(_) => {}
-            }
-            meta.insert("schema", u64::from(SCHEMA))?;
-            let clean = get(&meta, "clean")?.is_some_and(|clean| clean == 1);
-            let mut epoch = get(&meta, "epoch")?.unwrap_or(0);
-            let mut boot = txn.open_table(BOOT)?;
-            let same_boot = boot.get("boot_id")?.is_some_and(|b| b.value() == boot_id);
-            // Bytes written before a crash of the process survive it; of the machine they may not.
-            if !fresh && !clean && !same_boot {
-                epoch += 1;
-            }
-            boot.insert("boot_id", boot_id)?;
-            let first_id = get(&meta, "next_id")?.unwrap_or(1);
-            meta.insert("epoch", epoch)?;
-            meta.insert("clean", 0)?;
-            meta.insert("next_id", first_id + ID_STRIDE)?;
-            (epoch, first_id, clean)
-        };
-        txn.open_table(VERSIONS)?;
-        txn.open_table(OBJECTS)?;
-        txn.open_table(SEGMENTS)?;
-        txn.open_table(LISTINGS)?;
-        txn.open_table(UPLOADS)?;
-        txn.open_table(IDENTITIES)?;
-        txn.commit().map_err(Opening::damaged)?;
-        let epoch = u32::try_from(epoch).unwrap_or(u32::MAX);
-        Ok(Self { db, epoch, first_id, closed_in_order: clean })
+    /// Bytes that it takes on the disk.
+    pub fn bytes(&self) -> u64 {
+        self.path.symlink_metadata().map_or(0, |metadata| metadata.len())
+    }
+
+    fn with<T>(
+        &self,
+        act: impl FnOnce(&Database) -> Result<T, redb::Error>,
+    ) -> Result<T, redb::Error> {
+        let db = self.db.read().unwrap_or_else(PoisonError::into_inner);
+        act(db.as_ref().ok_or(redb::Error::DatabaseClosed)?)
     }
 
     /// Finds a version by the bytes of its identity.
@@ -137,13 +89,15 @@ impl Index {
     }
 
     fn try_find(&self, identity: &[u8]) -> Result<Option<(u64, ObjectRow)>, redb::Error> {
-        let txn = self.db.begin_read()?;
-        let Some(id) = txn.open_table(VERSIONS)?.get(identity)?.map(|id| id.value()) else {
-            return Ok(None);
-        };
-        let objects = txn.open_table(OBJECTS)?;
-        let Some(row) = objects.get(id)? else { return Ok(None) };
-        Ok(postcard::from_bytes::<ObjectRow>(row.value()).ok().map(|row| (id, row)))
+        self.with(|db| {
+            let txn = db.begin_read()?;
+            let Some(id) = txn.open_table(VERSIONS)?.get(identity)?.map(|id| id.value()) else {
+                return Ok(None);
+            };
+            let objects = txn.open_table(OBJECTS)?;
+            let Some(row) = objects.get(id)? else { return Ok(None) };
+            Ok(postcard::from_bytes::<ObjectRow>(row.value()).ok().map(|row| (id, row)))
+        })
     }
 
     /// The range map of a version of `size` bytes.
@@ -153,24 +107,28 @@ impl Index {
 
     fn try_map(&self, id: u64, size: u64) -> Result<BlockMap, redb::Error> {
         let mut map = BlockMap::empty(blocks::count(size));
-        let segments = self.db.begin_read()?.open_table(SEGMENTS)?;
-        for row in segments.range((id, 0)..=(id, u32::MAX))? {
-            let (key, value) = row?;
-            if !records::decode_segment(&mut map, key.value().1, value.value()) {
-                tracing::warn!(id, segment = key.value().1, "damaged range row; fetching again");
+        self.with(|db| {
+            let segments = db.begin_read()?.open_table(SEGMENTS)?;
+            for row in segments.range((id, 0)..=(id, u32::MAX))? {
+                let (key, value) = row?;
+                let segment = key.value().1;
+                if !records::decode_segment(&mut map, segment, value.value()) {
+                    tracing::warn!(id, segment, "damaged range row; fetching again");
+                }
             }
-        }
+            Ok(())
+        })?;
         Ok(map)
     }
 
     /// The listing stored under `name`.
     pub fn listing(&self, name: &[u8]) -> Option<ListingRow> {
-        let read = || -> Result<Option<ListingRow>, redb::Error> {
-            let table = self.db.begin_read()?.open_table(LISTINGS)?;
+        let read = self.with(|db| {
+            let table = db.begin_read()?.open_table(LISTINGS)?;
             let row = table.get(name)?;
             Ok(row.and_then(|row| postcard::from_bytes(row.value()).ok()))
-        };
-        logged(read()).flatten()
+        });
+        logged(read).flatten()
     }
 
     /// The identities that have brought bytes of a bucket here, with `identity` among them from
@@ -184,8 +142,8 @@ impl Index {
         bucket: &str,
         identity: &str,
     ) -> Result<Vec<String>, redb::Error> {
-        let known = {
-            let table = self.db.begin_read()?.open_table(IDENTITIES)?;
+        self.with(|db| {
+            let table = db.begin_read()?.open_table(IDENTITIES)?;
             let mut known = Vec::new();
             for row in table.range((bucket, "")..)? {
                 let (key, _) = row?;
@@ -194,21 +152,20 @@ impl Index {
                     _ => break,
                 }
             }
-            known
-        };
-        if known.iter().any(|known| known == identity) {
-            return Ok(known);
-        }
-        let txn = quick_write(&self.db)?;
-        txn.open_table(IDENTITIES)?.insert((bucket, identity), ())?;
-        txn.commit()?;
-        Ok(known.into_iter().chain([identity.to_owned()]).collect())
+            if !known.iter().any(|known| known == identity) {
+                let txn = quick_write(db)?;
+                txn.open_table(IDENTITIES)?.insert((bucket, identity), ())?;
+                txn.commit()?;
+                known.push(identity.to_owned());
+            }
+            Ok(known)
+        })
     }
 
     /// Uploads that were begun and never finished.
     pub fn uploads(&self) -> Vec<(String, UploadRow)> {
-        let read = || -> Result<Vec<_>, redb::Error> {
-            let table = self.db.begin_read()?.open_table(UPLOADS)?;
+        let read = self.with(|db| {
+            let table = db.begin_read()?.open_table(UPLOADS)?;
             let mut out = Vec::new();
             for row in table.iter()? {
                 let (key, value) = row?;
@@ -217,14 +174,14 @@ impl Index {
                 }
             }
             Ok(out)
-        };
-        logged(read()).unwrap_or_default()
+        });
+        logged(read).unwrap_or_default()
     }
 
-    /// Calls `each` with id and row of every version.
-    pub fn for_each_object(&self, mut each: impl FnMut(u64, &ObjectRow)) {
-        let mut read = || -> Result<(), redb::Error> {
-            let table = self.db.begin_read()?.open_table(OBJECTS)?;
+    /// Calls `each` with id and row of every version. Says whether it came to the end.
+    pub fn for_each_object(&self, mut each: impl FnMut(u64, &ObjectRow)) -> bool {
+        let read = self.with(|db| {
+            let table = db.begin_read()?.open_table(OBJECTS)?;
             for row in table.iter()? {
                 let (id, value) = row?;
                 if let Ok(row) = postcard::from_bytes::<ObjectRow>(value.value()) {
@@ -232,74 +189,74 @@ impl Index {
                 }
             }
             Ok(())
-        };
-        logged(read());
-    }
-
-    /// The identity of the version with this id.
-    pub fn row(&self, id: u64) -> Option<ObjectRow> {
-        let read = || -> Result<Option<ObjectRow>, redb::Error> {
-            let table = self.db.begin_read()?.open_table(OBJECTS)?;
-            let row = table.get(id)?;
-            Ok(row.and_then(|row| postcard::from_bytes(row.value()).ok()))
-        };
-        logged(read()).flatten()
+        });
+        logged(read).is_some()
     }
 
     /// Makes a batch durable.
     ///
     /// # Errors
     /// What redb reports; nothing of the batch is then in effect.
-    pub fn apply(&self, batch: &Batch) -> Result<(), redb::Error> {
-        let txn = quick_write(&self.db)?;
-        {
-            let mut versions = txn.open_table(VERSIONS)?;
-            let mut objects = txn.open_table(OBJECTS)?;
-            let mut segments = txn.open_table(SEGMENTS)?;
-            for (id, identity, segment_count) in &batch.removed {
-                // The identity may have a newer id by now.
-                let current = versions.get(identity.as_slice())?.map(|v| v.value());
-                if current == Some(*id) {
-                    versions.remove(identity.as_slice())?;
-                }
-                objects.remove(id)?;
-                for segment in 0..*segment_count {
-                    segments.remove((*id, segment))?;
-                }
-            }
-            for (id, identity, row) in &batch.objects {
-                versions.insert(identity.as_slice(), id)?;
-                objects.insert(id, encode(row)?.as_slice())?;
-            }
-            for (id, segment, row) in &batch.segments {
-                segments.insert((*id, *segment), row.as_slice())?;
-            }
-            let mut listings = txn.open_table(LISTINGS)?;
-            for (name, row) in &batch.listings {
-                match row {
-                    Some(row) => listings.insert(name.as_slice(), encode(row)?.as_slice())?,
-                    None => listings.remove(name.as_slice())?,
-                };
-            }
-            let mut uploads = txn.open_table(UPLOADS)?;
-            for (name, row) in &batch.uploads {
-                match row {
-                    Some(row) => uploads.insert(name.as_str(), encode(row)?.as_slice())?,
-                    None => uploads.remove(name.as_str())?,
-                };
-            }
+    pub fn apply(&self, batch: &Batch<'_>) -> Result<(), redb::Error> {
+        self.with(|db| {
+            let txn = quick_write(db)?;
+            remove(&txn, &batch.removed)?;
+            write(&txn, batch)?;
             if batch.closing {
                 txn.open_table(META)?.insert("clean", 1)?;
             }
-        }
-        txn.commit()?;
-        Ok(())
+            Ok(txn.commit()?)
+        })
     }
 }
 
-/// Number of segments of a version of `size` bytes.
-pub fn segment_count(size: u64) -> u32 {
-    blocks::count(size).div_ceil(SEGMENT)
+/// Removes versions, whatever is known of them.
+fn remove(txn: &WriteTransaction, ids: &[u64]) -> Result<(), redb::Error> {
+    let mut versions = txn.open_table(VERSIONS)?;
+    let mut objects = txn.open_table(OBJECTS)?;
+    let mut segments = txn.open_table(SEGMENTS)?;
+    for id in ids {
+        let row = objects.remove(id)?;
+        let row = row.and_then(|row| postcard::from_bytes::<ObjectRow>(row.value()).ok());
+        if let Some(key) = row.and_then(|row| row.version_key()) {
+            let identity = key.to_bytes();
+            // The identity may have a newer id by now.
+            let current = versions.get(identity.as_slice())?.map(|v| v.value());
+            if current == Some(*id) {
+                versions.remove(identity.as_slice())?;
+            }
+        }
+        segments.retain_in((*id, 0)..=(*id, u32::MAX), |_, _| false)?;
+    }
+    Ok(())
+}
+
+fn write(txn: &WriteTransaction, batch: &Batch<'_>) -> Result<(), redb::Error> {
+    let mut versions = txn.open_table(VERSIONS)?;
+    let mut objects = txn.open_table(OBJECTS)?;
+    for (id, identity, row) in &batch.objects {
+        versions.insert(identity.as_slice(), id)?;
+        objects.insert(id, encode(row)?.as_slice())?;
+    }
+    let mut segments = txn.open_table(SEGMENTS)?;
+    for (id, segment, row) in &batch.segments {
+        segments.insert((*id, *segment), row.as_slice())?;
+    }
+    let mut listings = txn.open_table(LISTINGS)?;
+    for (name, row) in &batch.listings {
+        match row {
+            Some(row) => listings.insert(*name, encode(row)?.as_slice())?,
+            None => listings.remove(*name)?,
+        };
+    }
+    let mut uploads = txn.open_table(UPLOADS)?;
+    for (name, row) in &batch.uploads {
+        match row {
+            Some(row) => uploads.insert(*name, encode(row)?.as_slice())?,
+            None => uploads.remove(*name)?,
+        };
+    }
+    Ok(())
 }
 
 fn encode<T: serde::Serialize>(row: &T) -> Result<Vec<u8>, redb::Error> {
@@ -313,60 +270,25 @@ fn quick_write(db: &Database) -> Result<redb::WriteTransaction, redb::Transactio
     Ok(txn)
 }
 
-/// A failing look-up means "not cached"; it must not fail the pod.
+/// A failing look-up means "not cached"; it must not fail the pod. That the index failed before, or
+/// is closed, was said when it happened.
 fn logged<T>(result: Result<T, redb::Error>) -> Option<T> {
-    result.inspect_err(|error| tracing::error!(%error, "index look-up failed")).ok()
-}
-
-fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().into()
-}
-
-#[derive(Debug)]
-enum Opening {
-    Newer(u32),
-    Damaged(String),
-    Failed(String),
-}
-
-impl Opening {
-    fn damaged(error: impl std::fmt::Display) -> Self {
-        Self::Damaged(error.to_string())
-    }
-}
-
-impl From<DatabaseError> for Opening {
-    fn from(error: DatabaseError) -> Self {
-        match error {
-            DatabaseError::Storage(StorageError::Io(e))
-                if e.kind() != io::ErrorKind::InvalidData =>
-            {
-                // A damaged file shows as an unexpected end; a failing disk as anything else.
-                match e.kind() {
-                    io::ErrorKind::UnexpectedEof => Self::Damaged(e.to_string()),
-                    _ => Self::Failed(e.to_string()),
-                }
+    result
+        .inspect_err(|error| match error {
+            redb::Error::PreviousIo | redb::Error::DatabaseClosed => {
+                tracing::debug!(%error, "index look-up failed");
             }
-            other => Self::Damaged(other.to_string()),
-        }
-    }
-}
-
-impl From<TableError> for Opening {
-    fn from(error: TableError) -> Self {
-        Self::damaged(error)
-    }
-}
-
-impl From<StorageError> for Opening {
-    fn from(error: StorageError) -> Self {
-        Self::damaged(error)
-    }
+            error => tracing::error!(%error, "index look-up failed"),
+        })
+        .ok()
 }
 
 #[cfg(test)]
 mod tests {
+    use super::opening::ID_STRIDE;
     use super::*;
+    use crate::cache::dir::CacheDir;
+    use crate::cache::error::CacheError;
 
     fn row(verified_epoch: u32) -> ObjectRow {
         ObjectRow {
@@ -411,10 +333,45 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let dir = CacheDir::own(temp.path(), 0).unwrap();
         let index = Index::open(&dir).unwrap();
-        let objects = vec![(2, b"id".to_vec(), row(0))];
-        index.apply(&Batch { objects, ..Batch::default() }).unwrap();
-        let removed = vec![(1, b"id".to_vec(), 1)];
-        index.apply(&Batch { removed, ..Batch::default() }).unwrap();
-        assert_eq!(index.find(b"id").unwrap().0, 2);
+        let identity = row(0).version_key().unwrap().to_bytes();
+        for id in [1, 2] {
+            let objects = vec![(id, identity.clone(), row(0))];
+            let segments = vec![(id, 0, vec![0; 64])];
+            index.apply(&Batch { objects, segments, ..Batch::default() }).unwrap();
+        }
+        index.apply(&Batch { removed: vec![1, 7], ..Batch::default() }).unwrap();
+        assert_eq!(index.find(&identity).unwrap().0, 2);
+        index.apply(&Batch { removed: vec![2], ..Batch::default() }).unwrap();
+        assert!(index.find(&identity).is_none());
+        let mut left = 0;
+        assert!(index.for_each_object(|_, _| left += 1) && left == 0);
+    }
+
+    #[test]
+    fn an_index_that_is_open_is_in_use_and_not_damaged() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = CacheDir::own(temp.path(), 0).unwrap();
+        let index = Index::open(&dir).unwrap();
+        let error = Index::open(&dir).map(|_| ()).unwrap_err();
+        assert!(matches!(error, CacheError::InUse { .. }), "{error}");
+        index.close();
+        assert!(index.find(b"id").is_none() && !temp.path().join("index.redb.damaged").exists());
+        Index::open(&dir).unwrap();
+    }
+
+    #[test]
+    fn an_index_can_be_opened_again_and_again() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = CacheDir::own(temp.path(), 0).unwrap();
+        let index = Index::open(&dir).unwrap();
+        for id in [1, 2] {
+            let objects = vec![(id, vec![id as u8], row(0))];
+            index.apply(&Batch { objects, ..Batch::default() }).unwrap();
+            index.reopen().unwrap();
+        }
+        assert!(index.find(&[1]).is_some() && index.find(&[2]).is_some());
+        // One that somebody has removed is not begun anew under our feet.
+        std::fs::remove_file(dir.index_path()).unwrap();
+        assert!(index.reopen().is_err() && index.find(&[1]).is_none());
     }
 }

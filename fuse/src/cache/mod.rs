@@ -1,27 +1,33 @@
 //! The node cache: one file per version on NVMe, an index in redb.
 //!
 //! Layout and invariants are in `docs/cache-format.md`. Lock order within the cache, outermost
-//! first: `NodeCache::placing`, `DiskCache::active`, `CachedVersion::state`, `DiskCache::recency`, the committer's
-//! queue. No lock is held while bytes are read or written.
+//! first: `StagingFile::claim`, `NodeCache::placing`, `DiskCache::active`, a version's
+//! `Body::state`, `Space::accounts`, the committer's queue, the index. No lock is held while bytes
+//! are read or written, but a staging file's, under which other versions are evicted for it.
 
-pub mod commit;
+mod body;
+mod commit;
 pub mod dir;
 mod disk;
 pub mod error;
-pub mod evict;
-pub mod file;
+mod evict;
+mod file;
 pub mod flight;
 pub mod health;
 pub mod hot;
 pub mod index;
+pub mod lost;
 pub mod node;
 pub mod records;
-pub mod space;
+mod reserve;
+mod shared;
+mod space;
 pub mod staging;
 pub mod version;
 
 pub use disk::{DiskSettings, DiskStats, Held, Pressure, Room};
 pub use error::CacheError;
+pub use lost::LostRow;
 pub use node::{CacheSettings, CacheStats, NodeCache, Preference};
-pub use staging::{LostRow, StagingFile};
+pub use staging::{NoRoom, StagingFile};
 pub use version::CachedVersion;

@@ -12,7 +12,9 @@ use std::sync::{Arc, PoisonError, Weak};
 
 use super::disk::{DiskCache, DiskSettings, DiskStats, Held, Pressure, Room};
 use super::error::CacheError;
+use super::lost::LostRow;
 use super::records::{ListingRow, UploadRow};
+use super::staging::StagingFile;
 use super::version::CachedVersion;
 use crate::metrics::Metrics;
 use crate::model::version::{BucketId, VersionKey};
@@ -28,14 +30,14 @@ pub struct CacheSettings {
 impl CacheSettings {
     /// On one disk.
     pub fn one(dir: &Path, max_size: u64, min_free: u64) -> Self {
-        Self { disks: vec![DiskSettings { dir: dir.to_owned(), max_size, min_free }] }
+        Self { disks: vec![DiskSettings::new(dir.to_owned(), max_size, min_free)] }
     }
 }
 
 /// Figures about the cache.
 #[derive(Clone, Default, Debug, serde::Serialize, serde::Deserialize)]
 pub struct CacheStats {
-    /// Bytes held.
+    /// Bytes taken on all disks.
     pub used_bytes: u64,
     /// Versions held.
     pub versions: u64,
@@ -75,19 +77,14 @@ impl NodeCache {
         for (disk, number) in settings.disks.iter().zip(0..) {
             match DiskCache::open(disk, number, metrics.clone()) {
                 Ok(opened) => disks.push(opened),
-                Err(error @ (CacheError::Unusable { .. } | CacheError::Index { .. })) => {
+                Err(error @ (CacheError::InUse { .. } | CacheError::Full { .. })) => {
+                    return Err(error);
+                }
+                Err(error) => {
                     tracing::error!(%error, "a disk of the cache is not used");
-                    unopened.push(DiskStats {
-                        dir: disk.dir.clone(),
-                        used_bytes: 0,
-                        max_bytes: disk.max_size,
-                        free_bytes: 0,
-                        versions: 0,
-                        problem: Some(error.to_string()),
-                    });
+                    unopened.push(DiskStats::of_unopened(disk, &error));
                     failed.get_or_insert(error);
                 }
-                Err(error) => return Err(error),
             }
         }
         if disks.is_empty() {
@@ -123,7 +120,7 @@ impl NodeCache {
     }
 
     /// The disk for something new of `bytes`: where there is room, the nearest, then the roomiest.
-    fn choose(&self, bytes: u64, preference: &[u8]) -> &DiskCache {
+    fn choose(&self, bytes: u64, preference: &[u8]) -> &Arc<DiskCache> {
         let rank = |disk: &Arc<DiskCache>| {
             let near = preference.get(usize::from(disk.shared.number)).copied().unwrap_or(0);
             let available = disk.available();
@@ -161,55 +158,52 @@ impl NodeCache {
         self.disk_of(version).make_room(bytes)
     }
 
-    /// Makes room for `bytes` where `path` is.
-    pub fn make_room_at(&self, path: &Path, bytes: u64) -> Option<Room> {
-        self.disks.iter().find(|disk| disk.contains(path))?.make_room(bytes)
-    }
-
     /// Registers somebody to be asked when room is short.
     pub fn on_pressure(&self, holder: Weak<dyn Pressure>) {
         self.disks.iter().for_each(|disk| disk.on_pressure(holder.clone()));
     }
 
-    /// Shim.
-    pub fn staging_leftovers(&self) -> Vec<PathBuf> {
-        Vec::new()
-    }
-
-    /// Shim.
-    pub fn new_staging(&self, preference: &[u8]) -> io::Result<super::staging::StagingFile> {
-        super::staging::StagingFile::create(self.staging_path(preference))
-    }
-
-    /// A path for a new staging file.
-    pub fn staging_path(&self, preference: &[u8]) -> PathBuf {
-        self.choose(0, preference).staging_path()
+    /// A new file for what is being written.
+    ///
+    /// # Errors
+    /// What open reports.
+    pub fn new_staging(&self, preference: &[u8]) -> io::Result<StagingFile> {
+        self.choose(0, preference).new_staging()
     }
 
     /// Puts a staging file whose bytes could not be stored where a person finds it.
     ///
     /// # Errors
-    /// What rename reports.
-    pub fn keep_lost(&self, path: &Path, row: &super::staging::LostRow) -> io::Result<PathBuf> {
-        let _ = &row.text;
+    /// What the disk reports; the file is then where it was.
+    pub fn keep_lost(&self, path: &Path, row: &LostRow) -> io::Result<PathBuf> {
         let disk = self.disks.iter().find(|disk| disk.contains(path));
-        disk.unwrap_or(&self.disks[0]).keep_lost(path)
+        disk.unwrap_or(&self.disks[0]).keep_lost(path, row)
+    }
+
+    /// What is kept of bytes that could not be stored, on all disks.
+    pub fn lost(&self) -> Vec<LostRow> {
+        self.disks.iter().flat_map(|disk| disk.lost()).collect()
+    }
+
+    /// Whether as much is kept of bytes that could not be stored as is meant to, on every disk.
+    pub fn lost_is_full(&self) -> bool {
+        self.in_use().all(|disk| disk.lost_is_full())
     }
 
     /// Makes a staging file that holds all bytes of `key`, with their checksums by block, the
-    /// cached version. The file is moved; where that fails or there is no room it is removed.
-    pub fn adopt(&self, key: &VersionKey, staging: &super::staging::StagingFile, sums: &[u32]) {
-        let path = staging.path();
+    /// cached version, to which its room passes. The file is moved; where that fails or there is
+    /// no room it is removed.
+    pub fn adopt(&self, key: &VersionKey, staging: &StagingFile, sums: &[u32]) {
         let adopted = || {
-            let disk = self.disks.iter().find(|disk| disk.contains(path))?;
-            let _room = disk.make_room(key.version.size)?;
+            let disk = staging.disk();
+            let _room = disk.make_place(key.version.size, staging.reserved())?;
             let _placing = lock(&self.placing);
             let version = self.peek(key).unwrap_or_else(|| disk.acquire(key));
             let here = Arc::ptr_eq(&disk.shared, &version.shared);
-            (here && disk.adopt(&version, path, sums, false)).then_some(())
+            (here && disk.adopt(&version, staging, sums)).then_some(())
         };
         if adopted().is_none() {
-            let _ = std::fs::remove_file(path);
+            staging.remove();
         }
     }
 
@@ -217,13 +211,13 @@ impl NodeCache {
     /// name, after a copy by the server.
     pub fn link(&self, from: &VersionKey, to: &VersionKey) {
         let Some(source) = self.peek(from) else { return };
-        let (Some(sums), true) = (source.sums(), source.is_trusted()) else { return };
+        let Some((opened, sums)) = source.whole() else { return };
         let disk = self.disk_of(&source);
-        let Some(_room) = disk.make_room(to.version.size) else { return };
+        let Some(_room) = disk.make_place(to.version.size, 0) else { return };
         let _placing = lock(&self.placing);
         let version = self.peek(to).unwrap_or_else(|| disk.acquire(to));
         if Arc::ptr_eq(&disk.shared, &version.shared) {
-            disk.adopt(&version, &source.path(), &sums, true);
+            disk.link(&version, &opened.file, &sums);
         }
     }
 
@@ -258,6 +252,12 @@ impl NodeCache {
         self.disks.iter().for_each(|disk| disk.forget_upload(id));
     }
 
+    /// Takes the files that earlier processes were writing when they ended: bytes, and records
+    /// beside them.
+    pub fn take_staged(&self) -> Vec<PathBuf> {
+        self.disks.iter().flat_map(|disk| disk.take_staged()).collect()
+    }
+
     /// Notes that somebody with this identity uses the bucket. The flag says whether others do or
     /// did: then what is here may have been brought with credentials that reach further.
     pub fn shared_by_identities(&self, bucket: &BucketId, identity: &str) -> Arc<AtomicBool> {
@@ -273,10 +273,10 @@ impl NodeCache {
         flag.clone()
     }
 
-    /// Takes the uploads that an earlier run began in this bucket and did not finish; each is
+    /// Takes the uploads that an earlier release began in this bucket and did not finish; each is
     /// given once, so that no mount aborts what another one has under way.
     pub fn take_journaled_uploads(&self, bucket: &BucketId) -> Vec<(String, UploadRow)> {
-        self.disks.iter().flat_map(|disk| disk.take_leftovers(bucket)).collect()
+        self.disks.iter().flat_map(|disk| disk.take_journaled(bucket)).collect()
     }
 
     /// Bytes held of each of these. Walks the index: milliseconds for thousands of versions.

@@ -1,100 +1,229 @@
-//! How much the cache holds, and how much more it may.
+//! One account of everything that the cache has on its disk, and how much more it may take.
+//!
+//! Counted are the files of versions, staging files, what is kept in `lost/`, and the index beyond
+//! [`INDEX_ALLOWANCE`]. What others have on the file system counts by what they leave free.
 
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use super::dir::CacheDir;
-use crate::sync::atomic::{AtomicU64, Ordering};
+use super::evict::Recency;
 use crate::sync::{Mutex, MutexGuard};
 
-/// How long a look at the file system's free space is believed, less what was written since.
+/// How long a look at the file system's free space is believed, less what was set aside since.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// Limits and use of a cache directory.
-pub struct Space {
-    max_size: u64,
-    min_free: u64,
-    used: AtomicU64,
-    look: Mutex<Look>,
+/// Bytes of the index that are not counted, so that a small cache holds more than its index.
+pub(super) const INDEX_ALLOWANCE: u64 = 8 * 1024 * 1024;
+
+/// The limits of a cache on one disk, all in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Most that it holds.
+    pub max_size: u64,
+    /// What it leaves free.
+    pub min_free: u64,
+    /// Most that `lost/` is meant to hold.
+    pub lost_max: u64,
 }
 
-struct Look {
-    at: Option<Instant>,
-    free: u64,
+/// The limits that new bytes must keep.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Bound {
+    /// Both: what is cached.
+    Both,
+    /// What is to stay free: what is being written, which nobody can fetch again.
+    MinFree,
+    /// The size alone: what is on the disk already.
+    MaxSize,
+}
+
+/// Limits and use of a cache directory.
+pub(super) struct Space {
+    limits: Limits,
+    accounts: Mutex<Accounts>,
+}
+
+struct Accounts {
+    versions: Recency,
+    staging: u64,
+    lost: u64,
+    index: u64,
     /// Set aside for what is being fetched.
-    reserved: u64,
+    rooms: u64,
+    /// The part of `staging` that the file system does not count as taken yet.
+    unwritten: u64,
+    /// Free bytes as of a moment, less what was set aside before and since.
+    look: Option<(Instant, u64)>,
+}
+
+impl Accounts {
+    fn used(&self) -> u64 {
+        let index = self.index.saturating_sub(INDEX_ALLOWANCE);
+        [self.staging, self.lost, index]
+            .into_iter()
+            .fold(self.versions.total(), u64::saturating_add)
+    }
 }
 
 impl Space {
-    /// `max_size` bounds what the cache holds, `min_free` what it leaves free; both in bytes.
-    pub fn new(max_size: u64, min_free: u64) -> Self {
-        let look = Look { at: None, free: 0, reserved: 0 };
-        Self { max_size, min_free, used: AtomicU64::new(0), look: Mutex::new(look) }
+    /// An empty account with these limits.
+    pub(super) fn new(limits: Limits) -> Self {
+        let accounts = Accounts {
+            versions: Recency::new(),
+            staging: 0,
+            lost: 0,
+            index: 0,
+            rooms: 0,
+            unwritten: 0,
+            look: None,
+        };
+        Self { limits, accounts: Mutex::new(accounts) }
     }
 
-    /// Bytes held.
-    pub fn used(&self) -> u64 {
-        self.used.load(Ordering::Relaxed)
+    /// The limits.
+    pub(super) fn limits(&self) -> &Limits {
+        &self.limits
     }
 
-    /// The bound on bytes held.
-    pub fn max_size(&self) -> u64 {
-        self.max_size
+    /// Bytes that everything counted takes.
+    pub(super) fn used(&self) -> u64 {
+        self.accounts().used()
     }
 
-    /// Notes bytes as held.
-    pub fn add(&self, bytes: u64) {
-        self.used.fetch_add(bytes, Ordering::Relaxed);
+    /// Bytes that staging files have reserved.
+    pub(super) fn staging(&self) -> u64 {
+        self.accounts().staging
     }
 
-    /// Notes bytes as given back.
-    pub fn subtract(&self, bytes: u64) {
-        // Never below zero, whatever was counted before.
-        let _ = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-            Some(used.saturating_sub(bytes))
-        });
+    /// Bytes in `lost/`, as last counted.
+    pub(super) fn lost(&self) -> u64 {
+        self.accounts().lost
     }
 
-    /// Bytes that may be added within both limits.
-    pub fn available(&self, dir: &CacheDir) -> u64 {
-        let mut look = self.look();
-        self.look_if_old(&mut look, dir);
-        let held = self.used().saturating_add(look.reserved);
-        self.max_size.saturating_sub(held).min(look.free.saturating_sub(self.min_free))
+    /// How many versions hold anything.
+    pub(super) fn versions(&self) -> usize {
+        self.accounts().versions.len()
     }
 
-    fn look_if_old(&self, look: &mut Look, dir: &CacheDir) {
-        if look.at.is_none_or(|at| at.elapsed() > LOOK_EVERY) {
-            look.free = dir.free_bytes().unwrap_or(0).saturating_sub(look.reserved);
-            look.at = Some(Instant::now());
+    /// Lets `with` look at, or change, the order of versions.
+    pub(super) fn versions_mut<T>(&self, with: impl FnOnce(&mut Recency) -> T) -> T {
+        with(&mut self.accounts().versions)
+    }
+
+    /// Notes what `lost/` takes.
+    pub(super) fn set_lost(&self, bytes: u64) {
+        self.accounts().lost = bytes;
+    }
+
+    /// Notes that something was put into `lost/`.
+    pub(super) fn add_lost(&self, bytes: u64) {
+        let mut accounts = self.accounts();
+        accounts.lost = accounts.lost.saturating_add(bytes);
+    }
+
+    /// Notes the size of the index.
+    pub(super) fn set_index(&self, bytes: u64) {
+        self.accounts().index = bytes;
+    }
+
+    /// Bytes that may be added within both limits, without evicting anything.
+    pub(super) fn available(&self, dir: &CacheDir) -> u64 {
+        self.room(&mut self.accounts(), dir, Bound::Both)
+    }
+
+    fn room(&self, accounts: &mut Accounts, dir: &CacheDir, bound: Bound) -> u64 {
+        let by_size =
+            self.limits.max_size.saturating_sub(accounts.used().saturating_add(accounts.rooms));
+        match bound {
+            Bound::MaxSize => by_size,
+            Bound::MinFree => self.room_by_disk(accounts, dir),
+            Bound::Both => by_size.min(self.room_by_disk(accounts, dir)),
         }
     }
 
-    /// Sets `bytes` aside if both limits are then still kept.
-    pub fn reserve(&self, dir: &CacheDir, bytes: u64) -> bool {
-        let mut look = self.look();
-        self.look_if_old(&mut look, dir);
-        let all = self.used().saturating_add(look.reserved).saturating_add(bytes);
-        let fits = all <= self.max_size && look.free >= self.min_free.saturating_add(bytes);
+    fn room_by_disk(&self, accounts: &mut Accounts, dir: &CacheDir) -> u64 {
+        let free = match accounts.look {
+            Some((at, free)) if at.elapsed() <= LOOK_EVERY => free,
+            _ => {
+                let aside = accounts.rooms.saturating_add(accounts.unwritten);
+                let free = dir.free_bytes().unwrap_or(0).saturating_sub(aside);
+                accounts.look = Some((Instant::now(), free));
+                free
+            }
+        };
+        free.saturating_sub(self.limits.min_free)
+    }
+
+    /// Sets `bytes` aside for what is being fetched if the limits are then still kept.
+    pub(super) fn reserve(&self, dir: &CacheDir, bytes: u64, bound: Bound) -> bool {
+        let mut accounts = self.accounts();
+        let fits = bytes <= self.room(&mut accounts, dir, bound);
         if fits {
-            look.free -= bytes;
-            look.reserved += bytes;
+            accounts.rooms += bytes;
+            accounts.take(bytes);
         }
         fits
     }
 
-    /// Gives back what was set aside.
-    pub fn unreserve(&self, bytes: u64) {
-        let mut look = self.look();
-        look.reserved = look.reserved.saturating_sub(bytes);
+    /// Gives back what was set aside by [`Space::reserve`].
+    pub(super) fn unreserve(&self, bytes: u64) {
+        let mut accounts = self.accounts();
+        accounts.rooms = accounts.rooms.saturating_sub(bytes);
+    }
+
+    /// Gives a staging file `needed` bytes, and up to `step` where there is plenty. Says how many.
+    pub(super) fn claim(
+        &self,
+        dir: &CacheDir,
+        needed: u64,
+        step: u64,
+        bound: Bound,
+    ) -> Option<u64> {
+        let mut accounts = self.accounts();
+        let room = self.room(&mut accounts, dir, bound);
+        if needed > room {
+            return None;
+        }
+        let given = match bound {
+            // Others want steps, too.
+            Bound::Both => needed.max(step.min(room / 8)),
+            _ => needed,
+        };
+        accounts.staging += given;
+        accounts.unwritten += given;
+        accounts.take(given);
+        Some(given)
+    }
+
+    /// Notes how many of a staging file's bytes the file system does not count as taken yet.
+    pub(super) fn set_unwritten(&self, before: u64, now: u64) {
+        let mut accounts = self.accounts();
+        accounts.unwritten = accounts.unwritten.saturating_sub(before).saturating_add(now);
+    }
+
+    /// Takes back bytes from a staging file, of which `unwritten` were not taken on the disk.
+    pub(super) fn unclaim(&self, bytes: u64, unwritten: u64) {
+        let mut accounts = self.accounts();
+        accounts.staging = accounts.staging.saturating_sub(bytes);
+        accounts.unwritten = accounts.unwritten.saturating_sub(unwritten);
+        accounts.look = None;
     }
 
     /// Looks at the disk again at the next question, as after an eviction.
-    pub fn look_again(&self) {
-        self.look().at = None;
+    pub(super) fn look_again(&self) {
+        self.accounts().look = None;
     }
 
-    fn look(&self) -> MutexGuard<'_, Look> {
-        self.look.lock().unwrap_or_else(PoisonError::into_inner)
+    fn accounts(&self) -> MutexGuard<'_, Accounts> {
+        self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Accounts {
+    fn take(&mut self, bytes: u64) {
+        if let Some((_, free)) = &mut self.look {
+            *free = free.saturating_sub(bytes);
+        }
     }
 }

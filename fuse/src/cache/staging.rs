@@ -1,46 +1,174 @@
-//! Shim, replaced at the merge.
-use std::fs::File;
+//! The file that takes what is being written, with the room that it needs.
+
+use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-/// A staging file.
+use std::sync::{Arc, PoisonError};
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use super::disk::DiskCache;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Mutex, MutexGuard};
+
+/// Room is taken in steps of so many bytes, so that few writes have to ask.
+const STEP: u64 = 8 * 1024 * 1024;
+
+/// There is no room for more of what is being written, and nothing left to evict.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the cache's disk at {dir} has no room for {needed} bytes more of a file being written: \
+     {min_free} bytes are to stay free; free some, lower --cache-min-free or give a larger disk"
+)]
+pub struct NoRoom {
+    /// The cache directory.
+    pub dir: PathBuf,
+    /// Bytes asked for.
+    pub needed: u64,
+    /// Bytes that are to stay free.
+    pub min_free: u64,
+}
+
+impl From<NoRoom> for io::Error {
+    /// ENOSPC.
+    fn from(_: NoRoom) -> Self {
+        Errno::NOSPC.into()
+    }
+}
+
+/// A file that is being written, on the disk of a cache. Dropping it gives back its room and
+/// leaves the file: bytes that are stored nowhere else are removed by [`StagingFile::remove`]
+/// alone.
 pub struct StagingFile {
     file: Arc<File>,
     path: PathBuf,
+    disk: Arc<DiskCache>,
+    /// What `claim` has, to be looked at without its lock.
+    reserved: AtomicU64,
+    claim: Mutex<Claim>,
 }
+
+/// Room that a staging file has in the account of its disk.
+#[derive(Default)]
+struct Claim {
+    /// Bytes from the file's start.
+    bytes: u64,
+    /// Those of them that the file system does not count as taken.
+    unwritten: u64,
+}
+
 impl StagingFile {
-    pub(super) fn create(path: PathBuf) -> io::Result<Self> {
-        let file = File::options().read(true).write(true).create_new(true).open(&path)?;
-        Ok(Self { file: Arc::new(file), path })
+    /// Makes an empty one.
+    ///
+    /// # Errors
+    /// What open reports.
+    pub(super) fn create(disk: Arc<DiskCache>, path: PathBuf) -> io::Result<Self> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(true).mode(0o600);
+        // The flags are bits of a C int.
+        let file = options.custom_flags(OFlags::NOFOLLOW.bits() as i32).open(&path)?;
+        let reserved = AtomicU64::new(0);
+        Ok(Self { file: Arc::new(file), path, disk, reserved, claim: Mutex::default() })
     }
-    /// Path.
+
+    /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
     }
-    /// File.
+
+    /// The open file, for reading and writing. Before a write beyond what was written there must
+    /// be a [`StagingFile::reserve`].
     pub fn file(&self) -> &Arc<File> {
         &self.file
     }
-    /// Room.
-    pub fn reserve(&self, _end: u64) -> io::Result<()> {
+
+    /// Sees to it that there is room for the bytes before `end`; what is cached makes place.
+    /// Cheap where there is already.
+    ///
+    /// # Errors
+    /// [`NoRoom`]: the disk would be left with less than is to stay free.
+    pub fn reserve(&self, end: u64) -> Result<(), NoRoom> {
+        if end <= self.reserved.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let mut claim = self.claim();
+        let needed = end.saturating_sub(claim.bytes);
+        if needed == 0 {
+            return Ok(());
+        }
+        let space = &self.disk.shared.space;
+        let Some(given) = self.disk.claim(needed, STEP) else {
+            let dir = self.disk.shared.dir.root().to_owned();
+            return Err(NoRoom { dir, needed, min_free: space.limits().min_free });
+        };
+        claim.bytes += given;
+        claim.unwritten += given;
+        self.reserved.store(claim.bytes, Ordering::Release);
+        let unwritten = claim.bytes.saturating_sub(self.taken());
+        space.set_unwritten(claim.unwritten, unwritten);
+        claim.unwritten = unwritten;
+        drop(claim);
+        self.disk.shared.note_use();
         Ok(())
     }
-    /// Room.
-    pub fn shrink(&self, _end: u64) {}
-    /// Remove.
+
+    /// Gives back the room beyond `end`, after the file was cut there.
+    pub fn shrink(&self, end: u64) {
+        let mut claim = self.claim();
+        let back = claim.bytes.saturating_sub(end);
+        if back > 0 {
+            self.give_back(&mut claim, back);
+        }
+    }
+
+    /// Gives back all room, as when the bytes are accounted for elsewhere.
+    pub(super) fn release(&self) {
+        self.shrink(0);
+    }
+
+    /// Bytes reserved.
+    pub(super) fn reserved(&self) -> u64 {
+        self.reserved.load(Ordering::Acquire)
+    }
+
+    /// Removes the file; who has it open goes on, and its room is given back with this.
     pub fn remove(&self) {
-        let _ = std::fs::remove_file(&self.path);
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(path = %self.path.display(), %error, "staging file stays");
+            }
+            _ => {}
+        }
+    }
+
+    /// The disk that it is on.
+    pub(super) fn disk(&self) -> &Arc<DiskCache> {
+        &self.disk
+    }
+
+    fn give_back(&self, claim: &mut Claim, bytes: u64) {
+        let left = claim.bytes - bytes;
+        let unwritten = left.saturating_sub(self.taken()).min(claim.unwritten);
+        self.disk.shared.space.unclaim(bytes, claim.unwritten - unwritten);
+        *claim = Claim { bytes: left, unwritten };
+        self.reserved.store(left, Ordering::Release);
+        self.disk.shared.note_use();
+    }
+
+    /// Bytes that the file takes on the disk.
+    fn taken(&self) -> u64 {
+        self.file.metadata().map_or(0, |metadata| metadata.blocks() * 512)
+    }
+
+    fn claim(&self) -> MutexGuard<'_, Claim> {
+        self.claim.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
-/// Row.
-pub struct LostRow {
-    pub(super) text: String,
-    /// Key.
-    pub key: String,
-}
-impl LostRow {
-    /// New.
-    pub fn new(bucket: &str, key: &str, cause: impl Into<String>, size: u64) -> Self {
-        Self { text: format!("{bucket} {key} {} {size}", cause.into()), key: key.into() }
+
+impl Drop for StagingFile {
+    fn drop(&mut self) {
+        self.release();
     }
 }

@@ -1,54 +1,20 @@
-//! One cached version: which of its blocks are held, and its file.
+//! One cached version: what is held of it, and its use.
 
 use std::io;
 use std::ops::Range;
-use std::path::PathBuf;
-use std::sync::{Arc, PoisonError};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::commit::Committer;
-use super::dir::CacheDir;
+use super::body::{Body, Opened, UNVERIFIED, Unusable, is_gone};
 use super::file::CacheFile;
 use super::flight::Flights;
-use super::health::DiskHealth;
 use super::records::{ObjectRow, SEGMENT};
-use super::space::Space;
+use super::shared::Shared;
 use crate::buffers::{Block, Buffers, Share};
-use crate::metrics::Metrics;
 use crate::model::blocks::{self, BlockMap};
 use crate::model::version::VersionKey;
-use crate::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use crate::sync::{Mutex, MutexGuard};
-
-/// What all versions of a cache share.
-pub(super) struct Shared {
-    pub(super) dir: CacheDir,
-    pub(super) space: Space,
-    pub(super) committer: Committer,
-    pub(super) metrics: Arc<Metrics>,
-    pub(super) epoch: u32,
-    /// Number of the disk.
-    pub(super) number: u8,
-    pub(super) health: DiskHealth,
-    /// Bytes that the metric counts for it.
-    pub(super) noted: AtomicI64,
-}
-
-impl Shared {
-    pub(super) fn note_use(&self) {
-        let used = i64::try_from(self.space.used()).unwrap_or(i64::MAX);
-        let before = self.noted.swap(used, Ordering::Relaxed);
-        self.metrics.cache_bytes.add(used - before);
-    }
-
-    /// Notes how a call of the disk ended.
-    pub(super) fn note_disk(&self, done: Result<(), &io::Error>) {
-        if let Some(fails) = self.health.note(self.dir.root(), done) {
-            let dir = self.dir.root().display().to_string();
-            self.metrics.cache_disk_failing.with_label_values(&[&dir]).set(i64::from(fails));
-        }
-    }
-}
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// A version in use. It is not evicted while a reference to it lives.
 pub struct CachedVersion {
@@ -61,8 +27,7 @@ pub struct CachedVersion {
     /// Fetches under way.
     pub flights: Flights,
     pub(super) shared: Arc<Shared>,
-    state: Mutex<State>,
-    file: Mutex<Option<Arc<CacheFile>>>,
+    body: Body,
     /// Last use, in seconds since 1970; and the one that the index knows.
     last_used: AtomicU64,
     known_use: AtomicU64,
@@ -73,14 +38,6 @@ const DISK_SHIFT: u32 = 56;
 
 /// How much the index may lag behind the last use of a version, in seconds.
 const USE_LAG_SECS: u64 = 60;
-
-struct State {
-    map: BlockMap,
-    held_bytes: u64,
-    verified_epoch: u32,
-    /// Whether anything was ever put into the file, so that it must exist.
-    on_disk: bool,
-}
 
 /// Why a block could not be read from the cache.
 #[derive(Debug, thiserror::Error)]
@@ -105,18 +62,15 @@ impl CachedVersion {
         verified_epoch: u32,
         known_use: u64,
     ) -> Self {
-        let size = key.version.size;
-        let held_bytes =
-            (0..map.len()).filter(|b| map.has(*b)).map(|b| blocks::len_of(b, size) as u64).sum();
-        let state = State { on_disk: map.held() > 0, map, held_bytes, verified_epoch };
+        let path = shared.dir.object_path(id);
+        let body = Body::new(path, key.version.size, map, verified_epoch);
         Self {
             key,
             id,
             number: u64::from(shared.number) << DISK_SHIFT | id,
             flights: Flights::default(),
             shared,
-            state: Mutex::new(state),
-            file: Mutex::default(),
+            body,
             last_used: AtomicU64::new(now_secs()),
             known_use: AtomicU64::new(known_use),
         }
@@ -129,28 +83,28 @@ impl CachedVersion {
 
     /// Whether a block is held on disk.
     pub fn has(&self, block: u32) -> bool {
-        self.state().map.has(block)
+        self.body.state().map.has(block)
     }
 
     /// Whether every block is held.
     pub fn is_complete(&self) -> bool {
-        self.state().map.is_complete()
+        self.body.state().map.is_complete()
     }
 
     /// Whether every block is held and was checked since the last unclean boot.
     pub fn is_trusted(&self) -> bool {
-        let state = self.state();
+        let state = self.body.state();
         state.map.is_complete() && state.verified_epoch == self.shared.epoch
     }
 
     /// Bytes held on disk.
     pub fn held_bytes(&self) -> u64 {
-        self.state().held_bytes
+        self.body.state().held_bytes
     }
 
     /// How much of the version is held, in percent; only a complete one has 100.
     pub fn percent(&self) -> u8 {
-        let state = self.state();
+        let state = self.body.state();
         match self.size() {
             _ if state.map.is_complete() => 100,
             0 => 100,
@@ -160,7 +114,7 @@ impl CachedVersion {
 
     /// The runs of blocks in `wanted` that are not held.
     pub fn missing(&self, wanted: Range<u32>) -> Vec<Range<u32>> {
-        let state = self.state();
+        let state = self.body.state();
         BlockMap::runs(wanted, |b| !state.map.has(b))
     }
 
@@ -174,47 +128,83 @@ impl CachedVersion {
         }
     }
 
-    /// Stores consecutive blocks. They count as held from here on, and after the next commit
-    /// also for a later process.
+    /// Stores consecutive blocks; those that are held are not written again. They count as held
+    /// from here on, and after the next commit also for a later process.
     ///
     /// # Errors
     /// What the disk reports; nothing is then held.
     pub fn store(self: &Arc<Self>, first: u32, data: &[Block]) -> io::Result<()> {
-        let written = self.file_for_writing().and_then(|file| file.write_blocks(first, data));
-        self.shared.note_disk(written.as_ref().copied());
-        written?;
-        let mut added = 0;
+        let run = first..first + data.len() as u32;
         let sums: Vec<u32> = data.iter().map(|block| crc32c::crc32c(block.bytes())).collect();
-        {
-            let mut state = self.state();
-            for ((block, bytes), sum) in (first..).zip(data).zip(&sums) {
-                if !state.map.has(block) {
-                    added += bytes.len() as u64;
-                }
-                state.map.insert(block, *sum);
+        while !self.missing(run.clone()).is_empty() {
+            let opened = self.open_or_make();
+            let written = opened.and_then(|opened| {
+                opened.file.write_blocks(first, data)?;
+                Ok(opened.incarnation)
+            });
+            self.shared.note_disk(written.as_ref().map(|_| ()));
+            // Where another file has taken its place meanwhile, the bytes went nowhere.
+            if let Some(added) = self.body.hold(written?, first, &sums) {
+                self.account(added);
+                self.queue(run);
+                break;
             }
-            state.held_bytes += added;
-            state.on_disk = true;
         }
-        self.shared.space.add(added);
-        self.queue(first..first + data.len() as u32);
         Ok(())
     }
 
-    /// Takes over a file that holds the whole version, with the checksums of its blocks.
-    pub(super) fn adopt(self: &Arc<Self>, sums: &[u32]) {
-        let size = self.size();
-        let before = {
-            let mut state = self.state();
-            for (block, crc) in (0..).zip(sums) {
-                state.map.insert(block, *crc);
+    /// The file, made if there is none.
+    fn open_or_make(self: &Arc<Self>) -> io::Result<Opened> {
+        loop {
+            match self.body.open_with(|_| ()) {
+                Ok(Some((opened, ()))) => return Ok(opened),
+                Ok(None) => {}
+                // Somebody removed or shortened it: what it held is gone.
+                Err(unusable) if unusable.is_gone() => self.forget_all(unusable.incarnation),
+                Err(unusable) => return Err(unusable.error),
             }
-            state.on_disk = true;
-            state.verified_epoch = self.shared.epoch;
-            std::mem::replace(&mut state.held_bytes, size)
-        };
-        self.shared.space.add(size - before.min(size));
-        self.queue(0..blocks::count(size));
+            let make = || CacheFile::create(&self.shared.dir.object_path(self.id), self.size());
+            let (made, _) =
+                self.body.replace(|state| state.is_absent(), make, |state, file| state.made(file));
+            made?;
+        }
+    }
+
+    /// Takes over a file that holds the whole version, with the checksums of its blocks: `put` puts
+    /// it where it is told. Whatever of the version was here gives way, unless all of it was and can
+    /// be trusted. Says whether it did.
+    ///
+    /// # Errors
+    /// What `put` reports.
+    pub(super) fn adopt(
+        self: &Arc<Self>,
+        sums: &[u32],
+        put: impl FnOnce(&Path) -> io::Result<()>,
+    ) -> io::Result<bool> {
+        let epoch = self.shared.epoch;
+        let whole =
+            |state: &super::body::State| state.map.is_complete() && state.verified_epoch == epoch;
+        let (adopted, held) = self.body.replace(
+            |state| !whole(state),
+            || put(&self.shared.dir.object_path(self.id)),
+            |state, ()| state.fill(self.size(), sums, epoch),
+        );
+        self.account(held);
+        if !matches!(adopted, Ok(false)) {
+            self.queue(0..blocks::count(self.size()));
+        }
+        adopted
+    }
+
+    /// The file of a version that is whole and trusted, with the checksums of its blocks.
+    pub(super) fn whole(&self) -> Option<(Opened, Vec<u32>)> {
+        let epoch = self.shared.epoch;
+        let opened = self.body.open_with(|state| {
+            let sums = state.sums(0..state.map.len())?;
+            (state.verified_epoch == epoch).then_some(sums)
+        });
+        let (opened, sums) = opened.ok()??;
+        Some((opened, sums?))
     }
 
     /// Reads consecutive held blocks, at most [`crate::buffers::RUN`], and checks each.
@@ -226,31 +216,40 @@ impl CachedVersion {
         run: Range<u32>,
         share: &mut Share,
     ) -> Result<Vec<Block>, BlockError> {
-        let expected: Option<Vec<u32>> = {
-            let state = self.state();
-            run.clone().map(|block| state.map.get(block)).collect()
-        };
-        let expected = expected.ok_or(BlockError::Absent)?;
+        let opened = self.body.open_with(|state| state.sums(run.clone()));
+        let opened = opened.map_err(|unusable| {
+            self.shared.note_disk(Err(&unusable.error));
+            self.unreadable(unusable, run.clone())
+        })?;
+        let Some((opened, Some(expected))) = opened else { return Err(BlockError::Absent) };
+        let incarnation = opened.incarnation;
         let bytes = blocks::bytes_of(&run, self.size());
         let mut buffer = share.buffer((bytes.end - bytes.start) as usize);
-        let read = self.file_for_reading().and_then(|file| file.read_run(run.start, &mut buffer));
+        let read = opened.file.read_run(run.start, &mut buffer);
         self.shared.note_disk(read.as_ref().copied());
-        if let Err(error) = read {
-            tracing::warn!(key = %self.key.key, block = run.start, %error, "cache file unreadable; fetching again");
-            run.for_each(|block| self.forget(block));
-            return Err(BlockError::Disk(error));
-        }
+        read.map_err(|error| self.unreadable(Unusable { incarnation, error }, run.clone()))?;
         let data = buffer.freeze();
         let mut damaged = false;
         for ((block, data), expected) in run.zip(&data).zip(expected) {
             if crc32c::crc32c(data.bytes()) != expected {
                 tracing::warn!(key = %self.key.key, block, "damaged block in the cache; fetching again");
                 self.shared.metrics.cache_damaged_bytes.inc_by(data.len() as u64);
-                self.forget(block);
+                self.forget(incarnation, block..block + 1);
                 damaged = true;
             }
         }
         if damaged { Err(BlockError::Damaged) } else { Ok(data) }
+    }
+
+    /// Forgets what could not be read: these blocks or, of a file that is gone, all.
+    fn unreadable(self: &Arc<Self>, unusable: Unusable, run: Range<u32>) -> BlockError {
+        let Unusable { incarnation, error } = unusable;
+        tracing::warn!(key = %self.key.key, block = run.start, %error, "cache file unreadable; fetching again");
+        match is_gone(&error) {
+            true => self.forget_all(incarnation),
+            false => self.forget(incarnation, run),
+        }
+        BlockError::Disk(error)
     }
 
     /// Checks every held block and forgets those that fail. Says whether all were right.
@@ -264,15 +263,10 @@ impl CachedVersion {
             right &= self.read_run(block..block + 1, &mut share).is_ok();
         }
         if right {
-            self.state().verified_epoch = self.shared.epoch;
+            self.body.state().verified_epoch = self.shared.epoch;
             self.queue(0..0);
         }
         right
-    }
-
-    /// Where its file is.
-    pub(super) fn path(&self) -> PathBuf {
-        self.shared.dir.object_path(self.id)
     }
 
     /// Opens the file for the kernel to read. Only for a trusted version.
@@ -280,72 +274,63 @@ impl CachedVersion {
     /// # Errors
     /// What open reports; if the file is gone or short, all blocks are forgotten.
     pub fn open_for_passthrough(self: &Arc<Self>) -> io::Result<std::fs::File> {
-        let open = || {
-            let file = self.file_for_reading()?.reopen_for_passthrough()?;
-            if file.metadata()?.len() != self.size() {
-                return Err(io::ErrorKind::InvalidData.into());
-            }
-            Ok(file)
+        let opened = match self.body.open_with(|_| ()) {
+            Ok(Some((opened, ()))) => Ok(opened),
+            Ok(None) => return Err(io::ErrorKind::NotFound.into()),
+            Err(unusable) => Err(unusable),
         };
-        let opened = open();
-        if opened.is_ok() {
+        let reopened = opened.and_then(|Opened { file, incarnation }| {
+            let reopened = file.reopen_for_passthrough().and_then(|file| {
+                let whole = file.metadata()?.len() == self.size();
+                if whole { Ok(file) } else { Err(io::ErrorKind::InvalidData.into()) }
+            });
             // The kernel has its own now; a descriptor a version would be many.
-            *self.file.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        }
-        opened.inspect_err(|error| {
+            self.body.close(incarnation);
+            reopened.map_err(|error| Unusable { incarnation, error })
+        });
+        reopened.map_err(|unusable| {
+            let error = &unusable.error;
             tracing::warn!(key = %self.key.key, %error, "cache file unusable; fetching again");
-            self.forget_all();
+            if unusable.is_gone() {
+                self.forget_all(unusable.incarnation);
+            }
+            unusable.error
         })
     }
 
-    fn forget(self: &Arc<Self>, block: u32) {
-        let mut state = self.state();
-        if state.map.remove(block) {
-            let len = blocks::len_of(block, self.size()) as u64;
-            state.held_bytes -= len.min(state.held_bytes);
-            drop(state);
-            self.shared.space.subtract(len);
-            self.queue(block..block + 1);
+    fn forget(self: &Arc<Self>, incarnation: u64, forgotten: Range<u32>) {
+        let lost = self.body.forget(incarnation, forgotten.clone());
+        if lost != 0 {
+            self.account(lost);
+            self.queue(forgotten);
         }
     }
 
-    fn forget_all(self: &Arc<Self>) {
-        let count = blocks::count(self.size());
-        let mut state = self.state();
-        let held = std::mem::take(&mut state.held_bytes);
-        state.map = BlockMap::empty(count);
-        state.on_disk = false;
-        drop(state);
-        *self.file.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.shared.space.subtract(held);
-        self.queue(0..count);
+    fn forget_all(self: &Arc<Self>, incarnation: u64) {
+        let lost = self.body.forget_all(incarnation);
+        self.account(lost);
+        self.queue(0..blocks::count(self.size()));
     }
 
-    fn file_for_reading(&self) -> io::Result<Arc<CacheFile>> {
-        let mut slot = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(file) = &*slot {
-            return Ok(file.clone());
-        }
-        let file = Arc::new(CacheFile::open(&self.path(), self.size())?);
-        *slot = Some(file.clone());
-        Ok(file)
+    /// Notes that bytes may not have reached the disk: all of them are checked before the kernel
+    /// may read them by itself.
+    pub(super) fn distrust(&self) {
+        self.body.state().verified_epoch = UNVERIFIED;
     }
 
-    fn file_for_writing(self: &Arc<Self>) -> io::Result<Arc<CacheFile>> {
-        if self.state().on_disk {
-            match self.file_for_reading() {
-                Ok(file) => return Ok(file),
-                // Somebody removed or shortened it: what it held is gone.
-                Err(_) => self.forget_all(),
-            }
+    /// Puts its bytes onto the medium.
+    ///
+    /// # Errors
+    /// What the disk reports.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.body.sync()
+    }
+
+    /// Makes the account follow a change of what is held.
+    fn account(&self, bytes: i64) {
+        if bytes != 0 {
+            self.shared.space.versions_mut(|versions| versions.change(self.id, bytes));
         }
-        let mut slot = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(file) = &*slot {
-            return Ok(file.clone());
-        }
-        let file = Arc::new(CacheFile::create(&self.path(), self.size())?);
-        *slot = Some(file.clone());
-        Ok(file)
     }
 
     /// Hands changed blocks to the committer.
@@ -359,7 +344,7 @@ impl CachedVersion {
     pub(super) fn row(&self) -> ObjectRow {
         let last_used = self.last_used.load(Ordering::Relaxed);
         self.known_use.store(last_used, Ordering::Relaxed);
-        let state = self.state();
+        let state = self.body.state();
         ObjectRow {
             bucket: self.key.bucket.as_str().into(),
             key: self.key.key.as_ref().into(),
@@ -373,17 +358,7 @@ impl CachedVersion {
 
     /// One segment of the range map, encoded.
     pub(super) fn segment(&self, segment: u32) -> Vec<u8> {
-        super::records::encode_segment(&self.state().map, segment)
-    }
-
-    /// Checksums of all blocks, if all are held.
-    pub(super) fn sums(&self) -> Option<Vec<u32>> {
-        let state = self.state();
-        (0..state.map.len()).map(|b| state.map.get(b)).collect()
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        super::records::encode_segment(&self.body.state().map, segment)
     }
 }
 

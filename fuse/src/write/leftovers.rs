@@ -15,7 +15,7 @@ impl Leftovers {
     /// Reads the records beside what is there. Bytes of nobody knows whom go to `lost/` at once.
     pub fn of(cache: &NodeCache) -> Self {
         let (known, unknown): (Vec<_>, Vec<_>) =
-            leftovers(cache.staging_leftovers()).into_iter().partition(|left| left.owner.is_some());
+            leftovers(cache.take_staged()).into_iter().partition(|left| left.owner.is_some());
         for leftover in &unknown {
             keep_bytes(cache, leftover);
             leftover.forget_record();

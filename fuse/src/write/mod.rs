@@ -80,13 +80,21 @@ impl Writer {
     /// its directory.
     ///
     /// # Errors
-    /// What the cache disk reports.
+    /// What the cache disk reports; ENOSPC while `lost/` is full: what could not be stored is then
+    /// more than anybody looks after.
     pub fn begin(
         &self,
         node: &Arc<FileNode>,
         preference: &[u8],
         beginning: Beginning,
     ) -> Result<Arc<Draft>, WriteError> {
+        if self.names.cache.lost_is_full() {
+            tracing::error!(
+                "no file is written while lost/ holds as much as --lost-max allows: see what is \
+                 there with `weir lost list`, then `weir lost restore` or `weir lost rm`"
+            );
+            return Err(std::io::Error::from(Errno::NOSPC).into());
+        }
         let staging = self.names.cache.new_staging(preference)?;
         let draft = Draft::new(node.clone(), staging, self.plan, beginning, self.owner());
         self.drafts().insert(node.ino, draft.clone());

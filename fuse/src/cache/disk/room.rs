@@ -6,11 +6,14 @@ use std::sync::{Arc, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::DiskCache;
-use crate::cache::version::Shared;
+use crate::cache::shared::Shared;
+use crate::cache::space::Bound;
 use crate::model::version::VersionKey;
 
 /// How often a commit is asked for because room is short.
 const FLUSH_EVERY: Duration = Duration::from_millis(250);
+/// How long such a commit is waited for: somebody reads or writes behind it.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Something that keeps versions in use although nobody reads them, and can let go.
 pub trait Pressure: Send + Sync {
@@ -34,25 +37,58 @@ impl DiskCache {
     /// Makes room for `bytes`, by evicting what was not used for longest, and sets it aside
     /// while the result lives. `None`: there is no room.
     pub(in crate::cache) fn make_room(&self, bytes: u64) -> Option<Room> {
+        self.make_room_within(bytes, Bound::Both)
+    }
+
+    /// Like [`DiskCache::make_room`], of bytes that are on the disk already, `counted` of them in
+    /// the account.
+    pub(in crate::cache) fn make_place(&self, bytes: u64, counted: u64) -> Option<Room> {
+        self.make_room_within(bytes.saturating_sub(counted), Bound::MaxSize)
+    }
+
+    fn make_room_within(&self, bytes: u64, bound: Bound) -> Option<Room> {
         loop {
-            if self.shared.space.reserve(&self.shared.dir, bytes) {
+            if self.shared.space.reserve(&self.shared.dir, bytes, bound) {
                 return Some(Room { shared: self.shared.clone(), bytes });
             }
-            if bytes > self.shared.space.max_size() {
+            if bytes > self.shared.space.limits().max_size {
                 return None;
             }
-            if self.evict_one() {
-                continue;
-            }
-            if !self.relieve() {
+            if !self.evict_one() && !self.relieve() {
                 return None;
+            }
+        }
+    }
+
+    /// Makes room for `needed` bytes of a staging file, or up to `step` where there is plenty, and
+    /// counts them. What is cached makes place for what is being written, which nobody can fetch
+    /// again. `None`: less would stay free than is to.
+    pub(in crate::cache) fn claim(&self, needed: u64, step: u64) -> Option<u64> {
+        let claim = |bound| self.shared.space.claim(&self.shared.dir, needed, step, bound);
+        loop {
+            if let Some(given) = claim(Bound::Both) {
+                return Some(given);
+            }
+            if !self.evict_one() {
+                break;
+            }
+        }
+        loop {
+            if let Some(given) = claim(Bound::MinFree) {
+                return Some(given);
+            }
+            if !self.evict_one() && !self.relieve() {
+                // Others may have made room since the last look.
+                self.shared.space.look_again();
+                return claim(Bound::MinFree);
             }
         }
     }
 
     fn evict_one(&self) -> bool {
         let mut active = self.active();
-        let victim = self.recency().victim(|id| active.in_use(id));
+        let in_use = |id| active.in_use(id);
+        let victim = self.shared.space.versions_mut(|versions| versions.victim(in_use));
         let Some(id) = victim else { return false };
         active.evicted.insert(id);
         drop(active);
@@ -61,19 +97,15 @@ impl DiskCache {
         true
     }
 
-    /// Removes a version that `active.evicted` already names.
+    /// Removes a version that `active.evicted` already names, until the index does not any more.
     fn remove(&self, id: u64) {
-        let row = self.index.row(id);
-        let held = self.recency().remove(id).or(row.as_ref().map(|row| row.held));
-        if let Some(key) = row.and_then(|row| row.version_key()) {
-            self.shared.committer.removed(id, key);
-        }
+        self.shared.space.versions_mut(|versions| versions.remove(id));
+        self.shared.committer.removed(id);
         match fs::remove_file(self.shared.dir.object_path(id)) {
             Ok(()) => {}
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(error) => tracing::warn!(id, %error, "evicted file stays on the disk"),
         }
-        self.shared.space.subtract(held.unwrap_or(0));
         self.shared.space.look_again();
         self.note_use();
     }
@@ -100,7 +132,9 @@ impl DiskCache {
             }
             *last = Some(Instant::now());
         }
-        self.shared.committer.flush();
+        self.shared.committer.flush_within(FLUSH_PATIENCE);
+        // An index that takes nothing must not keep what would make place for it.
+        self.shared.committer.let_go();
         true
     }
 

@@ -165,7 +165,7 @@ impl Draft {
         if data.is_empty() {
             return Ok(Vec::new());
         }
-        self.staging.reserve(end)?;
+        self.staging.reserve(end).map_err(io::Error::from)?;
         // Where there are no bytes there is nothing to lose, and nothing to note.
         if !self.record.is_begun() {
             let seen = self.seen();
@@ -194,6 +194,7 @@ impl Draft {
             return Ok(());
         }
         self.file().set_len(size)?;
+        self.staging.shrink(size);
         state.contents.resized(&self.plan, size);
         self.became_dirty(state);
         self.node.set_size(size);

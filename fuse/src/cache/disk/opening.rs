@@ -1,0 +1,114 @@
+//! A cache's start and end on a disk.
+
+use std::collections::{BTreeSet, HashSet};
+use std::io;
+use std::sync::{Arc, PoisonError};
+
+use super::{DiskCache, DiskSettings};
+use crate::cache::commit::Committer;
+use crate::cache::dir::CacheDir;
+use crate::cache::error::CacheError;
+use crate::cache::health::DiskHealth;
+use crate::cache::index::Index;
+use crate::cache::reserve;
+use crate::cache::shared::Shared;
+use crate::cache::space::{Limits, Space};
+use crate::metrics::Metrics;
+use crate::sync::atomic::{AtomicI64, AtomicU64};
+use crate::sync::{Mutex, thread};
+
+impl DiskCache {
+    /// Takes ownership of the directory and opens its index.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub(in crate::cache) fn open(
+        settings: &DiskSettings,
+        number: u8,
+        metrics: Arc<Metrics>,
+    ) -> Result<Arc<Self>, CacheError> {
+        let dir = CacheDir::own(&settings.dir, settings.min_free)?;
+        let index = Arc::new(Index::open(&dir)?);
+        let staged = dir.staging_leftovers();
+        let DiskSettings { max_size, min_free, lost_max, .. } = *settings;
+        let shared = Arc::new(Shared {
+            dir,
+            space: Space::new(Limits { max_size, min_free, lost_max }),
+            committer: Committer::default(),
+            metrics,
+            epoch: index.epoch,
+            number,
+            health: DiskHealth::default(),
+            noted: AtomicI64::new(0),
+        });
+        let cache = Arc::new(Self {
+            shared,
+            next_id: AtomicU64::new(index.first_id),
+            journaled: Mutex::new(index.uploads()),
+            staged: Mutex::new(staged),
+            index,
+            active: Mutex::default(),
+            pressure: Mutex::default(),
+            flushed: Mutex::default(),
+            thread: Mutex::default(),
+        });
+        cache.count_lost();
+        cache.shared.space.set_index(cache.index.bytes());
+        reserve::take(&cache.shared.dir, min_free);
+        cache
+            .clone()
+            .start()
+            .map_err(|error| CacheError::Unusable { dir: settings.dir.clone(), error })?;
+        Ok(cache)
+    }
+
+    fn start(self: Arc<Self>) -> io::Result<()> {
+        let (shared, index) = (self.shared.clone(), self.index.clone());
+        let weak = Arc::downgrade(&self);
+        let commit = move || {
+            let committed = |removed: &BTreeSet<u64>| {
+                if let Some(cache) = weak.upgrade() {
+                    let mut active = cache.active();
+                    removed.iter().for_each(|id| {
+                        active.evicted.remove(id);
+                    });
+                }
+            };
+            shared.committer.run(&shared, &index, committed);
+            // Before the lock of the directory, which `shared` keeps.
+            index.close();
+        };
+        let committer = thread::Builder::new().name("weir-commit".into()).spawn(commit)?;
+        *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(committer);
+        thread::Builder::new().name("weir-load".into()).spawn(move || self.load())?;
+        Ok(())
+    }
+
+    /// Reads the order of use from the index, and removes files that it does not name.
+    fn load(&self) {
+        let mut rows = Vec::new();
+        let whole = self.index.for_each_object(|id, row| rows.push((id, row.held, row.last_used)));
+        let known: HashSet<u64> = rows.iter().map(|(id, _, _)| *id).collect();
+        self.shared.space.versions_mut(|versions| versions.load(rows));
+        self.note_use();
+        if !whole {
+            // What could not be read may name files.
+            return;
+        }
+        let orphans = self.shared.dir.clear_orphans(self.index.first_id, |id| known.contains(&id));
+        if orphans > 0 {
+            tracing::info!(orphans, "removed cache files that the index does not name");
+        }
+    }
+
+    /// Makes everything durable, closes the index and marks the cache as closed in order.
+    pub(in crate::cache) fn close(&self) {
+        self.shared.committer.close();
+        let committer = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(committer) = committer else { return };
+        // The thread itself may hold the last reference for a moment.
+        if committer.thread().id() != thread::current().id() && committer.join().is_err() {
+            tracing::error!("the index thread ended in a panic");
+        }
+    }
+}

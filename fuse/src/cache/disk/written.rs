@@ -1,0 +1,98 @@
+//! What is written here: staging files, what becomes of them, and links.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::DiskCache;
+use crate::cache::file::{self, CacheFile};
+use crate::cache::lost::{self, LostRow};
+use crate::cache::staging::StagingFile;
+use crate::cache::version::CachedVersion;
+
+impl DiskCache {
+    /// Whether a path is in this directory.
+    pub(in crate::cache) fn contains(&self, path: &Path) -> bool {
+        path.starts_with(self.shared.dir.root())
+    }
+
+    /// A new file for what is being written.
+    ///
+    /// # Errors
+    /// What open reports.
+    pub(in crate::cache) fn new_staging(self: &Arc<Self>) -> io::Result<StagingFile> {
+        StagingFile::create(self.clone(), self.shared.dir.staging_path(self.new_id()))
+    }
+
+    /// Puts a staging file whose bytes could not be stored where a person finds it.
+    ///
+    /// # Errors
+    /// What the disk reports; the file is then where it was.
+    pub(in crate::cache) fn keep_lost(&self, path: &Path, row: &LostRow) -> io::Result<PathBuf> {
+        let kept = lost::keep(&self.shared.dir, self.new_id(), path, row)?;
+        self.shared.space.add_lost(row.size);
+        self.note_use();
+        Ok(kept)
+    }
+
+    /// What is kept in `lost/`.
+    pub(in crate::cache) fn lost(&self) -> Vec<LostRow> {
+        lost::list(&self.shared.dir)
+    }
+
+    /// Whether `lost/` holds as much as it is meant to.
+    pub(in crate::cache) fn lost_is_full(&self) -> bool {
+        let is_full = || self.shared.space.lost() >= self.shared.space.limits().lost_max;
+        if !is_full() {
+            return false;
+        }
+        // Somebody may have looked after it meanwhile.
+        self.count_lost();
+        is_full()
+    }
+
+    /// Looks at `lost/`, from which people take away.
+    pub(super) fn count_lost(&self) {
+        self.shared.space.set_lost(lost::bytes(&self.shared.dir));
+        self.note_use();
+    }
+
+    /// Makes a staging file that holds all bytes of `version`, with their checksums by block, the
+    /// cached version. Says whether it did.
+    pub(in crate::cache) fn adopt(
+        &self,
+        version: &Arc<CachedVersion>,
+        staging: &StagingFile,
+        sums: &[u32],
+    ) -> bool {
+        let adopted = version.adopt(sums, |path| {
+            file::clear(path)?;
+            fs::rename(staging.path(), path)
+        });
+        if matches!(adopted, Ok(true)) {
+            staging.release();
+        }
+        self.adopted(version, adopted)
+    }
+
+    /// Makes a file of another version that holds the same bytes also the file of this one. Says
+    /// whether it did.
+    pub(in crate::cache) fn link(
+        &self,
+        version: &Arc<CachedVersion>,
+        file: &CacheFile,
+        sums: &[u32],
+    ) -> bool {
+        self.adopted(version, version.adopt(sums, |path| file.link(path)))
+    }
+
+    fn adopted(&self, version: &Arc<CachedVersion>, adopted: io::Result<bool>) -> bool {
+        let adopted = adopted.unwrap_or_else(|error| {
+            tracing::warn!(%error, "written file not kept in the cache");
+            false
+        });
+        self.used(version);
+        adopted
+    }
+}

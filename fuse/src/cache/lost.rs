@@ -1,0 +1,165 @@
+//! `lost/`: bytes that were written and could not be stored, kept for a person.
+//!
+//! Each is two files: `<id>` with the bytes and `<id>.json`, a [`LostRow`], which is there first.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::fs::OFlags;
+use serde::{Deserialize, Serialize};
+
+use super::dir::CacheDir;
+
+/// Number of the form of these rows.
+const VERSION: u32 = 1;
+
+/// What is known of bytes in `lost/`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LostRow {
+    /// Number of the form of this row.
+    pub version: u32,
+    /// Endpoint and bucket that they were for; empty when unknown.
+    pub bucket: String,
+    /// Key that they were for; empty when unknown.
+    pub key: String,
+    /// Why they are here.
+    pub cause: String,
+    /// How many they are.
+    pub size: u64,
+    /// When they came here, in milliseconds since 1970.
+    pub time_ms: u64,
+    /// Where they are; empty until they are kept.
+    #[serde(skip)]
+    pub path: PathBuf,
+}
+
+impl LostRow {
+    /// A row of now.
+    pub fn new(bucket: &str, key: &str, cause: impl Into<String>, size: u64) -> Self {
+        Self {
+            version: VERSION,
+            bucket: bucket.into(),
+            key: key.into(),
+            cause: cause.into(),
+            size,
+            time_ms: milliseconds(SystemTime::now()),
+            path: PathBuf::new(),
+        }
+    }
+}
+
+fn milliseconds(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Moves a file of the same disk to `lost/`, under an id that was not used before. Returns where
+/// it is.
+///
+/// # Errors
+/// What the disk reports; the file is then where it was.
+pub(super) fn keep(dir: &CacheDir, id: u64, from: &Path, row: &LostRow) -> io::Result<PathBuf> {
+    let (bytes, about) = (dir.lost_path(id), dir.lost_path(id).with_extension("json"));
+    let kept = write_row(&about, row).and_then(|()| fs::rename(from, &bytes));
+    if let Err(error) = kept {
+        let _ = fs::remove_file(&about);
+        return Err(error);
+    }
+    // They are kept whether or not the folder can be made durable at once.
+    if let Err(error) = File::open(dir.lost_dir()).and_then(|folder| folder.sync_all()) {
+        tracing::warn!(path = %bytes.display(), %error, "folder of lost bytes not synced");
+    }
+    Ok(bytes)
+}
+
+fn write_row(path: &Path, row: &LostRow) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600);
+    // The flags are bits of a C int.
+    let mut file = options.custom_flags(OFlags::NOFOLLOW.bits() as i32).open(path)?;
+    file.write_all(&serde_json::to_vec(row)?)?;
+    file.sync_all()
+}
+
+/// What is in `lost/`, oldest first. Bytes without a row are listed as of an unknown key.
+pub(super) fn list(dir: &CacheDir) -> Vec<LostRow> {
+    let mut rows: Vec<LostRow> = files(dir).filter_map(|path| read_row(path).ok()).collect();
+    rows.sort_by_key(|row| row.time_ms);
+    rows
+}
+
+fn read_row(path: PathBuf) -> io::Result<LostRow> {
+    let metadata = fs::symlink_metadata(&path)?;
+    let text = fs::read(path.with_extension("json"));
+    let row = text.ok().and_then(|text| serde_json::from_slice(&text).ok());
+    let unknown = || LostRow {
+        time_ms: metadata.modified().map_or(0, milliseconds),
+        ..LostRow::new("", "", "unknown", metadata.len())
+    };
+    Ok(LostRow { path, ..row.unwrap_or_else(unknown) })
+}
+
+/// Bytes that `lost/` takes on the disk.
+pub(super) fn bytes(dir: &CacheDir) -> u64 {
+    let taken = |path: PathBuf| fs::symlink_metadata(path).map_or(0, |m| m.blocks() * 512);
+    files(dir).map(taken).sum()
+}
+
+/// The files with bytes.
+fn files(dir: &CacheDir) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(dir.lost_dir()).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(|path| path.extension().is_none())
+}
+
+/// What `lost/` is meant to hold at most where nothing is said: 10 GiB or a tenth of a file system
+/// of `disk` bytes, whichever is less.
+pub fn default_max(disk: u64) -> u64 {
+    (disk / 10).min(10 << 30)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_kept_with_what_is_known_of_them() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = CacheDir::own(temp.path(), 0).unwrap();
+        let from = dir.staging_path(7);
+        fs::write(&from, "precious").unwrap();
+        let row = LostRow::new("http://s3\u{1f}b", "k", "AccessDenied", 8);
+        let path = keep(&dir, 7, &from, &row).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"precious");
+        // As an older release left them.
+        fs::write(dir.lost_path(8), "more").unwrap();
+        let rows = list(&dir);
+        assert!(rows.contains(&LostRow { path, ..row }), "{rows:?}");
+        assert!(rows.iter().any(|row| (row.cause.as_str(), row.size) == ("unknown", 4)));
+        assert!(bytes(&dir) > 0);
+    }
+
+    #[test]
+    fn what_cannot_be_moved_leaves_no_row() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = CacheDir::own(temp.path(), 0).unwrap();
+        let row = LostRow::new("b", "k", "cause", 1);
+        keep(&dir, 7, &dir.staging_path(7), &row).unwrap_err();
+        assert_eq!(fs::read_dir(dir.lost_dir()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn the_row_has_the_documented_names() {
+        let row = LostRow { time_ms: 5, ..LostRow::new("b", "k", "c", 1) };
+        let text = serde_json::to_string(&row).unwrap();
+        let expected = r#"{"version":1,"bucket":"b","key":"k","cause":"c","size":1,"time_ms":5}"#;
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn the_default_bound_is_a_tenth_and_10_gib_at_most() {
+        assert_eq!((default_max(1 << 30), default_max(1 << 50)), ((1 << 30) / 10, 10 << 30));
+    }
+}

@@ -1,0 +1,48 @@
+//! What all versions on a disk share.
+
+use std::io;
+use std::sync::Arc;
+
+use super::commit::Committer;
+use super::dir::CacheDir;
+use super::health::DiskHealth;
+use super::space::Space;
+use crate::metrics::Metrics;
+use crate::sync::atomic::{AtomicI64, Ordering};
+
+/// What all versions on a disk share. The directory's lock goes with the last of them.
+pub(super) struct Shared {
+    pub(super) dir: CacheDir,
+    pub(super) space: Space,
+    pub(super) committer: Committer,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) epoch: u32,
+    /// Number of the disk.
+    pub(super) number: u8,
+    pub(super) health: DiskHealth,
+    /// Bytes that the metric counts for it.
+    pub(super) noted: AtomicI64,
+}
+
+impl Shared {
+    /// Makes the metric follow what is used.
+    pub(super) fn note_use(&self) {
+        let used = i64::try_from(self.space.used()).unwrap_or(i64::MAX);
+        let before = self.noted.swap(used, Ordering::Relaxed);
+        self.metrics.cache_bytes.add(used - before);
+    }
+
+    /// Notes how a call of the disk ended.
+    pub(super) fn note_disk(&self, done: Result<(), &io::Error>) {
+        if self.health.note(self.dir.root(), done) {
+            self.show_health();
+        }
+    }
+
+    /// Makes the metric follow the disk's health.
+    pub(super) fn show_health(&self) {
+        let dir = self.dir.root().display().to_string();
+        let fails = i64::from(self.health.problem().is_some());
+        self.metrics.cache_disk_failing.with_label_values(&[&dir]).set(fails);
+    }
+}
