@@ -30,6 +30,7 @@ use crate::cache::NodeCache;
 use crate::metrics::Metrics;
 use crate::model::attr::Ownership;
 use crate::namespace::NamespaceSettings;
+use crate::origin::conditional::{MemoryVerdicts, Verdicts};
 use crate::read::Reader;
 use owner::Processes;
 
@@ -46,6 +47,7 @@ pub struct Engine {
     pub(crate) reader: Arc<Reader>,
     pub(crate) runtime: Handle,
     pub(crate) processes: Arc<dyn Processes>,
+    pub(crate) verdicts: Arc<dyn Verdicts>,
 }
 
 impl Engine {
@@ -65,7 +67,8 @@ impl Engine {
             runtime.clone(),
             read_part,
         );
-        Arc::new(Self { cache, buffers, metrics, reader, runtime, processes })
+        let verdicts = Arc::new(MemoryVerdicts::default());
+        Arc::new(Self { cache, buffers, metrics, reader, runtime, processes, verdicts })
     }
 }
 

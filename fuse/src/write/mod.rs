@@ -3,8 +3,8 @@
 //! Lock order, outermost first: a staging file's commit gate (asynchronous), its state, a
 //! directory's state. No lock is held while bytes move.
 
-pub mod conditions;
 pub mod names;
+pub mod pace;
 pub mod parts;
 pub mod rename;
 pub mod staging;
@@ -21,7 +21,6 @@ use crate::metrics::Metrics;
 use crate::model::key::BadName;
 use crate::namespace::{LookupError, Namespace};
 use crate::origin::OriginError;
-use conditions::Conditions;
 use parts::PartPlan;
 
 /// Parts stored at once, over all files of a mount.
@@ -34,7 +33,6 @@ pub struct Writer {
     metrics: Arc<Metrics>,
     runtime: Handle,
     plan: PartPlan,
-    conditions: Conditions,
     slots: Semaphore,
 }
 
@@ -53,7 +51,6 @@ impl Writer {
             metrics,
             runtime,
             plan: PartPlan::new(part_bytes),
-            conditions: Conditions::default(),
             slots: Semaphore::new(PARTS_AT_ONCE),
         })
     }
@@ -62,6 +59,11 @@ impl Writer {
     pub fn plan(&self) -> &PartPlan {
         &self.plan
     }
+}
+
+/// A text that no other writer uses.
+fn new_nonce() -> String {
+    format!("{:032x}", rand::random::<u128>())
 }
 
 /// Why a change failed.

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use super::conditions::new_nonce;
-use super::{WriteError, Writer};
+use super::{WriteError, Writer, new_nonce};
 use crate::model::key::{self, KEY_MAX_BYTES};
 use crate::namespace::Found;
 use crate::namespace::dir::Dir;
@@ -99,7 +98,6 @@ impl Writer {
     }
 
     async fn put_marker(&self, key: &str, condition: Condition) -> Result<(), OriginError> {
-        let condition = self.enforce(key, &condition).await?;
         let write = WriteIntent { condition, writer: new_nonce() };
         match self.names.origin.put(key, UploadBody::empty(), &write).await {
             Ok(_) => Ok(()),

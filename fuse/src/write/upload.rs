@@ -7,9 +7,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::conditions::new_nonce;
 use super::staging::{Snapshot, Staging};
-use super::{WriteError, Writer};
+use super::{WriteError, Writer, new_nonce};
 use crate::buffers::{Share, capacity_for};
 use crate::cache::records::UploadRow;
 use crate::model::blocks::BLOCK;
@@ -80,12 +79,11 @@ impl Writer {
     async fn store(&self, staging: &Arc<Staging>) -> Result<(), WriteError> {
         let snapshot = staging.snapshot();
         let key = staging.node.key();
-        let condition = self.names_condition(&key, &snapshot.condition).await?;
         let single = staging.upload().is_none() && snapshot.size <= self.plan.base();
         let (stored, nonce) = if single {
-            self.put_whole(staging, &key, &snapshot, condition).await?
+            self.put_whole(staging, &key, &snapshot).await?
         } else {
-            self.put_parts(staging, &key, &snapshot, condition).await?
+            self.put_parts(staging, &key, &snapshot).await?
         };
         let info = self.info_of(&key, snapshot.size, stored, nonce).await?;
         let next = info.etag.clone().map_or(Condition::Always, Condition::Matches);
@@ -97,21 +95,11 @@ impl Writer {
         Ok(())
     }
 
-    /// A conflict is EEXIST where the file was to be new, ESTALE where it was to be replaced.
-    async fn names_condition(
-        &self,
-        key: &str,
-        wanted: &Condition,
-    ) -> Result<Condition, WriteError> {
-        self.enforce(key, wanted).await.map_err(|error| conflict(error, wanted))
-    }
-
     async fn put_whole(
         &self,
         staging: &Arc<Staging>,
         key: &str,
         snapshot: &Snapshot,
-        condition: Condition,
     ) -> Result<(Stored, String), WriteError> {
         let generation = staging.part_generation(1);
         let len = snapshot.size as usize;
@@ -122,7 +110,7 @@ impl Writer {
         if !sums.is_empty() {
             staging.set_sums(1, generation, sums);
         }
-        self.put_body(key, body, condition, &snapshot.condition).await
+        self.put_body(key, body, &snapshot.condition).await
     }
 
     /// Makes a stored file empty.
@@ -132,8 +120,7 @@ impl Writer {
     pub async fn store_empty(&self, node: &FileNode) -> Result<ObjectInfo, WriteError> {
         let key = node.key();
         let wanted = node.version().map_or(Condition::Always, |v| Condition::Matches(v.etag));
-        let condition = self.names_condition(&key, &wanted).await?;
-        let (stored, nonce) = self.put_body(&key, UploadBody::empty(), condition, &wanted).await?;
+        let (stored, nonce) = self.put_body(&key, UploadBody::empty(), &wanted).await?;
         self.info_of(&key, 0, stored, nonce).await
     }
 
@@ -141,11 +128,10 @@ impl Writer {
         &self,
         key: &str,
         body: UploadBody,
-        condition: Condition,
         wanted: &Condition,
     ) -> Result<(Stored, String), WriteError> {
         let nonce = new_nonce();
-        let write = WriteIntent { condition, writer: nonce.clone() };
+        let write = WriteIntent { condition: wanted.clone(), writer: nonce.clone() };
         let mut tries = 0;
         loop {
             tries += 1;
@@ -169,13 +155,13 @@ impl Writer {
         staging: &Arc<Staging>,
         key: &str,
         snapshot: &Snapshot,
-        condition: Condition,
     ) -> Result<(Stored, String), WriteError> {
         for attempt in 0.. {
             self.ensure_upload(staging).await?;
             let Some((id, nonce)) = staging.upload() else { continue };
             let parts = self.all_parts(staging, snapshot.size).await?;
-            let write = WriteIntent { condition: condition.clone(), writer: nonce.clone() };
+            let condition = snapshot.condition.clone();
+            let write = WriteIntent { condition, writer: nonce.clone() };
             let mut tries = 0;
             let error = loop {
                 tries += 1;
