@@ -30,6 +30,7 @@ use crate::cache::NodeCache;
 use crate::metrics::Metrics;
 use crate::model::attr::Ownership;
 use crate::namespace::NamespaceSettings;
+use crate::origin::conditional::{MemoryVerdicts, Verdicts};
 use crate::read::Reader;
 use crate::write::leftovers::Leftovers;
 use owner::Processes;
@@ -49,6 +50,7 @@ pub struct Engine {
     pub(crate) processes: Arc<dyn Processes>,
     /// What earlier runs were writing when they ended.
     pub(crate) leftovers: Leftovers,
+    pub(crate) verdicts: Arc<dyn Verdicts>,
 }
 
 impl Engine {
@@ -69,7 +71,8 @@ impl Engine {
             read_part,
         );
         let leftovers = Leftovers::of(&cache);
-        Arc::new(Self { cache, buffers, metrics, reader, runtime, processes, leftovers })
+        let verdicts = Arc::new(MemoryVerdicts::default());
+        Arc::new(Self { cache, buffers, metrics, reader, runtime, processes, leftovers, verdicts })
     }
 }
 

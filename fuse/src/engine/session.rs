@@ -24,6 +24,7 @@ use crate::namespace::hidden::HiddenKeys;
 use crate::namespace::inode::Node;
 use crate::namespace::{Found, LookupError, Namespace};
 use crate::origin::Origin;
+use crate::origin::conditional::Conditional;
 use crate::write::Writer;
 
 /// One mount.
@@ -79,6 +80,8 @@ impl Session {
         settings: SessionSettings,
     ) -> Arc<Self> {
         let hidden = HiddenKeys::new(engine.metrics.clone());
+        let verdicts = engine.verdicts.clone();
+        let origin = Arc::new(Conditional::new(origin, &settings.names.prefix, verdicts));
         let names = Namespace::new(origin, engine.cache.clone(), hidden, settings.names.clone());
         let writer = Writer::new(
             names.clone(),

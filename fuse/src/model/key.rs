@@ -8,6 +8,12 @@ pub const NAME_MAX_BYTES: usize = 255;
 /// The longest key that S3 takes, in bytes of UTF-8 (Amazon S3 user guide, "Naming objects").
 pub const KEY_MAX_BYTES: usize = 1024;
 
+/// Name of the object with which an endpoint is tried out; never shown.
+pub const PROBE_NAME: &str = ".weir-probe";
+
+/// Name of the copy of [`PROBE_NAME`]; never shown.
+pub const PROBE_COPY_NAME: &str = ".weir-probe-copy";
+
 /// A key prefix that names a directory: empty (the root of the bucket) or ending in `/`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct DirPrefix(Box<str>);
@@ -123,6 +129,9 @@ pub enum BadName {
     /// A key that ends in a slash but holds bytes: shown as a directory, its content is not.
     #[error("content under a key that ends in a slash")]
     MarkerWithContent,
+    /// [`PROBE_NAME`] or [`PROBE_COPY_NAME`].
+    #[error("a name that Weir keeps for itself")]
+    Reserved,
     /// More than [`KEY_MAX_BYTES`].
     #[error("a key over 1024 bytes")]
     KeyTooLong,
@@ -139,6 +148,7 @@ pub fn check_name(name: &str) -> Result<(), BadName> {
         _ if name.len() > NAME_MAX_BYTES => Err(BadName::TooLong),
         _ if name.contains('\0') => Err(BadName::Nul),
         _ if name.contains('/') => Err(BadName::Slash),
+        PROBE_NAME | PROBE_COPY_NAME => Err(BadName::Reserved),
         _ => Ok(()),
     }
 }
@@ -159,6 +169,7 @@ mod tests {
             ("game/assets/../", BadName::Dots),
             ("game/assets/.", BadName::Dots),
             ("game/assets/a\0b", BadName::Nul),
+            ("game/assets/.weir-probe", BadName::Reserved),
             ("other/x", BadName::OutsidePrefix),
         ] {
             assert_eq!(dir.classify(key), Listed::Hidden(reason), "{key:?}");

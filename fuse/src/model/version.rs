@@ -23,9 +23,47 @@ impl ETag {
         !self.0.starts_with("W/")
     }
 
-    /// The tag with its quotes, as If-Match wants it.
+    /// The tag with its quotes.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Stands for every tag, in requests alone.
+    pub fn any() -> Self {
+        Self("*".into())
+    }
+
+    /// Whether it stands for every tag.
+    pub fn is_any(&self) -> bool {
+        &*self.0 == "*"
+    }
+
+    /// Without its quotes, as some servers compare it; in requests alone.
+    #[must_use]
+    pub fn bare(&self) -> Self {
+        Self(self.0.trim_matches('"').into())
+    }
+
+    /// Whether it lacks its quotes.
+    pub fn is_bare(&self) -> bool {
+        !self.is_any() && self.is_strong() && !self.0.starts_with('"')
+    }
+
+    /// With its quotes again.
+    #[must_use]
+    pub fn quoted(&self) -> Self {
+        if self.is_bare() { Self(format!("\"{}\"", self.0).into()) } else { self.clone() }
+    }
+
+    /// Whether `present`, as an origin sent it, is what this tag stands for.
+    pub fn is_same(&self, present: Option<&Self>) -> bool {
+        present.is_some_and(|present| self.is_any() || self.quoted() == *present)
+    }
+
+    /// The value of If-Match. `None`: no such header is to be sent, since a weak tag never
+    /// matches there (RFC 9110, section 13.1.1).
+    pub fn as_match(&self) -> Option<String> {
+        (self.is_strong() && !self.is_any()).then(|| self.0.to_string())
     }
 }
 

@@ -23,8 +23,11 @@ impl HiddenKeys {
         Self { metrics, seen: Mutex::default(), hasher: RandomState::new() }
     }
 
-    /// Reports a key, once.
+    /// Reports a key, once. Our own keys are nobody's loss.
     pub fn note(&self, key: &str, reason: BadName) {
+        if reason == BadName::Reserved {
+            return;
+        }
         let fresh = {
             let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
             if seen.len() >= REMEMBERED {
@@ -57,6 +60,7 @@ impl HiddenKeys {
             BadName::ShadowedByDirectory => "shadowed-by-directory",
             BadName::MarkerWithContent => "marker-with-content",
             BadName::KeyTooLong => "key-too-long",
+            BadName::Reserved => "reserved",
         };
         self.metrics.hidden_keys.with_label_values(&[label]).inc_by(count);
     }

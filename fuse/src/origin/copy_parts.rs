@@ -6,6 +6,8 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::{Condition, CopySource, Origin, OriginError, Part, Stored, WriteIntent};
 
+/// The largest object that one copy request takes, in bytes (API reference, CopyObject: 5 GB).
+pub(super) const COPY_MAX: u64 = 5_000_000_000;
 /// The smallest size of a part, in bytes; the last one may be smaller.
 const PART_MIN: u64 = 512 << 20;
 /// Sizes of parts are multiples of this many bytes.

@@ -2,6 +2,10 @@
 
 use rustix::io::Errno;
 
+/// What servers call a body that is not what its checksum says: it was damaged on its way.
+pub(super) const DIGEST_CODES: [&str; 4] =
+    ["BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"];
+
 /// A failed request to the origin.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum OriginError {
@@ -84,10 +88,17 @@ impl OriginError {
         }
     }
 
+    /// Whether the server found that a body is not what its checksum says.
+    pub fn is_digest_mismatch(&self) -> bool {
+        matches!(self, Self::Unavailable(code) if DIGEST_CODES.contains(&code.as_str()))
+    }
+
     /// Whether the origin as a whole is not answering, so that what is cached may be shown
     /// although its lifetime is over.
     pub fn is_outage(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::Unreachable(_) | Self::TimedOut)
+        let is_failing =
+            matches!(self, Self::Unavailable(_) | Self::Unreachable(_) | Self::TimedOut);
+        is_failing && !self.is_digest_mismatch()
     }
 
     /// The errno that a process sees.

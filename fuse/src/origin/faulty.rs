@@ -2,12 +2,13 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
+use tokio::sync::watch;
 
 use super::{
     Body, Condition, CopySource, ListPage, ListRequest, Origin, OriginError, Part, PendingUpload,
@@ -26,25 +27,25 @@ pub enum Op {
     List,
     /// PUT of a whole object.
     Put,
-    /// Upload of a part.
-    UploadPart,
-    /// Completion of an upload.
-    Complete,
-    /// DELETE.
-    Delete,
     /// Beginning of an upload.
     Create,
+    /// Upload of a part.
+    UploadPart,
     /// Copy of a range into a part.
     CopyPart,
-    /// Copy of an object.
-    Copy,
+    /// Completion of an upload.
+    Complete,
     /// Abort of an upload.
     Abort,
     /// A listing of uploads.
     ListUploads,
+    /// DELETE.
+    Delete,
+    /// Copy of an object.
+    Copy,
 }
 
-/// What happens to the request.
+/// What happens to the request. One that waits may be given up by dropping its future.
 #[derive(Clone, Debug)]
 pub enum Fault {
     /// It fails and has no effect.
@@ -53,62 +54,166 @@ pub enum Fault {
     LoseReply(OriginError),
     /// It is late.
     Delay(Duration),
+    /// It waits before it takes effect, until the gate opens.
+    Stall(Gate),
+    /// It takes effect, and its reply waits until the gate opens.
+    StallReply(Gate),
     /// The body ends after so many bytes, without an error.
     Truncate(usize),
     /// One bit of the body's first byte is wrong.
     FlipBit,
 }
 
+/// Where requests wait; shared by its clones.
+#[derive(Clone, Debug)]
+pub struct Gate(Arc<watch::Sender<GateState>>);
+
+#[derive(Clone, Copy, Debug, Default)]
+struct GateState {
+    open: bool,
+    /// How many requests have come to it so far.
+    arrived: usize,
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Gate {
+    /// A closed one.
+    pub fn new() -> Self {
+        Self(Arc::new(watch::Sender::new(GateState::default())))
+    }
+
+    /// Lets through whoever waits, and whoever comes.
+    pub fn open(&self) {
+        self.0.send_modify(|state| state.open = true);
+    }
+
+    /// Waits until a request has come to it.
+    pub async fn reached(&self) {
+        // The sender is held here, so that the wait ends by its condition alone.
+        let _ = self.0.subscribe().wait_for(|state| state.arrived > 0).await;
+    }
+
+    async fn pass(&self) {
+        self.0.send_modify(|state| state.arrived += 1);
+        let _ = self.0.subscribe().wait_for(|state| state.open).await;
+    }
+}
+
 /// Wraps an origin; injects faults.
 pub struct Faulty {
     inner: Arc<dyn Origin>,
-    plan: Mutex<VecDeque<(Op, Fault)>>,
-    always: Mutex<Option<OriginError>>,
+    plan: Mutex<Plan>,
+}
+
+#[derive(Default)]
+struct Plan {
+    /// For the next request of each kind, one after the other.
+    next: VecDeque<(Op, Fault)>,
+    /// How many requests of the kind come before the one that is hit.
+    counted: Vec<(Op, usize, Fault)>,
+    always: Option<OriginError>,
+}
+
+impl Plan {
+    fn take(&mut self, op: Op) -> Option<Fault> {
+        let of_op = |counted: &&mut (Op, usize, Fault)| counted.0 == op && counted.1 > 0;
+        let due = self.counted.iter().position(|(of, before, _)| *of == op && *before == 0);
+        self.counted.iter_mut().filter(of_op).for_each(|(_, before, _)| *before -= 1);
+        if let Some(due) = due {
+            return Some(self.counted.remove(due).2);
+        }
+        let at = self.next.iter().position(|(of, _)| *of == op);
+        at.and_then(|at| self.next.remove(at)).map(|(_, fault)| fault)
+    }
 }
 
 impl Faulty {
     /// Behaves like `inner` until told otherwise.
     pub fn new(inner: Arc<dyn Origin>) -> Self {
-        Self { inner, plan: Mutex::default(), always: Mutex::default() }
+        Self { inner, plan: Mutex::default() }
     }
 
-    /// The next request of kind `op` meets this fault.
+    /// The next request of kind `op` that nothing else was planned for meets this fault.
     pub fn inject_once(&self, op: Op, fault: Fault) {
-        self.plan.lock().unwrap_or_else(PoisonError::into_inner).push_back((op, fault));
+        self.plan().next.push_back((op, fault));
+    }
+
+    /// The `n`th request of kind `op` from now on meets this fault; 1 is the next.
+    pub fn inject_nth(&self, op: Op, n: usize, fault: Fault) {
+        self.plan().counted.push((op, n.saturating_sub(1), fault));
     }
 
     /// Every request fails like this until told otherwise.
     pub fn fail_all(&self, error: Option<OriginError>) {
-        *self.always.lock().unwrap_or_else(PoisonError::into_inner) = error;
+        self.plan().always = error;
     }
 
-    /// Takes the next fault for `op`, having served delays and failures that come first.
+    fn plan(&self) -> MutexGuard<'_, Plan> {
+        self.plan.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the next fault for `op`, having served what comes before the request's effect.
     async fn meet(&self, op: Op) -> Result<Option<Fault>, OriginError> {
-        if let Some(error) = self.always.lock().unwrap_or_else(PoisonError::into_inner).clone() {
-            return Err(error);
-        }
         let fault = {
-            let mut plan = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
-            let at = plan.iter().position(|(o, _)| *o == op);
-            at.and_then(|at| plan.remove(at)).map(|(_, fault)| fault)
+            let mut plan = self.plan();
+            if let Some(error) = plan.always.clone() {
+                return Err(error);
+            }
+            plan.take(op)
         };
         match fault {
-            Some(Fault::Fail(error)) => Err(error),
-            Some(Fault::Delay(time)) => {
-                tokio::time::sleep(time).await;
-                Ok(None)
+            Some(Fault::Fail(error)) => return Err(error),
+            Some(Fault::Delay(time)) => tokio::time::sleep(time).await,
+            Some(Fault::Stall(gate)) => gate.pass().await,
+            other => return Ok(other),
+        }
+        Ok(None)
+    }
+
+    async fn around<T>(
+        &self,
+        op: Op,
+        request: impl Future<Output = Result<T, OriginError>> + Send,
+    ) -> Result<T, OriginError> {
+        let fault = self.meet(op).await?;
+        let result = request.await;
+        match fault {
+            Some(Fault::LoseReply(error)) => Err(error),
+            Some(Fault::StallReply(gate)) => {
+                gate.pass().await;
+                result
             }
-            other => Ok(other),
+            _ => result,
         }
     }
 }
 
-/// Hands the result on, unless the reply is to be lost.
-fn reply<T>(result: Result<T, OriginError>, fault: Option<Fault>) -> Result<T, OriginError> {
-    match fault {
-        Some(Fault::LoseReply(error)) => Err(error),
-        _ => result,
+/// Ends the body after `left` bytes.
+fn truncated(mut body: Body, mut left: usize) -> Body {
+    let cut = move |piece: Result<Bytes, OriginError>| {
+        let mut piece = piece?;
+        piece.truncate(left);
+        left -= piece.len();
+        Ok(piece)
+    };
+    body.pieces = body.pieces.map(cut).boxed();
+    body
+}
+
+async fn with_flipped_bit(mut body: Body) -> Result<Body, OriginError> {
+    let first = body.pieces.next().await.transpose()?.unwrap_or_default();
+    let mut damaged = first.to_vec();
+    if let Some(byte) = damaged.first_mut() {
+        *byte ^= 1;
     }
+    let head = stream::iter([Ok(Bytes::from(damaged))]);
+    body.pieces = head.chain(body.pieces).boxed();
+    Ok(body)
 }
 
 #[async_trait]
@@ -117,45 +222,29 @@ impl Origin for Faulty {
         self.inner.bucket_id()
     }
 
+    fn doubt_checksums(&self) {
+        self.inner.doubt_checksums();
+    }
+
     async fn head(&self, key: &str) -> Result<ObjectInfo, OriginError> {
-        let fault = self.meet(Op::Head).await?;
-        reply(self.inner.head(key).await, fault)
+        self.around(Op::Head, self.inner.head(key)).await
     }
 
     async fn get(&self, key: &str, etag: &ETag, range: Range<u64>) -> Result<Body, OriginError> {
         let fault = self.meet(Op::Get).await?;
-        let mut body = self.inner.get(key, etag, range).await?;
+        let body = self.inner.get(key, etag, range).await?;
         match fault {
-            Some(Fault::Truncate(at)) => {
-                let mut left = at;
-                body.pieces = body
-                    .pieces
-                    .map(move |piece| {
-                        let mut piece = piece?;
-                        piece.truncate(left);
-                        left -= piece.len();
-                        Ok(piece)
-                    })
-                    .boxed();
-            }
-            Some(Fault::FlipBit) => {
-                let first = body.pieces.next().await.transpose()?.unwrap_or_default();
-                let mut damaged = first.to_vec();
-                if let Some(byte) = damaged.first_mut() {
-                    *byte ^= 1;
-                }
-                let head = stream::iter([Ok(Bytes::from(damaged))]);
-                body.pieces = head.chain(body.pieces).boxed();
-            }
+            Some(Fault::Truncate(at)) => return Ok(truncated(body, at)),
+            Some(Fault::FlipBit) => return with_flipped_bit(body).await,
             Some(Fault::LoseReply(error)) => return Err(error),
+            Some(Fault::StallReply(gate)) => gate.pass().await,
             _ => {}
         }
         Ok(body)
     }
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage, OriginError> {
-        let fault = self.meet(Op::List).await?;
-        reply(self.inner.list(request).await, fault)
+        self.around(Op::List, self.inner.list(request)).await
     }
 
     async fn put(
@@ -164,18 +253,15 @@ impl Origin for Faulty {
         body: UploadBody,
         write: &WriteIntent,
     ) -> Result<Stored, OriginError> {
-        let fault = self.meet(Op::Put).await?;
-        reply(self.inner.put(key, body, write).await, fault)
+        self.around(Op::Put, self.inner.put(key, body, write)).await
     }
 
     async fn create_upload(&self, key: &str, writer: &str) -> Result<String, OriginError> {
-        let fault = self.meet(Op::Create).await?;
-        reply(self.inner.create_upload(key, writer).await, fault)
+        self.around(Op::Create, self.inner.create_upload(key, writer)).await
     }
 
     async fn create_copy(&self, source: &CopySource, to: &str) -> Result<String, OriginError> {
-        let fault = self.meet(Op::Create).await?;
-        reply(self.inner.create_copy(source, to).await, fault)
+        self.around(Op::Create, self.inner.create_copy(source, to)).await
     }
 
     async fn upload_part(
@@ -185,8 +271,7 @@ impl Origin for Faulty {
         number: u32,
         body: UploadBody,
     ) -> Result<Part, OriginError> {
-        let fault = self.meet(Op::UploadPart).await?;
-        reply(self.inner.upload_part(key, upload_id, number, body).await, fault)
+        self.around(Op::UploadPart, self.inner.upload_part(key, upload_id, number, body)).await
     }
 
     async fn copy_part(
@@ -197,8 +282,8 @@ impl Origin for Faulty {
         upload_id: &str,
         number: u32,
     ) -> Result<Part, OriginError> {
-        let fault = self.meet(Op::CopyPart).await?;
-        reply(self.inner.copy_part(source, range, key, upload_id, number).await, fault)
+        let request = self.inner.copy_part(source, range, key, upload_id, number);
+        self.around(Op::CopyPart, request).await
     }
 
     async fn complete_upload(
@@ -208,23 +293,20 @@ impl Origin for Faulty {
         parts: &[Part],
         write: &WriteIntent,
     ) -> Result<Stored, OriginError> {
-        let fault = self.meet(Op::Complete).await?;
-        reply(self.inner.complete_upload(key, upload_id, parts, write).await, fault)
+        let request = self.inner.complete_upload(key, upload_id, parts, write);
+        self.around(Op::Complete, request).await
     }
 
     async fn abort_upload(&self, key: &str, upload_id: &str) -> Result<(), OriginError> {
-        let fault = self.meet(Op::Abort).await?;
-        reply(self.inner.abort_upload(key, upload_id).await, fault)
+        self.around(Op::Abort, self.inner.abort_upload(key, upload_id)).await
     }
 
     async fn list_uploads(&self, key: &str) -> Result<Vec<PendingUpload>, OriginError> {
-        let fault = self.meet(Op::ListUploads).await?;
-        reply(self.inner.list_uploads(key).await, fault)
+        self.around(Op::ListUploads, self.inner.list_uploads(key)).await
     }
 
     async fn delete(&self, key: &str, condition: &Condition) -> Result<(), OriginError> {
-        let fault = self.meet(Op::Delete).await?;
-        reply(self.inner.delete(key, condition).await, fault)
+        self.around(Op::Delete, self.inner.delete(key, condition)).await
     }
 
     async fn copy(
@@ -233,7 +315,74 @@ impl Origin for Faulty {
         to: &str,
         condition: &Condition,
     ) -> Result<Stored, OriginError> {
-        let fault = self.meet(Op::Copy).await?;
-        reply(self.inner.copy(source, to, condition).await, fault)
+        self.around(Op::Copy, self.inner.copy(source, to, condition)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::origin::memory::MemoryOrigin;
+
+    fn pair() -> (Arc<MemoryOrigin>, Arc<Faulty>) {
+        let memory = Arc::new(MemoryOrigin::new("b"));
+        (memory.clone(), Arc::new(Faulty::new(memory)))
+    }
+
+    async fn put(faulty: &Faulty, key: &str) -> Result<Stored, OriginError> {
+        let write = WriteIntent { condition: Condition::Always, writer: "w".into() };
+        faulty.put(key, UploadBody::of(vec![1]), &write).await
+    }
+
+    #[tokio::test]
+    async fn the_nth_request_of_its_kind_is_hit_and_no_other() {
+        let (memory, faulty) = pair();
+        faulty.inject_nth(Op::Put, 3, Fault::LoseReply(OriginError::TimedOut));
+        faulty.inject_once(Op::Put, Fault::Fail(OriginError::TimedOut));
+        assert!(put(&faulty, "a").await.is_err());
+        faulty.head("a").await.unwrap_err();
+        put(&faulty, "b").await.unwrap();
+        assert!(put(&faulty, "c").await.is_err());
+        put(&faulty, "d").await.unwrap();
+        let there = |key| memory.bytes(key).is_some();
+        assert_eq!(["a", "b", "c", "d"].map(there), [false, true, true, true]);
+    }
+
+    #[tokio::test]
+    async fn a_request_that_stalls_has_no_effect_before_its_gate_opens_and_none_when_dropped() {
+        let (memory, faulty) = pair();
+        let gate = Gate::new();
+        faulty.inject_once(Op::Put, Fault::Stall(gate.clone()));
+        let stalled = put(&faulty, "kept");
+        tokio::pin!(stalled);
+        tokio::select! {
+            _ = &mut stalled => panic!("did not stall"),
+            () = gate.reached() => {}
+        }
+        assert!(memory.bytes("kept").is_none());
+        gate.open();
+        stalled.await.unwrap();
+        assert!(memory.bytes("kept").is_some());
+        let closed = Gate::new();
+        faulty.inject_once(Op::Put, Fault::Stall(closed.clone()));
+        tokio::select! {
+            _ = put(&faulty, "dropped") => panic!("did not stall"),
+            () = closed.reached() => {}
+        }
+        closed.open();
+        put(&faulty, "later").await.unwrap();
+        assert!(memory.bytes("dropped").is_none());
+    }
+
+    #[tokio::test]
+    async fn a_reply_that_stalls_comes_after_the_effect() {
+        let (memory, faulty) = pair();
+        let gate = Gate::new();
+        faulty.inject_once(Op::Put, Fault::StallReply(gate.clone()));
+        tokio::select! {
+            _ = put(&faulty, "k") => panic!("did not stall"),
+            () = gate.reached() => {}
+        }
+        assert!(memory.bytes("k").is_some());
     }
 }

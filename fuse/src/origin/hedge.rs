@@ -80,6 +80,10 @@ impl Origin for Hedged {
         self.inner.bucket_id()
     }
 
+    fn doubt_checksums(&self) {
+        self.inner.doubt_checksums();
+    }
+
     async fn get(&self, key: &str, etag: &ETag, range: Range<u64>) -> Result<Body, OriginError> {
         let start = Instant::now();
         let first = self.inner.get(key, etag, range.clone());

@@ -1,8 +1,11 @@
 //! The origin: the object store that alone decides what is true.
 //!
-//! One narrow trait, three implementations: [`s3`] (real), [`memory`] (for tests) and
-//! [`faulty`] (wraps another and misbehaves on command).
+//! One narrow trait. [`s3`] is real, [`memory`] stands in for it in tests. The others wrap one:
+//! [`conditional`] sees to conditions, [`hedge`] sends late GETs again, [`measured`] counts, and
+//! [`faulty`] misbehaves on command.
 
+mod condition;
+pub mod conditional;
 mod copy_parts;
 pub mod error;
 pub mod faulty;
@@ -21,6 +24,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 
+pub use condition::{Condition, ConditionKind};
 pub use error::OriginError;
 
 use crate::model::version::{BucketId, ETag, ObjectInfo};
@@ -36,6 +40,10 @@ pub const WRITER_METADATA: &str = "weir-writer";
 pub trait Origin: Send + Sync + 'static {
     /// Identity of the bucket, for the cache.
     fn bucket_id(&self) -> &BucketId;
+
+    /// Takes notice that the endpoint does not refuse bodies whose CRC32C is wrong: they are to be
+    /// guarded in another way from now on.
+    fn doubt_checksums(&self);
 
     /// Asks for an object's metadata.
     async fn head(&self, key: &str) -> Result<ObjectInfo, OriginError>;
@@ -104,7 +112,8 @@ pub trait Origin: Send + Sync + 'static {
     /// server says. [`Condition::Absent`] is invalid.
     async fn delete(&self, key: &str, condition: &Condition) -> Result<(), OriginError>;
 
-    /// Copies a version to another key, within the bucket. Fails with [`OriginError::Changed`]
+    /// Copies a version to another key, within the bucket, in one request: of up to 5 GB, unless
+    /// [`conditional::Conditional`] divides it. Fails with [`OriginError::Changed`]
     /// when the source is no longer that version, with [`OriginError::Conflict`] when the
     /// condition does not hold for what is at `to`.
     async fn copy(
@@ -147,17 +156,6 @@ pub struct ListPage {
     pub next: Option<String>,
     /// How many keys were not UTF-8 and are left out.
     pub undecodable: u64,
-}
-
-/// On what condition an object may be written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Condition {
-    /// On none.
-    Always,
-    /// Only where there is no object (If-None-Match: *).
-    Absent,
-    /// Only over this version (If-Match).
-    Matches(ETag),
 }
 
 /// Condition and nonce of a write.

@@ -9,6 +9,7 @@ mod finish;
 mod gates;
 pub mod leftovers;
 pub mod names;
+pub mod pace;
 pub mod parts;
 pub mod rename;
 mod rename_dir;
@@ -20,7 +21,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
 
 use crate::metrics::Metrics;
 use crate::model::key::BadName;
@@ -30,11 +30,9 @@ use crate::namespace::{LookupError, Namespace};
 use crate::origin::OriginError;
 use draft::{Beginning, Draft, Owner};
 use gates::DirGates;
+use pace::Pace;
 use parts::PartPlan;
 use rename_dir::RenameRate;
-
-/// Parts stored at once, over all files of a mount.
-const PARTS_AT_ONCE: usize = 8;
 
 /// Writes for one mount.
 pub struct Writer {
@@ -42,7 +40,8 @@ pub struct Writer {
     metrics: Arc<Metrics>,
     runtime: Handle,
     plan: PartPlan,
-    slots: Semaphore,
+    /// Parts under way, over all files of the mount.
+    pace: Pace,
     rename_rate: RenameRate,
     /// Files under change, by nodeid.
     drafts: Mutex<HashMap<u64, Arc<Draft>>>,
@@ -61,7 +60,7 @@ impl Writer {
             metrics,
             runtime,
             plan: PartPlan::new(part_bytes),
-            slots: Semaphore::new(PARTS_AT_ONCE),
+            pace: Pace::new(),
             rename_rate: RenameRate::default(),
             drafts: Mutex::default(),
         })

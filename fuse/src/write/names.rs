@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use super::draft::{Draft, Operation};
 use super::gates::{DirGates, PATIENCE};
 use super::{WriteError, Writer, new_nonce};
@@ -251,7 +249,7 @@ impl Writer {
 
     async fn put_marker(&self, key: &str) -> Result<(), OriginError> {
         let write = WriteIntent { condition: Condition::Absent, writer: new_nonce() };
-        match self.names.origin.put(key, UploadBody::of(Bytes::new()), &write).await {
+        match self.names.origin.put(key, UploadBody::empty(), &write).await {
             Ok(_) => Ok(()),
             // A first try whose answer was lost.
             Err(OriginError::Conflict)

@@ -164,8 +164,11 @@ impl Writer {
                     _ => Ok(self.upload_is_gone(draft)),
                 }
             }
-            // Some servers take no upload of which parts are left out.
-            Err(error @ OriginError::Invalid(_)) if draft.exceeds(parts.len()) => {
+            // The upload is of no use any more; some servers also take none of which parts are left
+            // out.
+            Err(error @ (OriginError::UploadClash(_) | OriginError::Invalid(_)))
+                if matches!(error, OriginError::UploadClash(_)) || draft.exceeds(parts.len()) =>
+            {
                 draft.unchanged();
                 self.abandon(draft).await;
                 Ok(Round::Again(error.into()))
@@ -269,7 +272,7 @@ impl Writer {
         let key = node.key();
         let condition = node.version().map_or(Condition::Always, |v| Condition::Matches(v.etag));
         let write = WriteIntent { condition, writer: new_nonce() };
-        let body = UploadBody::of(bytes::Bytes::new());
+        let body = UploadBody::empty();
         let origin = &self.names.origin;
         match origin.put(&key, body, &write).await {
             Ok(Stored { etag: Some(etag), version_id, mtime }) => Ok(ObjectInfo {

@@ -11,6 +11,7 @@ use futures_util::future::join_all;
 
 use super::draft::{Claim, Draft, PartState, Snapshot, UploadId};
 use super::gates::DirGates;
+use super::pace::Slot;
 use super::{WriteError, Writer, new_nonce};
 use crate::model::blocks::BLOCK;
 use crate::origin::{OriginError, Part, UploadBody, retry};
@@ -62,9 +63,9 @@ impl Writer {
         upload: &UploadId,
         part: u32,
     ) -> Result<(), WriteError> {
-        let _slot = self.slots.acquire().await;
+        let slot = self.pace.slot().await;
         match draft.claim_passed(part) {
-            Some(of) => self.send_part(draft, upload, part, of).await,
+            Some(of) => self.send_part(draft, upload, part, of, slot).await,
             None => Ok(()),
         }
     }
@@ -101,10 +102,10 @@ impl Writer {
             Err(missing) => missing,
         };
         let sends = missing.into_iter().map(|part| async move {
-            let _slot = self.slots.acquire().await;
+            let slot = self.pace.slot().await;
             let len = snapshot.parts[part as usize - 1].len;
             match draft.claim(part, len) {
-                Some(of) => self.send_part(draft, upload, part, of).await,
+                Some(of) => self.send_part(draft, upload, part, of, slot).await,
                 None => Ok(()),
             }
         });
@@ -120,11 +121,13 @@ impl Writer {
         upload: &UploadId,
         part: u32,
         of: PartState,
+        slot: Slot<'_>,
     ) -> Result<(), WriteError> {
         let claim = Claim::new(draft, upload, part, of);
         let origin = &self.names.origin;
         let send = |body| origin.upload_part(&upload.key, &upload.id, part, body);
         let done = self.send_range(draft, part, of, send).await?;
+        slot.done(of.len);
         claim.done(done);
         draft.leave_page_cache(self.plan.range(part).start, of.len);
         Ok(())

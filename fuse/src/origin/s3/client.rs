@@ -10,7 +10,7 @@ use aws_config::profile::{ProfileFileCredentialsProvider, ProfileFileRegionProvi
 use aws_config::provider_config::ProviderConfig;
 use aws_config::retry::RetryConfig;
 use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
-use aws_config::timeout::TimeoutConfig;
+use aws_config::timeout::{TimeoutConfig, TimeoutConfigBuilder};
 use aws_config::{BehaviorVersion, Region};
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
@@ -20,6 +20,11 @@ use aws_sdk_s3::types::{ServerSideEncryption, StorageClass};
 
 use super::http::Http;
 use crate::origin::OriginError;
+
+/// Longest wait for a connection.
+const CONNECT: Duration = Duration::from_secs(5);
+/// Longest wait for the head of an answer, from the request's first byte on.
+const READ: Duration = Duration::from_secs(20);
 
 /// Which bucket, where, and how to speak to it.
 #[derive(Clone, Default)]
@@ -82,8 +87,33 @@ impl S3Settings {
     }
 }
 
-/// Builds the client; the second value names the endpoint for cache identity.
-pub(super) async fn build(settings: &S3Settings) -> Result<(Client, String), OriginError> {
+/// Clients of one endpoint, by what is sent.
+pub(super) struct Clients {
+    /// For requests that are answered at once: an answer that is late is asked for again.
+    pub(super) prompt: Client,
+    /// For what the server works on for a while. The client's own read timeout would run over
+    /// the request's body, too.
+    pub(super) patient: Client,
+    /// As `patient`, for what the caller sends again by himself when it fails.
+    pub(super) once: Client,
+}
+
+impl Clients {
+    fn new(config: aws_sdk_s3::config::Builder) -> Self {
+        let timeouts = |builder: TimeoutConfigBuilder| builder.connect_timeout(CONNECT).build();
+        let patient = config
+            .clone()
+            .timeout_config(timeouts(TimeoutConfig::builder().disable_read_timeout()));
+        let once = patient.clone().retry_config(RetryConfig::disabled());
+        let prompt = config.timeout_config(timeouts(TimeoutConfig::builder().read_timeout(READ)));
+        let [prompt, patient, once] =
+            [prompt, patient, once].map(|config| Client::from_conf(config.build()));
+        Self { prompt, patient, once }
+    }
+}
+
+/// Builds the clients; the second value names the endpoint for cache identity.
+pub(super) async fn build(settings: &S3Settings) -> Result<(Clients, String), OriginError> {
     let http = Http::new(settings.ca_bundle.as_deref())?;
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
         .http_client(http.clone())
@@ -94,12 +124,6 @@ pub(super) async fn build(settings: &S3Settings) -> Result<(Client, String), Ori
                 .with_max_attempts(4)
                 .with_initial_backoff(Duration::from_millis(100))
                 .with_max_backoff(Duration::from_secs(5)),
-        )
-        .timeout_config(
-            TimeoutConfig::builder()
-                .connect_timeout(Duration::from_secs(5))
-                .read_timeout(Duration::from_secs(20))
-                .build(),
         )
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled());
     if let Some(profile) = &settings.profile {
@@ -147,5 +171,5 @@ pub(super) async fn build(settings: &S3Settings) -> Result<(Client, String), Ori
         config = config.endpoint_url(url);
     }
     let name = endpoint.unwrap_or_else(|| format!("aws:{region}"));
-    Ok((Client::from_conf(config.build()), name))
+    Ok((Clients::new(config), name))
 }

@@ -8,11 +8,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::errors::Request;
 use super::{REPLY_DEADLINE, S3Origin, headers, names, stored};
-use crate::origin::copy_parts::copy_by_parts;
 use crate::origin::{Condition, CopySource, Origin, OriginError, Part, Stored};
-
-/// The largest object that one CopyObject takes, in bytes (API reference: 5 GB).
-const SINGLE_MAX: u64 = 5_000_000_000;
 
 pub(super) async fn copy(
     origin: &S3Origin,
@@ -20,17 +16,15 @@ pub(super) async fn copy(
     to: &str,
     condition: &Condition,
 ) -> Result<Stored, OriginError> {
-    if source.size > SINGLE_MAX {
-        return copy_by_parts(origin, source, to, condition).await;
-    }
     let (if_match, if_none_match) = headers(condition);
     let request = origin
-        .client
+        .clients
+        .patient
         .copy_object()
         .bucket(&origin.settings.bucket)
         .key(to)
         .copy_source(names::copy_source(&origin.settings.bucket, &source.key))
-        .copy_source_if_match(source.etag.as_str())
+        .set_copy_source_if_match(source.etag.as_match())
         .set_if_match(if_match)
         .set_if_none_match(if_none_match)
         .set_storage_class(origin.settings.storage_class())
@@ -45,21 +39,15 @@ pub(super) async fn copy(
             let result = reply.copy_object_result();
             Ok(stored(result.and_then(|r| r.e_tag()), reply.version_id()))
         }
-        // One code for two conditions: the source itself tells which one it was.
-        Err(OriginError::Conflict) if *condition != Condition::Always => {
+        Err(OriginError::Conflict) if *condition == Condition::Always => Err(OriginError::Changed),
+        // One code for source and target: the source itself tells which one it was.
+        Err(refusal @ (OriginError::Conflict | OriginError::NotFound)) => {
             match origin.head(&source.key).await {
-                Ok(info) if info.etag.as_ref() == Some(&source.etag) => Err(OriginError::Conflict),
+                Ok(info) if source.etag.is_same(info.etag.as_ref()) => Err(refusal),
                 Ok(_) | Err(OriginError::NotFound) => Err(OriginError::Changed),
                 Err(error) => Err(error),
             }
         }
-        Err(OriginError::Conflict) => Err(OriginError::Changed),
-        // The source is gone, or what was to be replaced.
-        Err(OriginError::NotFound) => match origin.head(&source.key).await {
-            Ok(info) if info.etag.as_ref() == Some(&source.etag) => Err(OriginError::NotFound),
-            Ok(_) | Err(OriginError::NotFound) => Err(OriginError::Changed),
-            Err(error) => Err(error),
-        },
         Err(error) => Err(error),
     }
 }
@@ -71,11 +59,12 @@ pub(super) async fn create(
     to: &str,
 ) -> Result<String, OriginError> {
     let head = origin
-        .client
+        .clients
+        .prompt
         .head_object()
         .bucket(&origin.settings.bucket)
         .key(&source.key)
-        .if_match(source.etag.as_str())
+        .set_if_match(source.etag.as_match())
         .set_request_payer(origin.payer())
         .set_expected_bucket_owner(origin.owner())
         .send();
@@ -106,7 +95,8 @@ fn with_headers(creation: Creation, head: &HeadObjectOutput) -> Creation {
 /// The tags of an object, as the header x-amz-tagging wants them.
 async fn tags(origin: &S3Origin, key: &str) -> Result<String, OriginError> {
     let request = origin
-        .client
+        .clients
+        .prompt
         .get_object_tagging()
         .bucket(&origin.settings.bucket)
         .key(key)
@@ -132,14 +122,15 @@ pub(super) async fn copy_part(
     number: u32,
 ) -> Result<Part, OriginError> {
     let request = origin
-        .client
+        .clients
+        .patient
         .upload_part_copy()
         .bucket(&origin.settings.bucket)
         .key(key)
         .upload_id(upload_id)
         .part_number(i32::try_from(number).unwrap_or(i32::MAX))
         .copy_source(names::copy_source(&origin.settings.bucket, &source.key))
-        .copy_source_if_match(source.etag.as_str())
+        .set_copy_source_if_match(source.etag.as_match())
         .copy_source_range(format!("bytes={}-{}", range.start, range.end.saturating_sub(1)))
         .set_request_payer(origin.payer())
         .set_expected_bucket_owner(origin.owner())

@@ -1,50 +1,45 @@
 //! The origin over the S3 API, by aws-sdk-s3.
 
+mod body;
 mod client;
 mod copy;
 mod errors;
 mod http;
 mod names;
+mod read;
 mod uploads;
+mod write;
 
 use std::ops::Range;
-use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use aws_sdk_s3::Client;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
-use aws_sdk_s3::operation::create_multipart_upload::builders::CreateMultipartUploadFluentBuilder;
-use aws_sdk_s3::primitives::{ByteStream, Length};
-use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
-use base64::Engine as _;
-use bytes::Bytes;
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use futures_util::{FutureExt, StreamExt, stream};
 
+use client::Clients;
 pub use client::S3Settings;
 use errors::Request;
 pub use http::http_client;
 
 use super::{
     Body, Condition, CopySource, ListPage, ListRequest, Origin, OriginError, Part, PendingUpload,
-    Stored, UploadBody, WRITER_METADATA, WriteIntent,
+    Stored, UploadBody, WriteIntent,
 };
 use crate::model::version::{BucketId, ETag, ObjectInfo};
 
 /// Longest wait for the answer to a request without a body.
 const REPLY_DEADLINE: Duration = Duration::from_secs(20);
-/// Longest wait for the next piece of a body.
-const STALL_DEADLINE: Duration = Duration::from_secs(10);
-/// The slowest upload that is still progress: an upload may take this many bytes a second.
-const SLOWEST_UPLOAD: u64 = 128 * 1024;
-
 /// A bucket on an S3 endpoint.
 pub struct S3Origin {
-    client: Client,
+    clients: Clients,
     id: BucketId,
     settings: S3Settings,
+    /// Whether the endpoint was seen to take a wrong CRC32C.
+    checksums_doubted: AtomicBool,
 }
 
 impl S3Origin {
@@ -53,9 +48,9 @@ impl S3Origin {
     /// # Errors
     /// [`OriginError::Invalid`] when no region is known or the CA bundle cannot be read.
     pub async fn connect(settings: S3Settings) -> Result<Self, OriginError> {
-        let (client, endpoint) = client::build(&settings).await?;
+        let (clients, endpoint) = client::build(&settings).await?;
         let id = BucketId::new(&endpoint, &settings.bucket);
-        Ok(Self { client, id, settings })
+        Ok(Self { clients, id, settings, checksums_doubted: AtomicBool::new(false) })
     }
 
     /// Sends a request and bounds the wait for its answer. The SDK's futures are tens of KiB:
@@ -79,57 +74,12 @@ impl S3Origin {
         .boxed()
     }
 
-    fn creation(&self, key: &str) -> CreateMultipartUploadFluentBuilder {
-        let checksum = self.settings.upload_checksums.then_some(ChecksumAlgorithm::Crc32C);
-        self.client
-            .create_multipart_upload()
-            .bucket(&self.settings.bucket)
-            .key(key)
-            .set_checksum_algorithm(checksum)
-            .set_storage_class(self.settings.storage_class())
-            .set_server_side_encryption(self.settings.sse())
-            .set_ssekms_key_id(self.settings.sse_kms_key_id.clone())
-            .set_request_payer(self.payer())
-            .set_expected_bucket_owner(self.owner())
-    }
-
     fn payer(&self) -> Option<aws_sdk_s3::types::RequestPayer> {
         self.settings.requester_pays.then_some(aws_sdk_s3::types::RequestPayer::Requester)
     }
 
     fn owner(&self) -> Option<String> {
         self.settings.expected_bucket_owner.clone()
-    }
-
-    /// Whether a body is signed by itself. With a checksum among the signed headers it need not
-    /// be, and its SHA-256 would take most of the CPU time of an upload (Amazon S3 API
-    /// reference, "Signature calculations": UNSIGNED-PAYLOAD).
-    fn signs_payload(&self) -> bool {
-        !self.settings.upload_checksums
-    }
-
-    fn checksum(&self, crc32c: u32) -> Option<String> {
-        self.settings
-            .upload_checksums
-            .then(|| base64::engine::general_purpose::STANDARD.encode(crc32c.to_be_bytes()))
-    }
-}
-
-fn upload_deadline(bytes: u64) -> Duration {
-    REPLY_DEADLINE + Duration::from_secs(bytes / SLOWEST_UPLOAD)
-}
-
-async fn part_stream(body: UploadBody) -> Result<ByteStream, OriginError> {
-    match body {
-        UploadBody::Memory { bytes, .. } => Ok(ByteStream::from(bytes)),
-        UploadBody::File { file, offset, len, .. } => ByteStream::read_from()
-            .path(format!("/proc/self/fd/{}", file.as_raw_fd()))
-            .offset(offset)
-            .length(Length::Exact(len))
-            .buffer_size(256 * 1024)
-            .build()
-            .await
-            .map_err(|e| OriginError::Invalid(format!("staging file: {}", errors::chain(&e)))),
     }
 }
 
@@ -154,7 +104,7 @@ fn headers(condition: &Condition) -> (Option<String>, Option<String>) {
     match condition {
         Condition::Always => (None, None),
         Condition::Absent => (None, Some("*".into())),
-        Condition::Matches(etag) => (Some(etag.as_str().to_owned()), None),
+        Condition::Matches(etag) => (etag.as_match(), None),
     }
 }
 
@@ -164,70 +114,20 @@ impl Origin for S3Origin {
         &self.id
     }
 
+    fn doubt_checksums(&self) {
+        self.checksums_doubted.store(true, Ordering::Relaxed);
+    }
+
     async fn head(&self, key: &str) -> Result<ObjectInfo, OriginError> {
-        let request = self
-            .client
-            .head_object()
-            .bucket(&self.settings.bucket)
-            .key(key)
-            .set_request_payer(self.payer())
-            .set_expected_bucket_owner(self.owner())
-            .send();
-        let reply = Self::within(REPLY_DEADLINE, Request::Read, request).await?;
-        Ok(ObjectInfo {
-            size: size_of(reply.content_length()),
-            etag: reply.e_tag().and_then(ETag::new),
-            mtime: time_of(reply.last_modified()),
-            version_id: names::version_id(reply.version_id()),
-            writer: reply
-                .metadata()
-                .and_then(|m| m.get(WRITER_METADATA))
-                .map(|w| w.as_str().into()),
-        })
+        read::head(self, key).await
     }
 
     async fn get(&self, key: &str, etag: &ETag, range: Range<u64>) -> Result<Body, OriginError> {
-        let expected = range.end - range.start;
-        let request = self
-            .client
-            .get_object()
-            .bucket(&self.settings.bucket)
-            .key(key)
-            .if_match(etag.as_str())
-            .range(format!("bytes={}-{}", range.start, range.end.saturating_sub(1)))
-            .set_request_payer(self.payer())
-            .set_expected_bucket_owner(self.owner())
-            .send();
-        let reply = Self::within(REPLY_DEADLINE, Request::Pinned, request).await?;
-        // A server that ignores If-Match must not slip in another version.
-        let got = reply.e_tag().and_then(ETag::new);
-        if got.as_ref() != Some(etag) {
-            return Err(OriginError::Changed);
-        }
-        let announced = size_of(reply.content_length());
-        if announced != expected {
-            return Err(OriginError::BadBody(format!(
-                "{announced} bytes announced, {expected} asked"
-            )));
-        }
-        Ok(Body { etag: etag.clone(), pieces: checked_pieces(reply.body, expected) })
+        read::get(self, key, etag, range).await
     }
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage, OriginError> {
-        let call = self
-            .client
-            .list_objects_v2()
-            .bucket(&self.settings.bucket)
-            .prefix(&request.prefix)
-            .set_delimiter(request.delimited.then(|| "/".to_owned()))
-            .set_continuation_token(request.token.clone())
-            .max_keys(i32::from(request.max_keys))
-            .encoding_type(aws_sdk_s3::types::EncodingType::Url)
-            .set_request_payer(self.payer())
-            .set_expected_bucket_owner(self.owner())
-            .send();
-        let reply = Self::within(REPLY_DEADLINE, Request::List, call).await?;
-        names::page(&reply)
+        read::list(self, request).await
     }
 
     async fn put(
@@ -236,37 +136,11 @@ impl Origin for S3Origin {
         body: UploadBody,
         write: &WriteIntent,
     ) -> Result<Stored, OriginError> {
-        let (if_match, if_none_match) = headers(&write.condition);
-        let deadline = upload_deadline(body.len());
-        let checksum = self.checksum(body.crc32c());
-        let body = part_stream(body).await?;
-        let request = self
-            .client
-            .put_object()
-            .bucket(&self.settings.bucket)
-            .key(key)
-            .set_if_match(if_match)
-            .set_if_none_match(if_none_match)
-            .metadata(WRITER_METADATA, &write.writer)
-            .set_checksum_crc32_c(checksum)
-            .set_storage_class(self.settings.storage_class())
-            .set_server_side_encryption(self.settings.sse())
-            .set_ssekms_key_id(self.settings.sse_kms_key_id.clone())
-            .set_request_payer(self.payer())
-            .set_expected_bucket_owner(self.owner())
-            .body(body)
-            .customize();
-        let request =
-            if self.signs_payload() { request } else { request.disable_payload_signing() };
-        let reply = Self::within(deadline, Request::Write, request.send()).await?;
-        Ok(stored(reply.e_tag(), reply.version_id()))
+        write::put(self, key, body, write).await
     }
 
     async fn create_upload(&self, key: &str, writer: &str) -> Result<String, OriginError> {
-        let request = self.creation(key).metadata(WRITER_METADATA, writer).send();
-        let reply = Self::within(REPLY_DEADLINE, Request::Write, request).await?;
-        let id = reply.upload_id().map(str::to_owned);
-        id.ok_or_else(|| OriginError::NotS3("no upload id in the answer".into()))
+        write::create_upload(self, key, writer).await
     }
 
     async fn create_copy(&self, source: &CopySource, to: &str) -> Result<String, OriginError> {
@@ -280,28 +154,7 @@ impl Origin for S3Origin {
         number: u32,
         body: UploadBody,
     ) -> Result<Part, OriginError> {
-        let checksum = self.checksum(body.crc32c());
-        let deadline = upload_deadline(body.len());
-        let stream = part_stream(body).await?;
-        let request = self
-            .client
-            .upload_part()
-            .bucket(&self.settings.bucket)
-            .key(key)
-            .upload_id(upload_id)
-            .part_number(i32::try_from(number).unwrap_or(i32::MAX))
-            .set_checksum_crc32_c(checksum)
-            .set_request_payer(self.payer())
-            .set_expected_bucket_owner(self.owner())
-            .body(stream)
-            .customize();
-        let request =
-            if self.signs_payload() { request } else { request.disable_payload_signing() };
-        let reply = Self::within(deadline, Request::Write, request.send()).await?;
-        let etag = reply.e_tag().map(str::to_owned);
-        let etag = etag.ok_or_else(|| OriginError::NotS3("no ETag for a part".into()))?;
-        let checksum = reply.checksum_crc32_c().map(str::to_owned);
-        Ok(Part { number, etag, checksum })
+        write::upload_part(self, key, upload_id, number, body).await
     }
 
     async fn copy_part(
@@ -322,49 +175,11 @@ impl Origin for S3Origin {
         parts: &[Part],
         write: &WriteIntent,
     ) -> Result<Stored, OriginError> {
-        let list = parts.iter().map(|part| {
-            CompletedPart::builder()
-                .part_number(i32::try_from(part.number).unwrap_or(i32::MAX))
-                .e_tag(&part.etag)
-                .set_checksum_crc32_c(part.checksum.clone())
-                .build()
-        });
-        let upload = CompletedMultipartUpload::builder().set_parts(Some(list.collect())).build();
-        let (if_match, if_none_match) = headers(&write.condition);
-        let request = self
-            .client
-            .complete_multipart_upload()
-            .bucket(&self.settings.bucket)
-            .key(key)
-            .upload_id(upload_id)
-            .multipart_upload(upload)
-            .set_if_match(if_match)
-            .set_if_none_match(if_none_match)
-            .set_request_payer(self.payer())
-            .set_expected_bucket_owner(self.owner())
-            .send();
-        // S3 may take minutes to put a large object together (API reference,
-        // CompleteMultipartUpload: it sends white space meanwhile).
-        let reply = Self::within(REPLY_DEADLINE * 15, Request::Complete, request).await?;
-        Ok(stored(reply.e_tag(), reply.version_id()))
+        write::complete_upload(self, key, upload_id, parts, write).await
     }
 
     async fn abort_upload(&self, key: &str, upload_id: &str) -> Result<(), OriginError> {
-        let request = self
-            .client
-            .abort_multipart_upload()
-            .bucket(&self.settings.bucket)
-            .key(key)
-            .upload_id(upload_id)
-            .set_request_payer(self.payer())
-            .set_expected_bucket_owner(self.owner())
-            .send();
-        let reply = Self::within(REPLY_DEADLINE, Request::Write, request);
-        match reply.await {
-            Ok(_) => Ok(()),
-            Err(OriginError::NotFound) => Err(OriginError::NoSuchUpload),
-            Err(e) => Err(e),
-        }
+        write::abort_upload(self, key, upload_id).await
     }
 
     async fn list_uploads(&self, key: &str) -> Result<Vec<PendingUpload>, OriginError> {
@@ -372,24 +187,7 @@ impl Origin for S3Origin {
     }
 
     async fn delete(&self, key: &str, condition: &Condition) -> Result<(), OriginError> {
-        if *condition == Condition::Absent {
-            return Err(OriginError::Invalid("what is absent is not removed".into()));
-        }
-        let request = self
-            .client
-            .delete_object()
-            .bucket(&self.settings.bucket)
-            .key(key)
-            .set_if_match(headers(condition).0)
-            .set_request_payer(self.payer())
-            .set_expected_bucket_owner(self.owner())
-            .send();
-        let reply = Self::within(REPLY_DEADLINE, Request::Write, request);
-        match reply.await {
-            Ok(_) => Ok(()),
-            Err(OriginError::NotFound) if *condition == Condition::Always => Ok(()),
-            Err(e) => Err(e),
-        }
+        write::delete(self, key, condition).await
     }
 
     async fn copy(
@@ -400,40 +198,4 @@ impl Origin for S3Origin {
     ) -> Result<Stored, OriginError> {
         copy::copy(self, source, to, condition).await
     }
-}
-
-/// Hands on the pieces of a body, bounds the wait for each, and checks the length at the end:
-/// the SDK lets a body end early without an error.
-fn checked_pieces(
-    body: ByteStream,
-    expected: u64,
-) -> stream::BoxStream<'static, Result<Bytes, OriginError>> {
-    struct State {
-        body: ByteStream,
-        left: u64,
-        over: bool,
-    }
-    let state = State { body, left: expected, over: false };
-    stream::unfold(state, |mut state| async move {
-        if state.over {
-            return None;
-        }
-        let next = tokio::time::timeout(STALL_DEADLINE, state.body.next()).await;
-        let item = match next {
-            Err(_) => Err(OriginError::TimedOut),
-            Ok(Some(Err(e))) => Err(OriginError::BadBody(errors::chain(&e))),
-            Ok(None) if state.left == 0 => return None,
-            Ok(None) => Err(OriginError::BadBody(format!("{} bytes are missing", state.left))),
-            Ok(Some(Ok(piece))) => match state.left.checked_sub(piece.len() as u64) {
-                Some(left) => {
-                    state.left = left;
-                    Ok(piece)
-                }
-                None => Err(OriginError::BadBody("longer than announced".into())),
-            },
-        };
-        state.over = item.is_err();
-        Some((item, state))
-    })
-    .boxed()
 }

@@ -14,7 +14,8 @@ pub(super) async fn list(origin: &S3Origin, key: &str) -> Result<Vec<PendingUplo
     loop {
         let (key_marker, id_marker) = marker.clone().unzip();
         let request = origin
-            .client
+            .clients
+            .prompt
             .list_multipart_uploads()
             .bucket(&origin.settings.bucket)
             .prefix(key)

@@ -1,0 +1,245 @@
+//! Bodies of uploads: handed out in small pieces, and watched for progress.
+//!
+//! An upload has as long as it takes, as long as it moves: a time for the whole of it would
+//! refuse slow links whatever is sent over them.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use aws_sdk_s3::primitives::{ByteStream, SdkBody};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use md5::{Digest, Md5};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::origin::{OriginError, UploadBody};
+
+/// An upload of whose body nothing was taken for so long has failed.
+const STALLED: Duration = Duration::from_secs(30);
+/// Longest wait for the answer once the whole body was taken...
+const ANSWER: Duration = Duration::from_secs(60);
+/// ...and a second more for each so many bytes, which a socket or a proxy may still hold.
+const DRAINED_PER_SEC: u64 = 64 * 1024;
+/// Size of the pieces, in bytes. One more is read ahead from a file.
+const PIECE: u64 = 256 * 1024;
+
+/// How far an upload has come.
+pub(super) struct Progress {
+    len: u64,
+    state: Mutex<State>,
+}
+
+struct State {
+    taken: u64,
+    moved: Instant,
+}
+
+impl Progress {
+    fn new(len: u64) -> Arc<Self> {
+        Arc::new(Self { len, state: Mutex::new(State { taken: 0, moved: Instant::now() }) })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self, bytes: u64) {
+        let mut state = self.state();
+        state.taken += bytes;
+        state.moved = Instant::now();
+    }
+
+    fn deadline(&self) -> Instant {
+        let state = self.state();
+        let patience = match state.taken < self.len {
+            true => STALLED,
+            false => ANSWER + Duration::from_secs(self.len / DRAINED_PER_SEC),
+        };
+        state.moved + patience
+    }
+
+    /// Returns when the upload has not moved for too long.
+    pub(super) async fn stalled(&self) {
+        loop {
+            let deadline = self.deadline();
+            if deadline <= Instant::now() {
+                return;
+            }
+            tokio::time::sleep_until(deadline).await;
+        }
+    }
+}
+
+/// The body as the SDK wants it, and how far it has come.
+pub(super) fn stream(body: UploadBody) -> (ByteStream, Arc<Progress>) {
+    let len = body.len();
+    let progress = Progress::new(len);
+    let (source, start) = match body {
+        UploadBody::Memory { bytes, .. } => (Source::Memory(bytes), 0),
+        UploadBody::File { file, offset, .. } => (Source::File(file), offset),
+    };
+    let end = start + len;
+    let pieces = Pieces { source, at: start, end, progress: progress.clone(), reading: None };
+    (ByteStream::new(SdkBody::from_body_1_x(pieces)), progress)
+}
+
+/// The value of Content-MD5.
+///
+/// # Errors
+/// What reading the file reports.
+pub(super) async fn content_md5(body: UploadBody) -> Result<String, OriginError> {
+    let digest = tokio::task::spawn_blocking(move || {
+        let mut md5 = Md5::new();
+        match body {
+            UploadBody::Memory { bytes, .. } => md5.update(&bytes),
+            UploadBody::File { file, offset, len, .. } => {
+                let end = offset + len;
+                let mut at = offset;
+                while at < end {
+                    let piece = read(&file, at, end)?;
+                    at += piece.len() as u64;
+                    md5.update(&piece);
+                }
+            }
+        }
+        Ok::<_, io::Error>(md5.finalize())
+    });
+    let digest = digest.await.map_err(io::Error::other).and_then(|digest| digest);
+    let digest = digest.map_err(|e| OriginError::Invalid(format!("staging file: {e}")))?;
+    Ok(STANDARD.encode(digest))
+}
+
+fn read(file: &File, at: u64, end: u64) -> io::Result<Bytes> {
+    let mut piece = vec![0; PIECE.min(end - at) as usize];
+    file.read_exact_at(&mut piece, at)?;
+    Ok(piece.into())
+}
+
+enum Source {
+    Memory(Bytes),
+    File(Arc<File>),
+}
+
+struct Pieces {
+    source: Source,
+    at: u64,
+    end: u64,
+    progress: Arc<Progress>,
+    /// The piece at `at`, being read.
+    reading: Option<JoinHandle<io::Result<Bytes>>>,
+}
+
+impl Pieces {
+    fn begin_reading(&mut self, at: u64) {
+        let Source::File(file) = &self.source else { return };
+        let (file, end) = (file.clone(), self.end);
+        self.reading = Some(tokio::task::spawn_blocking(move || read(&file, at, end)));
+    }
+
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+        if let Source::Memory(bytes) = &self.source {
+            let end = self.end.min(self.at + PIECE);
+            return Poll::Ready(Ok(bytes.slice(self.at as usize..end as usize)));
+        }
+        if self.reading.is_none() {
+            self.begin_reading(self.at);
+        }
+        let Some(reading) = &mut self.reading else { return Poll::Pending };
+        let piece = ready!(Pin::new(reading).poll(cx)).map_err(io::Error::other)??;
+        self.reading = None;
+        let next = self.at + piece.len() as u64;
+        if next < self.end {
+            self.begin_reading(next);
+        }
+        Poll::Ready(Ok(piece))
+    }
+}
+
+impl http_body::Body for Pieces {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        let this = self.get_mut();
+        if this.at == this.end {
+            return Poll::Ready(None);
+        }
+        let piece = ready!(this.poll_piece(cx))?;
+        this.at += piece.len() as u64;
+        this.progress.note(piece.len() as u64);
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.at == self.end
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.end - self.at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn bytes(len: u64) -> Vec<u8> {
+        (0..len).map(|n| (n * 7 / 3) as u8).collect()
+    }
+
+    fn in_file(content: &[u8], offset: u64, len: u64) -> UploadBody {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(content).unwrap();
+        UploadBody::File { file: Arc::new(file), offset, len, crc32c: 0 }
+    }
+
+    #[tokio::test]
+    async fn a_body_is_its_bytes_from_memory_and_from_a_file() {
+        for len in [0, 1, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE + 5] {
+            let content = bytes(len + 20);
+            let part = &content[10..10 + len as usize];
+            for body in [UploadBody::of(part.to_vec()), in_file(&content, 10, len)] {
+                let md5 = content_md5(body.clone()).await.unwrap();
+                assert_eq!(md5, STANDARD.encode(Md5::digest(part)));
+                let (stream, progress) = stream(body);
+                assert!(stream.collect().await.unwrap().into_bytes() == part, "{len}");
+                assert_eq!(progress.state().taken, len);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_too_short_is_an_error() {
+        let (stream, _) = stream(in_file(&bytes(10), 0, 11));
+        stream.collect().await.unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn an_upload_has_its_time_from_when_it_moved_last_and_for_its_answer_more() {
+        let (mut body, progress) = stream(UploadBody::of(bytes(2 * PIECE)));
+        let begun = progress.deadline();
+        assert_eq!(begun, progress.state().moved + STALLED);
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        body.next().await.unwrap().unwrap();
+        let moved = progress.deadline();
+        assert!(moved > begun);
+        assert_eq!(moved, progress.state().moved + STALLED);
+        body.next().await.unwrap().unwrap();
+        assert!(progress.deadline() >= progress.state().moved + ANSWER);
+        progress.state().moved -= 10 * ANSWER;
+        progress.stalled().await;
+    }
+}

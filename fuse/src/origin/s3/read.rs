@@ -1,0 +1,125 @@
+//! What is read: metadata, bytes, listings.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::types::EncodingType;
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+
+use super::errors::{self, Request};
+use super::{REPLY_DEADLINE, S3Origin, names, size_of, time_of};
+use crate::model::version::{ETag, ObjectInfo};
+use crate::origin::{Body, ListPage, ListRequest, OriginError, WRITER_METADATA};
+
+/// Longest wait for the next piece of a body.
+const STALL_DEADLINE: Duration = Duration::from_secs(10);
+
+pub(super) async fn head(origin: &S3Origin, key: &str) -> Result<ObjectInfo, OriginError> {
+    let request = origin
+        .clients
+        .prompt
+        .head_object()
+        .bucket(&origin.settings.bucket)
+        .key(key)
+        .set_request_payer(origin.payer())
+        .set_expected_bucket_owner(origin.owner())
+        .send();
+    let reply = S3Origin::within(REPLY_DEADLINE, Request::Read, request).await?;
+    Ok(ObjectInfo {
+        size: size_of(reply.content_length()),
+        etag: reply.e_tag().and_then(ETag::new),
+        mtime: time_of(reply.last_modified()),
+        version_id: names::version_id(reply.version_id()),
+        writer: reply.metadata().and_then(|m| m.get(WRITER_METADATA)).map(|w| w.as_str().into()),
+    })
+}
+
+pub(super) async fn get(
+    origin: &S3Origin,
+    key: &str,
+    etag: &ETag,
+    range: Range<u64>,
+) -> Result<Body, OriginError> {
+    let expected = range.end - range.start;
+    let request = origin
+        .clients
+        .prompt
+        .get_object()
+        .bucket(&origin.settings.bucket)
+        .key(key)
+        .set_if_match(etag.as_match())
+        .range(format!("bytes={}-{}", range.start, range.end.saturating_sub(1)))
+        .set_request_payer(origin.payer())
+        .set_expected_bucket_owner(origin.owner())
+        .send();
+    let reply = S3Origin::within(REPLY_DEADLINE, Request::Pinned, request).await?;
+    // A server that ignores If-Match must not slip in another version.
+    let got = reply.e_tag().and_then(ETag::new);
+    if got.as_ref() != Some(etag) {
+        return Err(OriginError::Changed);
+    }
+    let announced = size_of(reply.content_length());
+    if announced != expected {
+        return Err(OriginError::BadBody(format!("{announced} bytes announced, {expected} asked")));
+    }
+    Ok(Body { etag: etag.clone(), pieces: checked_pieces(reply.body, expected) })
+}
+
+pub(super) async fn list(
+    origin: &S3Origin,
+    request: &ListRequest,
+) -> Result<ListPage, OriginError> {
+    let call = origin
+        .clients
+        .prompt
+        .list_objects_v2()
+        .bucket(&origin.settings.bucket)
+        .prefix(&request.prefix)
+        .set_delimiter(request.delimited.then(|| "/".to_owned()))
+        .set_continuation_token(request.token.clone())
+        .max_keys(i32::from(request.max_keys))
+        .encoding_type(EncodingType::Url)
+        .set_request_payer(origin.payer())
+        .set_expected_bucket_owner(origin.owner())
+        .send();
+    let reply = S3Origin::within(REPLY_DEADLINE, Request::List, call).await?;
+    names::page(&reply)
+}
+
+/// Hands on the pieces of a body, bounds the wait for each, and checks the length at the end:
+/// the SDK lets a body end early without an error.
+fn checked_pieces(
+    body: ByteStream,
+    expected: u64,
+) -> stream::BoxStream<'static, Result<Bytes, OriginError>> {
+    struct State {
+        body: ByteStream,
+        left: u64,
+        over: bool,
+    }
+    let state = State { body, left: expected, over: false };
+    stream::unfold(state, |mut state| async move {
+        if state.over {
+            return None;
+        }
+        let next = tokio::time::timeout(STALL_DEADLINE, state.body.next()).await;
+        let item = match next {
+            Err(_) => Err(OriginError::TimedOut),
+            Ok(Some(Err(e))) => Err(OriginError::BadBody(errors::chain(&e))),
+            Ok(None) if state.left == 0 => return None,
+            Ok(None) => Err(OriginError::BadBody(format!("{} bytes are missing", state.left))),
+            Ok(Some(Ok(piece))) => match state.left.checked_sub(piece.len() as u64) {
+                Some(left) => {
+                    state.left = left;
+                    Ok(piece)
+                }
+                None => Err(OriginError::BadBody("longer than announced".into())),
+            },
+        };
+        state.over = item.is_err();
+        Some((item, state))
+    })
+    .boxed()
+}
