@@ -14,6 +14,7 @@ pub mod flight;
 pub mod health;
 pub mod hot;
 pub mod index;
+mod moves;
 pub mod node;
 pub mod records;
 pub mod space;

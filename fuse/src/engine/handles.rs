@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use crate::namespace::dir::{Dir, DirEntry};
+use crate::namespace::dir::kernel_cache::DirView;
 use crate::namespace::file::FileNode;
 use crate::read::Source;
 use crate::read::window::Window;
@@ -13,19 +13,11 @@ use crate::write::staging::Staging;
 /// What an open descriptor is.
 pub enum Handle {
     /// A directory.
-    Dir(DirHandle),
+    Dir(DirView),
     /// A file open for reading.
     Read(ReadHandle),
     /// A file open for writing.
     Write(WriteHandle),
-}
-
-/// An open directory.
-pub struct DirHandle {
-    /// The directory.
-    pub dir: Arc<Dir>,
-    /// Its names as they were at opendir.
-    pub names: Arc<Vec<DirEntry>>,
 }
 
 /// A file open for reading.

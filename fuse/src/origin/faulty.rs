@@ -46,6 +46,8 @@ pub enum Fault {
     Truncate(usize),
     /// One bit of the body's first byte is wrong.
     FlipBit,
+    /// The page is empty; what it should hold comes with the next.
+    EmptyPage,
 }
 
 /// Wraps an origin; injects faults.
@@ -144,6 +146,10 @@ impl Origin for Faulty {
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage, OriginError> {
         let fault = self.meet(Op::List).await?;
+        if let Some(Fault::EmptyPage) = fault {
+            let next = Some(request.token.clone().unwrap_or_default());
+            return Ok(ListPage { next, ..ListPage::default() });
+        }
         reply(self.inner.list(request).await, fault)
     }
 

@@ -9,7 +9,8 @@ use super::{WriteError, Writer};
 use crate::model::key::{self, KEY_MAX_BYTES};
 use crate::namespace::Found;
 use crate::namespace::dir::Dir;
-use crate::origin::{Condition, ListRequest, OriginError, WriteIntent};
+use crate::namespace::pages;
+use crate::origin::{Condition, OriginError, WriteIntent};
 
 impl Writer {
     /// Checks that a file or directory of this name can be made.
@@ -68,16 +69,10 @@ impl Writer {
         if dir.snapshot().iter().any(|entry| dir.is_writing(&entry.name)) {
             return Err(WriteError::NotEmpty);
         }
-        let prefix = dir.prefix();
-        let request = ListRequest {
-            prefix: prefix.as_str().to_owned(),
-            delimited: false,
-            token: None,
-            max_keys: 2,
-        };
-        let page = self.names.origin.list(&request).await?;
-        let only_marker = page.objects.iter().all(|(key, _)| key == prefix.as_str());
-        if only_marker && page.prefixes.is_empty() { Ok(()) } else { Err(WriteError::NotEmpty) }
+        match pages::has_below(&*self.names.origin, &dir.prefix(), true).await? {
+            true => Err(WriteError::NotEmpty),
+            false => Ok(()),
+        }
     }
 
     /// Removes a file.
