@@ -131,9 +131,10 @@ async fn remove_below(origin: &dyn Origin, prefix: &DirPrefix) -> Result<(), Ori
             removed |= !below.is_empty();
             stream::iter(below)
                 .map(Ok)
-                .try_for_each_concurrent(DELETES_MAX, |key| async move {
-                    origin.delete(&key).await
-                })
+                .try_for_each_concurrent(
+                    DELETES_MAX,
+                    |key| async move { origin.delete(&key).await },
+                )
                 .await?;
         }
         if !removed {
