@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use shuttle::sync::Mutex;
 use shuttle::thread;
 use weir_fuse::buffers::{Block, Buffers};
-use weir_fuse::cache::flight::Flights;
+use weir_fuse::cache::flight::{AskerId, Flights};
 use weir_fuse::cache::{CacheSettings, NodeCache};
 use weir_fuse::metrics::Metrics;
 use weir_fuse::model::blocks::BLOCK;
@@ -19,6 +19,8 @@ use weir_fuse::model::version::{BucketId, ETag, ObjectInfo, Version, VersionKey}
 use weir_fuse::namespace::dir::Dir;
 use weir_fuse::namespace::file::FileNode;
 use weir_fuse::namespace::inode::{InodeTable, Node};
+use weir_fuse::origin::Origin;
+use weir_fuse::origin::memory::MemoryOrigin;
 
 /// Schedules tried of each.
 const SCHEDULES: usize = 2000;
@@ -36,6 +38,8 @@ fn blocks(count: usize) -> Vec<Block> {
 #[test]
 fn each_block_is_fetched_once() {
     let data = blocks(6);
+    let origin: Arc<dyn Origin> = Arc::new(MemoryOrigin::new("bucket"));
+    let asker = AskerId::of(&origin);
     shuttle::check_random(
         move || {
             let flights = Arc::new(Flights::default());
@@ -46,7 +50,7 @@ fn each_block_is_fetched_once() {
                     let (flights, held, data) = (flights.clone(), held.clone(), data.clone());
                     thread::spawn(move || {
                         let have = |block: u32| held.lock().unwrap()[block as usize] > 0;
-                        for flight in flights.begin(wanted.clone(), wanted.end, 3, 9, have) {
+                        for flight in flights.begin(asker, wanted.clone(), wanted.end, 3, 9, have) {
                             let range = flight.range();
                             for block in range.clone() {
                                 let at = block as usize;

@@ -155,7 +155,7 @@ pub struct S3Args {
     #[arg(long, value_enum, default_value_t = UploadChecksums::Crc32c)]
     pub upload_checksums: UploadChecksums,
     /// PEM file of certificate authorities to trust besides the system's.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", env = "AWS_CA_BUNDLE")]
     pub ca_bundle: Option<PathBuf>,
 }
 

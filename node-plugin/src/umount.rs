@@ -11,6 +11,8 @@ use crate::status;
 
 /// How long the serving process may take to store what is left and end.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Symlinks followed one after the other: as many as Linux follows.
+const LINKS_MAX: usize = 40;
 
 /// Runs the command: unmounts, then waits until the process that served the mount has ended.
 ///
@@ -43,8 +45,18 @@ pub fn run(args: &UmountArgs) -> Result<(), Failure> {
     }
 }
 
-/// A path as the mount table has it, without asking the mount itself, which may be dead.
+/// A path as the mount table has it, without asking the mount itself, which may be dead: of what is
+/// no symlink, readlink(2) asks no file system.
 fn absolute(path: &Path) -> PathBuf {
+    let mut path = below_its_parent(path);
+    for _ in 0..LINKS_MAX {
+        let Ok(target) = std::fs::read_link(&path) else { break };
+        path = below_its_parent(&path.parent().unwrap_or(Path::new("/")).join(target));
+    }
+    path
+}
+
+fn below_its_parent(path: &Path) -> PathBuf {
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     match (parent.canonicalize(), path.file_name()) {
         (Ok(parent), Some(name)) => parent.join(name),
@@ -63,4 +75,26 @@ fn wait_for_end(socket: &Path) -> Result<(), Failure> {
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_mountpoint_is_found_behind_symlinks() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        std::fs::create_dir(root.join("real")).unwrap();
+        symlink("real", root.join("link")).unwrap();
+        symlink(root.join("link"), root.join("other")).unwrap();
+        symlink("loop", root.join("loop")).unwrap();
+        for form in ["real", "real/", "link", "link/", "other"] {
+            assert_eq!(absolute(&root.join(form)), root.join("real"), "{form}");
+        }
+        assert_eq!(absolute(&root.join("loop")), root.join("loop"));
+        assert_eq!(absolute(Path::new("/")), Path::new("/"));
+    }
 }

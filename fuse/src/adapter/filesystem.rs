@@ -170,7 +170,7 @@ impl fuser::Filesystem for FuseSession {
 
     fn mkdir(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         _mode: u32,
@@ -178,22 +178,25 @@ impl fuser::Filesystem for FuseSession {
         reply: ReplyEntry,
     ) {
         let (session, asked, name) = (self.session.clone(), self.session.clone(), text(name));
-        let work = async move { asked.mkdir(parent.0, &name?).await };
+        let delivery = reply::delivery(req.unique());
+        let work = async move { asked.mkdir_sent(delivery, parent.0, &name?).await };
         self.later("mkdir", Some(DEADLINE), work, move |r| match r {
             Err(error) => reply.error(reply::errno(error)),
             shown => send_entry(&session, reply, shown),
         });
     }
 
-    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (session, name) = (self.session.clone(), text(name));
-        let work = async move { session.unlink(parent.0, &name?).await };
+        let delivery = reply::delivery(req.unique());
+        let work = async move { session.unlink_sent(delivery, parent.0, &name?).await };
         self.later("unlink", Some(DEADLINE), work, move |r| send_empty(reply, r));
     }
 
-    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (session, name) = (self.session.clone(), text(name));
-        let work = async move { session.rmdir(parent.0, &name?).await };
+        let delivery = reply::delivery(req.unique());
+        let work = async move { session.rmdir_sent(delivery, parent.0, &name?).await };
         self.later("rmdir", Some(DEADLINE), work, move |r| send_empty(reply, r));
     }
 
@@ -234,7 +237,7 @@ impl fuser::Filesystem for FuseSession {
 
     fn rename(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         newparent: INodeNo,
@@ -247,8 +250,11 @@ impl fuser::Filesystem for FuseSession {
         }
         let no_replace = flags.contains(RenameFlags::RENAME_NOREPLACE);
         let (session, name, newname) = (self.session.clone(), text(name), text(newname));
+        let delivery = reply::delivery(req.unique());
         let work = async move {
-            session.rename(parent.0, &name?, newparent.0, &newname?, no_replace).await
+            let (name, newname) = (name?, newname?);
+            let (from, to) = ((parent.0, &*name), (newparent.0, &*newname));
+            session.rename_sent(delivery, from, to, no_replace).await
         };
         // Copies of large objects take their time; each request to S3 has a deadline of its own.
         self.later("rename", None, work, move |r| send_empty(reply, r));

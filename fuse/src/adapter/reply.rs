@@ -11,14 +11,25 @@ use rustix::io::Errno;
 use super::passthrough;
 use crate::engine::Session;
 use crate::engine::open::{How, Opened};
+use crate::engine::resent::Delivery;
 use crate::engine::session::{Attr, Shown};
 use crate::model::attr::Ownership;
+use crate::namespace::dir::kernel_cache::CacheUse;
 
 /// Preferred size of reads, in bytes: what one request carries.
 const BLOCK_SIZE: u32 = 1 << 20;
 
 pub(super) fn errno(error: Errno) -> fuser::Errno {
     fuser::Errno::from_i32(error.raw_os_error())
+}
+
+/// `FUSE_UNIQUE_RESEND` (include/uapi/linux/fuse.h): set in the number of a request that is sent
+/// again after `FUSE_NOTIFY_RESEND`.
+const UNIQUE_RESEND: u64 = 1 << 63;
+
+/// Whether a request was sent before, by its number.
+pub(super) fn delivery(unique: fuser::RequestId) -> Delivery {
+    if unique.0 & UNIQUE_RESEND == 0 { Delivery::First } else { Delivery::Again }
 }
 
 pub(super) fn attr(attr: &Attr, owned: &Ownership) -> FileAttr {
@@ -89,13 +100,16 @@ pub(super) fn send_open(reply: ReplyOpen, write: bool, result: Result<Opened, Er
     }
 }
 
-/// The kernel caches the names; `keep` says that those it has are still right.
-pub(super) fn send_opendir(reply: ReplyOpen, result: Result<(u64, bool), Errno>) {
+pub(super) fn send_opendir(reply: ReplyOpen, result: Result<(u64, CacheUse), Errno>) {
     match result {
-        Ok((fh, keep)) => {
-            let keep = if keep { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
-            reply.opened(FileHandle(fh), FopenFlags::FOPEN_CACHE_DIR | keep);
-        }
+        Ok((fh, cache_use)) => reply.opened(
+            FileHandle(fh),
+            match cache_use {
+                CacheUse::Keep => FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
+                CacheUse::Refill => FopenFlags::FOPEN_CACHE_DIR,
+                CacheUse::Bypass => FopenFlags::empty(),
+            },
+        ),
         Err(error) => reply.error(errno(error)),
     }
 }
@@ -106,5 +120,17 @@ pub(super) fn send_xattr(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, E
         Ok(value) if value.len() > size as usize => reply.error(fuser::Errno::ERANGE),
         Ok(value) => reply.data(&value),
         Err(error) => reply.error(errno(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_top_bit_of_a_number_tells_what_was_sent_before() {
+        assert_eq!(delivery(fuser::RequestId(6)), Delivery::First);
+        assert_eq!(delivery(fuser::RequestId(u64::MAX >> 1)), Delivery::First);
+        assert_eq!(delivery(fuser::RequestId(0x8000_0000_0000_0006)), Delivery::Again);
     }
 }

@@ -7,12 +7,24 @@ use std::sync::{Arc, OnceLock, PoisonError};
 use tokio::sync::Notify;
 
 use crate::buffers::Block;
-use crate::origin::OriginError;
+use crate::origin::{Origin, OriginError};
 use crate::sync::{Mutex, MutexGuard};
+
+/// With whose credentials the origin is asked. Two that are in use at once differ.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AskerId(usize);
+
+impl AskerId {
+    /// Whoever asks this origin.
+    pub fn of(origin: &Arc<dyn Origin>) -> Self {
+        Self(Arc::as_ptr(origin).cast::<()>().addr())
+    }
+}
 
 /// One fetch of a run of blocks.
 pub struct Flight {
     range: Range<u32>,
+    asker: AskerId,
     /// End of the blocks that somebody waited for when it began.
     wanted: u32,
     landed: Mutex<BTreeMap<u32, Block>>,
@@ -23,6 +35,11 @@ impl Flight {
     /// The blocks that it fetches.
     pub fn range(&self) -> Range<u32> {
         self.range.clone()
+    }
+
+    /// Who asks the origin.
+    pub fn asker(&self) -> AskerId {
+        self.asker
     }
 
     /// End of the blocks that somebody waited for when it began.
@@ -62,6 +79,7 @@ impl Flights {
     /// waits for the blocks before `waited_for`.
     pub fn begin(
         &self,
+        asker: AskerId,
         wanted: Range<u32>,
         waited_for: u32,
         longest: u32,
@@ -87,6 +105,7 @@ impl Flights {
             let end = (at + 1..bound).find(|b| held(*b)).unwrap_or(bound);
             let flight = Arc::new(Flight {
                 range: at..end,
+                asker,
                 wanted: waited_for.clamp(at, end),
                 landed: Mutex::default(),
                 outcome: OnceLock::new(),
@@ -134,16 +153,16 @@ mod tests {
 
     #[test]
     fn runs_never_overlap_and_skip_what_is_held() {
-        let flights = Flights::default();
+        let (flights, asker) = (Flights::default(), AskerId(1));
         let ranges = |begun: Vec<Arc<Flight>>| begun.iter().map(|f| f.range()).collect::<Vec<_>>();
-        assert_eq!(ranges(flights.begin(4..8, 0, 100, 9, |_| false)), vec![4_u32..8; 1]);
-        let begun = flights.begin(0..20, 0, 6, 9, |b| b == 1 || b == 10);
+        assert_eq!(ranges(flights.begin(asker, 4..8, 0, 100, 9, |_| false)), vec![4_u32..8; 1]);
+        let begun = flights.begin(asker, 0..20, 0, 6, 9, |b| b == 1 || b == 10);
         assert_eq!(ranges(begun), [0..1, 2..4, 8..10, 11..17, 17..20]);
-        assert_eq!(ranges(flights.begin(0..20, 0, 6, 9, |b| b == 1 || b == 10)), []);
+        assert_eq!(ranges(flights.begin(asker, 0..20, 0, 6, 9, |b| b == 1 || b == 10)), []);
         let flight = flights.find(9).unwrap();
         assert_eq!(flight.range(), 8..10);
         flights.end(&flight, Ok(()));
         assert!(flights.find(9).is_none());
-        assert_eq!(ranges(flights.begin(8..12, 0, 1, 1, |_| false)), vec![8_u32..9; 1]);
+        assert_eq!(ranges(flights.begin(asker, 8..12, 0, 1, 1, |_| false)), vec![8_u32..9; 1]);
     }
 }

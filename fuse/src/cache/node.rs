@@ -13,6 +13,7 @@ use std::sync::{Arc, PoisonError, Weak};
 use super::disk::{DiskCache, DiskSettings, DiskStats, Held, Pressure, Room};
 use super::error::CacheError;
 use super::lost::LostRow;
+use super::moves::Moves;
 use super::records::{ListingRow, UploadRow};
 use super::staging::StagingFile;
 use super::version::CachedVersion;
@@ -58,6 +59,7 @@ pub struct NodeCache {
     placing: Mutex<()>,
     /// Buckets, and whether several identities use them.
     identities: Mutex<HashMap<BucketId, Arc<AtomicBool>>>,
+    moves: Moves,
 }
 
 fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -99,6 +101,7 @@ impl NodeCache {
             unopened,
             placing: Mutex::default(),
             identities: Mutex::default(),
+            moves: Moves::default(),
         }))
     }
 
@@ -207,9 +210,23 @@ impl NodeCache {
         }
     }
 
+    /// Notes that the server has copied `from` to `to` for a rename: what is held of the one is
+    /// held of the other, and who reads the one is led to the other ([`NodeCache::place_of`]).
+    pub fn moved(&self, from: &VersionKey, to: &VersionKey) {
+        let is_read = self.peek(from).is_some_and(|version| Arc::strong_count(&version) > 1);
+        self.moves.note(from, to, is_read);
+        self.link(from, to);
+        self.discard(from);
+    }
+
+    /// As what the origin holds the bytes of `key` now, as far as they were moved here.
+    pub fn place_of(&self, key: &VersionKey) -> Option<VersionKey> {
+        self.moves.place_of(key)
+    }
+
     /// Makes what is held of `from` also the cached version `to`: the same bytes under another
     /// name, after a copy by the server.
-    pub fn link(&self, from: &VersionKey, to: &VersionKey) {
+    fn link(&self, from: &VersionKey, to: &VersionKey) {
         let Some(source) = self.peek(from) else { return };
         let Some((opened, sums)) = source.whole() else { return };
         let disk = self.disk_of(&source);

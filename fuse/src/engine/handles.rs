@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::modes::OpenInode;
-use crate::namespace::dir::{Dir, DirEntry};
+use crate::namespace::dir::kernel_cache::DirView;
 use crate::namespace::file::FileNode;
 use crate::read::Source;
 use crate::read::window::Window;
@@ -13,17 +13,9 @@ use crate::read::window::Window;
 /// What an open descriptor is.
 pub enum Handle {
     /// A directory.
-    Dir(DirHandle),
+    Dir(DirView),
     /// A file.
     File(FileHandle),
-}
-
-/// An open directory.
-pub struct DirHandle {
-    /// The directory.
-    pub dir: Arc<Dir>,
-    /// Its names as they were at opendir.
-    pub names: Arc<Vec<DirEntry>>,
 }
 
 /// An open file.

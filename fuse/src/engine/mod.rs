@@ -16,6 +16,7 @@ pub mod names;
 pub mod open;
 mod open_write;
 pub mod owner;
+pub mod resent;
 pub mod session;
 mod stale;
 pub mod status;

@@ -156,7 +156,10 @@ impl Session {
             Step::Done(result) => result,
             Step::Fetch(source) => {
                 self.engine.metrics.cache_misses.inc();
-                self.engine.reader.fetch_whole(&source).await.map_err(|error| error.errno())?;
+                self.engine.reader.fetch_whole(&source).await.map_err(|error| {
+                    tracing::warn!(key = %source.version.key.key, %error, "open failed");
+                    error.errno()
+                })?;
                 match self.try_open(node, request, true, true) {
                     Step::Done(result) => result,
                     Step::Fetch(_) => Err(Errno::IO),

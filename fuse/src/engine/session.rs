@@ -11,14 +11,15 @@ use super::access::Access;
 use super::ahead::Walkers;
 use super::backing::BackingPool;
 use super::coming::Coming;
-use super::handles::{DirHandle, Handle, Handles};
+use super::handles::{Handle, Handles};
 use super::kernel::KernelPort;
 use super::modes::Modes;
 use super::stale::Told;
 use super::{Engine, SessionSettings};
 use crate::cache::Preference;
 use crate::model::version::BucketId;
-use crate::namespace::dir::{Dir, DirEntry};
+use crate::namespace::dir::Dir;
+use crate::namespace::dir::kernel_cache::{CacheUse, DirView, Snapshot};
 use crate::namespace::file::FileNode;
 use crate::namespace::hidden::HiddenKeys;
 use crate::namespace::inode::Node;
@@ -260,12 +261,12 @@ impl Session {
         Attr { ino, is_dir: true, size: 0, mtime: self.started }
     }
 
-    /// Opens a directory. The second value says whether the kernel may keep the names that it
-    /// remembers of it.
+    /// Opens a directory. The second value says what the descriptor has to do with the names that
+    /// the kernel remembers of it.
     ///
     /// # Errors
     /// The errno for the process.
-    pub async fn opendir(self: &Arc<Self>, ino: u64) -> Result<(u64, bool), Errno> {
+    pub async fn opendir(self: &Arc<Self>, ino: u64) -> Result<(u64, CacheUse), Errno> {
         let dir = self.dir(ino)?;
         self.follow_listings(&dir);
         let names = self.names.read_dir(&dir).await.map_err(|error| error.errno())?;
@@ -273,7 +274,7 @@ impl Session {
     }
 
     /// Like [`Session::opendir`], if nothing must be waited for.
-    pub fn opendir_now(self: &Arc<Self>, ino: u64) -> Option<Result<(u64, bool), Errno>> {
+    pub fn opendir_now(self: &Arc<Self>, ino: u64) -> Option<Result<(u64, CacheUse), Errno>> {
         let dir = match self.dir(ino) {
             Ok(dir) => dir,
             Err(errno) => return Some(Err(errno)),
@@ -283,9 +284,10 @@ impl Session {
         Some(Ok(self.dir_handle(dir, names)))
     }
 
-    fn dir_handle(&self, dir: Arc<Dir>, names: Arc<Vec<DirEntry>>) -> (u64, bool) {
-        let keep = dir.show(&names);
-        (self.handles.add(Handle::Dir(DirHandle { dir, names })), keep)
+    fn dir_handle(&self, dir: Arc<Dir>, names: Snapshot) -> (u64, CacheUse) {
+        let view = DirView::open(dir, names);
+        let cache_use = view.cache_use();
+        (self.handles.add(Handle::Dir(view)), cache_use)
     }
 
     /// Names of an open directory from `offset` on. For each, `add` gets the offset after it, the
@@ -303,14 +305,14 @@ impl Session {
         let handle = self.handles.get(fh).ok_or(Errno::BADF)?;
         let Handle::Dir(open) = &*handle else { return Err(Errno::NOTDIR) };
         let dots = [".", ".."].into_iter().map(|name| (name, true));
-        let names = open.names.iter().map(|entry| (&*entry.name, entry.is_dir));
+        let names = open.read().iter().map(|entry| (&*entry.name, entry.is_dir));
         let all = dots.chain(names).enumerate().skip(usize::try_from(offset).unwrap_or(usize::MAX));
         for (at, (name, is_dir)) in all {
             let dot = at < 2;
-            let found = if plus && !dot { self.names.present(&open.dir, name) } else { None };
+            let found = if plus && !dot { self.names.present(open.dir(), name) } else { None };
             let shown = match found {
                 Some(Ok(found)) => {
-                    let ttl = self.names.kernel_ttl(&open.dir, name);
+                    let ttl = self.names.kernel_ttl(open.dir(), name);
                     Some(Shown { attr: self.refer(found), ttl })
                 }
                 _ => None,

@@ -61,21 +61,21 @@ impl DirPrefix {
     }
 
     /// Sorts a key that a listing of this directory (delimiter `/`) returned.
-    pub fn classify<'k>(&self, key: &'k str) -> Listed<'k> {
+    pub fn classify<'k>(&self, key: &'k str) -> KeyRole<'k> {
         let Some(rest) = key.strip_prefix(self.as_str()) else {
-            return Listed::Hidden(BadName::OutsidePrefix);
+            return KeyRole::Hidden(BadName::OutsidePrefix);
         };
         if rest.is_empty() {
-            return Listed::OwnMarker;
+            return KeyRole::OwnMarker;
         }
         let (name, is_dir) = match rest.strip_suffix('/') {
             Some(name) => (name, true),
             None => (rest, false),
         };
         match check_name(name) {
-            Err(reason) => Listed::Hidden(reason),
-            Ok(()) if is_dir => Listed::Dir(name),
-            Ok(()) => Listed::File(name),
+            Err(reason) => KeyRole::Hidden(reason),
+            Ok(()) if is_dir => KeyRole::Dir(name),
+            Ok(()) => KeyRole::File(name),
         }
     }
 }
@@ -88,7 +88,7 @@ impl fmt::Display for DirPrefix {
 
 /// What a listed key is to the directory that was listed.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Listed<'k> {
+pub enum KeyRole<'k> {
     /// The marker object of the listed directory itself.
     OwnMarker,
     /// A file with this name.
@@ -161,9 +161,9 @@ mod tests {
     fn keys_are_sorted_into_files_directories_and_hidden_ones() {
         let dir = DirPrefix::parse("game/assets").unwrap();
         assert_eq!(dir.as_str(), "game/assets/");
-        assert_eq!(dir.classify("game/assets/"), Listed::OwnMarker);
-        assert_eq!(dir.classify("game/assets/a.png"), Listed::File("a.png"));
-        assert_eq!(dir.classify("game/assets/maps/"), Listed::Dir("maps"));
+        assert_eq!(dir.classify("game/assets/"), KeyRole::OwnMarker);
+        assert_eq!(dir.classify("game/assets/a.png"), KeyRole::File("a.png"));
+        assert_eq!(dir.classify("game/assets/maps/"), KeyRole::Dir("maps"));
         for (key, reason) in [
             ("game/assets//", BadName::Empty),
             ("game/assets/../", BadName::Dots),
@@ -172,10 +172,10 @@ mod tests {
             ("game/assets/.weir-probe", BadName::Reserved),
             ("other/x", BadName::OutsidePrefix),
         ] {
-            assert_eq!(dir.classify(key), Listed::Hidden(reason), "{key:?}");
+            assert_eq!(dir.classify(key), KeyRole::Hidden(reason), "{key:?}");
         }
         let long = format!("game/assets/{}", "x".repeat(256));
-        assert_eq!(dir.classify(&long), Listed::Hidden(BadName::TooLong));
+        assert_eq!(dir.classify(&long), KeyRole::Hidden(BadName::TooLong));
     }
 
     #[test]

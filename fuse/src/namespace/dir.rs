@@ -1,11 +1,12 @@
 //! A directory and what is known of its names.
 
 mod change;
+pub mod kernel_cache;
 mod merge;
 
 use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
@@ -16,6 +17,8 @@ use super::inode::ROOT_INO;
 use super::walk::Direction;
 use crate::model::key::DirPrefix;
 use crate::model::version::ObjectInfo;
+use crate::sync::unpoisoned;
+use kernel_cache::{KernelCache, Snapshot};
 
 /// Most absent names that a directory remembers.
 const ABSENT_MAX: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4095);
@@ -32,10 +35,11 @@ pub struct Dir {
     pub(crate) names_gate: Arc<tokio::sync::RwLock<()>>,
 }
 
-struct Place {
-    parent: Option<Arc<Dir>>,
-    /// Name in the parent; the prefix for the root.
-    name: Box<str>,
+enum Place {
+    /// The root of the mount, which shows this prefix.
+    Root(DirPrefix),
+    /// Below another directory, under this name.
+    Below(Arc<Dir>, Box<str>),
 }
 
 #[derive(Default)]
@@ -46,20 +50,19 @@ struct DirState {
     absent: Option<LruCache<Box<str>, Instant>>,
     /// Names removed here, so that an older listing does not bring them back.
     removed: HashMap<Box<str>, Instant>,
-    listed: Option<Listed>,
-    /// More than one page: single names are asked for one by one.
-    large: bool,
+    listed: Option<LastListing>,
+    /// Single names are asked for one by one: there is more than one page, or no right to list.
+    singly: bool,
     /// Lookups that had to ask for a single name.
     asked: u32,
-    snapshot: Option<Arc<Vec<DirEntry>>>,
-    /// What the kernel's directory cache was filled from last.
-    shown: Option<Arc<Vec<DirEntry>>>,
+    snapshot: Option<Snapshot>,
+    kernel_cache: KernelCache,
     /// Fingerprint of the listing that the index keeps, and when it was put there.
     kept: Option<(u64, Instant)>,
 }
 
 #[derive(Clone, Copy)]
-struct Listed {
+struct LastListing {
     started: Instant,
     pages: u32,
     marker: bool,
@@ -85,7 +88,7 @@ enum Kind {
 
 /// What is known of a name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Known {
+pub enum Knowledge {
     /// There, and recently enough.
     Present,
     /// Not there, and recently enough.
@@ -119,11 +122,10 @@ pub(super) enum Ask {
 impl Dir {
     /// The directory that shows all keys with this prefix.
     pub fn root(prefix: DirPrefix) -> Arc<Self> {
-        Self::new(ROOT_INO, None, prefix.as_str())
+        Self::new(ROOT_INO, Place::Root(prefix))
     }
 
-    fn new(ino: u64, parent: Option<Arc<Dir>>, name: &str) -> Arc<Self> {
-        let place = Place { parent, name: name.into() };
+    fn new(ino: u64, place: Place) -> Arc<Self> {
         Arc::new(Self {
             ino,
             place: Mutex::new(place),
@@ -141,42 +143,40 @@ impl Dir {
 
     /// The prefix of its keys.
     pub fn prefix(&self) -> DirPrefix {
-        let (parent, name) = {
-            let place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
-            (place.parent.clone(), place.name.clone())
+        let (parent, name) = match &*unpoisoned(self.place.lock()) {
+            Place::Root(prefix) => return prefix.clone(),
+            Place::Below(parent, name) => (parent.clone(), name.clone()),
         };
-        match parent {
-            Some(parent) => parent.prefix().child(&name),
-            // The root's name is a prefix that was parsed before.
-            None => DirPrefix::parse(&name).unwrap_or_else(|_| DirPrefix::root()),
-        }
+        parent.prefix().child(&name)
     }
 
     /// Parent and name; `None` for the root.
     pub fn place(&self) -> Option<(Arc<Dir>, Box<str>)> {
-        let place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
-        Some((place.parent.clone()?, place.name.clone()))
+        match &*unpoisoned(self.place.lock()) {
+            Place::Root(_) => None,
+            Place::Below(parent, name) => Some((parent.clone(), name.clone())),
+        }
     }
 
     /// What is known of `name`, given how long knowledge lasts.
-    pub fn known(&self, name: &str, now: Instant, ttl: Duration, negative: Duration) -> Known {
+    pub fn known(&self, name: &str, now: Instant, ttl: Duration, negative: Duration) -> Knowledge {
         let mut state = self.state();
         let listed = state.listed.map(|l| l.started);
         if let Some(entry) = state.entries.get(name) {
             let resolved = match &entry.kind {
                 Kind::Dir => true,
                 Kind::File { info, .. } => info.etag.is_some(),
-                Kind::Writing(_) => return Known::Present,
+                Kind::Writing(_) => return Knowledge::Present,
             };
             let checked = listed.map_or(entry.checked, |l| l.max(entry.checked));
             let fresh = now.saturating_duration_since(checked) < ttl;
-            return if fresh && resolved { Known::Present } else { Known::Expired };
+            return if fresh && resolved { Knowledge::Present } else { Knowledge::Expired };
         }
         let absent = state.absent.as_mut().and_then(|absent| absent.get(name)).copied();
         let checked = absent.into_iter().chain(listed).max();
         match checked {
-            Some(at) if now.saturating_duration_since(at) < negative => Known::Absent,
-            _ => Known::Unknown,
+            Some(at) if now.saturating_duration_since(at) < negative => Knowledge::Absent,
+            _ => Knowledge::Unknown,
         }
     }
 
@@ -215,9 +215,9 @@ impl Dir {
         let DirState { entries, dirs, .. } = &mut *state;
         match &mut entries.get_mut(name)?.kind {
             Kind::Dir => {
-                let dir = dirs
-                    .entry(name.into())
-                    .or_insert_with(|| Dir::new(next_ino(), Some(self.clone()), name));
+                let dir = dirs.entry(name.into()).or_insert_with(|| {
+                    Dir::new(next_ino(), Place::Below(self.clone(), name.into()))
+                });
                 Some(Found::Dir(dir.clone()))
             }
             Kind::Writing(node) => Some(Found::File(node.clone())),
@@ -275,7 +275,7 @@ impl Dir {
     pub(super) fn how_to_ask(&self) -> Ask {
         let mut state = self.state();
         state.asked = state.asked.saturating_add(1);
-        match (&state.listed, state.large, state.asked) {
+        match (&state.listed, state.singly, state.asked) {
             (Some(listed), false, _) if listed.pages == 1 => Ask::List,
             (_, true, _) | (_, false, 1) => Ask::Single,
             _ => Ask::FirstPage,
@@ -298,8 +298,9 @@ impl Dir {
         self.state().kept = None;
     }
 
-    pub(super) fn set_large(&self) {
-        self.state().large = true;
+    /// From now on single names are asked for one by one, until the directory is listed whole.
+    pub(super) fn ask_singly(&self) {
+        self.state().singly = true;
     }
 
     /// When the last full listing was begun.
@@ -313,7 +314,7 @@ impl Dir {
     }
 
     /// The names, for readdir.
-    pub fn snapshot(&self) -> Arc<Vec<DirEntry>> {
+    pub fn snapshot(&self) -> Snapshot {
         let mut state = self.state();
         if let Some(snapshot) = &state.snapshot {
             return snapshot.clone();
@@ -325,13 +326,6 @@ impl Dir {
         let snapshot = Arc::new(shown.collect::<Vec<_>>());
         state.snapshot = Some(snapshot.clone());
         snapshot
-    }
-
-    /// Notes that the kernel is to read this snapshot; says whether the one it read last is equal,
-    /// so that it may keep what it remembers.
-    pub fn show(&self, snapshot: &Arc<Vec<DirEntry>>) -> bool {
-        let before = self.state().shown.replace(snapshot.clone());
-        before.is_some_and(|before| Arc::ptr_eq(&before, snapshot) || before == *snapshot)
     }
 
     /// The names next to `from` in the listing, at most `limit`: directories, or files with what
@@ -380,6 +374,6 @@ impl Dir {
     }
 
     fn state(&self) -> MutexGuard<'_, DirState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(self.state.lock())
     }
 }

@@ -1,10 +1,11 @@
 //! A file node: a name with one version, or one that is being written.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::SystemTime;
 
 use super::dir::Dir;
 use crate::model::version::{ObjectInfo, Version};
+use crate::sync::unpoisoned;
 
 /// What a nodeid of a file stands for.
 pub struct FileNode {
@@ -122,6 +123,6 @@ impl FileNode {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(self.state.lock())
     }
 }

@@ -1,8 +1,10 @@
 //! Whether the origin answers. While it does not, what is remembered is shown at once, however
 //! old, instead of after a deadline each time.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
+
+use crate::sync::unpoisoned;
 
 /// How long after a failure the origin is not asked again where an answer is remembered.
 const HOLD_OFF: Duration = Duration::from_secs(5);
@@ -16,19 +18,19 @@ pub struct Health {
 impl Health {
     /// Whether the origin failed just now.
     pub fn is_down(&self) -> bool {
-        let down = self.down_until.lock().unwrap_or_else(PoisonError::into_inner);
+        let down = unpoisoned(self.down_until.lock());
         down.is_some_and(|until| Instant::now() < until)
     }
 
     /// Notes a failure; says whether it is the first of an outage.
     pub fn failed(&self) -> bool {
-        let mut down = self.down_until.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut down = unpoisoned(self.down_until.lock());
         down.replace(Instant::now() + HOLD_OFF).is_none()
     }
 
     /// Notes an answer; says whether an outage ends with it.
     pub fn answered(&self) -> bool {
-        let mut down = self.down_until.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut down = unpoisoned(self.down_until.lock());
         down.take().is_some()
     }
 }

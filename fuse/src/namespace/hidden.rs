@@ -2,10 +2,11 @@
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use crate::metrics::Metrics;
 use crate::model::key::BadName;
+use crate::sync::unpoisoned;
 
 /// Most keys that are remembered; beyond, a key may be counted again.
 const REMEMBERED: usize = 100_000;
@@ -29,7 +30,7 @@ impl HiddenKeys {
             return;
         }
         let fresh = {
-            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut seen = unpoisoned(self.seen.lock());
             if seen.len() >= REMEMBERED {
                 seen.clear();
             }

@@ -1,12 +1,12 @@
 //! Which nodeids the kernel knows.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use super::dir::Dir;
 use super::file::FileNode;
-use crate::sync::RwLock;
 use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{RwLock, unpoisoned};
 
 /// Nodeid of the root directory (`FUSE_ROOT_ID`).
 pub const ROOT_INO: u64 = 1;
@@ -45,19 +45,19 @@ impl InodeTable {
 
     /// The node with this nodeid.
     pub fn get(&self, ino: u64) -> Option<Node> {
-        let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
+        let nodes = unpoisoned(self.nodes.read());
         nodes.get(&ino).map(|entry| entry.node.clone())
     }
 
     /// Notes that the kernel was told of a node once more.
     pub fn referenced(&self, ino: u64, node: Node) {
-        let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
+        let mut nodes = unpoisoned(self.nodes.write());
         nodes.entry(ino).or_insert(Entry { node, lookups: 0 }).lookups += 1;
     }
 
     /// Notes that the kernel gave up `count` references.
     pub fn forget(&self, ino: u64, count: u64) {
-        let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
+        let mut nodes = unpoisoned(self.nodes.write());
         let Some(entry) = nodes.get_mut(&ino) else { return };
         entry.lookups = entry.lookups.saturating_sub(count);
         if entry.lookups == 0 && ino != ROOT_INO {
@@ -67,7 +67,7 @@ impl InodeTable {
 
     /// How many nodes the kernel knows.
     pub fn len(&self) -> usize {
-        self.nodes.read().unwrap_or_else(PoisonError::into_inner).len()
+        unpoisoned(self.nodes.read()).len()
     }
 
     /// Never: the root is always known.

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use super::hidden::HiddenKeys;
 use crate::cache::records::{FileEntry, ListingEntry, ListingRow};
-use crate::model::key::{BadName, DirPrefix, Listed};
+use crate::model::key::{BadName, DirPrefix, KeyRole};
 use crate::model::version::{ETag, ObjectInfo};
 use crate::origin::ListPage;
 
@@ -28,23 +28,25 @@ impl Listing {
         hidden.note_undecodable(page.undecodable);
         for group in page.prefixes {
             match prefix.classify(&group) {
-                Listed::Dir(name) => self.add_dir(name, hidden, prefix),
-                Listed::Hidden(reason) => hidden.note(&group, reason),
-                Listed::File(_) | Listed::OwnMarker => hidden.note(&group, BadName::OutsidePrefix),
+                KeyRole::Dir(name) => self.add_dir(name, hidden, prefix),
+                KeyRole::Hidden(reason) => hidden.note(&group, reason),
+                KeyRole::File(_) | KeyRole::OwnMarker => {
+                    hidden.note(&group, BadName::OutsidePrefix)
+                }
             }
         }
         for (key, info) in page.objects {
             match prefix.classify(&key) {
-                Listed::OwnMarker => {
+                KeyRole::OwnMarker => {
                     self.marker = true;
                     if info.size > 0 {
                         hidden.note(&key, BadName::MarkerWithContent);
                     }
                 }
-                Listed::File(name) => self.add_file(name, info, hidden, &key),
+                KeyRole::File(name) => self.add_file(name, info, hidden, &key),
                 // A delimited listing groups these; an undelimited one does not.
-                Listed::Dir(name) => self.add_dir(name, hidden, prefix),
-                Listed::Hidden(reason) => hidden.note(&key, reason),
+                KeyRole::Dir(name) => self.add_dir(name, hidden, prefix),
+                KeyRole::Hidden(reason) => hidden.note(&key, reason),
             }
         }
     }

@@ -9,6 +9,7 @@ pub mod health;
 pub mod hidden;
 pub mod inode;
 pub mod listing;
+pub mod pages;
 pub mod refresh;
 pub mod walk;
 
@@ -20,7 +21,7 @@ use crate::model::key::{self, DirPrefix};
 use crate::model::ttl::MetadataTtl;
 use crate::model::version::{BucketId, VersionKey};
 use crate::origin::{Origin, OriginError};
-use dir::{Dir, Known};
+use dir::{Dir, Knowledge};
 use file::FileNode;
 use health::Health;
 use hidden::HiddenKeys;
@@ -140,9 +141,9 @@ impl Namespace {
         }
         let now = Instant::now();
         match dir.known(name, now, self.ttl(), self.settings.negative_ttl.duration()) {
-            Known::Present => self.present(dir, name),
-            Known::Absent => Some(Err(LookupError::Absent)),
-            Known::Expired | Known::Unknown => None,
+            Knowledge::Present => self.present(dir, name),
+            Knowledge::Absent => Some(Err(LookupError::Absent)),
+            Knowledge::Expired | Knowledge::Unknown => None,
         }
     }
 
@@ -215,9 +216,9 @@ impl Namespace {
         let (dir, name) = node.place();
         let negative = self.settings.negative_ttl.duration();
         match dir.known(&name, Instant::now(), self.ttl(), negative) {
-            Known::Present => Some(dir.shows(&name, node)),
-            Known::Absent => Some(false),
-            Known::Expired | Known::Unknown => None,
+            Knowledge::Present => Some(dir.shows(&name, node)),
+            Knowledge::Absent => Some(false),
+            Knowledge::Expired | Knowledge::Unknown => None,
         }
     }
 

@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::Namespace;
-use super::dir::{Ask, Dir, DirEntry};
+use super::dir::kernel_cache::Snapshot;
+use super::dir::{Ask, Dir};
 use super::listing::Listing;
+use super::pages::{self, Pages};
 use crate::model::key::BadName;
 use crate::model::ttl::MetadataTtl;
-use crate::origin::{ListRequest, OriginError};
+use crate::origin::OriginError;
 
 /// Keys asked for in one request: the most that S3 gives.
 const PAGE: u16 = 1000;
@@ -27,14 +29,20 @@ impl Namespace {
         if self.load_kept(dir, false) && dir.listed_at().is_some() {
             return Ok(());
         }
-        let done = match dir.how_to_ask() {
-            Ask::List => self.list(dir, asked, false).await.map(|_| ()),
-            Ask::FirstPage => match self.list(dir, asked, true).await {
-                Ok(true) => Ok(()),
-                Ok(false) => self.ask_single(dir, name).await,
-                Err(error) => Err(error),
-            },
-            Ask::Single => self.ask_single(dir, name).await,
+        let listed = match dir.how_to_ask() {
+            Ask::List => self.list(dir, asked, false).await,
+            Ask::FirstPage => self.list(dir, asked, true).await,
+            Ask::Single => Ok(false),
+        };
+        let done = match listed {
+            Ok(true) => Ok(()),
+            Ok(false) => self.ask_single(dir, name).await,
+            // Who may not list the directory may still know names in it.
+            Err(error) if error.is_refusal() => {
+                dir.ask_singly();
+                self.ask_single(dir, name).await
+            }
+            Err(error) => Err(error),
         };
         self.or_remembered(done, dir, name)
     }
@@ -53,7 +61,7 @@ impl Namespace {
     ///
     /// # Errors
     /// What the origin reports, unless an older listing is known.
-    pub async fn read_dir(&self, dir: &Arc<Dir>) -> Result<Arc<Vec<DirEntry>>, OriginError> {
+    pub async fn read_dir(&self, dir: &Arc<Dir>) -> Result<Snapshot, OriginError> {
         let asked = Instant::now();
         if self.is_listed(dir, asked) || (self.load_kept(dir, false) && self.is_listed(dir, asked))
         {
@@ -73,7 +81,7 @@ impl Namespace {
     }
 
     /// Like [`Namespace::read_dir`], if nothing must be waited for.
-    pub fn read_dir_now(&self, dir: &Arc<Dir>) -> Option<Arc<Vec<DirEntry>>> {
+    pub fn read_dir_now(&self, dir: &Arc<Dir>) -> Option<Snapshot> {
         self.is_listed(dir, Instant::now()).then(|| dir.snapshot())
     }
 
@@ -98,23 +106,13 @@ impl Namespace {
         let fetched = SystemTime::now();
         let prefix = dir.prefix();
         let mut listing = Listing::default();
-        let mut request = ListRequest {
-            prefix: prefix.as_str().to_owned(),
-            delimited: true,
-            token: None,
-            max_keys: PAGE,
-        };
-        loop {
-            let mut page = self.origin.list(&request).await?;
-            request.token = page.next.take();
-            if one_page && request.token.is_some() {
-                dir.set_large();
+        let mut pages = Pages::of_dir(&*self.origin, &prefix, PAGE);
+        while let Some(page) = pages.next().await? {
+            if one_page && pages.has_more() {
+                dir.ask_singly();
                 return Ok(false);
             }
             listing.add(&prefix, page, &self.hidden);
-            if request.token.is_none() {
-                break;
-            }
         }
         self.took_over(dir, listing, started, fetched);
         Ok(true)
@@ -134,32 +132,29 @@ impl Namespace {
         dir.merge(listing, started);
     }
 
-    /// Asks for an object and for a directory of this name at once.
+    /// Asks for an object and for a directory of this name at once. Either may be refused to
+    /// these credentials where the other is not: what is found counts.
     async fn ask_single(&self, dir: &Arc<Dir>, name: &str) -> Result<(), OriginError> {
         let started = Instant::now();
         let prefix = dir.prefix();
-        let key = prefix.key_of(name);
-        let below =
-            ListRequest { prefix: format!("{key}/"), delimited: true, token: None, max_keys: 1 };
-        let (object, below) = tokio::join!(self.origin.head(&key), self.origin.list(&below));
-        let below = below?;
-        let is_dir = !below.objects.is_empty() || !below.prefixes.is_empty();
-        let object = match object {
-            Ok(info) => Some(info),
-            Err(OriginError::NotFound) => None,
-            Err(error) => return Err(error),
-        };
-        self.note_answer();
-        let answer = match (is_dir, object) {
-            (true, object) => {
-                if object.is_some() {
-                    self.hidden.note(&key, BadName::ShadowedByDirectory);
+        let (key, child) = (prefix.key_of(name), prefix.child(name));
+        let below = pages::has_below(&*self.origin, &child, false);
+        let answer = match tokio::join!(self.origin.head(&key), below) {
+            (object, Ok(true)) => {
+                match object {
+                    Ok(_) => self.hidden.note(&key, BadName::ShadowedByDirectory),
+                    Err(OriginError::NotFound) => {}
+                    Err(refused) if refused.is_refusal() => {}
+                    Err(error) => return Err(error),
                 }
                 Some(None)
             }
-            (false, Some(info)) => Some(Some(info)),
-            (false, None) => None,
+            (Ok(info), Ok(false)) => Some(Some(info)),
+            (Ok(info), Err(refused)) if refused.is_refusal() => Some(Some(info)),
+            (Err(OriginError::NotFound), Ok(false)) => None,
+            (_, Err(error)) | (Err(error), _) => return Err(error),
         };
+        self.note_answer();
         dir.merge_one(name, answer, started);
         Ok(())
     }

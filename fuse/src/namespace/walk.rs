@@ -2,9 +2,11 @@
 //! which names come next.
 
 use std::num::NonZeroUsize;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use lru::LruCache;
+
+use crate::sync::unpoisoned;
 
 /// Directories followed at once.
 const FOLLOWED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(255);
@@ -181,7 +183,7 @@ impl Walks {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, LruCache<u64, Walk>> {
-        self.dirs.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(self.dirs.lock())
     }
 }
 

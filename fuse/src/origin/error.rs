@@ -93,6 +93,11 @@ impl OriginError {
         matches!(self, Self::Unavailable(code) if DIGEST_CODES.contains(&code.as_str()))
     }
 
+    /// Whether it is about who asked: other credentials may be given another answer.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Denied(_) | Self::NoCredentials(_))
+    }
+
     /// Whether the origin as a whole is not answering, so that what is cached may be shown
     /// although its lifetime is over.
     pub fn is_outage(&self) -> bool {

@@ -62,6 +62,8 @@ pub enum Fault {
     Truncate(usize),
     /// One bit of the body's first byte is wrong.
     FlipBit,
+    /// The page is empty; what it should hold comes with the next.
+    EmptyPage,
 }
 
 /// Where requests wait; shared by its clones.
@@ -181,15 +183,19 @@ impl Faulty {
         request: impl Future<Output = Result<T, OriginError>> + Send,
     ) -> Result<T, OriginError> {
         let fault = self.meet(op).await?;
-        let result = request.await;
-        match fault {
-            Some(Fault::LoseReply(error)) => Err(error),
-            Some(Fault::StallReply(gate)) => {
-                gate.pass().await;
-                result
-            }
-            _ => result,
+        after(fault, request.await).await
+    }
+}
+
+/// What a fault makes of a reply.
+async fn after<T>(fault: Option<Fault>, result: Result<T, OriginError>) -> Result<T, OriginError> {
+    match fault {
+        Some(Fault::LoseReply(error)) => Err(error),
+        Some(Fault::StallReply(gate)) => {
+            gate.pass().await;
+            result
         }
+        _ => result,
     }
 }
 
@@ -244,7 +250,13 @@ impl Origin for Faulty {
     }
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage, OriginError> {
-        self.around(Op::List, self.inner.list(request)).await
+        match self.meet(Op::List).await? {
+            Some(Fault::EmptyPage) => {
+                let next = Some(request.token.clone().unwrap_or_default());
+                Ok(ListPage { next, ..ListPage::default() })
+            }
+            fault => after(fault, self.inner.list(request).await).await,
+        }
     }
 
     async fn put(

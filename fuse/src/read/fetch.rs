@@ -1,5 +1,6 @@
 //! One flight: a GET, or as many as it takes, from first byte to disk.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -10,7 +11,8 @@ use super::{Reader, Source};
 use crate::buffers::{Block, Buffer, RUN, Share, capacity_for};
 use crate::cache::flight::Flight;
 use crate::model::blocks::{self, BLOCK};
-use crate::origin::{OriginError, retry};
+use crate::model::version::VersionKey;
+use crate::origin::{Body, OriginError, retry};
 
 /// Ends its flight even when its task is dropped or panics.
 struct Landing {
@@ -92,16 +94,12 @@ impl Reader {
     async fn receive(
         &self,
         source: &Source,
-        range: std::ops::Range<u64>,
+        range: Range<u64>,
         filler: &mut Filler,
         at: &mut u64,
     ) -> Result<(), OriginError> {
         let _slot = self.gets.acquire().await;
-        let key = &source.version.key;
-        let mut body = source.origin.get(&key.key, &key.version.etag, range).await?;
-        if body.etag != key.version.etag {
-            return Err(OriginError::Changed);
-        }
+        let mut body = self.body(source, range).await?;
         while let Some(piece) = body.pieces.next().await {
             let piece = piece?;
             self.metrics.fetched_bytes.inc_by(piece.len() as u64);
@@ -112,8 +110,39 @@ impl Reader {
     }
 }
 
+impl Reader {
+    /// Begins a GET of a range from where the version is now: a rename here moves it.
+    async fn body(&self, source: &Source, range: Range<u64>) -> Result<Body, OriginError> {
+        let own = &source.version.key;
+        let mut place = self.cache.place_of(own);
+        loop {
+            let asked = body_at(source, place.as_ref().unwrap_or(own), range.clone()).await;
+            if !matches!(asked, Err(OriginError::Changed)) {
+                return asked;
+            }
+            match (self.cache.place_of(own), place) {
+                // It was moved while it was asked for.
+                (now, then) if now != then => place = now,
+                (_, None) => return asked,
+                // It is not there, so the move was taken back.
+                (_, Some(_)) => return body_at(source, own, range).await,
+            }
+        }
+    }
+}
+
+async fn body_at(
+    source: &Source,
+    key: &VersionKey,
+    range: Range<u64>,
+) -> Result<Body, OriginError> {
+    let etag = &key.version.etag;
+    let body = source.origin.get(&key.key, etag, range).await?;
+    if body.etag == *etag { Ok(body) } else { Err(OriginError::Changed) }
+}
+
 /// Memory for the runs into which a flight of these blocks is cut.
-pub(super) fn capacity_of(blocks: std::ops::Range<u32>, size: u64) -> usize {
+pub(super) fn capacity_of(blocks: Range<u32>, size: u64) -> usize {
     let bytes = blocks::bytes_of(&blocks, size);
     let bytes = (bytes.end - bytes.start) as usize;
     // A run over block size takes whole blocks.
@@ -148,7 +177,7 @@ impl Filler {
     }
 
     /// The blocks of the run that begins at `self.block`.
-    fn run(&self) -> std::ops::Range<u32> {
+    fn run(&self) -> Range<u32> {
         let aligned = (self.block / RUN + 1) * RUN;
         let mut end = aligned.min(self.flight.range().end);
         let wanted = self.flight.wanted();

@@ -2,13 +2,14 @@
 //! once there is room and somebody reads it again, without being fetched again.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::Reader;
 use crate::buffers::{Block, RUN};
 use crate::cache::CachedVersion;
 use crate::model::blocks;
+use crate::sync::unpoisoned;
 
 /// How soon it is tried again where there was no room, or where the disk failed.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -17,11 +18,11 @@ const TRIES_MAX: usize = 1024;
 
 /// Versions that are being stored late, or were tried just now.
 #[derive(Default)]
-pub(super) struct Late {
+pub(super) struct LateStores {
     tries: Mutex<HashMap<u64, Instant>>,
 }
 
-impl Late {
+impl LateStores {
     /// Whether the version is to be tried now; if so it counts as tried.
     fn begin(&self, id: u64) -> bool {
         let mut tries = self.tries();
@@ -42,7 +43,7 @@ impl Late {
     }
 
     fn tries(&self) -> MutexGuard<'_, HashMap<u64, Instant>> {
-        self.tries.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(self.tries.lock())
     }
 }
 

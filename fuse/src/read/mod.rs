@@ -7,7 +7,7 @@ pub mod window;
 
 use std::collections::HashSet;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,12 +15,13 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use crate::buffers::{Block, Buffers, RUN, Share};
-use crate::cache::flight::Flight;
+use crate::cache::flight::{AskerId, Flight};
 use crate::cache::hot::HotBlocks;
 use crate::cache::{CachedVersion, NodeCache};
 use crate::metrics::Metrics;
 use crate::model::blocks::{self, BLOCK};
 use crate::origin::{Origin, OriginError};
+use crate::sync::unpoisoned;
 
 /// GETs under way at once, over all mounts of the node.
 const GETS_MAX: usize = 64;
@@ -36,7 +37,7 @@ pub struct Reader {
     /// Blocks in one GET, at most.
     part_blocks: u32,
     completing: Mutex<HashSet<u64>>,
-    late: late::Late,
+    late: late::LateStores,
 }
 
 /// What bytes are read for.
@@ -77,7 +78,7 @@ impl Reader {
             gets: Semaphore::new(GETS_MAX),
             part_blocks: u32::try_from(part_bytes / BLOCK).unwrap_or(u32::MAX),
             completing: Mutex::default(),
-            late: late::Late::default(),
+            late: late::LateStores::default(),
         })
     }
 
@@ -133,8 +134,8 @@ impl Reader {
                     return Ok(bytes);
                 }
             }
-            if let Some(error) = mine.iter().find_map(|f| f.outcome()?.as_ref().err()) {
-                return Err(error.clone());
+            if let Some(error) = failure(&mut mine, AskerId::of(&source.origin)) {
+                return Err(error);
             }
             self.demand(source, wanted.clone(), extra, &mut mine);
             self.prefetch(source, std::mem::take(&mut then));
@@ -158,12 +159,14 @@ impl Reader {
         mine: &mut Vec<Arc<Flight>>,
     ) {
         let version = &source.version;
+        let asker = AskerId::of(&source.origin);
         let longest = self.longest(wanted.len() as u32);
         let more = u32::try_from(extra / BLOCK).unwrap_or(u32::MAX).min(longest);
         let end = wanted.end.saturating_add(more).min(blocks::count(version.size()));
         let held = |block| version.has(block) || self.hot.get(version.number, block).is_some();
         // What is wanted first; a run beyond it only if it starts within.
-        for flight in version.flights.begin(wanted.start..end, wanted.end, longest, 64, held) {
+        for flight in version.flights.begin(asker, wanted.start..end, wanted.end, longest, 64, held)
+        {
             if flight.range().start < wanted.end {
                 mine.push(flight.clone());
             }
@@ -181,6 +184,7 @@ impl Reader {
     /// Fetches `wanted` for later, as far as memory is free. Starts whole parts only.
     pub fn prefetch(self: &Arc<Self>, source: &Source, wanted: Range<u64>) {
         let version = &source.version;
+        let asker = AskerId::of(&source.origin);
         let size = version.size();
         let mut at = wanted.start;
         let end = wanted.end.min(size);
@@ -194,7 +198,7 @@ impl Reader {
             }
             let share = self.spare_share(fetch::capacity_of(range.clone(), size));
             let Some(share) = share else { return };
-            let mut begun = version.flights.begin(range, 0, self.part_blocks, 1, held);
+            let mut begun = version.flights.begin(asker, range, 0, self.part_blocks, 1, held);
             if let Some(flight) = begun.pop() {
                 self.launch(source.clone(), flight, Some(share));
             }
@@ -337,6 +341,14 @@ impl Reader {
     }
 
     fn completing(&self) -> std::sync::MutexGuard<'_, HashSet<u64>> {
-        self.completing.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(self.completing.lock())
     }
+}
+
+/// Why the bytes cannot be had, if one of the flights that were waited for says so. A refusal is
+/// an answer to whoever asked: who asks with other credentials gives that flight up, and asks.
+fn failure(mine: &mut Vec<Arc<Flight>>, asker: AskerId) -> Option<OriginError> {
+    let error = |flight: &Flight| flight.outcome()?.as_ref().err().cloned();
+    mine.retain(|f| f.asker() == asker || error(f).is_none_or(|error| !error.is_refusal()));
+    mine.iter().find_map(|flight| error(flight))
 }

@@ -9,12 +9,11 @@ use crate::model::key::{self, KEY_MAX_BYTES};
 use crate::namespace::Found;
 use crate::namespace::dir::Dir;
 use crate::namespace::file::FileNode;
-use crate::origin::{Condition, ListRequest, OriginError, UploadBody, WriteIntent};
+use crate::namespace::pages;
+use crate::origin::{Condition, OriginError, UploadBody, WriteIntent};
 
 /// How often a removal follows a name that others replace meanwhile.
 const CHASES_MAX: u32 = 3;
-/// Most pages that are looked at for whether a directory is empty.
-const PAGES_MAX: u32 = 1000;
 
 /// A file's gate, held.
 pub(super) type FileGate<'a> = tokio::sync::MutexGuard<'a, ()>;
@@ -78,26 +77,10 @@ impl Writer {
         if dir.snapshot().iter().any(|entry| dir.is_writing(&entry.name)) {
             return Err(WriteError::NotEmpty);
         }
-        let prefix = dir.prefix();
-        let mut request = ListRequest {
-            prefix: prefix.as_str().to_owned(),
-            delimited: false,
-            token: None,
-            max_keys: 2,
-        };
-        // A page may be empty and have a successor.
-        for _ in 0..PAGES_MAX {
-            let page = self.names.origin.list(&request).await?;
-            let only_marker = page.objects.iter().all(|(key, _)| key == prefix.as_str());
-            if !only_marker || !page.prefixes.is_empty() {
-                return Err(WriteError::NotEmpty);
-            }
-            request.token = page.next;
-            if request.token.is_none() {
-                return Ok(());
-            }
+        match pages::has_below(&*self.names.origin, &dir.prefix(), true).await? {
+            true => Err(WriteError::NotEmpty),
+            false => Ok(()),
         }
-        Err(WriteError::NotEmpty)
     }
 
     /// Removes a file. Descriptors that are open go on with what they have.

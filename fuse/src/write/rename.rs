@@ -265,8 +265,7 @@ impl Writer {
             let version = Version { etag: etag.clone(), size: *size };
             let new = VersionKey { bucket: old.bucket.clone(), key: new_key.into(), version };
             tokio::task::block_in_place(|| {
-                self.names.cache.link(old, &new);
-                self.names.cache.discard(old);
+                self.names.cache.moved(old, &new);
             });
         }
         Ok(stored)

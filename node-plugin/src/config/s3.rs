@@ -25,6 +25,13 @@ fn check_sse(args: &S3Args) -> Result<(), Failure> {
     }
 }
 
+/// An endpoint's URL as the SDK wants it: where it has a path it ends in a slash, lest the path and
+/// the bucket's name become one word.
+fn base_url(url: &str) -> String {
+    let has_path = url.split_once("://").is_some_and(|(_, rest)| rest.contains('/'));
+    if has_path && !url.ends_with('/') { format!("{url}/") } else { url.to_owned() }
+}
+
 /// Checks the options of a bucket.
 ///
 /// # Errors
@@ -42,7 +49,7 @@ pub fn s3_settings(bucket: String, args: &S3Args) -> Result<S3Settings, Failure>
     Ok(S3Settings {
         bucket,
         region: args.region.clone(),
-        endpoint_url: args.endpoint_url.clone(),
+        endpoint_url: args.endpoint_url.as_deref().map(base_url),
         profile: args.profile.clone(),
         force_path_style: args.force_path_style.then_some(true),
         no_sign_request: args.no_sign_request,
@@ -55,4 +62,21 @@ pub fn s3_settings(bucket: String, args: &S3Args) -> Result<S3Settings, Failure>
         upload_checksums: args.upload_checksums == UploadChecksums::Crc32c,
         credentials: None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_path_of_an_endpoint_ends_in_a_slash() {
+        for (given, used) in [
+            ("http://s3:9000", "http://s3:9000"),
+            ("http://s3:9000/", "http://s3:9000/"),
+            ("https://host/storage/v1/s3", "https://host/storage/v1/s3/"),
+            ("https://host/storage/v1/s3/", "https://host/storage/v1/s3/"),
+        ] {
+            assert_eq!(base_url(given), used);
+        }
+    }
 }

@@ -12,8 +12,10 @@ use weir_csi::backend::Volume;
 use weir_csi::request::{Create, Secrets, Validate, VolumeId};
 use weir_csi::{ControllerBackend, Error};
 use weir_fuse::metrics::Metrics;
+use weir_fuse::model::key::DirPrefix;
+use weir_fuse::namespace::pages::{Pages, has_below};
 use weir_fuse::origin::s3::S3Settings;
-use weir_fuse::origin::{Condition, ListRequest, Origin, OriginError, UploadBody, WriteIntent};
+use weir_fuse::origin::{Condition, Origin, OriginError, UploadBody, WriteIntent};
 
 use super::handle::Handle;
 use super::parameters::Parameters;
@@ -115,35 +117,27 @@ async fn marker(origin: &dyn Origin, key: &str) -> Result<Option<Option<Marker>>
     }
 }
 
-async fn is_empty(origin: &dyn Origin, prefix: &str) -> Result<bool, OriginError> {
-    let request =
-        ListRequest { prefix: prefix.to_owned(), delimited: false, token: None, max_keys: 2 };
-    let page = origin.list(&request).await?;
-    Ok(page.undecodable == 0 && page.objects.iter().all(|(key, _)| key == prefix))
-}
-
 /// Removes all keys below a prefix, which never is the whole bucket; the marker is left.
-async fn remove_below(origin: &dyn Origin, prefix: &str) -> Result<(), OriginError> {
+async fn remove_below(origin: &dyn Origin, prefix: &DirPrefix) -> Result<(), OriginError> {
+    let marker = prefix.as_str();
     loop {
-        let request = ListRequest {
-            prefix: prefix.to_owned(),
-            delimited: false,
-            token: None,
-            max_keys: 1000,
-        };
-        let page = origin.list(&request).await?;
-        let more = page.next.is_some();
-        let below = page.objects.into_iter().map(|(key, _)| key);
-        let below: Vec<_> = below.filter(|key| key != prefix && key.starts_with(prefix)).collect();
-        if below.is_empty() && !more {
+        let mut removed = false;
+        let mut pages = Pages::of_tree(origin, prefix, 1000);
+        while let Some(page) = pages.next().await? {
+            let below = page.objects.into_iter().map(|(key, _)| key);
+            let below: Vec<_> =
+                below.filter(|key| key != marker && key.starts_with(marker)).collect();
+            removed |= !below.is_empty();
+            stream::iter(below)
+                .map(Ok)
+                .try_for_each_concurrent(DELETES_MAX, |key| async move {
+                    origin.delete(&key, &Condition::Always).await
+                })
+                .await?;
+        }
+        if !removed {
             return Ok(());
         }
-        stream::iter(below)
-            .map(Ok)
-            .try_for_each_concurrent(DELETES_MAX, |key| async move {
-                origin.delete(&key, &Condition::Always).await
-            })
-            .await?;
     }
 }
 
@@ -180,7 +174,7 @@ impl ControllerBackend for Provisioner {
         let (origin, s3) = self.origin_of(&handle, &create.secrets).await?;
         let explain = |error: OriginError| explain(&error, &s3);
         let key = handle.prefix.as_str();
-        let owns = is_empty(&*origin, key).await.map_err(explain)?;
+        let owns = !has_below(&*origin, &handle.prefix, true).await.map_err(explain)?;
         let wanted = Marker::new(&create, owns);
         let intent = WriteIntent { condition: Condition::Absent, writer: wanted.write() };
         let found = match marker(&*origin, key).await.map_err(explain)? {
@@ -234,7 +228,9 @@ impl ControllerBackend for Provisioner {
                 tracing::info!(%id, "no marker: it owns nothing, and nothing is removed");
                 return Ok(());
             }
-            Some(marker) if marker.owns => remove_below(&*origin, key).await.map_err(explain)?,
+            Some(marker) if marker.owns => {
+                remove_below(&*origin, &handle.prefix).await.map_err(explain)?;
+            }
             Some(_) => tracing::info!(%id, "there were objects before it: they are left"),
         }
         origin.delete(key, &Condition::Always).await.map_err(explain)
@@ -256,13 +252,16 @@ impl ControllerBackend for Provisioner {
         let get = |key| validate.context.get(key);
         let (origin, s3) =
             self.origin(bucket, get("endpointUrl"), get("region"), &validate.secrets).await?;
-        is_empty(&*origin, "").await.map(|_| ()).map_err(|error| explain(&error, &s3))
+        let asked = has_below(&*origin, &DirPrefix::root(), false).await;
+        asked.map(|_| ()).map_err(|error| explain(&error, &s3))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use weir_csi::request::{Context, Topologies, VolumeName};
+    use weir_fuse::origin::ListRequest;
+    use weir_fuse::origin::faulty::{Fault, Faulty, Op};
     use weir_fuse::origin::memory::MemoryOrigin;
 
     use super::*;
@@ -314,7 +313,9 @@ mod tests {
         for key in ["a/", "a/x", "a/b/y", "ab", "a", "b/a/x"] {
             origin.insert(key, "bytes");
         }
-        remove_below(&origin, "a/").await.unwrap();
+        let origin = Faulty::new(Arc::new(origin));
+        origin.inject_once(Op::List, Fault::EmptyPage);
+        remove_below(&origin, &DirPrefix::parse("a/").unwrap()).await.unwrap();
         let request =
             ListRequest { prefix: String::new(), delimited: false, token: None, max_keys: 1000 };
         let left = origin.list(&request).await.unwrap().objects;

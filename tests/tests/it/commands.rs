@@ -1,5 +1,6 @@
 //! The commands around a mount.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::process::Command;
 
@@ -133,6 +134,56 @@ fn log_lines_are_json_when_asked_and_hold_no_secret() {
     assert!(!lines.contains(&bucket.secret_key));
 }
 
+/// What the object `f` holds, read through a mount of an endpoint with these variables set; or what
+/// the mount says instead.
+fn mounted_with(
+    bucket: &Bucket,
+    endpoint: &str,
+    variables: &[(&str, &dyn AsRef<OsStr>)],
+) -> Result<Vec<u8>, String> {
+    let (dir, cache) = (tempfile::tempdir().unwrap(), cache_dir());
+    let mnt = dir.path().join("mnt");
+    fs::create_dir(&mnt).unwrap();
+    let call = |args: &[&OsStr]| {
+        let mut command = weir(bucket);
+        command.args(args).env("WEIR_RUN_DIR", dir.path().join("run"));
+        variables.iter().for_each(|(name, value)| {
+            command.env(name, value.as_ref());
+        });
+        command.output().unwrap()
+    };
+    let source = format!("s3://{}", bucket.name);
+    let output = call(&[
+        "mount".as_ref(),
+        source.as_ref(),
+        mnt.as_ref(),
+        "--endpoint-url".as_ref(),
+        endpoint.as_ref(),
+        "--cache-dir".as_ref(),
+        cache.path().as_ref(),
+    ]);
+    if !output.status.success() {
+        return Err(text(&output.stderr));
+    }
+    let bytes = fs::read(mnt.join("f")).unwrap();
+    assert!(call(&["umount".as_ref(), mnt.as_ref()]).status.success());
+    Ok(bytes)
+}
+
+#[test]
+fn the_proxy_of_the_environment_is_used_for_s3() {
+    let bucket = Bucket::new(Server::Minio);
+    bucket.put("f", "bytes");
+    // A name that nobody can resolve; the server takes the request as a proxy would.
+    let endpoint = "http://s3.corp.invalid:9000";
+    for name in ["HTTP_PROXY", "http_proxy"] {
+        assert_eq!(mounted_with(&bucket, endpoint, &[(name, &bucket.url)]).unwrap(), b"bytes");
+    }
+    let without = [("HTTP_PROXY", &bucket.url as &dyn AsRef<OsStr>), ("NO_PROXY", &"corp.invalid")];
+    let told = mounted_with(&bucket, endpoint, &without).unwrap_err();
+    assert!(told.contains("cannot be reached"), "{told}");
+}
+
 #[test]
 fn an_endpoint_over_tls_needs_an_authority_that_is_trusted() {
     let data = tempfile::tempdir_in("/var/tmp").unwrap();
@@ -146,6 +197,9 @@ fn an_endpoint_over_tls_needs_an_authority_that_is_trusted() {
     std::fs::write(mount.join("g"), "written").unwrap();
     assert_eq!(bucket.get("g").unwrap(), b"written");
     mount.unmount();
+    // As the other tools of S3 take it.
+    let variable = mounted_with(&bucket, &bucket.url, &[("AWS_CA_BUNDLE", &authority)]);
+    assert_eq!(variable.unwrap(), b"bytes");
     let (dir, cache) = (tempfile::tempdir().unwrap(), cache_dir());
     let output = weir(&bucket)
         .args(["mount", &format!("s3://{}", bucket.name), dir.path().to_str().unwrap()])

@@ -145,6 +145,23 @@ on_each_server! {
         bucket.delete("d/a");
         assert_eq!(names(&mount.join("d")), set(&["b", "c"]));
     }
+
+    fn names_that_a_late_reader_brings_are_shown_to_nobody_else(bucket: Bucket) {
+        bucket.put("d/a", "1");
+        let mount = Mount::flags(&bucket, "--metadata-ttl minimal");
+        let late = fs::read_dir(mount.join("d")).unwrap();
+        bucket.put("d/z", "2");
+        let in_time = fs::read_dir(mount.join("d")).unwrap();
+        // It shows what was there when it was opened, and the kernel keeps that.
+        assert_eq!(late.count(), 1);
+        for _ in 0..3 {
+            assert_eq!(names(&mount.join("d")), set(&["a", "z"]));
+        }
+        assert_eq!(in_time.count(), 2);
+        for _ in 0..3 {
+            assert_eq!(names(&mount.join("d")), set(&["a", "z"]));
+        }
+    }
 }
 
 /// The embedded server keeps keys as paths, so it cannot hold these at all.

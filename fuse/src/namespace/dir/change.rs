@@ -1,13 +1,14 @@
 //! What happens to a directory's names here: newer than whatever the origin said before.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
 
-use super::{ABSENT_MAX, Dir, Entry, Kind};
+use super::{ABSENT_MAX, Dir, Entry, Kind, Place};
 use crate::model::version::ObjectInfo;
 use crate::namespace::file::FileNode;
+use crate::sync::unpoisoned;
 
 /// Names removed here that a directory remembers before it looks which are still needed.
 const REMOVED_MAX: usize = 4096;
@@ -106,11 +107,7 @@ impl Dir {
         };
         self.change(name, None);
         if let Some(dir) = moved {
-            {
-                let mut place = dir.place.lock().unwrap_or_else(PoisonError::into_inner);
-                place.parent = Some(to.clone());
-                place.name = new_name.into();
-            }
+            *unpoisoned(dir.place.lock()) = Place::Below(to.clone(), new_name.into());
             dir.expire();
             to.state().dirs.insert(new_name.into(), dir);
         }

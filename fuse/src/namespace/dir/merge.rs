@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use lru::LruCache;
 
-use super::{ABSENT_MAX, Dir, DirState, Entry, Kind, Listed};
+use super::{ABSENT_MAX, Dir, DirState, Entry, Kind, LastListing};
 use crate::model::version::ObjectInfo;
 use crate::namespace::listing::Listing;
 
@@ -34,8 +34,8 @@ impl Dir {
                 entries.insert(name, entry);
             }
         }
-        state.listed = Some(Listed { started, pages: listing.pages, marker: listing.marker });
-        state.large = listing.pages > 1;
+        state.listed = Some(LastListing { started, pages: listing.pages, marker: listing.marker });
+        state.singly = listing.pages > 1;
         state.absent = None;
         state.snapshot = None;
     }

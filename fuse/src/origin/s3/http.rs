@@ -5,6 +5,7 @@
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use aws_smithy_http_client::proxy::ProxyConfig;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 use aws_smithy_http_client::{Builder, Connector, ConnectorBuilder};
@@ -21,7 +22,11 @@ use crate::origin::OriginError;
 /// Clients for AWS services, which trust the system's authorities and those of a PEM file.
 #[derive(Clone, Debug)]
 pub(super) struct Http {
+    /// By the proxy that the environment names, if any.
     plain: SharedHttpClient,
+    /// Never by a proxy: what speaks plain HTTP beside S3 is the instance, which gives keys away.
+    instance: SharedHttpClient,
+    /// By the proxy that the environment names, if any.
     secure: Arc<OnceLock<Result<SharedHttpClient, String>>>,
 }
 
@@ -29,7 +34,11 @@ impl Http {
     /// # Errors
     /// [`OriginError::Invalid`] when the file cannot be used.
     pub(super) fn new(ca_bundle: Option<&Path>) -> Result<Self, OriginError> {
-        let http = Self { plain: plain_client(), secure: Arc::default() };
+        let http = Self {
+            plain: plain_client(ProxyConfig::from_env()),
+            instance: plain_client(ProxyConfig::disabled()),
+            secure: Arc::default(),
+        };
         if let Some(path) = ca_bundle {
             let invalid =
                 |e: String| OriginError::Invalid(format!("CA bundle {}: {e}", path.display()));
@@ -81,7 +90,7 @@ struct ByScheme {
 impl HttpConnector for ByScheme {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
         let client = match request.uri().starts_with("http://") {
-            true => Ok(self.http.plain.clone()),
+            true => Ok(self.http.instance.clone()),
             false => self.http.secure(),
         };
         match client {
@@ -99,9 +108,10 @@ pub fn http_client(ca_bundle: Option<&Path>) -> Result<SharedHttpClient, OriginE
     Ok(SharedHttpClient::new(Http::new(ca_bundle)?))
 }
 
-fn plain_client() -> SharedHttpClient {
-    Builder::new()
-        .build_with_connector_fn(|settings, parts| connector(settings, parts).build_http())
+fn plain_client(proxy: ProxyConfig) -> SharedHttpClient {
+    Builder::new().build_with_connector_fn(move |settings, parts| {
+        connector(settings, parts).proxy_config(proxy.clone()).build_http()
+    })
 }
 
 /// What connectors of either kind have in common.
@@ -131,7 +141,8 @@ fn secure_client(pem: Option<Vec<u8>>) -> Result<SharedHttpClient, String> {
     let context = TlsContext::builder().with_trust_store(trust).build();
     let context = context.map_err(|e| format!("TLS settings: {e}"))?;
     Ok(Builder::new().build_with_connector_fn(move |settings, parts| {
-        let builder = connector(settings, parts).tls_provider(Provider::Rustls(CryptoMode::Ring));
+        let builder = connector(settings, parts).proxy_config(ProxyConfig::from_env());
+        let builder = builder.tls_provider(Provider::Rustls(CryptoMode::Ring));
         builder.tls_context(context.clone()).build()
     }))
 }
