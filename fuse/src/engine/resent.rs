@@ -68,7 +68,7 @@ impl Session {
     /// # Errors
     /// As [`Session::rmdir`], but for what an earlier engine has done.
     pub async fn rmdir_sent(
-        &self,
+        self: &Arc<Self>,
         delivery: Delivery,
         parent: u64,
         name: &str,
@@ -81,7 +81,7 @@ impl Session {
     /// # Errors
     /// As [`Session::mkdir`], but for what an earlier engine has done.
     pub async fn mkdir_sent(
-        &self,
+        self: &Arc<Self>,
         delivery: Delivery,
         parent: u64,
         name: &str,
