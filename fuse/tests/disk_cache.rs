@@ -448,7 +448,7 @@ fn what_the_first_release_cached_is_taken_over() {
     eventually("it is counted", || cache.stats().used_bytes == 5);
     assert_eq!(cache.listing(b"l").unwrap().entries[0].name, "f");
     let bucket = BucketId::new("http://s3", "b");
-    let uploads = cache.take_leftovers(&bucket);
+    let uploads = cache.take_journaled_uploads(&bucket);
     assert_eq!((uploads.len(), uploads[0].0.as_str(), uploads[0].1.key.as_str()), (1, "id", "k"));
     assert!(!dir.path().join("index.redb.damaged").exists());
     cache.close();

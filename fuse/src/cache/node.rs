@@ -226,7 +226,7 @@ impl NodeCache {
 
     /// Makes what is held of `from` also the cached version `to`: the same bytes under another
     /// name, after a copy by the server.
-    fn link(&self, from: &VersionKey, to: &VersionKey) {
+    pub fn link(&self, from: &VersionKey, to: &VersionKey) {
         let Some(source) = self.peek(from) else { return };
         let Some((opened, sums)) = source.whole() else { return };
         let disk = self.disk_of(&source);

@@ -138,7 +138,7 @@ impl Dir {
     /// A directory below another one, for tests.
     #[cfg(test)]
     pub(crate) fn below(parent: &Arc<Dir>, name: &str, ino: u64) -> Arc<Self> {
-        Self::new(ino, Some(parent.clone()), name)
+        Self::new(ino, Place::Below(parent.clone(), name.into()))
     }
 
     /// The prefix of its keys.
