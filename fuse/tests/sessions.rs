@@ -243,6 +243,10 @@ async fn a_removal_that_is_refused_changes_nothing() {
     session.write(fh, 0, b"first").unwrap();
     session.fsync(fh).await.unwrap();
     session.write(fh, 5, b", second").unwrap();
+    // The endpoint is probed at the first removal.
+    let other = create(&session, "other", false).await;
+    session.fsync(other).await.unwrap();
+    session.unlink(ROOT, "other").await.unwrap();
     let refused = Fault::Fail(OriginError::Denied("AccessDenied".into()));
     node.faulty.inject_once(Op::Delete, refused);
     assert_eq!(session.unlink(ROOT, "f").await, Err(Errno::ACCESS));
@@ -269,6 +273,10 @@ async fn a_part_that_was_short_is_sent_again_once_bytes_follow_it() {
     let node = Node::new();
     let session = node.session();
     let fh = create(&session, "f", false).await;
+    // The endpoint is probed at the first completion.
+    let other = create(&session, "other", false).await;
+    session.write(other, 0, &vec![0; 6 * MIB]).unwrap();
+    session.fsync(other).await.unwrap();
     // Two parts of 5 MiB, and a third of 3.
     session.write(fh, 0, &vec![1; 13 * MIB]).unwrap();
     let refused = Fault::Fail(OriginError::Denied("AccessDenied".into()));
