@@ -100,7 +100,12 @@ fn launch(data: PathBuf, settings: Vec<(String, String)>, tls: Option<PathBuf>) 
         let _ = Command::new("setsid").args(["sh", "-c", &script]).spawn();
         let _ = child.wait();
     });
-    eventually("MinIO answers", || std::net::TcpStream::connect(&address).is_ok());
-    std::thread::sleep(std::time::Duration::from_millis(500));
-    Minio { url: format!("{scheme}://{address}"), data }
+    let url = format!("{scheme}://{address}");
+    let health = format!("{url}/minio/health/ready");
+    eventually("MinIO is ready", || {
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--insecure", "--fail", "--output", "/dev/null", &health]);
+        curl.status().unwrap().success()
+    });
+    Minio { url, data }
 }
