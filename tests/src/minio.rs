@@ -101,11 +101,10 @@ fn launch(data: PathBuf, settings: Vec<(String, String)>, tls: Option<PathBuf>) 
         let _ = child.wait();
     });
     let url = format!("{scheme}://{address}");
-    let health = format!("{url}/minio/health/ready");
-    eventually("MinIO is ready", || {
-        let mut curl = Command::new("curl");
-        curl.args(["--silent", "--insecure", "--fail", "--output", "/dev/null", &health]);
-        curl.status().unwrap().success()
+    // Before it knows its disks it answers 503, also where its health is asked for as "ready".
+    eventually("MinIO refuses a stranger", || {
+        let args = ["-sk", "-o", "/dev/null", "-w", "%{http_code}", &url];
+        Command::new("curl").args(args).output().unwrap().stdout == b"403"
     });
     Minio { url, data }
 }
