@@ -1,6 +1,6 @@
 //! A real one-node Kubernetes in namespaces of its own, with Weir installed by its chart.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -48,6 +48,16 @@ fn s3_url() -> String {
     format!("http://{NODE_IP}:{S3_PORT}")
 }
 
+/// The lock of this machine's cluster, once no other process has it.
+fn alone(state: &Path) -> &'static File {
+    static LOCK: OnceLock<File> = OnceLock::new();
+    LOCK.get_or_init(|| {
+        let lock = File::create(state.with_extension("lock")).unwrap();
+        lock.lock().unwrap();
+        lock
+    })
+}
+
 fn checked(output: Output, what: &str) -> String {
     let (out, err) =
         (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -59,6 +69,7 @@ impl Cluster {
     fn start() -> Self {
         let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("kube");
         let state = PathBuf::from("/var/tmp/weir-kube-state");
+        let alone = alone(&state);
         let this = Self { scripts, state, s3: Arc::new(Mutex::new(Some(Vec::new()))) };
         // What a run that was killed left.
         checked(this.script("down.sh").output().unwrap(), "down.sh");
@@ -70,7 +81,7 @@ impl Cluster {
             .output()
             .unwrap();
         checked(up, "up.sh");
-        this.end_with_process();
+        this.end_with_process(alone);
         this.serve_s3();
         this.import_images();
         fs::create_dir_all(this.nvml()).unwrap();
@@ -114,8 +125,8 @@ impl Cluster {
         command
     }
 
-    /// Also after a kill.
-    fn end_with_process(&self) {
+    /// Also after a kill. The next process waits until that is done.
+    fn end_with_process(&self, alone: &File) {
         let script = format!(
             "while kill -0 {} 2>/dev/null; do sleep 1; done; exec '{}'",
             std::process::id(),
@@ -123,7 +134,8 @@ impl Cluster {
         );
         let mut command = Command::new("setsid");
         command.args(["-f", "sh", "-c", &script]).env("KUBE_STATE", &self.state);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        // Whoever inherits the lock holds it.
+        command.stdin(alone.try_clone().unwrap()).stdout(Stdio::null()).stderr(Stdio::null());
         command.status().unwrap();
     }
 
@@ -135,7 +147,7 @@ impl Cluster {
 
     /// Listens on the node's address, and passes connections on to MinIO on this machine.
     fn serve_s3(&self) {
-        let network = fs::File::open(format!("/proc/{}/ns/net", self.init())).unwrap();
+        let network = File::open(format!("/proc/{}/ns/net", self.init())).unwrap();
         let entered = std::thread::spawn(move || {
             use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
             use std::os::fd::AsFd;

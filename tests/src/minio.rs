@@ -100,7 +100,11 @@ fn launch(data: PathBuf, settings: Vec<(String, String)>, tls: Option<PathBuf>) 
         let _ = Command::new("setsid").args(["sh", "-c", &script]).spawn();
         let _ = child.wait();
     });
-    eventually("MinIO answers", || std::net::TcpStream::connect(&address).is_ok());
-    std::thread::sleep(std::time::Duration::from_millis(500));
-    Minio { url: format!("{scheme}://{address}"), data }
+    let url = format!("{scheme}://{address}");
+    // Before it knows its disks it answers 503, also where its health is asked for as "ready".
+    eventually("MinIO refuses a stranger", || {
+        let args = ["-sk", "-o", "/dev/null", "-w", "%{http_code}", &url];
+        Command::new("curl").args(args).output().unwrap().stdout == b"403"
+    });
+    Minio { url, data }
 }

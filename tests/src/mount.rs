@@ -22,7 +22,8 @@ pub fn program() -> PathBuf {
     let own = std::env::current_exe().unwrap();
     // Tests are in a folder beside it; the bench is beside it.
     let mut near = own.ancestors().skip(1).take(2).map(|folder| folder.join("weir"));
-    near.find(|program| program.is_file()).expect("weir is not built: cargo build -p weir-node")
+    near.find(|program| program.is_file())
+        .expect("weir is not built: cargo build --workspace --all-targets")
 }
 
 /// A directory for a cache, on a disk.

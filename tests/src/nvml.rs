@@ -6,7 +6,11 @@ use std::path::{Path, PathBuf};
 pub fn library() -> PathBuf {
     let own = std::env::current_exe().unwrap();
     let library = own.ancestors().nth(2).unwrap().join("libweir_fake_nvml.so");
-    assert!(library.exists(), "{} is not built: cargo build --workspace", library.display());
+    assert!(
+        library.exists(),
+        "{} is not built: cargo build --workspace --all-targets",
+        library.display()
+    );
     library
 }
 

@@ -9,6 +9,7 @@ mod csi;
 mod demo;
 mod disk;
 mod disks;
+mod drive;
 mod kernel;
 mod metadata;
 mod model;
