@@ -139,7 +139,7 @@ impl Writer {
                 Ok(stored) => return Ok((stored, nonce)),
                 Err(error) => error,
             };
-            if error.is_transient() && tries < retry::BODY_TRIES {
+            if retry::upload_again(&error, tries) {
                 tokio::time::sleep(retry::backoff(tries)).await;
                 continue;
             }
@@ -170,7 +170,7 @@ impl Writer {
                         self.journal(&id, None);
                         return Ok((stored, nonce));
                     }
-                    Err(error) if error.is_transient() && tries < retry::BODY_TRIES => {
+                    Err(error) if retry::upload_again(&error, tries) => {
                         tokio::time::sleep(retry::backoff(tries)).await;
                     }
                     Err(error) => break error,
@@ -268,7 +268,7 @@ impl Writer {
                     staging.leave_page_cache(range.start, len);
                     return Ok(done);
                 }
-                Err(error) if error.is_transient() && tries < retry::BODY_TRIES => {
+                Err(error) if retry::upload_again(&error, tries) => {
                     tokio::time::sleep(retry::backoff(tries)).await;
                 }
                 Err(error) => return Err(error.into()),
