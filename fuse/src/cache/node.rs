@@ -156,8 +156,12 @@ impl NodeCache {
     }
 
     /// Makes room for `bytes` of a version, by evicting what was not used for longest, and sets
-    /// it aside while the result lives. `None`: there is no room.
+    /// it aside while the result lives. `None`: there is no room, as there is none for what a
+    /// weak tag names, which may be other bytes tomorrow.
     pub fn make_room(&self, version: &CachedVersion, bytes: u64) -> Option<Room> {
+        if !version.key.version.etag.is_strong() {
+            return None;
+        }
         self.disk_of(version).make_room(bytes)
     }
 
@@ -198,6 +202,7 @@ impl NodeCache {
     /// no room it is removed.
     pub fn adopt(&self, key: &VersionKey, staging: &StagingFile, sums: &[u32]) {
         let adopted = || {
+            key.version.etag.is_strong().then_some(())?;
             let disk = staging.disk();
             let _room = disk.make_place(key.version.size, staging.reserved())?;
             let _placing = lock(&self.placing);
@@ -227,6 +232,9 @@ impl NodeCache {
     /// Makes what is held of `from` also the cached version `to`: the same bytes under another
     /// name, after a copy by the server.
     pub fn link(&self, from: &VersionKey, to: &VersionKey) {
+        if !to.version.etag.is_strong() {
+            return;
+        }
         let Some(source) = self.peek(from) else { return };
         let Some((opened, sums)) = source.whole() else { return };
         let disk = self.disk_of(&source);

@@ -6,6 +6,18 @@ use rustix::io::Errno;
 pub(super) const DIGEST_CODES: [&str; 4] =
     ["BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"];
 
+/// What servers say when they do not take the credentials as such, whatever they were used for.
+pub(super) const ACCOUNT_CODES: [&str; 8] = [
+    "ExpiredToken",
+    "InvalidToken",
+    "TokenRefreshRequired",
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "RequestTimeTooSkewed",
+    "AccountProblem",
+    "XAdminUserNotFound",
+];
+
 /// A failed request to the origin.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum OriginError {
@@ -96,6 +108,15 @@ impl OriginError {
     /// Whether it is about who asked: other credentials may be given another answer.
     pub fn is_refusal(&self) -> bool {
         matches!(self, Self::Denied(_) | Self::NoCredentials(_))
+    }
+
+    /// Whether the credentials are refused as such, and not for what they were used for.
+    pub fn is_about_account(&self) -> bool {
+        match self {
+            Self::NoCredentials(_) => true,
+            Self::Denied(code) => ACCOUNT_CODES.contains(&code.as_str()),
+            _ => false,
+        }
     }
 
     /// Whether the origin as a whole is not answering, so that what is cached may be shown

@@ -19,14 +19,30 @@ use crate::model::version::{BucketId, ETag, ObjectInfo};
 /// What an origin said last, and how much it gave.
 #[derive(Default)]
 pub struct LastAnswer {
-    problem: Mutex<Option<OriginError>>,
+    problem: Mutex<Option<Problem>>,
     fetched_bytes: AtomicU64,
+}
+
+struct Problem {
+    error: OriginError,
+    /// What the bucket refuses, an object may allow.
+    only_bucket_clears: bool,
+}
+
+/// What a request is about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    /// The bucket: listings.
+    Bucket,
+    /// One object; a refusal says nothing about others.
+    Object,
 }
 
 impl LastAnswer {
     /// Why the volume as a whole is not served, if its origin's last answer says so.
     pub fn problem(&self) -> Option<OriginError> {
-        self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let problem = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
+        problem.as_ref().map(|problem| problem.error.clone())
     }
 
     /// Bytes of objects that came from it.
@@ -34,12 +50,21 @@ impl LastAnswer {
         self.fetched_bytes.load(Ordering::Relaxed)
     }
 
-    fn note<T>(&self, result: &Result<T, OriginError>) {
-        let problem = match result {
-            Ok(_) => None,
+    fn note<T>(&self, scope: Scope, result: &Result<T, OriginError>) {
+        let mut problem = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
+        let error = match result {
+            Ok(_) => {
+                problem.take_if(|problem| scope == Scope::Bucket || !problem.only_bucket_clears);
+                return;
+            }
+            Err(error @ OriginError::Denied(_)) => {
+                if scope == Scope::Object && !error.is_about_account() {
+                    return;
+                }
+                error
+            }
             Err(
-                error @ (OriginError::Denied(_)
-                | OriginError::NoCredentials(_)
+                error @ (OriginError::NoCredentials(_)
                 | OriginError::NoSuchBucket
                 | OriginError::WrongRegion(_)
                 | OriginError::NoSpace(_)
@@ -47,12 +72,14 @@ impl LastAnswer {
                 | OriginError::Unavailable(_)
                 | OriginError::Unreachable(_)
                 | OriginError::TimedOut),
-            ) => Some(error.clone()),
+            ) => error,
             // About one object or one request: it says nothing about the rest. A HEAD in a
             // bucket that is gone, too, says no more than "not found".
             Err(_) => return,
         };
-        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+        let only_bucket_clears =
+            matches!(error, OriginError::Denied(_)) && !error.is_about_account();
+        *problem = Some(Problem { error: error.clone(), only_bucket_clears });
     }
 }
 
@@ -90,7 +117,11 @@ impl Measured {
             Err(_) => "error",
         };
         self.metrics.s3(op, status, start.elapsed());
-        self.last.note(&result);
+        let scope = match op {
+            "ListObjectsV2" | "ListMultipartUploads" => Scope::Bucket,
+            _ => Scope::Object,
+        };
+        self.last.note(scope, &result);
         result
     }
 }
@@ -193,5 +224,32 @@ impl Origin for Measured {
         condition: &Condition,
     ) -> Result<Stored, OriginError> {
         self.timed("CopyObject", self.inner.copy(source, to, condition)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_object_is_no_problem_of_the_volume_and_clears_none() {
+        let last = LastAnswer::default();
+        let denied = |code: &str| Err::<(), _>(OriginError::Denied(code.into()));
+        last.note(Scope::Object, &denied("AccessDenied"));
+        assert!(last.problem().is_none());
+        last.note(Scope::Bucket, &denied("AccessDenied"));
+        assert!(last.problem().is_some());
+        last.note(Scope::Object, &Ok(()));
+        assert!(last.problem().is_some(), "an object cleared what the bucket refuses");
+        last.note(Scope::Bucket, &Ok(()));
+        assert!(last.problem().is_none());
+        last.note(Scope::Object, &denied("ExpiredToken"));
+        assert!(last.problem().is_some());
+        last.note(Scope::Object, &Ok(()));
+        assert!(last.problem().is_none());
+        last.note(Scope::Object, &Err::<(), _>(OriginError::TimedOut));
+        assert!(last.problem().is_some());
+        last.note(Scope::Object, &Err::<(), _>(OriginError::NotFound));
+        assert!(last.problem().is_some());
     }
 }

@@ -3,10 +3,12 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use weir_tests::bucket::{Bucket, Server};
 use weir_tests::cached::is_cached;
+use weir_tests::link::Link;
 use weir_tests::mount::{Mount, Options, cache_dir};
 use weir_tests::shell::{close, sh, try_sh};
 use weir_tests::{eventually, random_bytes};
@@ -338,4 +340,23 @@ fn direct_writes_are_stored_like_others() {
     file.write_all(&random_bytes(1, MIB)).unwrap();
     drop(file);
     assert!(bucket.get("f").unwrap() == random_bytes(1, MIB));
+}
+
+/// Each takes longer than the wait for any single answer.
+#[test]
+fn a_file_is_stored_over_a_link_however_slow() {
+    let store = |bytes_per_sec: f64, size: usize| {
+        let mut bucket = Bucket::new(Server::Minio);
+        let server = bucket.url.strip_prefix("http://").unwrap().parse().unwrap();
+        let link = Link::new(server, Duration::from_millis(20), 8.0 * bytes_per_sec);
+        bucket.url = format!("http://{}", link.address);
+        let mount = Mount::new(&bucket);
+        let bytes = random_bytes(size as u64, size);
+        fs::write(mount.join("f"), &bytes).unwrap();
+        assert!(bucket.get("f").unwrap() == bytes, "{size} bytes");
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| store(300e3, 7 * MIB));
+        scope.spawn(|| store(1e6, 24 * MIB));
+    });
 }

@@ -46,7 +46,7 @@ impl Object {
 
     /// One that was made of parts: its tag is the digest of their digests, and their number.
     fn of_parts(parts: &[Bytes], writer: Option<Box<str>>) -> Self {
-        let digests: Vec<u8> = parts.iter().flat_map(|part| Md5::digest(part)).collect();
+        let digests: Vec<u8> = parts.iter().flat_map(Md5::digest).collect();
         let etag = quoted(&format!("{}-{}", hex(&Md5::digest(&digests)), parts.len()));
         let bytes = parts.concat().into();
         Self { bytes, etag, listed: None, mtime: SystemTime::now(), writer }

@@ -11,12 +11,13 @@ use aws_config::provider_config::ProviderConfig;
 use aws_config::retry::RetryConfig;
 use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::timeout::{TimeoutConfig, TimeoutConfigBuilder};
-use aws_config::{BehaviorVersion, Region};
+use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::RequestChecksumCalculation;
 use aws_sdk_s3::types::{ServerSideEncryption, StorageClass};
+use aws_types::service_config::ServiceConfigKey;
 
 use super::http::Http;
 use crate::origin::OriginError;
@@ -112,6 +113,18 @@ impl Clients {
     }
 }
 
+/// The endpoint that environment and profile name, the one for S3 alone before that for all
+/// services, as aws-sdk-s3 resolves it. It is part of the bytes' identity in the cache.
+fn endpoint_of(shared: &SdkConfig) -> Option<String> {
+    let key = ServiceConfigKey::builder()
+        .service_id("S3")
+        .env("AWS_ENDPOINT_URL")
+        .profile("endpoint_url")
+        .build();
+    let own = key.ok().and_then(|key| shared.service_config()?.load_config(key));
+    own.or_else(|| shared.endpoint_url().map(Into::into))
+}
+
 /// Builds the clients; the second value names the endpoint for cache identity.
 pub(super) async fn build(settings: &S3Settings) -> Result<(Clients, String), OriginError> {
     let http = Http::new(settings.ca_bundle.as_deref())?;
@@ -152,7 +165,7 @@ pub(super) async fn build(settings: &S3Settings) -> Result<(Clients, String), Or
         loader = loader.credentials_provider(credentials.clone());
     }
     let shared = loader.load().await;
-    let endpoint = settings.endpoint_url.clone().or_else(|| shared.endpoint_url().map(Into::into));
+    let endpoint = settings.endpoint_url.clone().or_else(|| endpoint_of(&shared));
     let Some(region) = shared.region().cloned() else {
         let advice = "no region: set --region, AWS_REGION or a profile's region";
         return Err(OriginError::Invalid(advice.into()));
@@ -172,4 +185,30 @@ pub(super) async fn build(settings: &S3Settings) -> Result<(Clients, String), Or
     }
     let name = endpoint.unwrap_or_else(|| format!("aws:{region}"));
     Ok((Clients::new(config), name))
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_types::service_config::LoadServiceConfig;
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct OwnEndpoint;
+
+    impl LoadServiceConfig for OwnEndpoint {
+        fn load_config(&self, key: ServiceConfigKey<'_>) -> Option<String> {
+            (key.service_id() == "S3" && key.env() == "AWS_ENDPOINT_URL")
+                .then(|| "http://s3.example".into())
+        }
+    }
+
+    #[test]
+    fn the_endpoint_for_s3_alone_goes_before_that_for_all_services() {
+        let all = SdkConfig::builder().endpoint_url("http://all.example").build();
+        assert_eq!(endpoint_of(&all).as_deref(), Some("http://all.example"));
+        let own = all.into_builder().service_config(OwnEndpoint).build();
+        assert_eq!(endpoint_of(&own).as_deref(), Some("http://s3.example"));
+        assert_eq!(endpoint_of(&SdkConfig::builder().build()), None);
+    }
 }

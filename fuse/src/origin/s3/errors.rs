@@ -7,6 +7,7 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
 use crate::origin::OriginError;
+use crate::origin::error::{ACCOUNT_CODES, DIGEST_CODES};
 
 /// What kind of request failed: the same status means different things.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -94,7 +95,10 @@ fn of_status(
         (200..=299, "") => OriginError::NotS3(label),
         (_, "NoSuchBucket") => OriginError::NoSuchBucket,
         (_, "NoSuchUpload") => OriginError::NoSuchUpload,
+        (_, code) if ACCOUNT_CODES.contains(&code) => OriginError::Denied(label),
         (404, "") if request == Request::List => OriginError::NotS3(label),
+        // A prefix is never absent: something else is.
+        (404, _) if request == Request::List => OriginError::Invalid(label),
         (404, _) if request == Request::Pinned => OriginError::Changed,
         (404, _) => OriginError::NotFound,
         (304 | 412 | 416, _) if request == Request::Pinned => OriginError::Changed,
@@ -103,9 +107,6 @@ fn of_status(
             OriginError::WrongRegion(region)
         }
         (400, "") if region.is_some() => OriginError::WrongRegion(region),
-        (400, "ExpiredToken" | "InvalidToken" | "TokenRefreshRequired") => {
-            OriginError::Denied(label)
-        }
         (401 | 403, _) => OriginError::Denied(label),
         (_, "EntityTooLarge" | "KeyTooLongError") => OriginError::TooLarge(label),
         (507, _)
@@ -115,9 +116,16 @@ fn of_status(
         (501 | 405, _) => OriginError::Unsupported(label),
         (409, _) if request == Request::Complete => OriginError::UploadClash(label),
         (408 | 409 | 425 | 429 | 500 | 502..=504, _)
-        | (_, "SlowDown" | "InternalError" | "RequestTimeout" | "BadDigest") => {
-            OriginError::Unavailable(label)
-        }
+        | (_, "SlowDown" | "InternalError" | "RequestTimeout") => OriginError::Unavailable(label),
+        // Damaged on its way: it is sent again.
+        (_, code) if DIGEST_CODES.contains(&code) => OriginError::Unavailable(label),
+        (_, "InvalidPart") if request == Request::Complete => OriginError::Invalid(format!(
+            "{label}: a part is gone, or the endpoint wants all that were sent to be named; \
+             write the file anew"
+        )),
+        (_, "MalformedXML") if request == Request::Complete => OriginError::Invalid(format!(
+            "{label}: the endpoint may not know checksums of parts; try --upload-checksums off"
+        )),
         _ => OriginError::Invalid(label),
     }
 }
@@ -137,5 +145,37 @@ mod tests {
         assert!(of(Request::Write, 409, Some("ConditionalRequestConflict")).is_transient());
         assert!(of(Request::Read, 503, Some("SlowDown")).is_outage());
         assert!(matches!(of(Request::Read, 403, None), OriginError::Denied(_)));
+        let clash = of(Request::Complete, 409, Some("ConditionalRequestConflict"));
+        assert!(matches!(clash, OriginError::UploadClash(_)));
+    }
+
+    #[test]
+    fn a_404_that_is_not_about_an_object_keeps_its_code() {
+        let of = |request, code| of_status(request, 404, Some(code), None);
+        assert!(matches!(of(Request::Read, "NoSuchKey"), OriginError::NotFound));
+        for (request, code) in [
+            (Request::List, "XAdminUserNotFound"),
+            (Request::Write, "InvalidAccessKeyId"),
+            (Request::List, "SomethingNew"),
+        ] {
+            let error = of(request, code);
+            assert!(error.to_string().contains(code), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_body_that_was_damaged_on_its_way_is_sent_again_and_is_no_outage() {
+        for code in DIGEST_CODES {
+            let error = of_status(Request::Write, 400, Some(code), None);
+            assert!(error.is_transient() && error.is_digest_mismatch(), "{error}");
+            assert!(!error.is_outage(), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_completion_that_is_refused_says_what_to_do() {
+        let refused = |code| of_status(Request::Complete, 400, Some(code), None).to_string();
+        assert!(refused("MalformedXML").contains("--upload-checksums off"));
+        assert!(refused("InvalidPart").contains("write the file anew"));
     }
 }
