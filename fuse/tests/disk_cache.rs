@@ -413,11 +413,11 @@ fn of_the_first_release(dir: &Path) {
     let boot = TableDefinition::<&str, &str>::new("boot");
     txn.open_table(boot).unwrap().insert("boot_id", "another").unwrap();
     // Endpoint and bucket, key, tag, each after its length; size.
-    let identity = b"\0\0\0\x0bhttp://s3\x1fb\0\0\0\x05model\0\0\0\x01e\0\0\0\0\0\0\0\x05";
+    let identity = b"\0\0\0\x0bhttp://s3\x1fb\0\0\0\x05model\0\0\0\x03\"e\"\0\0\0\0\0\0\0\x05";
     let versions = TableDefinition::<&[u8], u64>::new("versions");
     txn.open_table(versions).unwrap().insert(&identity[..], 5).unwrap();
     // The same, then size, held, last use, epoch, as variable-length numbers.
-    let row = b"\x0bhttp://s3\x1fb\x05model\x01e\x05\x05\x07\0";
+    let row = b"\x0bhttp://s3\x1fb\x05model\x03\"e\"\x05\x05\x07\0";
     let objects = TableDefinition::<u64, &[u8]>::new("objects");
     txn.open_table(objects).unwrap().insert(5, &row[..]).unwrap();
     let mut segment = vec![0; 64];

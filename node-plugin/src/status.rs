@@ -88,6 +88,11 @@ fn describe(node: &NodeStatus) -> String {
         if let Some(problem) = &disk.problem {
             out.push_str(&format!("  PROBLEM    {problem}\n"));
         }
+        if disk.lost_bytes > 0 {
+            let lost = disk.dir.join("lost");
+            let size = Size(disk.lost_bytes);
+            out.push_str(&format!("  LOST       {size} not stored, kept in {}\n", lost.display()));
+        }
     }
     out.push_str(&format!(
         "  hits       {ratio}\n  \

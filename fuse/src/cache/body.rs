@@ -152,7 +152,7 @@ impl Body {
         }
         state.life = Life::Changing;
         drop(state);
-        let change = Change(self);
+        let mut change = Change { body: self, ended: false };
         let put = put();
         let mut state = self.state();
         let before = state.held_bytes;
@@ -163,6 +163,8 @@ impl Body {
             true
         });
         let held = difference(state.held_bytes, before);
+        // Before the lock is left: from then on another thread may be changing it.
+        change.ended = true;
         drop(state);
         drop(change);
         (done, held)
@@ -263,16 +265,17 @@ impl State {
 }
 
 /// Ends a change of the file, also when it was cut short.
-struct Change<'a>(&'a Body);
+struct Change<'a> {
+    body: &'a Body,
+    ended: bool,
+}
 
 impl Drop for Change<'_> {
     fn drop(&mut self) {
-        let mut state = self.0.state();
-        if state.life == Life::Changing {
-            state.renew();
+        if !self.ended {
+            self.body.state().renew();
         }
-        drop(state);
-        self.0.settled.notify_all();
+        self.body.settled.notify_all();
     }
 }
 

@@ -53,8 +53,10 @@ pub struct DiskStats {
     /// index beyond its first 8 MiB.
     pub used_bytes: u64,
     /// Those of them that what is being written has reserved.
+    #[serde(default)]
     pub staging_bytes: u64,
     /// Those of them that are kept in `lost/`.
+    #[serde(default)]
     pub lost_bytes: u64,
     /// Most bytes that it may hold.
     pub max_bytes: u64,
@@ -93,8 +95,9 @@ pub struct Held {
 
 /// The cache on one disk.
 pub(super) struct DiskCache {
-    pub(super) shared: Arc<Shared>,
+    /// Goes before `shared`, which has the lock of the directory.
     index: Arc<Index>,
+    pub(super) shared: Arc<Shared>,
     active: Mutex<Active>,
     next_id: AtomicU64,
     pressure: Mutex<Vec<Weak<dyn Pressure>>>,

@@ -32,8 +32,7 @@ impl CacheFile {
     /// What open, unlink, mkdir or ftruncate report; `AlreadyExists` when somebody else is making
     /// one at the same time.
     pub(super) fn create(path: &Path, size: u64) -> io::Result<Self> {
-        clear(path)?;
-        let (file, direct) = Self::open_with(path, true)?;
+        let (file, direct) = place(path, || Self::open_with(path, true))?;
         file.set_len(size)?;
         Ok(Self { file, path: path.to_owned(), size, direct })
     }
@@ -84,12 +83,12 @@ impl CacheFile {
     /// # Errors
     /// What link reports; `NotFound` when the file was evicted.
     pub(super) fn link(&self, path: &Path) -> io::Result<()> {
-        clear(path)?;
         // By its descriptor, since its name may be another file's by now (open(2), O_TMPFILE, has
         // this way of linkat without CAP_DAC_READ_SEARCH).
         let this = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         let follow = rustix::fs::AtFlags::SYMLINK_FOLLOW;
-        Ok(rustix::fs::linkat(rustix::fs::CWD, this, rustix::fs::CWD, path, follow)?)
+        let cwd = rustix::fs::CWD;
+        place(path, || Ok(rustix::fs::linkat(cwd, this.as_str(), cwd, path, follow)?))
     }
 
     /// Puts what was written to the file onto the medium.
@@ -165,17 +164,22 @@ impl CacheFile {
     }
 }
 
-/// Makes place for a file: its folder is there, and nothing of its name.
+/// Puts a file in place by `act`: where that needs it, the folder is made, or what has the name
+/// loses it.
 ///
 /// # Errors
-/// What mkdir or unlink report.
-pub(super) fn clear(path: &Path) -> io::Result<()> {
-    if let Some(folder) = path.parent() {
-        make_folder(folder)?;
-    }
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+/// What mkdir, unlink or `act` report.
+pub(super) fn place<T>(path: &Path, act: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    match act() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            path.parent().map_or(Ok(()), make_folder)?;
+            act()
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            fs::remove_file(path)?;
+            act()
+        }
+        done => done,
     }
 }
 

@@ -13,8 +13,9 @@ use super::disk::DiskCache;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Mutex, MutexGuard};
 
-/// Room is taken in steps of so many bytes, so that few writes have to ask.
-const STEP: u64 = 8 * 1024 * 1024;
+/// Room is taken in steps, so that few writes have to ask: as much as there is, from the first of
+/// these to the second, in bytes.
+const STEP: (u64, u64) = (64 * 1024, 8 * 1024 * 1024);
 
 /// There is no room for more of what is being written, and nothing left to evict.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -99,7 +100,7 @@ impl StagingFile {
             return Ok(());
         }
         let space = &self.disk.shared.space;
-        let Some(given) = self.disk.claim(needed, STEP) else {
+        let Some(given) = self.disk.claim(needed, end.clamp(STEP.0, STEP.1)) else {
             let dir = self.disk.shared.dir.root().to_owned();
             return Err(NoRoom { dir, needed, min_free: space.limits().min_free });
         };

@@ -195,7 +195,7 @@ impl Writer {
         loop {
             tries += 1;
             match origin.complete_upload(&upload.key, &upload.id, parts, write).await {
-                Err(error) if error.is_transient() && tries < retry::BODY_TRIES => {
+                Err(error) if retry::upload_again(&error, tries) => {
                     tokio::time::sleep(retry::backoff(tries)).await;
                 }
                 other => return other,

@@ -162,7 +162,7 @@ impl Writer {
                 continue;
             }
             tries += 1;
-            if !error.is_transient() || tries >= retry::BODY_TRIES {
+            if !retry::upload_again(&error, tries) {
                 return Err(error.into());
             }
             tokio::time::sleep(retry::backoff(tries)).await;

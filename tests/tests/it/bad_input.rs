@@ -6,7 +6,7 @@ use std::process::Output;
 
 use weir_tests::bucket::{Bucket, Server};
 use weir_tests::minio::free_port;
-use weir_tests::mount::{Mount, Options, cache_dir, is_mounted, weir};
+use weir_tests::mount::{Mount, cache_dir, is_mounted, weir};
 use weir_tests::tmpfs::Tmpfs;
 
 /// What is wrong with a call.
@@ -160,18 +160,4 @@ fn a_cache_directory_that_cannot_be_used_is_named() {
 
     let small = Tmpfs::new(8);
     refused(&bucket, &case(small.path(), &[]), 7, &["bytes free", "--cache-dir"]);
-
-    let newer = cache_dir();
-    Mount::with(&bucket, &Options::default().cache(newer.path())).unmount();
-    pretend_schema(&newer.path().join("index.redb"), 99);
-    refused(&bucket, &case(newer.path(), &[]), 7, &["schema 99", "newer"]);
-}
-
-/// Makes an index look as if another Weir had written it (table and name: docs/cache-format.md).
-fn pretend_schema(index: &Path, schema: u64) {
-    let db = redb::Database::open(index).unwrap();
-    let txn = db.begin_write().unwrap();
-    let meta = redb::TableDefinition::<&str, u64>::new("meta");
-    txn.open_table(meta).unwrap().insert("schema", schema).unwrap();
-    txn.commit().unwrap();
 }

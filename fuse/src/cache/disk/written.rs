@@ -66,10 +66,8 @@ impl DiskCache {
         staging: &StagingFile,
         sums: &[u32],
     ) -> bool {
-        let adopted = version.adopt(sums, |path| {
-            file::clear(path)?;
-            fs::rename(staging.path(), path)
-        });
+        let put = |path: &Path| file::place(path, || fs::rename(staging.path(), path));
+        let adopted = version.adopt(sums, put);
         if matches!(adopted, Ok(true)) {
             staging.release();
         }
