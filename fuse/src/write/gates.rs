@@ -74,6 +74,8 @@ fn with_parents(dirs: &[&Arc<Dir>]) -> BTreeMap<u64, Arc<Dir>> {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
     use crate::model::key::DirPrefix;
 
@@ -81,19 +83,24 @@ mod tests {
         Dir::below(parent, name, ino)
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_rename_waits_for_all_below_and_keeps_others_out() {
+    /// `None`: they are not free.
+    fn now(dirs: &[&Arc<Dir>], moved: Option<&Arc<Dir>>) -> Option<DirGates> {
+        DirGates::wait(dirs, moved).now_or_never()
+    }
+
+    #[test]
+    fn a_rename_waits_for_all_below_and_keeps_others_out() {
         let root = Dir::root(DirPrefix::root());
         let (d, e) = (child(&root, "d", 2), child(&root, "e", 3));
         let below = child(&d, "x", 4);
-        let storing = DirGates::take(&[&below], None).await.ok();
-        assert!(DirGates::take(&[&root, &e], Some(&d)).await.is_err(), "something is stored below");
+        let storing = now(&[&below], None);
+        assert!(now(&[&root, &e], Some(&d)).is_none(), "something is stored below");
         drop(storing);
-        let moving = DirGates::take(&[&root, &e], Some(&d)).await.ok();
+        let moving = now(&[&root, &e], Some(&d));
         assert!(moving.is_some());
-        assert!(DirGates::take(&[&below], None).await.is_err(), "its name changes");
-        assert!(DirGates::take(&[&e], None).await.is_ok());
+        assert!(now(&[&below], None).is_none(), "its name changes");
+        assert!(now(&[&e], None).is_some());
         drop(moving);
-        assert!(DirGates::take(&[&below, &d, &root], None).await.is_ok());
+        assert!(now(&[&below, &d, &root], None).is_some());
     }
 }
