@@ -34,15 +34,7 @@ impl DirGates {
         dirs: &[&Arc<Dir>],
         moved: Option<&Arc<Dir>>,
     ) -> Result<Self, WriteError> {
-        Self::within(PATIENCE, dirs, moved).await
-    }
-
-    async fn within(
-        patience: Duration,
-        dirs: &[&Arc<Dir>],
-        moved: Option<&Arc<Dir>>,
-    ) -> Result<Self, WriteError> {
-        let taken = tokio::time::timeout(patience, Self::wait(dirs, moved)).await;
+        let taken = tokio::time::timeout(PATIENCE, Self::wait(dirs, moved)).await;
         taken.map_err(|_| WriteError::Busy)
     }
 
@@ -82,6 +74,8 @@ fn with_parents(dirs: &[&Arc<Dir>]) -> BTreeMap<u64, Arc<Dir>> {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
     use crate::model::key::DirPrefix;
 
@@ -89,22 +83,24 @@ mod tests {
         Dir::below(parent, name, ino)
     }
 
-    async fn is_free(dirs: &[&Arc<Dir>], moved: Option<&Arc<Dir>>) -> bool {
-        DirGates::within(Duration::from_millis(20), dirs, moved).await.is_ok()
+    /// `None`: they are not free.
+    fn now(dirs: &[&Arc<Dir>], moved: Option<&Arc<Dir>>) -> Option<DirGates> {
+        DirGates::wait(dirs, moved).now_or_never()
     }
 
-    #[tokio::test]
-    async fn a_rename_waits_for_all_below_and_keeps_others_out() {
+    #[test]
+    fn a_rename_waits_for_all_below_and_keeps_others_out() {
         let root = Dir::root(DirPrefix::root());
         let (d, e) = (child(&root, "d", 2), child(&root, "e", 3));
         let below = child(&d, "x", 4);
-        let storing = DirGates::wait(&[&below], None).await;
-        assert!(!is_free(&[&root, &e], Some(&d)).await, "something is stored below");
+        let storing = now(&[&below], None);
+        assert!(now(&[&root, &e], Some(&d)).is_none(), "something is stored below");
         drop(storing);
-        let moving = DirGates::wait(&[&root, &e], Some(&d)).await;
-        assert!(!is_free(&[&below], None).await, "its name changes");
-        assert!(is_free(&[&e], None).await);
+        let moving = now(&[&root, &e], Some(&d));
+        assert!(moving.is_some());
+        assert!(now(&[&below], None).is_none(), "its name changes");
+        assert!(now(&[&e], None).is_some());
         drop(moving);
-        assert!(is_free(&[&below, &d, &root], None).await);
+        assert!(now(&[&below, &d, &root], None).is_some());
     }
 }

@@ -1,6 +1,7 @@
 //! What processes that have died left: their uploads are aborted, and bytes that were not stored
 //! go where a person finds them.
 
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use super::Writer;
@@ -14,8 +15,13 @@ pub struct Leftovers(Mutex<Vec<Leftover>>);
 impl Leftovers {
     /// Reads the records beside what is there. Bytes of nobody knows whom go to `lost/` at once.
     pub fn of(cache: &NodeCache) -> Self {
+        Self::among(cache, cache.take_staged())
+    }
+
+    /// As [`Leftovers::of`], of these files.
+    pub(super) fn among(cache: &NodeCache, files: Vec<PathBuf>) -> Self {
         let (known, unknown): (Vec<_>, Vec<_>) =
-            leftovers(cache.take_staged()).into_iter().partition(|left| left.owner.is_some());
+            leftovers(files).into_iter().partition(|left| left.owner.is_some());
         for leftover in &unknown {
             keep_bytes(cache, leftover);
             leftover.forget_record();

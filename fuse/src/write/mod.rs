@@ -14,6 +14,8 @@ pub mod parts;
 pub mod rename;
 mod rename_dir;
 mod store;
+#[cfg(test)]
+mod tests;
 mod upload;
 
 use std::collections::HashMap;

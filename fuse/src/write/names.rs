@@ -96,11 +96,12 @@ impl Writer {
                 Found::Dir(_) => return Err(WriteError::IsDir),
             };
             let draft = self.draft(node.ino);
-            let _gate = self.held(draft.as_deref(), Operation::Unlink).await?;
+            let gate = self.held(draft.as_deref(), Operation::Unlink).await;
             if !dir.shows(name, &node) {
                 // It went another way while its gate was waited for.
                 continue;
             }
+            let _gate = gate?;
             self.keep_parent(dir, name).await?;
             match self.remove_object(&node, draft.as_deref()).await {
                 Ok(()) => {

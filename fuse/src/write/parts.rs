@@ -30,6 +30,12 @@ impl PartPlan {
         Self { base: base.next_multiple_of(BLOCK) }
     }
 
+    /// Parts below S3's limits, so that tests of many of them are cheap.
+    #[cfg(test)]
+    pub(super) fn of_blocks(blocks: u64) -> Self {
+        Self { base: blocks * BLOCK }
+    }
+
     /// Size of the first parts, which is also the most that goes in a single PUT.
     pub fn base(&self) -> u64 {
         self.base

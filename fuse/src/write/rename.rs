@@ -71,13 +71,14 @@ impl Writer {
         let mut last = WriteError::Busy;
         for _ in 0..CHASES_MAX {
             let Some(pair) = self.pair(from, to, no_replace).await? else { return Ok(()) };
-            let _gates = self.gates_of(&pair).await?;
+            let gates = self.gates_of(&pair).await;
             let there = |name: &str, dir: &Arc<Dir>, node: &Arc<FileNode>| dir.shows(name, node);
             let replaced_there =
                 pair.replaced.as_ref().is_none_or(|node| there(to.name, to.dir, node));
             if !there(from.name, from.dir, &pair.node) || !replaced_there {
                 continue;
             }
+            let _gates = gates?;
             if let Some(draft) = &pair.draft {
                 // Under its old key, so that its parts count.
                 self.commit_held(draft).await?;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
 
-use super::draft::{Draft, Operation};
+use super::draft::{Draft, Operation, Phase};
 use super::gates::{DirGates, PATIENCE};
 use super::rename::Place;
 use super::{WriteError, Writer};
@@ -87,7 +87,12 @@ impl Writer {
         let drafts = self.drafts_below(source);
         let mut gates = Vec::new();
         for draft in &drafts {
-            gates.push(self.held(Some(draft), Operation::Move).await?);
+            match self.held(Some(draft), Operation::Move).await {
+                Ok(gate) => gates.push((draft, gate)),
+                // It lost its name while its gate was waited for.
+                Err(_) if !is_named(draft) => continue,
+                Err(error) => return Err(error),
+            }
             // Under its old key, so that its parts count.
             self.commit_held(draft).await?;
         }
@@ -97,7 +102,8 @@ impl Writer {
         self.keep_parent(from.dir, from.name).await?;
         let removed = self.remove_all(&mut objects).await?;
         self.rename_rate.note(objects.len(), began.elapsed());
-        self.note_moved(&drafts, &objects, from, to);
+        let moved: Vec<_> = gates.iter().map(|(draft, _)| *draft).collect();
+        self.note_moved(&moved, &objects, from, to).await;
         self.names.drop_kept(source);
         removed
     }
@@ -117,13 +123,7 @@ impl Writer {
             }
         };
         let mut all: Vec<_> = self.drafts().values().cloned().collect();
-        all.retain(|draft| {
-            let named = !matches!(
-                draft.phase(),
-                super::draft::Phase::Unlinked | super::draft::Phase::Superseded
-            );
-            named && is_below(draft)
-        });
+        all.retain(|draft| is_named(draft) && is_below(draft));
         all.sort_by_cached_key(|draft| draft.key());
         all
     }
@@ -235,27 +235,39 @@ impl Writer {
     }
 
     /// The directory and all below it have another place now.
-    fn note_moved(
+    async fn note_moved(
         &self,
-        drafts: &[Arc<Draft>],
+        drafts: &[&Arc<Draft>],
         objects: &[Passenger],
         from: Place<'_>,
         to: Place<'_>,
     ) {
         let by_key: HashMap<&str, &Passenger> =
             objects.iter().map(|object| (&*object.old.key, object)).collect();
-        let moved = drafts.iter().filter_map(|draft| Some((draft, *by_key.get(&*draft.key())?)));
+        let moved = drafts.iter().map(|draft| (*draft, by_key.get(&*draft.key()).copied()));
         let moved: Vec<_> = moved.collect();
         from.dir.move_dir(from.name, to.dir, to.name);
         for (draft, object) in moved {
-            let Some(copy) = &object.copy else { continue };
-            let info = info_of(copy, object.old.version.size);
-            draft.node.set_stored(&info);
-            draft.moved(&info);
+            // Only of the version that was stored here the bytes are here.
+            let its =
+                object.filter(|of| draft.seen() == Condition::Matches(of.old.version.etag.clone()));
+            match its.and_then(|object| Some((object, object.copy.as_ref()?))) {
+                Some((object, copy)) => {
+                    let info = info_of(copy, object.old.version.size);
+                    draft.node.set_stored(&info);
+                    draft.moved(&info);
+                }
+                None => self.give_name_up(draft).await,
+            }
         }
         self.names.drop_kept(from.dir);
         self.names.drop_kept(to.dir);
     }
+}
+
+/// Whether a file under change has a name, that can be moved.
+fn is_named(draft: &Draft) -> bool {
+    !matches!(draft.phase(), Phase::Unlinked | Phase::Superseded)
 }
 
 fn info_of(copy: &Stored, size: u64) -> ObjectInfo {

@@ -31,30 +31,32 @@ impl Writer {
             return;
         }
         let (writer, draft) = (self.clone(), draft.clone());
-        self.runtime.spawn(async move {
-            let upload = {
-                let (dir, _) = draft.node.place();
-                let _dirs = DirGates::wait(&[&dir], None).await;
-                let _gate = draft.gate.lock().await;
-                if draft.phase() != super::draft::Phase::Writing {
+        self.runtime.spawn(async move { writer.pass(&draft, parts).await });
+    }
+
+    /// Sends parts that the writer has passed, unless a commit has begun to choose them.
+    pub(super) async fn pass(&self, draft: &Draft, parts: Vec<u32>) {
+        let upload = {
+            let (dir, _) = draft.node.place();
+            let _dirs = DirGates::wait(&[&dir], None).await;
+            let _gate = draft.gate.lock().await;
+            if draft.phase() != super::draft::Phase::Writing {
+                return;
+            }
+            match self.ensure_upload(draft).await {
+                Ok(upload) => upload,
+                Err(error) => {
+                    tracing::debug!(%error, "upload not begun yet");
                     return;
                 }
-                match writer.ensure_upload(&draft).await {
-                    Ok(upload) => upload,
-                    Err(error) => {
-                        tracing::debug!(%error, "upload not begun yet");
-                        return;
-                    }
-                }
-            };
-            let sends =
-                parts.into_iter().map(|part| writer.send_passed_part(&draft, &upload, part));
-            for sent in join_all(sends).await {
-                if let Err(error) = sent {
-                    tracing::debug!(%error, "part not sent yet");
-                }
             }
-        });
+        };
+        let sends = parts.into_iter().map(|part| self.send_passed_part(draft, &upload, part));
+        for sent in join_all(sends).await {
+            if let Err(error) = sent {
+                tracing::debug!(%error, "part not sent yet");
+            }
+        }
     }
 
     async fn send_passed_part(

@@ -68,6 +68,12 @@ impl MemoryOrigin {
         self.lock().objects.get(key).map(|o| o.bytes.clone())
     }
 
+    /// All that is in the bucket.
+    pub fn objects(&self) -> BTreeMap<String, Bytes> {
+        let state = self.lock();
+        state.objects.iter().map(|(key, object)| (key.clone(), object.bytes.clone())).collect()
+    }
+
     /// How many multipart uploads are open.
     pub fn open_uploads(&self) -> usize {
         self.lock().uploads.len()

@@ -98,9 +98,12 @@ impl Phase {
             (Self::Writing, O::Commit)
             | (Self::Writing | Self::Stored | Self::Unlinked | Self::Superseded, O::Finish)
             | (Self::Writing | Self::Stored | Self::Sealed, O::Unlink | O::Move) => Apply,
-            // What the origin holds is there; the rest goes where a person finds it.
-            (Self::Stored | Self::Unlinked | Self::Sealed | Self::Superseded, O::Resume) => Nothing,
-            (Self::Writing | Self::Committing | Self::InDoubt, O::Resume) => Apply,
+            // What the origin holds is there; the rest goes where a person finds it. Nobody knows
+            // whether the writer of what was superseded still heard of it.
+            (Self::Stored | Self::Unlinked | Self::Sealed, O::Resume) => Nothing,
+            (Self::Writing | Self::Committing | Self::InDoubt | Self::Superseded, O::Resume) => {
+                Apply
+            }
         }
     }
 }
