@@ -8,6 +8,7 @@ use fuser::{
 };
 use rustix::io::Errno;
 
+use super::door::Door;
 use super::passthrough;
 use crate::engine::Session;
 use crate::engine::open::{How, Opened};
@@ -74,7 +75,10 @@ pub(super) fn send_empty(reply: ReplyEmpty, result: Result<(), Errno>) {
     }
 }
 
-pub(super) fn send_open(reply: ReplyOpen, write: bool, result: Result<Opened, Errno>) {
+pub(super) fn send_open(door: &Door, reply: ReplyOpen, write: bool, result: Result<Opened, Errno>) {
+    if let Ok(Opened { fh, how: How::KeepCache | How::DropCache }) = &result {
+        door.opened(*fh);
+    }
     // A reader has nothing to flush; so a killed one needs no answer from us.
     let flush = if write { FopenFlags::empty() } else { FopenFlags::FOPEN_NOFLUSH };
     match result {
@@ -90,9 +94,10 @@ pub(super) fn send_open(reply: ReplyOpen, write: bool, result: Result<Opened, Er
 }
 
 /// The kernel caches the names; `keep` says that those it has are still right.
-pub(super) fn send_opendir(reply: ReplyOpen, result: Result<(u64, bool), Errno>) {
+pub(super) fn send_opendir(door: &Door, reply: ReplyOpen, result: Result<(u64, bool), Errno>) {
     match result {
         Ok((fh, keep)) => {
+            door.opened(fh);
             let keep = if keep { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
             reply.opened(FileHandle(fh), FopenFlags::FOPEN_CACHE_DIR | keep);
         }

@@ -198,6 +198,7 @@ impl Session {
     pub(super) async fn finish(&self, staging: &Arc<Staging>) {
         self.finishing(async {
             self.writer.finish(staging).await;
+            self.note_finished(staging);
             self.modes.finished(staging.node.ino);
         })
         .await;

@@ -12,6 +12,7 @@ mod disks;
 mod kernel;
 mod metadata;
 mod model;
+mod orderly;
 mod promises;
 mod reading;
 mod sanity;
