@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use tempfile::TempDir;
@@ -467,6 +467,62 @@ async fn all_opens_of_a_cached_version_share_one_backing_id() {
     }
     // Kept for the next open, given back at the end.
     assert_eq!(kernel.open.lock().unwrap().len(), 1);
-    session.shut_down(Duration::from_secs(5)).await;
+    session.shut_down(Instant::now() + Duration::from_secs(5)).await;
     assert!(kernel.open.lock().unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_stores_all_files_at_once_and_within_one_deadline() {
+    let node = Node::new();
+    let session = node.session();
+    for n in 0..4 {
+        let fh = create(&session, &format!("f{n}"), false).await;
+        session.write(fh, 0, b"bytes").unwrap();
+        // One after the other they would take minutes.
+        node.faulty.inject_once(Op::Put, Fault::Delay(Duration::from_secs(45)));
+    }
+    let ended = session.shut_down(Instant::now() + Duration::from_millis(100));
+    let stored = tokio::time::timeout(Duration::from_secs(30), ended).await;
+    assert_eq!(stored, Ok(false));
+    let unstored = session.unstored();
+    assert_eq!(unstored.len(), 4);
+    assert!(unstored.iter().all(|file| file.bytes == 5 && !file.is_given_up), "{unstored:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_stored_is_tried_again_and_then_told() {
+    let node = Node::new();
+    let session = node.session();
+    let soon = || Instant::now() + Duration::from_secs(60);
+    for name in ["kept", "stored"] {
+        let fh = create(&session, name, false).await;
+        session.write(fh, 0, b"precious").unwrap();
+    }
+    let names = |session: &Session| {
+        let mut names: Vec<_> = session
+            .unstored()
+            .into_iter()
+            .map(|file| (file.key, file.bytes, file.is_given_up))
+            .collect();
+        names.sort();
+        names
+    };
+    let both = [("kept".to_owned(), 8, false), ("stored".to_owned(), 8, false)];
+    node.faulty.fail_all(Some(OriginError::Denied("AccessDenied".into())));
+    assert!(!session.store_all(soon()).await);
+    assert_eq!(names(&session), both);
+    assert!(!session.store_all(soon()).await);
+    node.faulty.fail_all(None);
+    assert!(session.store_all(soon()).await);
+    assert_eq!(names(&session), []);
+    assert_eq!(&node.memory.bytes("kept").unwrap()[..], b"precious");
+    let fh = create(&session, "late", false).await;
+    session.write(fh, 0, b"precious").unwrap();
+    node.faulty.fail_all(Some(OriginError::Denied("AccessDenied".into())));
+    assert!(!session.shut_down(soon()).await);
+    assert_eq!(names(&session), [("late".to_owned(), 8, true)]);
+    // A repeat changes nothing.
+    assert!(!session.shut_down(soon()).await);
+    assert_eq!(names(&session), [("late".to_owned(), 8, true)]);
+    assert_eq!(node.engine.metrics.lost_closes.get(), 1);
 }

@@ -12,6 +12,8 @@ use tokio::net::UnixListener;
 use weir_fuse::cache::CacheStats;
 use weir_fuse::engine::status::SessionStatus;
 
+use crate::lost::folder::LostTotal;
+
 /// What a process tells about itself.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct NodeStatus {
@@ -27,6 +29,9 @@ pub struct NodeStatus {
     pub cache: CacheStats,
     /// What it counted.
     pub counters: Counters,
+    /// Files in its cache directories that could not be stored.
+    #[serde(default)]
+    pub lost: LostTotal,
 }
 
 /// One mount.
@@ -150,6 +155,7 @@ mod tests {
                 memory_used: 0,
                 memory_target: 0,
             },
+            lost: LostTotal::default(),
         }
     }
 

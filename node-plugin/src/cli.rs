@@ -1,12 +1,16 @@
 //! The command line.
 
+pub mod lost;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use weir_fuse::model::ttl::MetadataTtl;
 
 use crate::config::size::{Amount, Size};
+use lost::LostArgs;
 
 /// Weir shows S3 buckets as files, read at the speed of the local NVMe and written through.
 #[derive(Parser, Debug)]
@@ -26,6 +30,8 @@ pub enum Command {
     Umount(UmountArgs),
     /// Show mounts, the cache and what is being uploaded.
     Status(StatusArgs),
+    /// Show, store or remove files whose bytes could not be stored.
+    Lost(LostArgs),
     /// Show what Weir does, on an S3 server of its own or on a bucket that you name.
     Demo(DemoArgs),
     /// Make and remove volumes for a cluster: the CSI controller service.
@@ -63,6 +69,9 @@ pub struct MountArgs {
     /// Options of the cache and of memory.
     #[command(flatten)]
     pub cache: CacheArgs,
+    /// Options of the end.
+    #[command(flatten)]
+    pub end: EndArgs,
     /// Options of what is logged and counted.
     #[command(flatten)]
     pub log: LogArgs,
@@ -175,12 +184,31 @@ pub struct CacheArgs {
     /// What the cache leaves free on its disk, as 20GiB or 10% [default: 10%].
     #[arg(long, value_name = "SIZE")]
     pub cache_min_free: Option<Amount>,
+    /// Most bytes kept in the cache directory that could not be stored, as 20GiB [default: 10GiB,
+    /// or a tenth of the disk where that is less].
+    #[arg(long, value_name = "SIZE")]
+    pub lost_max: Option<Size>,
     /// Memory for bytes on their way [default: a 512th of the machine's memory, 64MiB to 512MiB, at most a quarter of the cgroup's limit].
     #[arg(long, value_name = "SIZE")]
     pub memory_target: Option<Size>,
     /// Most bytes asked for in one request [default: 8MiB].
     #[arg(long, value_name = "SIZE")]
     pub read_part_size: Option<Size>,
+}
+
+/// How the command ends.
+#[derive(Args, Debug, Clone)]
+pub struct EndArgs {
+    /// Seconds that an orderly end may take to store what a close or an fsync waits for.
+    #[arg(long, value_name = "SECONDS", default_value_t = 25)]
+    pub grace_period: u64,
+}
+
+impl EndArgs {
+    /// How long an orderly end may take.
+    pub fn grace(&self) -> Duration {
+        Duration::from_secs(self.grace_period)
+    }
 }
 
 /// What is logged, and where metrics are served.
@@ -248,6 +276,9 @@ pub struct NodeArgs {
     /// Endpoint of the security token service for volumes with `authenticationSource: pod`.
     #[arg(long, value_name = "URL")]
     pub sts_endpoint_url: Option<String>,
+    /// Seconds that kubelet is told to wait, when a pod goes, for bytes of it that are not stored.
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    pub unpublish_deadline: u64,
     /// Let inline volumes use this node's own credentials: then whoever may create pods reaches
     /// every bucket that the node reaches.
     #[arg(long)]
@@ -258,6 +289,9 @@ pub struct NodeArgs {
     /// Options of the cache and of memory.
     #[command(flatten)]
     pub cache: CacheArgs,
+    /// Options of the end.
+    #[command(flatten)]
+    pub end: EndArgs,
     /// Options of what is logged and counted.
     #[command(flatten)]
     pub log: LogArgs,

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 use weir_csi::server::{self, Services};
 use weir_csi::{Calls, Plugin};
 use weir_fuse::metrics::Metrics;
@@ -18,8 +19,16 @@ pub const DRIVER: &str = "s3.csi.weir.dev";
 /// How long a socket that another process serves is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// What happens when a signal ends the serving.
+pub(crate) struct OnSignal<F> {
+    /// Is called at once.
+    pub(crate) call: F,
+    /// How long calls under way may take then.
+    pub(crate) patience: Duration,
+}
+
 /// Serves these services at `socket` until SIGTERM or SIGINT, and until the calls under way have
-/// ended. `ready` says whether the plugin can serve now.
+/// ended or are late. `ready` says whether the plugin can serve now.
 ///
 /// # Errors
 /// What the socket reports.
@@ -28,20 +37,38 @@ pub(crate) async fn serve(
     services: Services,
     ready: impl Fn() -> bool + Send + Sync + 'static,
     counted: Arc<Metrics>,
+    on_signal: OnSignal<impl FnOnce()>,
 ) -> Result<(), Failure> {
     let failed =
         |e: io::Error| Failure::new(Kind::Other, format!("CSI socket {}: {e}", socket.display()));
     let mut term = signal(SignalKind::terminate()).map_err(failed)?;
     let mut int = signal(SignalKind::interrupt()).map_err(failed)?;
+    let OnSignal { call, patience } = on_signal;
+    let (told, heard) = oneshot::channel();
     let ended = async move {
         tokio::select! {
             _ = term.recv() => {}
             _ = int.recv() => {}
         }
         tracing::info!("signal received");
+        call();
+        let _ = told.send(());
+    };
+    let late = async move {
+        match heard.await {
+            Ok(()) => tokio::time::sleep(patience).await,
+            // Ended without a signal.
+            Err(_) => std::future::pending().await,
+        }
     };
     let listener = listen(socket).await.map_err(failed)?;
-    answer(listener, services, ready, counted, ended).await.map_err(failed)
+    tokio::select! {
+        done = answer(listener, services, ready, counted, ended) => done.map_err(failed),
+        () = late => {
+            tracing::warn!("calls under way are given up; they come again");
+            Ok(())
+        }
+    }
 }
 
 /// The standby gives the socket up when it hears of an engine.

@@ -11,6 +11,7 @@ pub mod demo;
 pub mod exit;
 mod kubernetes;
 pub mod logging;
+pub mod lost;
 pub mod metrics;
 pub mod mount;
 pub mod mounter;
@@ -54,6 +55,7 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
         Command::Mount(mount) => mount::run(*mount, &args),
         Command::Umount(umount) => umount::run(&umount),
         Command::Status(status) => status::run(&status),
+        Command::Lost(args) => lost::run(&args),
         Command::Topology(args) => topology::command::run(&args),
         Command::Demo(demo) => demo::run(&demo),
         Command::Controller(args) => controller::run(&args),

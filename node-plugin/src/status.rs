@@ -107,6 +107,13 @@ fn describe(node: &NodeStatus) -> String {
         node.pid,
         node.version,
     ));
+    if node.lost.files > 0 {
+        out.push_str(&format!(
+            "  LOST       {} files ({}) could not be stored; see weir lost list\n",
+            node.lost.files,
+            Size(node.lost.bytes),
+        ));
+    }
     if let Some(address) = node.metrics {
         out.push_str(&format!("  metrics    http://{address}/metrics\n"));
     }

@@ -120,6 +120,11 @@ impl CsiNode {
         self.dir.path().join(name)
     }
 
+    /// The cache directory of this node.
+    pub fn cache_dir(&self) -> PathBuf {
+        self.cache.path().to_owned()
+    }
+
     /// The socket of the node service.
     pub fn socket(&self) -> PathBuf {
         self.join("csi.sock")

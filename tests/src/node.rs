@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use weir_fuse::adapter::{self, MountOptions, Mounted};
 use weir_fuse::buffers::Buffers;
@@ -147,6 +147,6 @@ impl Drop for NodeMount {
         if let Some(mounted) = self.mounted.take() {
             let _ = mounted.join();
         }
-        runtime().block_on(self.session.shut_down(Duration::from_secs(30)));
+        runtime().block_on(self.session.shut_down(Instant::now() + Duration::from_secs(30)));
     }
 }

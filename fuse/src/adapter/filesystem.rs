@@ -15,6 +15,7 @@ use fuser::{
 };
 use rustix::io::Errno;
 
+use super::door::{Does, Door, Pass};
 use super::reply::{self, send_attr, send_empty, send_entry, send_open, send_opendir, send_xattr};
 use crate::engine::Session;
 use crate::engine::io::ReadNow;
@@ -37,24 +38,25 @@ const STATFS_UNIT: u32 = 1 << 20;
 pub struct FuseSession {
     session: Arc<Session>,
     stack_depth: u32,
+    door: Arc<Door>,
 }
 
 impl FuseSession {
     /// `stack_depth` is 1, or 2 where the cache lies on a stacked file system.
-    pub fn new(session: Arc<Session>, stack_depth: u32) -> Self {
-        Self { session, stack_depth }
+    pub fn new(session: Arc<Session>, stack_depth: u32, door: Arc<Door>) -> Self {
+        Self { session, stack_depth, door }
     }
 
-    /// Answers later, within the deadline if there is one.
+    /// Answers later, within the deadline if there is one. `pass` ends with the answer.
     fn later<T: Send + 'static>(
         &self,
         op: &'static str,
-        deadline: Option<Duration>,
+        (pass, deadline): (Pass, Option<Duration>),
         work: impl Future<Output = Result<T, Errno>> + Send + 'static,
         answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
     ) {
         let metrics = self.session.engine().metrics.clone();
-        let start = Instant::now();
+        let (start, door) = (Instant::now(), self.door.clone());
         self.session.engine().runtime.spawn(async move {
             let result = match deadline {
                 None => work.await,
@@ -64,7 +66,8 @@ impl FuseSession {
             };
             // Before the answer: who has it may look at the metrics at once.
             metrics.fuse(op, start);
-            answer(result);
+            door.answer(move || answer(result));
+            drop(pass);
         });
     }
 
@@ -120,6 +123,7 @@ impl fuser::Filesystem for FuseSession {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let Some((_turn, pass, reply)) = self.door.enter(Does::Ask, reply) else { return };
         let start = Instant::now();
         let session = self.session.clone();
         // A name that is not UTF-8 cannot be a key.
@@ -130,7 +134,7 @@ impl fuser::Filesystem for FuseSession {
         }
         let asked = session.clone();
         let work = async move { asked.lookup(parent.0, &name).await };
-        self.later("lookup", Some(DEADLINE), work, move |r| send_entry(&session, reply, r));
+        self.later("lookup", (pass, Some(DEADLINE)), work, move |r| send_entry(&session, reply, r));
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
@@ -138,6 +142,7 @@ impl fuser::Filesystem for FuseSession {
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let Some((_turn, _pass, reply)) = self.door.enter(Does::Ask, reply) else { return };
         let start = Instant::now();
         send_attr(&self.session, reply, self.session.getattr(ino.0));
         self.now("getattr", start);
@@ -161,11 +166,12 @@ impl fuser::Filesystem for FuseSession {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let Some((_turn, pass, reply)) = self.door.enter(Does::Change, reply) else { return };
         let times = atime.is_some() || mtime.is_some();
         let change = AttrChange { size, mode, uid, gid, times, handle: fh.map(|fh| fh.0) };
         let (session, asked) = (self.session.clone(), self.session.clone());
         let work = async move { asked.setattr(ino.0, &change).await };
-        self.later("setattr", None, work, move |r| send_attr(&session, reply, r));
+        self.later("setattr", (pass, None), work, move |r| send_attr(&session, reply, r));
     }
 
     fn mkdir(
@@ -177,27 +183,30 @@ impl fuser::Filesystem for FuseSession {
         _umask: u32,
         reply: ReplyEntry,
     ) {
+        let Some((_turn, pass, reply)) = self.door.enter(Does::Change, reply) else { return };
         let (session, asked, name) = (self.session.clone(), self.session.clone(), text(name));
         let delivery = reply::delivery(req.unique());
         let work = async move { asked.mkdir_sent(delivery, parent.0, &name?).await };
-        self.later("mkdir", Some(DEADLINE), work, move |r| match r {
+        self.later("mkdir", (pass, Some(DEADLINE)), work, move |r| match r {
             Err(error) => reply.error(reply::errno(error)),
             shown => send_entry(&session, reply, shown),
         });
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let Some((_turn, pass, reply)) = self.door.enter(Does::Change, reply) else { return };
         let (session, name) = (self.session.clone(), text(name));
         let delivery = reply::delivery(req.unique());
         let work = async move { session.unlink_sent(delivery, parent.0, &name?).await };
-        self.later("unlink", Some(DEADLINE), work, move |r| send_empty(reply, r));
+        self.later("unlink", (pass, Some(DEADLINE)), work, move |r| send_empty(reply, r));
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let Some((_turn, pass, reply)) = self.door.enter(Does::Change, reply) else { return };
         let (session, name) = (self.session.clone(), text(name));
         let delivery = reply::delivery(req.unique());
         let work = async move { session.rmdir_sent(delivery, parent.0, &name?).await };
-        self.later("rmdir", Some(DEADLINE), work, move |r| send_empty(reply, r));
+        self.later("rmdir", (pass, Some(DEADLINE)), work, move |r| send_empty(reply, r));
     }
 
     fn symlink(
@@ -245,6 +254,7 @@ impl fuser::Filesystem for FuseSession {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let Some((_turn, pass, reply)) = self.door.enter(Does::Change, reply) else { return };
         if flags.intersects(RenameFlags::RENAME_EXCHANGE | RenameFlags::RENAME_WHITEOUT) {
             return reply.error(FuseErrno::EINVAL);
         }
@@ -257,19 +267,23 @@ impl fuser::Filesystem for FuseSession {
             session.rename_sent(delivery, from, to, no_replace).await
         };
         // Copies of large objects take their time; each request to S3 has a deadline of its own.
-        self.later("rename", None, work, move |r| send_empty(reply, r));
+        self.later("rename", (pass, None), work, move |r| send_empty(reply, r));
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let start = Instant::now();
         let request = open_request(req, flags.0);
+        let does = if request.write { Does::OpenToChange } else { Does::Open };
+        let Some((_turn, pass, reply)) = self.door.enter(does, reply) else { return };
+        let start = Instant::now();
         if let Some(result) = self.session.open_now(ino.0, &request) {
             self.now("open", start);
-            return send_open(reply, request.write, result);
+            return send_open(&self.door, reply, request.write, result);
         }
-        let session = self.session.clone();
+        let (session, door) = (self.session.clone(), self.door.clone());
         let work = async move { session.open(ino.0, &request).await };
-        self.later("open", Some(DEADLINE), work, move |r| send_open(reply, request.write, r));
+        self.later("open", (pass, Some(DEADLINE)), work, move |r| {
+            send_open(&door, reply, request.write, r);
+        });
     }
 
     fn create(
@@ -282,19 +296,23 @@ impl fuser::Filesystem for FuseSession {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        let Some((_turn, pass, reply)) = self.door.enter(Does::OpenToChange, reply) else { return };
         let request = open_request(req, flags);
-        let (session, name) = (self.session.clone(), text(name));
+        let (session, door, name) = (self.session.clone(), self.door.clone(), text(name));
         let owned = self.session.settings().ownership;
         let ttl = self.session.settings().names.ttl.duration();
         let work = async move { session.create(parent.0, &name?, &request).await };
-        self.later("create", Some(DEADLINE), work, move |r| match r {
-            Ok((attr, opened)) => reply.created(
-                &ttl,
-                &reply::attr(&attr, &owned),
-                Generation(0),
-                FileHandle(opened.fh),
-                FopenFlags::empty(),
-            ),
+        self.later("create", (pass, Some(DEADLINE)), work, move |r| match r {
+            Ok((attr, opened)) => {
+                door.opened(opened.fh);
+                reply.created(
+                    &ttl,
+                    &reply::attr(&attr, &owned),
+                    Generation(0),
+                    FileHandle(opened.fh),
+                    FopenFlags::empty(),
+                );
+            }
             Err(error) => reply.error(reply::errno(error)),
         });
     }
@@ -310,6 +328,7 @@ impl fuser::Filesystem for FuseSession {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let Some((_turn, pass, reply)) = self.door.enter(Does::Ask, reply) else { return };
         let start = Instant::now();
         match self.session.read_now(fh.0, offset, u64::from(size)) {
             Ok(ReadNow::Data(data)) => {
@@ -319,7 +338,7 @@ impl fuser::Filesystem for FuseSession {
             Ok(ReadNow::Wait(pending)) => {
                 let session = self.session.clone();
                 let work = async move { session.read(pending).await };
-                self.later("read", Some(DEADLINE), work, move |r| match r {
+                self.later("read", (pass, Some(DEADLINE)), work, move |r| match r {
                     Ok(data) => reply.data(&data),
                     Err(error) => reply.error(reply::errno(error)),
                 });
@@ -340,6 +359,7 @@ impl fuser::Filesystem for FuseSession {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let Some((_turn, _pass, reply)) = self.door.enter(Does::Change, reply) else { return };
         let start = Instant::now();
         match self.session.write(fh.0, offset, data) {
             Ok(written) => reply.written(written),
@@ -356,10 +376,11 @@ impl fuser::Filesystem for FuseSession {
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
+        let Some((_turn, pass, reply)) = self.door.enter(Does::Change, reply) else { return };
         let (session, thread) = (self.session.clone(), req.pid());
         let work = async move { session.flush(fh.0, thread).await };
         // As long as there is progress: each request to S3 has a deadline of its own.
-        self.later("flush", None, work, move |r| send_empty(reply, r));
+        self.later("flush", (pass, None), work, move |r| send_empty(reply, r));
     }
 
     fn release(
@@ -372,6 +393,8 @@ impl fuser::Filesystem for FuseSession {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        let Some((_turn, pass, reply)) = self.door.enter(Does::Change, reply) else { return };
+        self.door.released(fh.0);
         if self.session.release_now(fh.0) {
             return reply.ok();
         }
@@ -380,7 +403,7 @@ impl fuser::Filesystem for FuseSession {
             session.release(fh.0).await;
             Ok(())
         };
-        self.later("release", None, work, move |r| send_empty(reply, r));
+        self.later("release", (pass, None), work, move |r| send_empty(reply, r));
     }
 
     fn fsync(
@@ -391,21 +414,25 @@ impl fuser::Filesystem for FuseSession {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
+        let Some((_turn, pass, reply)) = self.door.enter(Does::Change, reply) else { return };
         let session = self.session.clone();
         let work = async move { session.fsync(fh.0).await };
-        self.later("fsync", None, work, move |r| send_empty(reply, r));
+        self.later("fsync", (pass, None), work, move |r| send_empty(reply, r));
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let Some((_turn, pass, reply)) = self.door.enter(Does::Open, reply) else { return };
         let start = Instant::now();
         if let Some(result) = self.session.opendir_now(ino.0) {
             self.now("opendir", start);
-            return send_opendir(reply, result);
+            return send_opendir(&self.door, reply, result);
         }
-        let session = self.session.clone();
+        let (session, door) = (self.session.clone(), self.door.clone());
         let work = async move { session.opendir(ino.0).await };
         // A directory of a million keys takes a thousand requests.
-        self.later("opendir", Some(DEADLINE * 10), work, move |r| send_opendir(reply, r));
+        self.later("opendir", (pass, Some(DEADLINE * 10)), work, move |r| {
+            send_opendir(&door, reply, r);
+        });
     }
 
     fn readdir(
@@ -414,8 +441,9 @@ impl fuser::Filesystem for FuseSession {
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectory,
+        reply: ReplyDirectory,
     ) {
+        let Some((_turn, _pass, mut reply)) = self.door.enter(Does::Ask, reply) else { return };
         let start = Instant::now();
         let done = self.session.readdir(fh.0, offset, false, |next, name, is_dir, _| {
             let kind =
@@ -436,8 +464,9 @@ impl fuser::Filesystem for FuseSession {
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectoryPlus,
+        reply: ReplyDirectoryPlus,
     ) {
+        let Some((_turn, _pass, mut reply)) = self.door.enter(Does::Ask, reply) else { return };
         let start = Instant::now();
         let done = self.session.readdir(fh.0, offset, true, |next, name, is_dir, shown| {
             let (ino, attr, ttl) = match shown {
@@ -466,6 +495,8 @@ impl fuser::Filesystem for FuseSession {
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
+        let Some((_turn, _pass, reply)) = self.door.enter(Does::Ask, reply) else { return };
+        self.door.released(fh.0);
         self.session.releasedir(fh.0);
         reply.ok();
     }
@@ -489,6 +520,7 @@ impl fuser::Filesystem for FuseSession {
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let Some((_turn, pass, reply)) = self.door.enter(Does::Ask, reply) else { return };
         let start = Instant::now();
         let Ok(name) = text(name) else { return reply.error(FuseErrno::ENODATA) };
         if let Some(result) = self.session.getxattr_now(ino.0, &name) {
@@ -497,10 +529,11 @@ impl fuser::Filesystem for FuseSession {
         }
         let session = self.session.clone();
         let work = async move { session.version_xattr(ino.0).await.map(String::into_bytes) };
-        self.later("getxattr", Some(DEADLINE), work, move |r| send_xattr(reply, size, r));
+        self.later("getxattr", (pass, Some(DEADLINE)), work, move |r| send_xattr(reply, size, r));
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let Some((_turn, _pass, reply)) = self.door.enter(Does::Ask, reply) else { return };
         let mut list = Vec::new();
         for name in self.session.listxattr(ino.0) {
             list.extend_from_slice(name.as_bytes());

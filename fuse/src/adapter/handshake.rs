@@ -17,6 +17,10 @@ const OUT_HEADER: usize = 16;
 const FLAGS2: usize = 32;
 /// `FUSE_PASSTHROUGH`, as it stands in `flags2`.
 const PASSTHROUGH: u32 = 1 << (37 - 32);
+/// Offset of `flags2` in a whole INIT request: after `fuse_in_header` and four numbers.
+const REQUEST_FLAGS2: usize = 40 + 16;
+/// `FUSE_HAS_RESEND`, as it stands in `flags2`.
+const HAS_RESEND: u32 = 1 << (39 - 32);
 /// `FUSE_NOTIFY_RESEND`.
 const NOTIFY_RESEND: i32 = 7;
 
@@ -32,10 +36,18 @@ pub struct Handshake {
 impl Handshake {
     /// Whether the kernel may read files by itself.
     pub fn allows_passthrough(&self) -> bool {
-        let at = OUT_HEADER + FLAGS2;
-        let flags = self.reply.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
-        flags.is_some_and(|bytes| u32::from_ne_bytes(bytes) & PASSTHROUGH != 0)
+        has_flag(&self.reply, OUT_HEADER + FLAGS2, PASSTHROUGH)
     }
+
+    /// Whether the kernel can send requests again that an engine has left unanswered.
+    pub fn allows_resend(&self) -> bool {
+        has_flag(&self.request, REQUEST_FLAGS2, HAS_RESEND)
+    }
+}
+
+fn has_flag(message: &[u8], at: usize, flag: u32) -> bool {
+    let flags = message.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
+    flags.is_some_and(|bytes| u32::from_ne_bytes(bytes) & flag != 0)
 }
 
 /// Makes a session of fuser's on `device`. With `before` the kernel has had its handshake, with
@@ -123,5 +135,16 @@ mod tests {
         assert!(!handshake(&reply[..20]).allows_passthrough());
         reply[OUT_HEADER + FLAGS2..][..4].copy_from_slice(&PASSTHROUGH.to_ne_bytes());
         assert!(handshake(&reply).allows_passthrough());
+    }
+
+    #[test]
+    fn resending_is_read_from_the_request() {
+        let handshake = |request: Vec<u8>| Handshake { request, reply: Vec::new() };
+        // Before Linux 5.17 the request ends before flags2.
+        assert!(!handshake(vec![0xff; REQUEST_FLAGS2]).allows_resend());
+        let mut request = vec![0; 104];
+        assert!(!handshake(request.clone()).allows_resend());
+        request[REQUEST_FLAGS2..][..4].copy_from_slice(&HAS_RESEND.to_ne_bytes());
+        assert!(handshake(request).allows_resend());
     }
 }

@@ -1,5 +1,6 @@
 //! The only place that names fuser's types: FUSE requests in, session calls out.
 
+mod door;
 pub mod filesystem;
 mod handshake;
 pub mod mount;
@@ -7,6 +8,7 @@ pub mod passthrough;
 mod reply;
 pub mod serve;
 
+pub use door::Door;
 pub use handshake::Handshake;
 pub use mount::{MountError, MountOptions};
 pub use serve::{Mounted, Serving, mount, serve};

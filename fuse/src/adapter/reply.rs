@@ -8,6 +8,7 @@ use fuser::{
 };
 use rustix::io::Errno;
 
+use super::door::Door;
 use super::passthrough;
 use crate::engine::Session;
 use crate::engine::open::{How, Opened};
@@ -85,7 +86,10 @@ pub(super) fn send_empty(reply: ReplyEmpty, result: Result<(), Errno>) {
     }
 }
 
-pub(super) fn send_open(reply: ReplyOpen, write: bool, result: Result<Opened, Errno>) {
+pub(super) fn send_open(door: &Door, reply: ReplyOpen, write: bool, result: Result<Opened, Errno>) {
+    if let Ok(Opened { fh, how: How::KeepCache | How::DropCache }) = &result {
+        door.opened(*fh);
+    }
     // A reader has nothing to flush; so a killed one needs no answer from us.
     let flush = if write { FopenFlags::empty() } else { FopenFlags::FOPEN_NOFLUSH };
     match result {
@@ -100,16 +104,19 @@ pub(super) fn send_open(reply: ReplyOpen, write: bool, result: Result<Opened, Er
     }
 }
 
-pub(super) fn send_opendir(reply: ReplyOpen, result: Result<(u64, CacheUse), Errno>) {
+pub(super) fn send_opendir(door: &Door, reply: ReplyOpen, result: Result<(u64, CacheUse), Errno>) {
     match result {
-        Ok((fh, cache_use)) => reply.opened(
-            FileHandle(fh),
-            match cache_use {
-                CacheUse::Keep => FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
-                CacheUse::Refill => FopenFlags::FOPEN_CACHE_DIR,
-                CacheUse::Bypass => FopenFlags::empty(),
-            },
-        ),
+        Ok((fh, cache_use)) => {
+            door.opened(fh);
+            reply.opened(
+                FileHandle(fh),
+                match cache_use {
+                    CacheUse::Keep => FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
+                    CacheUse::Refill => FopenFlags::FOPEN_CACHE_DIR,
+                    CacheUse::Bypass => FopenFlags::empty(),
+                },
+            );
+        }
         Err(error) => reply.error(errno(error)),
     }
 }

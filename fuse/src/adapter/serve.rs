@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use super::door::Door;
 use super::filesystem::FuseSession;
 use super::handshake::{self, Handshake};
 use super::mount::{self, MountError, MountOptions};
@@ -31,6 +32,8 @@ pub struct Serving {
     pub passthrough: bool,
     /// What was agreed on when the connection began.
     pub handshake: Handshake,
+    /// How its requests come in, to be closed where another process will serve it on.
+    pub door: Arc<Door>,
 }
 
 /// Mounts `session` and serves it in threads of its own.
@@ -67,12 +70,14 @@ pub fn serve(
 ) -> io::Result<Serving> {
     let stats = session.engine().cache.stats();
     let depth = stats.disks.iter().map(|disk| stack_depth(&disk.dir)).max().unwrap_or(1);
-    let filesystem = FuseSession::new(session.clone(), depth);
+    let door = Arc::new(Door::default());
+    let filesystem = FuseSession::new(session.clone(), depth, door.clone());
     let mut config = fuser::Config::default();
     config.n_threads = Some(THREADS);
     config.acl = fuser::SessionACL::All;
     let adopted = before.is_some();
     let (fuse, handshake) = handshake::session(filesystem, &device, config, before)?;
+    door.set_sends_again(handshake.allows_resend());
     let passthrough = handshake.allows_passthrough() && session.settings().passthrough;
     if passthrough {
         session.connect_kernel(port);
@@ -81,7 +86,7 @@ pub fn serve(
         tracing::warn!(%error, "requests under way when the last engine ended are lost");
     }
     let thread = std::thread::Builder::new().name("weir-fuse".into()).spawn(move || fuse.run())?;
-    Ok(Serving { thread, passthrough, handshake })
+    Ok(Serving { thread, passthrough, handshake, door })
 }
 
 /// 1 lets pods put overlayfs on the mount; a cache on overlayfs needs 2.

@@ -8,6 +8,7 @@ mod access;
 mod ahead;
 pub mod backing;
 mod coming;
+pub mod end;
 pub mod handles;
 pub mod io;
 pub mod kernel;

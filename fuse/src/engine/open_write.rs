@@ -272,7 +272,9 @@ impl Session {
     /// The work after the last writer's close.
     pub(super) async fn finish(&self, draft: &Arc<Draft>) {
         self.finishing(async {
-            self.writer.finish(draft).await;
+            if let Some(cause) = self.writer.finish(draft).await {
+                self.note_given_up(draft, &cause);
+            }
             self.modes.finished(draft.node.ino);
         })
         .await;

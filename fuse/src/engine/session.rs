@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use rustix::io::Errno;
 use tokio::sync::Notify;
@@ -11,6 +11,7 @@ use super::access::Access;
 use super::ahead::Walkers;
 use super::backing::BackingPool;
 use super::coming::Coming;
+use super::end::Unstored;
 use super::handles::{Handle, Handles};
 use super::kernel::KernelPort;
 use super::modes::Modes;
@@ -47,8 +48,9 @@ pub struct Session {
     /// Device number of the mount, as `major:minor`.
     device: OnceLock<String>,
     /// Last closes that are being finished.
-    finishing: AtomicUsize,
-    finished: Notify,
+    pub(super) finishing: AtomicUsize,
+    pub(super) finished: Notify,
+    pub(super) unstored: Unstored,
 }
 
 /// Attributes of a node.
@@ -109,6 +111,7 @@ impl Session {
             device: OnceLock::new(),
             finishing: AtomicUsize::new(0),
             finished: Notify::new(),
+            unstored: Unstored::default(),
         });
         session.start();
         session
@@ -351,32 +354,6 @@ impl Session {
     /// Notes that the origin is asked with other credentials from now on, of this identity.
     pub fn credentials_changed(&self, identity: &str) {
         self.access.changed(&self.engine.cache, self.names.bucket(), identity);
-    }
-
-    /// Waits for closes that are being stored, at most `patience`; what is open stays open, and
-    /// is not stored. Says whether everything was.
-    pub async fn rest(&self, patience: Duration) -> bool {
-        let until = Instant::now() + patience;
-        while self.finishing.load(Ordering::Acquire) > 0 && Instant::now() < until {
-            let left = until.saturating_duration_since(Instant::now());
-            let _ =
-                tokio::time::timeout(left.min(Duration::from_millis(50)), self.finished.notified())
-                    .await;
-        }
-        self.finishing.load(Ordering::Acquire) == 0
-    }
-
-    /// Ends the session: waits for what is being stored, at most `patience`, and gives back what
-    /// it holds. Says whether everything was stored.
-    pub async fn shut_down(&self, patience: Duration) -> bool {
-        let until = Instant::now() + patience;
-        for draft in self.writer.open_drafts() {
-            // The kernel is gone without closing.
-            self.finishing(self.writer.break_off(&draft)).await;
-        }
-        let stored = self.rest(until.saturating_duration_since(Instant::now())).await;
-        self.backings.clear();
-        stored
     }
 }
 

@@ -11,37 +11,41 @@ use crate::model::version::ObjectInfo;
 
 impl Writer {
     /// The work at the last close of a file that was written: stores what is still dirty, and
-    /// makes the staging file the cached version.
-    pub async fn finish(&self, draft: &Arc<Draft>) {
+    /// makes the staging file the cached version. Returns why bytes that nobody was told about were
+    /// left here.
+    pub async fn finish(&self, draft: &Arc<Draft>) -> Option<WriteError> {
         let (dir, _) = draft.node.place();
         let dirs = DirGates::wait(&[&dir], None).await;
         let gate = draft.gate.lock().await;
         let stored = match self.settled(draft, Operation::Finish).await {
-            Ok(Outcome::Nothing) => return,
+            Ok(Outcome::Nothing) => return None,
             Ok(_) => self.commit_held(draft).await,
             Err(error) => Err(error),
         };
-        self.end(draft, stored.err()).await;
+        let left = self.end(draft, stored.err()).await;
         drop((gate, dirs));
+        left
     }
 
     /// Ends a change whose writer is gone without having closed it. Unfinished bytes are never
-    /// published: half a checkpoint would take the place of the last whole one.
-    pub async fn break_off(&self, draft: &Arc<Draft>) {
+    /// published: half a checkpoint would take the place of the last whole one. Returns as
+    /// [`Writer::finish`].
+    pub async fn break_off(&self, draft: &Arc<Draft>) -> Option<WriteError> {
         let _gate = draft.gate.lock().await;
         if draft.is_sealed() {
-            return;
+            return None;
         }
         let error = match self.settled(draft, Operation::Finish).await {
             Ok(_) => draft.is_dirty().then(|| std::io::Error::other("it was never closed").into()),
             Err(error) => Some(error),
         };
-        self.end(draft, error).await;
+        self.end(draft, error).await
     }
 
     /// Puts the bytes where they belong. The gate is held.
-    async fn end(&self, draft: &Arc<Draft>, error: Option<WriteError>) {
+    async fn end(&self, draft: &Arc<Draft>, error: Option<WriteError>) -> Option<WriteError> {
         self.abandon(draft).await;
+        let mut left = None;
         let (dir, name) = draft.node.place();
         let unlinked = draft.phase() == super::draft::Phase::Unlinked;
         match draft.remains() {
@@ -56,13 +60,15 @@ impl Writer {
                 }
             }
             Remains::Untold => {
-                let cause = error.map_or_else(|| "unknown".to_owned(), |error| error.to_string());
-                self.keep_lost(draft, &cause);
+                let cause = error.unwrap_or(WriteError::Ended);
+                self.keep_lost(draft, &cause.to_string());
+                left = Some(cause);
                 dir.end_writing(&name, &draft.node, None);
             }
         }
         draft.seal();
         self.drafts().remove(&draft.node.ino);
+        left
     }
 
     /// Makes the bytes of a stored file its cached version. What the name shows from now on.

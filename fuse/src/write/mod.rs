@@ -115,6 +115,11 @@ impl Writer {
         self.drafts().values().filter(|draft| draft.has_writer()).cloned().collect()
     }
 
+    /// All files under change.
+    pub fn all_drafts(&self) -> Vec<Arc<Draft>> {
+        self.drafts().values().cloned().collect()
+    }
+
     fn owner(&self) -> Owner {
         Owner {
             bucket: self.names.bucket().as_str().to_owned(),

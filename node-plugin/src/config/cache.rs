@@ -17,6 +17,8 @@ pub struct CacheConfig {
     pub max: u64,
     /// What it leaves free.
     pub min_free: Amount,
+    /// Most bytes that it keeps which could not be stored; `None`: as the cache chooses.
+    pub lost_max: Option<u64>,
     /// Memory for bytes on their way.
     pub memory: u64,
     /// Most bytes in one GET.
@@ -35,9 +37,10 @@ impl CacheConfig {
             return Err(usage("--read-part-size must be at least 128KiB"));
         }
         Ok(Self {
-            dirs: cache_dirs(args, env)?,
+            dirs: dirs(&args.cache_dir, env)?,
             max,
             min_free: args.cache_min_free.unwrap_or(Amount::Percent(10)),
+            lost_max: args.lost_max.map(|Size(bytes)| bytes),
             memory: args.memory_target.map_or_else(memory::default_target, |s| s.0),
             read_part,
         })
@@ -53,10 +56,14 @@ fn cache_max(args: &CacheArgs) -> Result<u64, Failure> {
     }
 }
 
-fn cache_dirs(args: &CacheArgs, env: &Environment) -> Result<Vec<PathBuf>, Failure> {
+/// The directories of a cache: those given, or the usual one.
+///
+/// # Errors
+/// A usage failure that names the option.
+pub fn dirs(given: &[PathBuf], env: &Environment) -> Result<Vec<PathBuf>, Failure> {
     /// Disks that a version's number has room for.
     const DISKS_MAX: usize = 64;
-    let mut dirs = args.cache_dir.clone();
+    let mut dirs = given.to_vec();
     if dirs.is_empty() {
         dirs.push(default_cache_dir(env)?);
     }

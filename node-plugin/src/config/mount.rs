@@ -1,6 +1,7 @@
 //! Settings of a mount: checked, and free of contradictions.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use weir_fuse::engine::SessionSettings;
 use weir_fuse::model::key::DirPrefix;
@@ -46,6 +47,8 @@ pub struct MountConfig {
     pub allow_other: bool,
     /// The cache, and memory.
     pub cache: CacheConfig,
+    /// How long an orderly end may take.
+    pub grace: Duration,
 }
 
 impl MountConfig {
@@ -61,6 +64,7 @@ impl MountConfig {
             session: view::session_settings(&args.view, prefix, (env.uid, env.gid))?,
             allow_other: args.view.allow_other,
             cache: CacheConfig::new(&args.cache, env)?,
+            grace: args.end.grace(),
         })
     }
 }

@@ -7,6 +7,7 @@ mod reconcile;
 pub(crate) mod uninstall;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use weir_csi::server::Services;
 
@@ -31,6 +32,7 @@ pub fn run(args: &ControllerArgs) -> Result<(), Failure> {
         }
         let provisioner = provision::Provisioner::new(args.s3.clone(), counted.clone());
         let services = Services { node: None, controller: Some(Arc::new(provisioner)) };
-        csi::serve(&args.csi_socket, services, || true, counted).await
+        let on_signal = csi::OnSignal { call: || {}, patience: Duration::from_secs(20) };
+        csi::serve(&args.csi_socket, services, || true, counted, on_signal).await
     })
 }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
 use weir_fuse::adapter::{self, MountOptions, Mounted, mount as fuse_mount};
@@ -19,10 +19,9 @@ use crate::admin::{self, AdminSocket, Counters, MountStatus, NodeStatus};
 use crate::cli::LogArgs;
 use crate::config::mount::MountConfig;
 use crate::exit::{Failure, Kind};
+use crate::lost::folder;
 use crate::{assembly, metrics};
 
-/// How long the end of a mount waits for what is being stored.
-const STORE_PATIENCE: Duration = Duration::from_secs(60);
 /// How long the end of a mount waits for those who still use it, after a signal.
 const USE_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -33,6 +32,8 @@ pub struct Service {
     cache: Arc<NodeCache>,
     mounted: Mounted,
     source: String,
+    /// How long its end may take.
+    grace: Duration,
 }
 
 /// Runs a mount in this process until it is unmounted or a signal ends it.
@@ -63,7 +64,9 @@ pub fn run(config: &MountConfig, log: &LogArgs, ready: Option<Ready>) -> Result<
         }
         service.until_unmounted().await
     });
-    runtime.shutdown_timeout(Duration::from_secs(1));
+    // Where somebody still uses the mount, tasks hold replies; dropped with their runtime they
+    // would be answered with EIO while the process ends, and say so in the log.
+    std::mem::forget(runtime);
     done
 }
 
@@ -121,7 +124,7 @@ impl Service {
             passthrough = mounted.passthrough(),
             "mounted"
         );
-        Ok(Self { session, cache, mounted, source })
+        Ok(Self { session, cache, mounted, source, grace: config.grace })
     }
 
     /// Where it is mounted.
@@ -154,24 +157,32 @@ impl Service {
         };
         let (mut term, mut int) =
             (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
-        let Self { session, cache, mounted, .. } = self;
+        let Self { session, cache, mounted, grace, .. } = self;
         let mountpoint = mounted.mountpoint().to_owned();
         let mut joined = tokio::task::spawn_blocking(move || mounted.join());
-        tokio::select! {
-            ended = &mut joined => report(ended),
-            _ = term.recv() => detach(&mountpoint, &mut joined).await,
-            _ = int.recv() => detach(&mountpoint, &mut joined).await,
+        let signalled = tokio::select! {
+            ended = &mut joined => {
+                report(ended);
+                false
+            }
+            _ = term.recv() => true,
+            _ = int.recv() => true,
+        };
+        let until = Instant::now() + grace;
+        if signalled {
+            detach(&mountpoint, &mut joined, USE_PATIENCE.min(grace / 4)).await;
         }
-        close(&session, &cache).await
+        close(&session, &cache, until).await
     }
 
     async fn finish(self) -> Result<(), Failure> {
-        let Self { session, cache, mounted, .. } = self;
+        let Self { session, cache, mounted, grace, .. } = self;
+        let until = Instant::now() + grace;
         let mut joined = tokio::task::spawn_blocking(move || mounted.join());
-        if tokio::time::timeout(USE_PATIENCE, &mut joined).await.is_err() {
+        if tokio::time::timeout(USE_PATIENCE.min(grace / 4), &mut joined).await.is_err() {
             tracing::warn!("somebody still uses the mount; ending all the same");
         }
-        close(&session, &cache).await
+        close(&session, &cache, until).await
     }
 
     /// Serves the admin socket; without one the mount works all the same.
@@ -205,19 +216,25 @@ fn report(ended: Result<std::io::Result<()>, tokio::task::JoinError>) {
 async fn detach(
     mountpoint: &std::path::Path,
     joined: &mut tokio::task::JoinHandle<std::io::Result<()>>,
+    patience: Duration,
 ) {
     tracing::info!("signal received; unmounting");
     if fuse_mount::unmount(mountpoint, false).is_err() {
         let _ = fuse_mount::unmount(mountpoint, true);
     }
-    match tokio::time::timeout(USE_PATIENCE, joined).await {
+    match tokio::time::timeout(patience, joined).await {
         Ok(ended) => report(ended),
         Err(_) => tracing::warn!("somebody still uses the mount; ending all the same"),
     }
 }
 
-async fn close(session: &Arc<Session>, cache: &Arc<NodeCache>) -> Result<(), Failure> {
-    let stored = session.shut_down(STORE_PATIENCE).await;
+/// Stores what is left, by `until`, and closes the cache.
+async fn close(
+    session: &Arc<Session>,
+    cache: &Arc<NodeCache>,
+    until: Instant,
+) -> Result<(), Failure> {
+    let stored = session.shut_down(until).await;
     tokio::task::block_in_place(|| cache.close());
     if stored {
         return Ok(());
@@ -228,6 +245,8 @@ async fn close(session: &Arc<Session>, cache: &Arc<NodeCache>) -> Result<(), Fai
 fn status_of(session: &Session, source: &str, mountpoint: &std::path::Path) -> NodeStatus {
     let engine = session.engine();
     let counted = &engine.metrics;
+    let cache = engine.cache.stats();
+    let lost = cache.disks.iter().map(|disk| folder::total(&disk.dir)).sum();
     NodeStatus {
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -237,7 +256,8 @@ fn status_of(session: &Session, source: &str, mountpoint: &std::path::Path) -> N
             mountpoint: mountpoint.to_owned(),
             session: session.status(),
         }],
-        cache: engine.cache.stats(),
+        cache,
+        lost,
         counters: Counters {
             cache_hits: counted.cache_hits.get(),
             cache_misses: counted.cache_misses.get(),

@@ -2,6 +2,8 @@
 
 mod backend;
 mod credentials;
+mod ending;
+mod leave;
 mod options;
 mod place;
 mod pod_gpus;
@@ -17,7 +19,7 @@ mod watch;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use weir_csi::server::Services;
 
@@ -37,9 +39,6 @@ use pod_gpus::PodGpus;
 
 pub(crate) use credentials::Keys;
 pub(crate) use session::failed;
-
-/// How long the end of the process waits for what is being stored.
-const STORE_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Runs the command until a signal ends it. Mounts stay: they wait for the next run.
 ///
@@ -91,6 +90,7 @@ pub fn run(args: &NodeArgs) -> Result<(), Failure> {
             sts,
             announcer.clone(),
             sessions::Nearness { place: place.clone(), pods },
+            Duration::from_secs(args.unpublish_deadline),
         );
         tokio::spawn(watch::run(sessions.clone(), engine.clone(), announcer));
         let registrar = Arc::new(registrar::Registrar {
@@ -123,12 +123,23 @@ pub fn run(args: &NodeArgs) -> Result<(), Failure> {
         };
         let services = Services { node: Some(Arc::new(backend)), controller: None };
         let ready = move || mounter.is_attached();
-        csi::serve(&args.csi_socket, services, ready, counted).await?;
-        sessions.rest(STORE_PATIENCE).await;
+        let grace = args.end.grace();
+        let mut until = Instant::now();
+        let on_signal = csi::OnSignal {
+            call: || {
+                until = Instant::now() + grace;
+                sessions.begin_leaving();
+            },
+            patience: grace / 4,
+        };
+        csi::serve(&args.csi_socket, services, ready, counted, on_signal).await?;
+        sessions.leave(until).await;
         tokio::task::block_in_place(|| engine.cache.close());
         Ok(())
     });
-    runtime.shutdown_timeout(Duration::from_secs(1));
+    // Tasks may hold replies to requests that are left to the next run. Dropped with their
+    // runtime they would be answered with EIO; the end of the process drops nothing.
+    std::mem::forget(runtime);
     done
 }
 

@@ -6,12 +6,13 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
 use weir_csi::Error;
-use weir_fuse::adapter::{self, Handshake};
+use weir_fuse::adapter::{self, Door, Handshake};
 use weir_fuse::cache::{Held, Preference};
+use weir_fuse::engine::end::UnstoredFile;
 use weir_fuse::engine::{Engine, Session};
 use weir_fuse::model::version::BucketId;
 use weir_fuse::namespace::first_ino;
@@ -19,6 +20,7 @@ use weir_fuse::origin::Origin;
 use weir_fuse::origin::measured::LastAnswer;
 
 use super::credentials::{Rotating, Source};
+use super::ending::Ending;
 use super::record::{Published, Record, Request};
 use super::sts::Sts;
 use super::volume::Volume;
@@ -29,8 +31,8 @@ use crate::mount::preflight;
 use crate::mounter::client::{Mounter, SessionPort};
 use crate::mounter::protocol::{Deposit, Mount};
 
-/// How long the end of a session waits for what is being stored.
-const STORE_PATIENCE: Duration = Duration::from_secs(60);
+/// How long the end of a session waits for what is being stored, where nobody asks again.
+pub(super) const STORE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a session is made with.
 pub(super) struct Maker {
@@ -57,6 +59,9 @@ pub(super) struct Served {
     handshake: Handshake,
     generation: u16,
     record: Mutex<Record>,
+    door: Arc<Door>,
+    /// What is known of its end.
+    pub(super) ending: Ending,
     /// Whether its connection is gone.
     ended: Arc<AtomicBool>,
 }
@@ -175,6 +180,8 @@ impl Maker {
             handshake: serving.handshake.clone(),
             generation,
             record: Mutex::new(record),
+            door: serving.door.clone(),
+            ending: Ending::default(),
             ended: Arc::default(),
         };
         tracing::info!(session = id, generation, passthrough = serving.passthrough, "serving");
@@ -219,6 +226,11 @@ impl Served {
         self.ended.load(Ordering::Acquire)
     }
 
+    /// How its requests come in.
+    pub(super) fn door(&self) -> &Door {
+        &self.door
+    }
+
     /// Where it is shown.
     pub(super) fn targets(&self) -> Vec<(PathBuf, Published)> {
         let record = self.record();
@@ -227,14 +239,24 @@ impl Served {
 
     /// Notes that it is shown at a target.
     pub(super) fn shown(&self, target: PathBuf, published: Published) {
+        self.ending.cancel();
         self.record().targets.insert(target, published);
     }
 
     /// Notes that it is not shown there any more; says whether it is shown nowhere.
     pub(super) fn hidden(&self, target: &std::path::Path) -> bool {
         let mut record = self.record();
-        record.targets.remove(target);
-        record.targets.is_empty()
+        let removed = record.targets.remove(target);
+        let nowhere = record.targets.is_empty();
+        if let (true, Some(removed)) = (nowhere, removed) {
+            self.ending.begin(removed.subject);
+        }
+        nowhere
+    }
+
+    /// Whether it is shown nowhere.
+    pub(super) fn is_nowhere(&self) -> bool {
+        self.record().targets.is_empty()
     }
 
     /// Uses these credentials from now on; says whether they are new.
@@ -278,18 +300,34 @@ impl Served {
         self.remote.last.fetched_bytes()
     }
 
-    /// Stores what is left, then unmounts.
-    pub(super) async fn end(&self, mounter: &Mounter) -> io::Result<()> {
-        if !self.session.shut_down(STORE_PATIENCE).await {
-            tracing::error!(session = self.id, "not everything that was written could be stored");
-        }
-        tokio::task::block_in_place(|| mounter.unmount(&self.id))
+    /// Tries to store what is not, until `until`; tells what is not stored then.
+    pub(super) async fn store_all(&self, until: Instant) -> Vec<UnstoredFile> {
+        if self.session.store_all(until).await { Vec::new() } else { self.session.unstored() }
     }
 
-    /// Waits for what is being stored; open files stay open.
-    pub(super) async fn rest(&self, patience: Duration) {
-        if !self.session.rest(patience).await {
-            tracing::error!(session = self.id, "what was being stored is not stored yet");
+    /// Stores or keeps what is left, until `until`, then unmounts; tells what is not stored.
+    ///
+    /// # Errors
+    /// What the mounter reports.
+    pub(super) async fn end(
+        &self,
+        mounter: &Mounter,
+        until: Instant,
+    ) -> io::Result<Vec<UnstoredFile>> {
+        let stored = self.session.shut_down(until).await;
+        let unstored = if stored { Vec::new() } else { self.session.unstored() };
+        if !stored {
+            let files = unstored.len();
+            tracing::error!(session = self.id, files, "not everything that was written is stored");
+        }
+        tokio::task::block_in_place(|| mounter.unmount(&self.id))?;
+        Ok(unstored)
+    }
+
+    /// Waits for what is being stored, until `until`; open files stay open.
+    pub(super) async fn rest(&self, until: Instant) {
+        if !self.session.rest(until).await {
+            tracing::warn!(session = self.id, "what is being stored is not stored yet");
         }
     }
 }

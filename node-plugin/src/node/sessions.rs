@@ -3,17 +3,18 @@
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedMutexGuard, watch};
 use weir_csi::Error;
 use weir_csi::request::{Publish, TargetPath, VolumeId};
 use weir_fuse::engine::Engine;
 
+use super::ending::{self, Next};
 use super::place::Place;
 use super::pod_gpus::PodGpus;
 use super::record::{Published, Record, Request};
-use super::session::{Maker, Served};
+use super::session::{Maker, STORE_PATIENCE, Served};
 use super::sts::Sts;
 use super::volume::{Defaults, Volume, subject};
 use crate::kubernetes::events::{Announcer, Note, Severity, Subject};
@@ -33,6 +34,10 @@ pub(super) struct Sessions {
     announcer: Announcer,
     nearness: Nearness,
     changed: Notify,
+    /// Whether the process is about to end.
+    pub(super) leaving: watch::Sender<bool>,
+    /// How long kubelet is told to wait for bytes that are not stored.
+    unpublish_deadline: Duration,
 }
 
 /// What is known of places.
@@ -53,6 +58,7 @@ impl Sessions {
         sts: Sts,
         announcer: Announcer,
         nearness: Nearness,
+        unpublish_deadline: Duration,
     ) -> Arc<Self> {
         Arc::new(Self {
             maker: Maker { engine, mounter, sts },
@@ -63,6 +69,8 @@ impl Sessions {
             announcer,
             nearness,
             changed: Notify::new(),
+            leaving: watch::Sender::new(false),
+            unpublish_deadline,
         })
     }
 
@@ -71,8 +79,16 @@ impl Sessions {
         self.changed.notified().await;
     }
 
-    fn slot(&self, id: &str) -> Slot {
-        lock(&self.slots).entry(id.to_owned()).or_default().clone()
+    /// Takes the slot of a session.
+    async fn slot(&self, id: &str) -> OwnedMutexGuard<Option<Arc<Served>>> {
+        loop {
+            let slot = lock(&self.slots).entry(id.to_owned()).or_default().clone();
+            let held = slot.clone().lock_owned().await;
+            // Whoever ended the session before has removed its slot.
+            if lock(&self.slots).get(id).is_some_and(|now| Arc::ptr_eq(now, &slot)) {
+                return held;
+            }
+        }
     }
 
     /// The session that a target shows.
@@ -111,8 +127,7 @@ impl Sessions {
             Some(id) => id.clone(),
             None => volume.session_id(&publish.target.to_string()),
         };
-        let slot = self.slot(&id);
-        let mut held = slot.lock().await;
+        let mut held = self.slot(&id).await;
         if let Some(served) = held.take_if(|served| served.has_ended()) {
             self.forget(&served).await;
         }
@@ -164,7 +179,8 @@ impl Sessions {
             lock(&self.targets).remove(&target);
         }
         lock(&self.served).remove(&served.id);
-        if let Err(error) = served.end(&self.maker.mounter).await {
+        let until = Instant::now() + STORE_PATIENCE;
+        if let Err(error) = served.end(&self.maker.mounter, until).await {
             tracing::warn!(session = served.id, %error, "not unmounted");
         }
     }
@@ -242,19 +258,48 @@ impl Sessions {
             // Of an earlier run, or never there.
             return tokio::task::block_in_place(unbind);
         };
-        let slot = self.slot(&id);
-        let mut held = slot.lock().await;
+        let mut held = self.slot(&id).await;
         tokio::task::block_in_place(unbind)?;
-        lock(&self.targets).remove(path);
-        let Some(served) = held.clone() else { return Ok(()) };
+        let Some(served) = held.clone() else {
+            lock(&self.targets).remove(path);
+            return Ok(());
+        };
         self.changed.notify_one();
         if served.hidden(path) {
+            // The target stays known until this is over: kubelet asks again.
+            self.end(&served).await?;
             *held = None;
             lock(&self.served).remove(&id);
             lock(&self.slots).remove(&id);
-            served.end(&self.maker.mounter).await.map_err(internal)?;
         } else {
             self.keep(&served);
+        }
+        lock(&self.targets).remove(path);
+        Ok(())
+    }
+
+    /// Ends a session that is shown nowhere any more, once its bytes are stored or the deadline
+    /// for that is over.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] while bytes are not stored; else what the mounter reports.
+    async fn end(&self, served: &Served) -> Result<(), Error> {
+        let patience = self.unpublish_deadline;
+        let unstored = tokio::select! {
+            unstored = served.store_all(served.ending.call_until(patience)) => unstored,
+            () = self.leaving() => {
+                return Err(Error::Unavailable("the node plugin is about to end".into()));
+            }
+        };
+        if served.ending.next(&unstored, patience) == Next::Again {
+            return Err(Error::Unavailable(ending::not_yet(served.source(), &unstored)));
+        }
+        let until = Instant::now() + STORE_PATIENCE;
+        let unstored = served.end(&self.maker.mounter, until).await;
+        let unstored = unstored
+            .map_err(|e| Error::Internal(format!("unmounting {}: {e}", served.source())))?;
+        if !unstored.is_empty() {
+            self.announcer.say(served.ending.note(served.source(), &unstored));
         }
         Ok(())
     }
@@ -306,20 +351,21 @@ impl Sessions {
         let publish = record.request.clone().publish()?;
         let volume = Volume::parse(&publish, &self.defaults)?;
         let id = deposit.session.clone();
-        let slot = self.slot(&id);
-        let mut held = slot.lock().await;
+        let mut held = self.slot(&id).await;
         let served = Arc::new(self.maker.adopt(deposit, record, &volume).await?);
+        // Those that were taken away while no node was there.
+        let is_gone = |target: &PathBuf| shown.is_some_and(|shown| !shown.contains(target));
         for (target, _) in served.targets() {
-            // Taken away while no node was there.
-            if shown.is_some_and(|shown| !shown.contains(&target)) {
-                if served.hidden(&target) {
-                    tracing::info!(session = id, "shown nowhere any more");
-                    let ended = served.end(&self.maker.mounter).await;
-                    return ended.map_err(|e| Error::Internal(format!("unmounting: {e}")));
-                }
-                continue;
+            if is_gone(&target) {
+                served.hidden(&target);
+            } else {
+                lock(&self.targets).insert(target, id.clone());
             }
-            lock(&self.targets).insert(target, id.clone());
+        }
+        if served.is_nowhere() {
+            tracing::info!(session = id, "shown nowhere any more");
+            let ended = served.end(&self.maker.mounter, Instant::now() + STORE_PATIENCE).await;
+            return ended.map(|_| ()).map_err(|e| Error::Internal(format!("unmounting: {e}")));
         }
         self.keep(&served);
         lock(&self.served).insert(id, served.clone());
@@ -338,13 +384,6 @@ impl Sessions {
             if let Err(error) = served.keep(&self.maker.mounter) {
                 tracing::error!(session = served.id, %error, "not in custody");
             }
-        }
-    }
-
-    /// Waits for what is being stored; the mounts stay.
-    pub(super) async fn rest(&self, patience: Duration) {
-        for served in self.all() {
-            served.rest(patience).await;
         }
     }
 }

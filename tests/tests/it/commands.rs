@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use weir_node::admin::NodeStatus;
@@ -210,4 +211,73 @@ fn an_endpoint_over_tls_needs_an_authority_that_is_trusted() {
     let told = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(5), "{told}");
     assert!(told.contains("certificate"), "{told}");
+}
+
+/// Puts a file into `lost/` of a cache directory, as a mount that could not store it does.
+fn lose(cache: &Path, id: &str, bytes: &[u8], record: Option<(&str, &str)>) {
+    let lost = cache.join("lost");
+    fs::create_dir_all(&lost).unwrap();
+    fs::write(lost.join(id), bytes).unwrap();
+    if let Some((bucket, key)) = record {
+        let record = serde_json::json!({
+            "version": 1, "bucket": bucket, "key": key, "cause": "access denied (AccessDenied)",
+            "size": bytes.len(), "time_ms": 1_700_000_000_000_u64,
+        });
+        fs::write(lost.join(format!("{id}.json")), record.to_string()).unwrap();
+    }
+}
+
+#[test]
+fn what_was_lost_is_shown_stored_and_removed_beside_a_running_mount() {
+    let bucket = Bucket::new(Server::Minio);
+    let cache = cache_dir();
+    let mount = Mount::with(&bucket, &Options::default().cache(cache.path()));
+    let large = weir_tests::random_bytes(1, 20 << 20);
+    let own = format!("{}\u{1f}{}", bucket.url, bucket.name);
+    lose(cache.path(), "01", b"small", Some((&own, "dir/small")));
+    lose(cache.path(), "02", &large, Some((&own, "large")));
+    lose(cache.path(), "03", b"nobody knows", None);
+    bucket.put("taken", "theirs");
+    bucket.put("taken-large", "theirs");
+    lose(cache.path(), "04", b"mine", Some((&own, "taken")));
+    lose(cache.path(), "05", &large, Some((&own, "taken-large")));
+    assert_eq!(mount.status().lost.files, 5);
+    let dir = ["--cache-dir", cache.path().to_str().unwrap()];
+    let call = |args: &[&str]| {
+        let output = weir(&bucket).arg("lost").args(args).args(dir).output().unwrap();
+        (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+    };
+    let (code, shown, _) = call(&["list"]);
+    let line = |id: &str| shown.lines().find(|line| line.starts_with(id)).unwrap().to_owned();
+    assert!(code == 0 && line("02").contains("20.0 MiB") && line("03").contains("(unknown)"));
+    assert!(line("01").contains("dir/small") && line("01").contains("AccessDenied"), "{shown}");
+    let (_, json, _) = call(&["list", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json[0]["key"], &json[0]["size"]), (&"dir/small".into(), &5.into()));
+
+    let (code, said, _) = call(&["restore", "01", "02"]);
+    assert!(code == 0 && said.contains("dir/small"), "{said}");
+    assert_eq!(bucket.get("dir/small").unwrap(), b"small");
+    assert!(bucket.get("large").unwrap() == large);
+    for id in ["04", "05"] {
+        let (code, _, said) = call(&["restore", id]);
+        assert!(code == 4 && said.contains("there already") && said.contains("--to"), "{said}");
+    }
+    assert_eq!(bucket.get("taken").unwrap(), b"theirs");
+    assert_eq!(bucket.get("taken-large").unwrap(), b"theirs");
+    assert_eq!(bucket.uploads_of("taken-large"), 0);
+    let (code, _, said) = call(&["restore", "03"]);
+    assert!(code == 2 && said.contains("--to"), "{said}");
+    let to = format!("s3://{}/found", bucket.name);
+    let (code, _, said) = call(&["restore", "03", "--to", &to, "--endpoint-url", &bucket.url]);
+    assert!(code == 0, "{said}");
+    assert_eq!(bucket.get("found").unwrap(), b"nobody knows");
+    let (code, _, said) = call(&["restore", "06"]);
+    assert!(code == 2 && said.contains("06"), "{said}");
+
+    assert_eq!(call(&["rm", "04"]).0, 0);
+    assert_eq!(mount.status().lost.files, 1);
+    assert_eq!(call(&["rm", "--all"]).0, 0);
+    assert_eq!(fs::read_dir(cache.path().join("lost")).unwrap().count(), 0);
+    assert_eq!(call(&["list"]).1, "nothing is lost\n");
 }

@@ -13,6 +13,7 @@ mod drive;
 mod kernel;
 mod metadata;
 mod model;
+mod orderly;
 mod promises;
 mod reading;
 mod sanity;
