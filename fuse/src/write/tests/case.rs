@@ -157,7 +157,8 @@ impl Case {
         let killed = self.b == Op::Kill;
         let (steps_a, steps_b) = (act_a.steps(!self.kept || killed), act_b.steps(false));
         // A process that is killed leaves what it had begun as one that is dropped does.
-        let allowed = match self.kept && !(killed && !self.apart) {
+        let goes_on = self.kept && (self.apart || !killed);
+        let allowed = match goes_on {
             true => model::ends(&bench.world, &steps_a, &steps_b),
             false => model::ends_dropped(&bench.world, &steps_a, &steps_b),
         };

@@ -151,12 +151,11 @@ impl World {
                 self.bucket.remove(*key);
                 Ok(())
             }
-            Step::Replaced => {
-                let named = self.files[node].is_at(FILE);
-                self.files[node].stand =
-                    if named { Stand::Unlinked } else { self.files[node].stand };
+            Step::Replaced if self.files[node].is_at(FILE) => {
+                self.files[node].stand = Stand::Unlinked;
                 Ok(())
             }
+            Step::Replaced => Ok(()),
             Step::Put(bytes) => {
                 self.bucket.insert(FILE.into(), bytes.clone());
                 Ok(())
@@ -206,10 +205,10 @@ impl World {
         let file = &mut self.files[node];
         match file.stand {
             Stand::Ended | Stand::Killed => return Ok(()),
-            Stand::Open | Stand::Superseded if !file.clean => {
-                if file.told.as_ref() != Some(&file.bytes) {
-                    self.lost.push(file.bytes.clone());
-                }
+            Stand::Open | Stand::Superseded
+                if !file.clean && file.told.as_ref() != Some(&file.bytes) =>
+            {
+                self.lost.push(file.bytes.clone());
             }
             _ => {}
         }

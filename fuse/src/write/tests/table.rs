@@ -218,8 +218,8 @@ impl<'a> Bench<'a> {
     /// What a later process makes of it.
     fn resume(self) -> Outcome {
         let Self { lab, bucket, node, draft, holder } = self;
-        let leftovers =
-            lab.kill(Some(&draft.path().to_owned()), move || drop((node, draft, holder)));
+        let path = draft.path().to_owned();
+        let leftovers = lab.kill(Some(&path), move || drop((node, draft, holder)));
         lab.node(&bucket).work_off(leftovers);
         assert!(lab.staged().is_empty(), "{:?}", lab.staged().keys());
         assert_eq!(bucket.memory.open_uploads(), 0);
