@@ -55,6 +55,10 @@ impl Stepped {
 
 #[async_trait]
 impl Origin for Stepped {
+    fn doubt_checksums(&self) {
+        self.inner.doubt_checksums();
+    }
+
     fn bucket_id(&self) -> &BucketId {
         self.inner.bucket_id()
     }
