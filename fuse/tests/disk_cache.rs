@@ -485,14 +485,14 @@ fn the_index_is_closed_before_the_directory_is_given_up() {
     adopt(&cache, "a", 1);
     let version = cache.peek(&key("a", BLOCK)).unwrap();
     cache.close();
+    // Somebody still uses it: the directory is in use, its index closed.
+    redb::Database::open(dir.path().join("index.redb")).unwrap();
     drop(cache);
-    // Somebody still uses a version: the directory is in use, its index closed.
     let again = NodeCache::open(
         &CacheSettings::one(dir.path(), u64::MAX, 0),
         Arc::new(Metrics::new().unwrap()),
     );
     assert!(matches!(again, Err(weir_fuse::cache::CacheError::InUse { .. })));
-    redb::Database::open(dir.path().join("index.redb")).unwrap();
     drop(version);
     self::cache(dir.path(), u64::MAX, 0).close();
 }
