@@ -180,13 +180,14 @@ impl Writer {
                 self.journal(&id, None);
                 return Ok((stored, nonce));
             }
-            if !matches!(error, OriginError::NoSuchUpload) || attempt > 0 {
-                self.abandon(staging).await;
+            self.abandon(staging).await;
+            // Somebody removed the upload, as a lifecycle rule does, or another write spoilt it:
+            // once more from the start.
+            let is_spoilt =
+                matches!(error, OriginError::NoSuchUpload | OriginError::UploadClash(_));
+            if !is_spoilt || attempt > 0 {
                 return Err(conflict(error, &snapshot.condition));
             }
-            // Somebody removed the upload, as a lifecycle rule does: once more from the start.
-            self.journal(&id, None);
-            staging.set_upload(None);
         }
         Err(OriginError::NoSuchUpload.into())
     }
