@@ -70,7 +70,13 @@ impl Writer {
         let _dirs = DirGates::take(&[from.dir, to.dir], None).await?;
         let mut last = WriteError::Busy;
         for _ in 0..CHASES_MAX {
-            let Some(pair) = self.pair(from, to, no_replace).await? else { return Ok(()) };
+            let Some(pair) = self.pair(from, to, no_replace).await? else {
+                if Arc::ptr_eq(from.dir, to.dir) && from.name == to.name {
+                    return Ok(());
+                }
+                // Another rename came between the looks at the two names.
+                continue;
+            };
             let gates = self.gates_of(&pair).await;
             let there = |name: &str, dir: &Arc<Dir>, node: &Arc<FileNode>| dir.shows(name, node);
             let replaced_there =
@@ -91,7 +97,7 @@ impl Writer {
         Err(last)
     }
 
-    /// What is renamed onto what. `None`: a file onto itself.
+    /// What is renamed onto what. `None`: both names led to one file.
     async fn pair(
         &self,
         from: Place<'_>,

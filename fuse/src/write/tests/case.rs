@@ -60,6 +60,15 @@ pub(super) struct Case {
     pub(super) apart: bool,
 }
 
+impl Case {
+    /// Whether both operations are renames that know nothing of each other.
+    pub(super) fn are_renames_apart(&self) -> bool {
+        let renames = |op| matches!(op, Op::Away | Op::Over | Op::Dir);
+        let alone = self.apart || self.state == State::Unlinked;
+        self.kept && alone && renames(self.a) && renames(self.b)
+    }
+}
+
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let how = if self.kept { "stopped" } else { "dropped" };
@@ -146,6 +155,14 @@ impl Case {
             true => model::ends(&bench.world, &steps_a, &steps_b),
             false => model::ends_dropped(&bench.world, &steps_a, &steps_b),
         };
+        // A removal whose end is not known is found to have happened once the name is gone.
+        let late = (!self.kept && self.apart && self.a == Op::Unlink).then(|| {
+            let mut world = bench.world.clone();
+            let b = model::all(&mut world, &steps_b);
+            let _ = model::all(&mut world, &steps_a);
+            (world, Ok(()), b)
+        });
+        let allowed = allowed.into_iter().chain(late).collect();
         let whole = self.kept && !killed;
         bench.check(allowed, whole.then_some(ra), rb);
         Some(())

@@ -6,7 +6,7 @@ use std::io::Read;
 use bytes::Bytes;
 
 use super::case::{Bench, LAST, Seat};
-use super::model::{AWAY, End, FILE, Outcome, Step};
+use super::model::{self, AWAY, End, FILE, Outcome, Step};
 use super::ops::pattern;
 use super::poll::drive;
 use crate::namespace::{Found, LookupError};
@@ -29,7 +29,8 @@ impl Bench<'_> {
             let whole = lost.iter().all(|bytes| world.history.contains(bytes));
             world.bucket == bucket && kept && whole && *b == rb && ra.is_none_or(|ra| ra == *a)
         };
-        let found = allowed.iter().any(fits);
+        let whole = self.case.are_renames_apart() && model::is_whole(&self.world, &bucket);
+        let found = whole || allowed.iter().any(fits);
         let seen = || {
             let ends = allowed
                 .iter()

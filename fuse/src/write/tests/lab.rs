@@ -25,7 +25,7 @@ use crate::namespace::hidden::HiddenKeys;
 use crate::namespace::{AccessSettings, Found, LookupError, Namespace, NamespaceSettings};
 use crate::origin::Condition;
 use crate::origin::faulty::Faulty;
-use crate::origin::memory::MemoryOrigin;
+use crate::origin::memory::{Behaviour, MemoryOrigin};
 use crate::write::draft::{Beginning, Draft};
 use crate::write::leftovers::Leftovers;
 use crate::write::parts::PartPlan;
@@ -78,6 +78,7 @@ impl Lab {
     pub(super) fn bucket(&self) -> Bucket {
         let number = self.buckets.fetch_add(1, Ordering::Relaxed);
         let memory = Arc::new(MemoryOrigin::new(&format!("bucket-{number}")));
+        memory.behave(Behaviour::default().with_part_min(BLOCK));
         let faulty = Arc::new(Faulty::new(memory.clone()));
         let stepped = Arc::new(Stepped::new(faulty.clone()));
         Bucket { memory, faulty, stepped }

@@ -378,6 +378,17 @@ pub(super) fn ends_dropped(world: &World, a: &Steps, b: &Steps) -> Vec<End> {
     out
 }
 
+/// Renames are copies and removals, and nothing tells one node of another's, nor of a second one
+/// of a file that is not under change. What the bucket then holds are whole files, and none of
+/// them is lost by it.
+pub(super) fn is_whole(world: &World, bucket: &BTreeMap<String, Bytes>) -> bool {
+    let known = |bytes: &Bytes| {
+        world.history.contains(bytes) || world.bucket.values().any(|before| before == bytes)
+    };
+    let others = world.bucket.get(OTHER);
+    bucket.values().all(known) && bucket.values().any(|bytes| Some(bytes) == others)
+}
+
 /// Carries out an operation, up to its first error.
 pub(super) fn all(world: &mut World, of: &Steps) -> Outcome {
     of.steps.iter().try_for_each(|step| world.step(of.node, step))

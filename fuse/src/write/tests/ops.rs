@@ -51,10 +51,6 @@ impl Op {
         Self::Delete,
         Self::Kill,
     ];
-
-    pub(super) fn is_remote(self) -> bool {
-        matches!(self, Self::Replace | Self::Delete)
-    }
 }
 
 /// How large the file is.
