@@ -196,11 +196,8 @@ impl Writer {
     async fn note_unlinked(&self, dir: &Arc<Dir>, name: &str, draft: Option<&Draft>) {
         dir.remove(name);
         self.names.drop_kept(dir);
-        if let Some(draft) = draft
-            && let Some(upload) = draft.unlink()
-            && self.abort(&upload.key, &upload.id).await
-        {
-            draft.upload_ended();
+        if let Some(draft) = draft {
+            self.note_replaced(draft).await;
         }
     }
 
@@ -210,13 +207,10 @@ impl Writer {
         self.note_unlinked(&dir, &name, Some(draft)).await;
     }
 
-    /// Ends what was written under a name that another file has taken by a rename.
+    /// Ends what was written under a name that is gone, or that another file has taken.
     pub(super) async fn note_replaced(&self, draft: &Draft) {
-        if let Some(upload) = draft.unlink()
-            && self.abort(&upload.key, &upload.id).await
-        {
-            draft.upload_ended();
-        }
+        draft.unlink();
+        self.abandon(draft).await;
     }
 
     /// Writes a marker for a directory that is about to lose its last name, so that it stays.

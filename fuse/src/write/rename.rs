@@ -217,11 +217,11 @@ impl Writer {
             to.dir.forget(to.name);
             return Err(error);
         }
+        to.dir.insert_file(to.name, copy, None);
+        self.names.drop_kept(to.dir);
         if let Some(draft) = &pair.replaced_draft {
             self.note_replaced(draft).await;
         }
-        to.dir.insert_file(to.name, copy, None);
-        self.names.drop_kept(to.dir);
         if changed {
             // The newer version belongs under the new name, too.
             self.lose_name(from.dir, from.name, pair.draft.as_deref()).await;
@@ -232,9 +232,6 @@ impl Writer {
 
     async fn note_renamed(&self, pair: &Pair, from: Place<'_>, to: Place<'_>, info: ObjectInfo) {
         let node = &pair.node;
-        if let Some(draft) = &pair.replaced_draft {
-            self.note_replaced(draft).await;
-        }
         // The kernel keeps the inode under the new name: the bytes are the same, so may we.
         node.set_stored(&info);
         node.moved(to.dir, to.name);
@@ -248,6 +245,10 @@ impl Writer {
         }
         self.names.drop_kept(from.dir);
         self.names.drop_kept(to.dir);
+        // After the names: whoever is dropped here leaves none that leads to what was replaced.
+        if let Some(draft) = &pair.replaced_draft {
+            self.note_replaced(draft).await;
+        }
     }
 
     /// Copies an object over `target`, and what is cached of it; the tag of the copy is known

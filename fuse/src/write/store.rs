@@ -92,11 +92,11 @@ impl Writer {
     /// Leaves the name to whoever was faster.
     pub(super) async fn give_name_up(&self, draft: &Draft) {
         draft.supersede();
-        self.abandon(draft).await;
         draft.node.give_name_up();
         let (dir, name) = draft.node.place();
         dir.end_writing(&name, &draft.node, None);
         self.names.drop_kept(&dir);
+        self.abandon(draft).await;
     }
 
     async fn store(&self, draft: &Draft) -> Result<(), WriteError> {

@@ -83,6 +83,7 @@ impl Writer {
             // Begun under a name that the file no longer has: of no use for the new one.
             self.abandon(draft).await;
         }
+        self.abandon_begun(draft).await;
         draft.beginning_upload(&key)?;
         let writer = new_nonce();
         let id = self.names.origin.create_upload(&key, &writer).await?;
@@ -174,10 +175,24 @@ impl Writer {
 
     /// Gives up the upload under way. What cannot be aborted now stays in the file's record.
     pub(super) async fn abandon(&self, draft: &Draft) {
-        let Some(upload) = draft.take_upload() else { return };
-        if self.abort(&upload.key, &upload.id).await {
-            draft.upload_ended();
+        self.abandon_begun(draft).await;
+        // It stays known until it is gone: who is dropped here leaves it to the next one.
+        let Some(upload) = draft.upload() else { return };
+        let gone = self.abort(&upload.key, &upload.id).await;
+        draft.take_upload();
+        match gone {
+            true => draft.upload_ended(),
+            false => draft.upload_stays(),
         }
+    }
+
+    /// Aborts what was begun by a request whose answer was lost.
+    async fn abandon_begun(&self, draft: &Draft) {
+        let Some((key, since)) = draft.begins() else { return };
+        if !self.abort_begun(&key, since).await {
+            draft.upload_stays();
+        }
+        draft.forget_begins();
     }
 
     /// Aborts an upload, again until it is gone; says whether it is.

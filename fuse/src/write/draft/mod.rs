@@ -22,6 +22,7 @@ use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 pub use phase::{Operation, Outcome, Phase, Refusal};
 
@@ -67,6 +68,10 @@ struct State {
     /// The generation that the origin holds as an object.
     stored: Option<u64>,
     upload: Option<Upload>,
+    /// An upload that was asked for, by key and time: its id may never be learnt.
+    begins: Option<(String, SystemTime)>,
+    /// Whether an upload could not be aborted, so that the record is still needed.
+    unaborted: bool,
     /// Stores whose answer may have been lost, and what each would have stored.
     sent: Vec<Attempt>,
     /// Whether the request in doubt is a removal.
@@ -122,6 +127,8 @@ impl Draft {
             stored: clean.then_some(contents.generation),
             contents,
             upload: None,
+            begins: None,
+            unaborted: false,
             sent: Vec::new(),
             removing: false,
             reported: None,
@@ -383,14 +390,13 @@ impl Draft {
         self.record.moved(&self.node, &state.seen);
     }
 
-    /// Notes that its name was removed. Returns an upload to abort.
-    pub(super) fn unlink(&self) -> Option<UploadId> {
+    /// Notes that its name was removed.
+    pub(super) fn unlink(&self) {
         let mut state = self.state();
         if state.phase != Phase::Sealed {
             state.phase = Phase::Unlinked;
         }
         self.record.unlinked();
-        state.upload.take().map(|upload| upload.id)
     }
 
     /// Notes that somebody else was faster.
@@ -422,8 +428,11 @@ impl Draft {
 
     /// Ends it. The caller has moved or removed the bytes.
     pub(super) fn seal(&self) {
-        self.state().phase = Phase::Sealed;
-        self.record.remove();
+        let mut state = self.state();
+        state.phase = Phase::Sealed;
+        if !state.unaborted {
+            self.record.remove();
+        }
     }
 
     /// What a conflict means to its writer.
@@ -437,12 +446,25 @@ impl Draft {
 
     /// Notes that an upload is about to be begun, durably: its id may never be learnt.
     pub(super) fn beginning_upload(&self, key: &str) -> io::Result<()> {
-        self.record.beginning_upload(key)
+        self.record.beginning_upload(key)?;
+        self.state().begins = Some((key.to_owned(), SystemTime::now()));
+        Ok(())
+    }
+
+    /// An upload that was asked for and whose id was never learnt.
+    pub(super) fn begins(&self) -> Option<(String, SystemTime)> {
+        self.state().begins.clone()
+    }
+
+    pub(super) fn forget_begins(&self) {
+        self.state().begins = None;
     }
 
     pub(super) fn begin_upload(&self, id: UploadId) {
         self.record.upload(Some(&id.id));
-        self.state().upload = Some(Upload::new(id));
+        let mut state = self.state();
+        state.begins = None;
+        state.upload = Some(Upload::new(id));
     }
 
     /// Takes the upload out, as one that is of no use any more.
@@ -453,6 +475,11 @@ impl Draft {
     /// Notes that an upload is gone from the origin.
     pub(super) fn upload_ended(&self) {
         self.record.upload(None);
+    }
+
+    /// Notes that an upload may still be there: the next mount aborts it.
+    pub(super) fn upload_stays(&self) {
+        self.state().unaborted = true;
     }
 
     /// Claims a part for sending by a commit, as long as it is in the snapshot.

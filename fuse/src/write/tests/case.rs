@@ -61,6 +61,12 @@ pub(super) struct Case {
 }
 
 impl Case {
+    /// Whether bytes may change while the parts of the same file are sent.
+    pub(super) fn may_weave(&self) -> bool {
+        let changes = |op| matches!(op, Op::Write | Op::Shrink | Op::Grow);
+        self.size == Size::Parts && self.kept && (changes(self.a) || changes(self.b))
+    }
+
     /// Whether both operations are renames that know nothing of each other.
     pub(super) fn are_renames_apart(&self) -> bool {
         let renames = |op| matches!(op, Op::Away | Op::Over | Op::Dir);

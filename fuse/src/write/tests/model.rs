@@ -152,10 +152,9 @@ impl World {
                 Ok(())
             }
             Step::Replaced => {
-                let file = &mut self.files[node];
-                if file.is_at(FILE) {
-                    file.stand = Stand::Unlinked;
-                }
+                let named = self.files[node].is_at(FILE);
+                self.files[node].stand =
+                    if named { Stand::Unlinked } else { self.files[node].stand };
                 Ok(())
             }
             Step::Put(bytes) => {
@@ -387,6 +386,13 @@ pub(super) fn is_whole(world: &World, bucket: &BTreeMap<String, Bytes>) -> bool 
     };
     let others = world.bucket.get(OTHER);
     bucket.values().all(known) && bucket.values().any(|bytes| Some(bytes) == others)
+}
+
+/// What a write that comes while parts are sent may make of a stored file: each byte is of
+/// before or of after it, and the length is one of the two.
+pub(super) fn is_woven(bytes: &Bytes, history: &[Bytes]) -> bool {
+    let byte = |at: usize| history.iter().any(|of| of.get(at) == Some(&bytes[at]));
+    history.iter().any(|of| of.len() == bytes.len()) && (0..bytes.len()).all(byte)
 }
 
 /// Carries out an operation, up to its first error.

@@ -11,8 +11,8 @@ use super::ops::{Op, Size};
 
 /// More polls than any operation takes alone.
 const POLLS_MAX: u32 = 200;
-/// Of files in parts every third stop is taken: an operation on them has twice as many.
-const PARTS_STRIDE: u32 = 3;
+/// Of files in parts every seventh stop is taken: there are more, and each moves more bytes.
+const PARTS_STRIDE: u32 = 7;
 /// Threads that take cases.
 const THREADS: usize = 2;
 /// Pairs of which a failure is told in full.
