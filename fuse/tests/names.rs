@@ -220,13 +220,13 @@ async fn who_reads_a_file_reads_on_when_it_is_renamed_here() {
         async move { read(&session, fh, n << 20, 4096).await }
     };
     let expected = |n: usize| Ok(bytes(4 * MIB)[n * MIB..n * MIB + 4096].to_vec());
-    assert_eq!(mib(3).await, expected(3));
+    assert!(mib(3).await == expected(3));
     session.rename(d, "f", ROOT, "g", false).await.unwrap();
-    assert_eq!(mib(1).await, expected(1));
+    assert!(mib(1).await == expected(1));
     // Over a second rename, and one of a directory that it is in.
     session.rename(ROOT, "g", d, "h", false).await.unwrap();
     session.rename(ROOT, "d", ROOT, "e", false).await.unwrap();
-    assert_eq!(mib(0).await, expected(0));
+    assert!(mib(0).await == expected(0));
     // What is gone is gone.
     node.memory.remove("e/h");
     assert_eq!(mib(2).await, Err(Errno::STALE));

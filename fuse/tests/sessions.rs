@@ -38,16 +38,22 @@ struct Node {
 
 impl Node {
     fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::over(Arc::new(MemoryOrigin::new("bucket")), tempfile::tempdir().unwrap())
+    }
+
+    fn over(memory: Arc<MemoryOrigin>, dir: TempDir) -> Self {
         let metrics = Arc::new(Metrics::new().unwrap());
         let settings = CacheSettings::one(dir.path(), u64::MAX, 0);
         let cache = NodeCache::open(&settings, metrics.clone()).unwrap();
         let runtime = tokio::runtime::Handle::current();
         let engine =
             Engine::new(cache, Buffers::new(64 << 20), metrics, runtime, 1 << 20, Arc::new(Proc));
-        let memory = Arc::new(MemoryOrigin::new("bucket"));
         let faulty = Arc::new(Faulty::new(memory.clone()));
         Self { memory, faulty, engine, _dir: dir }
+    }
+
+    fn staging(&self) -> std::path::PathBuf {
+        self.engine.cache.stats().disks[0].dir.join("staging")
     }
 
     fn session(&self) -> Arc<Session> {
@@ -233,6 +239,58 @@ async fn a_handle_of_an_earlier_engine_is_never_answered_with_success() {
     assert_eq!(after.fsync(writer).await, Err(Errno::IO));
     assert_eq!(after.write(writer, 0, b"x"), Err(Errno::BADF));
     assert_eq!(after.fsync(reader).await, Ok(()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_dead_process_had_not_stored_is_kept_with_its_key() {
+    let node = Node::new();
+    let dir = node.engine.cache.stats().disks[0].dir.clone();
+    let session = node.session();
+    let (stored, lost) =
+        (create(&session, "stored", false).await, create(&session, "f", false).await);
+    session.write(stored, 0, b"acknowledged").unwrap();
+    session.fsync(stored).await.unwrap();
+    session.write(lost, 0, b"not stored").unwrap();
+    // As another process finds it: a copy of the folder.
+    let other = tempfile::tempdir().unwrap();
+    let staging = other.path().join("staging");
+    std::fs::create_dir_all(&staging).unwrap();
+    for entry in std::fs::read_dir(dir.join("staging")).unwrap().flatten() {
+        std::fs::copy(entry.path(), staging.join(entry.file_name())).unwrap();
+    }
+    std::fs::write(staging.join("ffff"), "of nobody knows whom").unwrap();
+    let later = Node::over(node.memory.clone(), other);
+    let _session = later.session();
+    let mut kept = Vec::new();
+    for _ in 0..1000 {
+        kept = later.engine.cache.lost();
+        if kept.len() == 2 && std::fs::read_dir(later.staging()).unwrap().count() == 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    kept.sort_by(|a, b| a.key.cmp(&b.key));
+    let keys: Vec<_> = kept.iter().map(|row| row.key.as_str()).collect();
+    assert_eq!(keys, ["", "f"]);
+    assert_eq!(std::fs::read(&kept[1].path).unwrap(), b"not stored");
+    assert_eq!(std::fs::read_dir(later.staging()).unwrap().count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unfinished_file_is_never_published() {
+    let node = Node::new();
+    node.memory.insert("checkpoint", "the last whole one");
+    let session = node.session();
+    let ino = session.lookup(ROOT, "checkpoint").await.unwrap().attr.ino;
+    let request = OpenRequest { write: true, truncate: true, ..OpenRequest::default() };
+    let fh = session.open(ino, &request).await.unwrap().fh;
+    session.write(fh, 0, b"half").unwrap();
+    let until = std::time::Instant::now() + Duration::from_secs(20);
+    assert!(!session.shut_down(until).await);
+    assert_eq!(&node.memory.bytes("checkpoint").unwrap()[..], b"the last whole one");
+    let kept = node.engine.cache.lost();
+    assert_eq!((kept.len(), kept[0].key.as_str()), (1, "checkpoint"));
+    assert_eq!(std::fs::read(&kept[0].path).unwrap(), b"half");
 }
 
 #[tokio::test(flavor = "multi_thread")]

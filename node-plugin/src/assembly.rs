@@ -68,7 +68,8 @@ pub(crate) fn engine(
     };
     let disk = |dir: &PathBuf| {
         let whole = weir_fuse::cache::dir::file_system_bytes(dir);
-        DiskSettings::new(dir.clone(), max_size, config.min_free.of(whole))
+        let usual = DiskSettings::new(dir.clone(), max_size, config.min_free.of(whole));
+        DiskSettings { lost_max: config.lost_max.unwrap_or(usual.lost_max), ..usual }
     };
     let settings = CacheSettings { disks: config.dirs.iter().map(disk).collect() };
     let cache = NodeCache::open(&settings, counted.clone())?;

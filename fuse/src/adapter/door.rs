@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_passs_something_is_waited_for_and_what_asks_is_not() {
+    async fn what_changes_something_is_waited_for_and_what_asks_is_not() {
         let door = door();
         for (does, waits) in [
             (Does::Ask, false),

@@ -257,9 +257,11 @@ impl State {
     }
 
     /// The checksums of these blocks, if all are held.
-    pub(super) fn sums(&self, mut run: Range<u32>) -> Option<Vec<u32>> {
+    pub(super) fn sums(&self, run: Range<u32>) -> Option<Vec<u32>> {
         let mut sums = Vec::with_capacity(run.len());
-        run.try_for_each(|block| Some(sums.push(self.map.get(block)?)))?;
+        for block in run {
+            sums.push(self.map.get(block)?);
+        }
         Some(sums)
     }
 }

@@ -218,7 +218,14 @@ impl Session {
         name: &str,
         found: Result<Found, LookupError>,
     ) -> Result<Shown, Errno> {
-        let found = found.map_err(|error| lookup_errno(&error))?;
+        let found = found.map_err(|error| {
+            if let LookupError::Origin(refusal) = &error
+                && refusal.is_refusal()
+            {
+                tracing::warn!(name, error = %refusal, "look-up refused");
+            }
+            lookup_errno(&error)
+        })?;
         let attr = self.refer(found);
         Ok(Shown { attr, ttl: self.names.kernel_ttl(dir, name) })
     }

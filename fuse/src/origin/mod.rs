@@ -67,7 +67,9 @@ pub trait Origin: Send + Sync + 'static {
     async fn create_upload(&self, key: &str, writer: &str) -> Result<String, OriginError>;
 
     /// Begins a multipart upload whose object will have the source's headers, metadata and
-    /// tags, the writer's nonce among them, as [`Origin::copy`] would give it.
+    /// tags, the writer's nonce among them, as [`Origin::copy`] would give it. Parts that are
+    /// copied belong into such an upload: endpoints refuse them in others. Parts that are
+    /// uploaded may be mixed with them.
     async fn create_copy(&self, source: &CopySource, to: &str) -> Result<String, OriginError>;
 
     /// Stores one part; part numbers begin at 1.

@@ -13,6 +13,7 @@ use super::draft::{Draft, Operation, Phase};
 use super::gates::{DirGates, PATIENCE};
 use super::rename::Place;
 use super::{WriteError, Writer};
+use crate::model::key::{BadName, KEY_MAX_BYTES};
 use crate::model::version::{ETag, ObjectInfo, Version, VersionKey};
 use crate::namespace::dir::Dir;
 use crate::namespace::{Found, LookupError};
@@ -147,6 +148,9 @@ impl Writer {
                     }
                 };
                 let new_key = format!("{new}{}", &key[prefix.len()..]);
+                if new_key.len() > KEY_MAX_BYTES {
+                    return Err(WriteError::BadName(BadName::KeyTooLong));
+                }
                 let version = Version { etag, size: info.size };
                 let bucket = self.names.bucket().clone();
                 let old = VersionKey { bucket, key: key.into(), version };

@@ -21,8 +21,9 @@ use crate::origin::{OriginError, Part, UploadBody, retry};
 const MEMORY_MAX: u64 = 1 << 20;
 /// How often a range that changes while it is sent is sent from where it is; then from a copy.
 const LIVE_TRIES: u32 = 2;
-/// How often an abort is repeated until the upload is gone: parts under way may land after it.
-const ABORTS_MAX: u32 = 5;
+/// How often an abort is repeated until the upload is gone: parts under way may land after it, and
+/// there are servers (MinIO) that never say that it is gone.
+const ABORTS_MAX: u32 = 3;
 
 impl Writer {
     /// Sends parts that the writer has passed, in the background. Failures show at close.
@@ -210,7 +211,6 @@ impl Writer {
                 }
             }
         }
-        // It was taken each time: there are servers that never say that it is gone.
         true
     }
 

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use weir_fuse::origin::{Condition, Origin, OriginError, Part, UploadBody, WriteIntent};
@@ -54,7 +55,7 @@ pub(super) async fn restore(
     let size = std::fs::metadata(path)?.len();
     let stored = if size <= PART {
         let bytes = tokio::fs::read(path).await?;
-        origin.put(key, bytes.into(), &write).await.map(|_| ()).map_err(RestoreError::from)
+        origin.put(key, UploadBody::of(bytes), &write).await.map(|_| ()).map_err(RestoreError::from)
     } else {
         in_parts(origin, path, key, size, &write).await
     };
@@ -78,14 +79,14 @@ async fn in_parts(
 ) -> Result<(), RestoreError> {
     let id = origin.create_upload(key, &write.writer).await?;
     let plan = PartPlan::new(PART);
+    let file = Arc::new(File::open(path)?);
     let sends = (1..=plan.count(size)).map(|number| {
-        let id = &id;
+        let (id, file) = (&id, file.clone());
         async move {
             let range = plan.range(number);
             let len = range.end.min(size) - range.start;
-            let crc32c = tokio::task::block_in_place(|| checksum(path, range.start, len))?;
-            let path = path.to_owned();
-            let body = UploadBody::File { path, offset: range.start, len, crc32c };
+            let crc32c = tokio::task::block_in_place(|| checksum(&file, range.start, len))?;
+            let body = UploadBody::File { file, offset: range.start, len, crc32c };
             Ok::<Part, RestoreError>(origin.upload_part(key, id, number, body).await?)
         }
     });
@@ -102,8 +103,7 @@ async fn in_parts(
 }
 
 /// CRC32C of a range of a file.
-fn checksum(path: &Path, offset: u64, len: u64) -> io::Result<u32> {
-    let file = File::open(path)?;
+fn checksum(file: &File, offset: u64, len: u64) -> io::Result<u32> {
     let (mut crc, mut at, end) = (0, offset, offset + len);
     let mut buffer = vec![0; CHUNK];
     while at < end {
@@ -117,8 +117,6 @@ fn checksum(path: &Path, offset: u64, len: u64) -> io::Result<u32> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use weir_fuse::origin::memory::MemoryOrigin;
 
     use super::*;
@@ -145,7 +143,7 @@ mod tests {
         let bytes: Vec<u8> = (0..3 * CHUNK + 7).map(|n| (n / 3) as u8).collect();
         let file = file(&bytes);
         let (from, len) = (5, 2 * CHUNK + 1);
-        let sum = checksum(file.path(), from as u64, len as u64).unwrap();
+        let sum = checksum(file.as_file(), from as u64, len as u64).unwrap();
         assert_eq!(sum, crc32c::crc32c(&bytes[from..from + len]));
     }
 }

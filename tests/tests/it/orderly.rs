@@ -10,6 +10,7 @@ use tonic::Code;
 use weir_node::lost::folder;
 use weir_tests::bucket::{Bucket, Server};
 use weir_tests::csi_node::{CsiNode, Setup, TestVolume};
+use weir_tests::shell::close;
 use weir_tests::storm::{Fault, Storm};
 use weir_tests::{eventually, random_bytes};
 
@@ -142,7 +143,8 @@ fn a_volume_is_away_once_its_bytes_are_stored() {
     let target = node.publish(&volume).unwrap();
     let mut open = File::create(target.join("f")).unwrap();
     open.write_all(b"bytes").unwrap();
-    storm.rage(|asked| (asked.method == hyper::Method::PUT).then_some(Fault::Status(403)));
+    storm.rage(|asked| (asked.method == hyper::Method::PUT).then_some(Fault::Stall));
+    let closing = std::thread::spawn(move || close(open));
     for _ in 0..2 {
         let status = node.unpublish(&volume).unwrap_err();
         assert_eq!(status.code(), Code::Unavailable, "{status:?}");
@@ -152,7 +154,8 @@ fn a_volume_is_away_once_its_bytes_are_stored() {
         );
     }
     storm.calm();
-    node.unpublish(&volume).unwrap();
+    closing.join().unwrap().unwrap();
+    eventually("it is away", || node.unpublish(&volume).is_ok());
     assert_eq!(bucket.get("f").unwrap(), b"bytes");
     assert_eq!(fs::read_dir(node.join("sessions")).unwrap().count(), 0);
 }

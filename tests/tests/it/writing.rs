@@ -65,15 +65,19 @@ on_each_server! {
 
     fn parts_leave_while_the_writer_writes(bucket: Bucket) {
         let mount = Mount::new(&bucket);
+        // The endpoint is probed before the first write.
+        fs::write(mount.join("first"), random_bytes(1, 9 * MIB)).unwrap();
+        let count = |request: &str| mount.requests(request);
+        let before = (count("UploadPart"), count("CompleteMultipartUpload"));
         let mut file = File::create(mount.join("big")).unwrap();
         for n in 0..40 {
             file.write_all(&random_bytes(n, MIB)).unwrap();
         }
-        eventually("parts are stored before close", || mount.requests("UploadPart") >= 4);
-        assert_eq!(mount.requests("CompleteMultipartUpload"), 0);
+        eventually("parts are stored before close", || count("UploadPart") >= before.0 + 4);
+        assert_eq!(count("CompleteMultipartUpload"), before.1);
         drop(file);
-        assert_eq!(mount.requests("CompleteMultipartUpload"), 1);
-        assert_eq!(mount.requests("UploadPart"), 5);
+        assert_eq!(count("CompleteMultipartUpload"), before.1 + 1);
+        assert_eq!(count("UploadPart"), before.0 + 5);
         assert_eq!(bucket.get("big").unwrap().len(), 40 * MIB);
     }
 
@@ -251,6 +255,8 @@ on_each_server! {
 
     fn a_shell_loop_into_one_file_costs_one_put(bucket: Bucket) {
         let mount = Mount::new(&bucket);
+        // The endpoint is probed before the first write.
+        fs::write(mount.join("first"), "").unwrap();
         let before = mount.requests("PutObject");
         sh(&mount.path(), "(for n in $(seq 20); do /bin/echo $n; done) > out");
         assert_eq!(bucket.get("out").unwrap(), sh(&mount.path(), "seq 20").into_bytes());
@@ -324,7 +330,7 @@ fn a_crashed_writer_leaks_no_upload() {
     drop(file);
     assert_eq!(bucket.keys(), Vec::<String>::new());
     let mount = Mount::with(&bucket, &options);
-    eventually("the upload is aborted", || mount.requests("AbortMultipartUpload") == 1);
+    eventually("the upload is aborted", || mount.requests("AbortMultipartUpload") >= 1);
     fs::write(mount.join("big"), "whole").unwrap();
     assert_eq!(bucket.get("big").unwrap(), b"whole");
 }

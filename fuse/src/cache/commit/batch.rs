@@ -56,7 +56,11 @@ fn sync(shared: &Shared, changes: &Changes) -> io::Result<()> {
         0 => Ok(()),
         1..=FILES_MAX => {
             // All of them, so that no error waits for a later batch.
-            changed().map(|(version, _)| version.sync()).fold(Ok(()), |done, next| done.and(next))
+            let mut done = Ok(());
+            for (version, _) in changed() {
+                done = version.sync().and(done);
+            }
+            done
         }
         _ => shared.dir.sync(),
     }

@@ -99,9 +99,13 @@ impl Prober<'_> {
             _ => {}
         }
         let upload = match kind {
-            ConditionKind::CompleteAbsent
-            | ConditionKind::CompleteMatches
-            | ConditionKind::CopyPartSource => Some(self.upload().await?),
+            ConditionKind::CompleteAbsent | ConditionKind::CompleteMatches => {
+                Some(self.upload().await?)
+            }
+            ConditionKind::CopyPartSource => {
+                let id = self.origin.create_copy(&self.source(etag.clone()), self.key).await?;
+                Some((id, Vec::new()))
+            }
             _ => None,
         };
         Ok(Stage { etag, upload })

@@ -52,7 +52,8 @@ pub(super) async fn copy(
     }
 }
 
-/// Begins an upload with everything of the source that is not its bytes.
+/// Begins an upload with everything of the source that is not its bytes. It asks for no kind of
+/// checksum: MinIO refuses copied parts where one was asked for, since it has none for them.
 pub(super) async fn create(
     origin: &S3Origin,
     source: &CopySource,
@@ -76,7 +77,9 @@ pub(super) async fn create(
     let request = with_headers(origin.creation(to), &head).set_tagging(tagging).send();
     let reply = S3Origin::within(REPLY_DEADLINE, Request::Write, request).await?;
     let id = reply.upload_id().map(str::to_owned);
-    id.ok_or_else(|| OriginError::NotS3("no upload id in the answer".into()))
+    let id = id.ok_or_else(|| OriginError::NotS3("no upload id in the answer".into()))?;
+    origin.copies().insert(id.clone());
+    Ok(id)
 }
 
 type Creation =

@@ -10,7 +10,9 @@ mod read;
 mod uploads;
 mod write;
 
+use std::collections::HashSet;
 use std::ops::Range;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
@@ -40,6 +42,8 @@ pub struct S3Origin {
     settings: S3Settings,
     /// Whether the endpoint was seen to take a wrong CRC32C.
     checksums_doubted: AtomicBool,
+    /// Uploads that were begun for copies, and neither completed nor aborted.
+    copies: Mutex<HashSet<String>>,
 }
 
 impl S3Origin {
@@ -50,7 +54,8 @@ impl S3Origin {
     pub async fn connect(settings: S3Settings) -> Result<Self, OriginError> {
         let (clients, endpoint) = client::build(&settings).await?;
         let id = BucketId::new(&endpoint, &settings.bucket);
-        Ok(Self { clients, id, settings, checksums_doubted: AtomicBool::new(false) })
+        let checksums_doubted = AtomicBool::new(false);
+        Ok(Self { clients, id, settings, checksums_doubted, copies: Mutex::default() })
     }
 
     /// Sends a request and bounds the wait for its answer. The SDK's futures are tens of KiB:

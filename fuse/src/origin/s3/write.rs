@@ -1,7 +1,8 @@
 //! What is written: objects, parts, and their end.
 
-use std::sync::Arc;
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::create_multipart_upload::builders::CreateMultipartUploadFluentBuilder;
@@ -22,18 +23,21 @@ use crate::origin::{
 impl S3Origin {
     /// An upload of `key`, with what is set for all objects.
     pub(super) fn creation(&self, key: &str) -> CreateMultipartUploadFluentBuilder {
-        let checksum = self.settings.upload_checksums.then_some(ChecksumAlgorithm::Crc32C);
         self.clients
             .prompt
             .create_multipart_upload()
             .bucket(&self.settings.bucket)
             .key(key)
-            .set_checksum_algorithm(checksum)
             .set_storage_class(self.settings.storage_class())
             .set_server_side_encryption(self.settings.sse())
             .set_ssekms_key_id(self.settings.sse_kms_key_id.clone())
             .set_request_payer(self.payer())
             .set_expected_bucket_owner(self.owner())
+    }
+
+    /// Uploads begun for copies.
+    pub(super) fn copies(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.copies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn crc32c(&self, body: &UploadBody) -> Option<String> {
@@ -110,7 +114,9 @@ pub(super) async fn create_upload(
     key: &str,
     writer: &str,
 ) -> Result<String, OriginError> {
-    let request = origin.creation(key).metadata(WRITER_METADATA, writer).send();
+    let checksum = origin.settings.upload_checksums.then_some(ChecksumAlgorithm::Crc32C);
+    let request = origin.creation(key).set_checksum_algorithm(checksum);
+    let request = request.metadata(WRITER_METADATA, writer).send();
     let reply = S3Origin::within(REPLY_DEADLINE, Request::Write, request).await?;
     let id = reply.upload_id().map(str::to_owned);
     id.ok_or_else(|| OriginError::NotS3("no upload id in the answer".into()))
@@ -123,7 +129,12 @@ pub(super) async fn upload_part(
     number: u32,
     body: UploadBody,
 ) -> Result<Part, OriginError> {
-    let (crc32c, md5) = (origin.crc32c(&body), origin.md5(&body).await?);
+    // An upload that was begun without a kind of checksum takes none with its parts.
+    let of_copy = origin.copies().contains(upload_id);
+    let (crc32c, md5) = match of_copy {
+        true => (None, Some(content_md5(body.clone()).await?)),
+        false => (origin.crc32c(&body), origin.md5(&body).await?),
+    };
     let (stream, progress) = stream(body);
     let request = origin
         .clients
@@ -179,6 +190,7 @@ pub(super) async fn complete_upload(
     // S3 may take minutes to put a large object together (API reference,
     // CompleteMultipartUpload: it sends white space meanwhile).
     let reply = S3Origin::within(REPLY_DEADLINE * 15, Request::Complete, request).await?;
+    origin.copies().remove(upload_id);
     Ok(stored(reply.e_tag(), reply.version_id()))
 }
 
@@ -199,7 +211,10 @@ pub(super) async fn abort_upload(
         .send();
     let reply = S3Origin::within(REPLY_DEADLINE, Request::Write, request);
     match reply.await {
-        Ok(_) => Ok(()),
+        Ok(_) => {
+            origin.copies().remove(upload_id);
+            Ok(())
+        }
         Err(OriginError::NotFound) => Err(OriginError::NoSuchUpload),
         Err(e) => Err(e),
     }
