@@ -23,7 +23,7 @@ use weir_fuse::model::key::DirPrefix;
 use weir_fuse::model::ttl::MetadataTtl;
 use weir_fuse::namespace::{AccessSettings, NamespaceSettings};
 use weir_fuse::origin::OriginError;
-use weir_fuse::origin::faulty::{Fault, Faulty, Op};
+use weir_fuse::origin::faulty::{Fault, Faulty, Gate, Op};
 use weir_fuse::origin::memory::MemoryOrigin;
 
 const ROOT: u64 = 1;
@@ -529,58 +529,68 @@ async fn all_opens_of_a_cached_version_share_one_backing_id() {
     assert!(kernel.open.lock().unwrap().is_empty());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_end_stores_all_files_at_once_and_within_one_deadline() {
-    let node = Node::new();
-    let session = node.session();
-    for n in 0..4 {
-        let fh = create(&session, &format!("f{n}"), false).await;
-        session.write(fh, 0, b"bytes").unwrap();
-        // One after the other they would take minutes.
-        node.faulty.inject_once(Op::Put, Fault::Delay(Duration::from_secs(45)));
+/// Closes files of these names whose bytes the origin does not take before the gate is opened.
+async fn close_against(node: &Node, session: &Arc<Session>, names: &[&str], gate: &Gate) {
+    // The endpoint is probed at the first write.
+    let first = create(session, "first", false).await;
+    session.fsync(first).await.unwrap();
+    session.release(first).await;
+    for name in names {
+        let fh = create(session, name, false).await;
+        session.write(fh, 0, b"precious").unwrap();
+        node.faulty.inject_once(Op::Put, Fault::Stall(gate.clone()));
+        let session = session.clone();
+        tokio::spawn(async move { session.release(fh).await });
     }
-    let ended = session.shut_down(Instant::now() + Duration::from_millis(100));
-    let stored = tokio::time::timeout(Duration::from_secs(30), ended).await;
-    assert_eq!(stored, Ok(false));
-    let unstored = session.unstored();
-    assert_eq!(unstored.len(), 4);
-    assert!(unstored.iter().all(|file| file.bytes == 5 && !file.is_given_up), "{unstored:?}");
+    gate.reached().await;
+}
+
+fn unstored(session: &Session) -> Vec<(String, u64, bool)> {
+    let files = session.unstored().into_iter();
+    let mut names: Vec<_> = files.map(|file| (file.key, file.bytes, file.is_given_up)).collect();
+    names.sort();
+    names
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_stored_is_tried_again_and_then_told() {
+async fn an_end_waits_for_all_files_at_once_and_within_one_deadline() {
+    let node = Node::new();
+    let session = node.session();
+    let gate = Gate::new();
+    close_against(&node, &session, &["f0", "f1", "f2", "f3"], &gate).await;
+    let ended = session.shut_down(Instant::now() + Duration::from_millis(100));
+    let stored = tokio::time::timeout(Duration::from_secs(30), ended).await;
+    assert_eq!(stored, Ok(false));
+    let left = unstored(&session);
+    assert_eq!(left.len(), 4);
+    assert!(left.iter().all(|(_, bytes, is_given_up)| *bytes == 8 && !is_given_up), "{left:?}");
+    gate.open();
+    assert!(session.shut_down(Instant::now() + Duration::from_secs(60)).await);
+    assert_eq!(&node.memory.bytes("f3").unwrap()[..], b"precious");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_stored_is_waited_for_and_then_told() {
     let node = Node::new();
     let session = node.session();
     let soon = || Instant::now() + Duration::from_secs(60);
-    for name in ["kept", "stored"] {
-        let fh = create(&session, name, false).await;
-        session.write(fh, 0, b"precious").unwrap();
-    }
-    let names = |session: &Session| {
-        let mut names: Vec<_> = session
-            .unstored()
-            .into_iter()
-            .map(|file| (file.key, file.bytes, file.is_given_up))
-            .collect();
-        names.sort();
-        names
-    };
+    let gate = Gate::new();
+    close_against(&node, &session, &["kept", "stored"], &gate).await;
     let both = [("kept".to_owned(), 8, false), ("stored".to_owned(), 8, false)];
-    node.faulty.fail_all(Some(OriginError::Denied("AccessDenied".into())));
-    assert!(!session.store_all(soon()).await);
-    assert_eq!(names(&session), both);
-    assert!(!session.store_all(soon()).await);
-    node.faulty.fail_all(None);
+    for _ in 0..2 {
+        assert!(!session.store_all(Instant::now() + Duration::from_millis(50)).await);
+        assert_eq!(unstored(&session), both);
+    }
+    gate.open();
     assert!(session.store_all(soon()).await);
-    assert_eq!(names(&session), []);
+    assert_eq!(unstored(&session), []);
     assert_eq!(&node.memory.bytes("kept").unwrap()[..], b"precious");
+    // Never closed.
     let fh = create(&session, "late", false).await;
     session.write(fh, 0, b"precious").unwrap();
-    node.faulty.fail_all(Some(OriginError::Denied("AccessDenied".into())));
-    assert!(!session.shut_down(soon()).await);
-    assert_eq!(names(&session), [("late".to_owned(), 8, true)]);
-    // A repeat changes nothing.
-    assert!(!session.shut_down(soon()).await);
-    assert_eq!(names(&session), [("late".to_owned(), 8, true)]);
+    for _ in 0..2 {
+        assert!(!session.shut_down(soon()).await);
+        assert_eq!(unstored(&session), [("late".to_owned(), 8, true)]);
+    }
     assert_eq!(node.engine.metrics.lost_closes.get(), 1);
 }

@@ -149,12 +149,8 @@ impl Writer {
             (None, None) => Condition::Always,
         };
         if seen == Condition::Absent {
-            // Nothing of it was ever stored; what is there is somebody else's, whom rm means then.
-            return match self.names.origin.head(&node.key()).await {
-                Ok(_) => Err(OriginError::Conflict.into()),
-                Err(OriginError::NotFound) => Ok(()),
-                Err(error) => Err(error.into()),
-            };
+            // Nothing of it was ever stored; what others stored meanwhile is not what was removed.
+            return Ok(());
         }
         if let Some(draft) = draft {
             draft.removing();

@@ -22,7 +22,11 @@ struct Staging {
     dirty: bool,
     /// Changes of the object when it was opened or stored last.
     changes: u64,
+    /// Whether there was an object then.
+    seen: bool,
     unlinked: bool,
+    /// What was removed with its name is somebody else's: its writers lost to them.
+    superseded: bool,
     writers: usize,
 }
 
@@ -195,7 +199,15 @@ impl<'a, F: Files> Interpreter<'a, F> {
         let staging = self.writing.entry(name).or_insert_with(|| {
             let dirty = there != Some(0);
             let bytes = Vec::new();
-            Rc::new(RefCell::new(Staging { bytes, dirty, changes, unlinked: false, writers: 0 }))
+            Rc::new(RefCell::new(Staging {
+                bytes,
+                dirty,
+                changes,
+                seen: there.is_some(),
+                unlinked: false,
+                superseded: false,
+                writers: 0,
+            }))
         });
         {
             let mut state = staging.borrow_mut();
@@ -248,6 +260,10 @@ impl<'a, F: Files> Interpreter<'a, F> {
     fn stored(&mut self, name: usize, staging: &Shared, done: Result<(), Errno>) {
         let mut staging = staging.borrow_mut();
         let object = &mut self.objects[name];
+        if staging.superseded {
+            assert!(matches!(done, Ok(()) | Err(Errno::STALE)), "{done:?}");
+            return;
+        }
         if staging.unlinked {
             assert_eq!(done, Ok(()), "an unlinked file has nothing to store");
             return;
@@ -260,6 +276,7 @@ impl<'a, F: Files> Interpreter<'a, F> {
                 object.bytes = held;
                 staging.dirty = false;
                 staging.changes = object.changes;
+                staging.seen = true;
                 self.epochs[name] += 1;
             }
             Ok(()) => {}
@@ -299,10 +316,20 @@ impl<'a, F: Files> Interpreter<'a, F> {
         match self.files.unlink(NAMES[name]) {
             Ok(()) => {
                 assert!(there, "{} was removed, but was not there", NAMES[name]);
+                let object = &mut self.objects[name];
+                // Of a file that was never stored nothing is removed: what others stored meanwhile
+                // is not what had the name here.
+                let mut removes = true;
                 if let Some(staging) = self.writing.remove(&name) {
-                    staging.borrow_mut().unlinked = true;
+                    let mut staging = staging.borrow_mut();
+                    removes = staging.seen;
+                    staging.unlinked = true;
+                    staging.superseded =
+                        removes && object.bytes.is_some() && staging.changes != object.changes;
                 }
-                self.objects[name].bytes = None;
+                if removes {
+                    object.bytes = None;
+                }
                 self.epochs[name] += 1;
             }
             Err(Errno::NOENT) => assert!(!there, "{} is there", NAMES[name]),
