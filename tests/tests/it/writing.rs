@@ -256,7 +256,7 @@ on_each_server! {
     fn a_shell_loop_into_one_file_costs_one_put(bucket: Bucket) {
         let mount = Mount::new(&bucket);
         // The endpoint is probed before the first write.
-        fs::write(mount.join("first"), "").unwrap();
+        fs::write(mount.join("first"), "bytes").unwrap();
         let before = mount.requests("PutObject");
         sh(&mount.path(), "(for n in $(seq 20); do /bin/echo $n; done) > out");
         assert_eq!(bucket.get("out").unwrap(), sh(&mount.path(), "seq 20").into_bytes());
