@@ -543,6 +543,9 @@ async fn close_against(node: &Node, session: &Arc<Session>, names: &[&str], gate
         tokio::spawn(async move { session.release(fh).await });
     }
     gate.reached().await;
+    while !session.status().writing.is_empty() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }
 
 fn unstored(session: &Session) -> Vec<(String, u64, bool)> {
