@@ -12,8 +12,11 @@
 //! where the one who sent it was dropped.
 
 mod contents;
+mod leftover;
 pub mod phase;
 mod record;
+mod transfer;
+mod transitions;
 mod upload;
 
 use std::fs::File;
@@ -24,12 +27,14 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-pub use phase::{Operation, Outcome, Phase, Refusal};
-
-pub(super) use contents::{PartState, Snapshot};
 use tokio::sync::Notify;
 
-pub use record::{Leftover, Owner, PendingId, leftovers};
+pub use leftover::{Leftover, PendingId, leftovers};
+pub use phase::{Operation, Outcome, Phase, Refusal};
+pub use record::Owner;
+
+pub(super) use contents::{PartState, Snapshot};
+pub(super) use transfer::Claim;
 pub(super) use upload::UploadId;
 
 use super::WriteError;
@@ -37,7 +42,7 @@ use super::parts::{OBJECT_MAX, PartPlan};
 use crate::cache::StagingFile;
 use crate::model::version::ObjectInfo;
 use crate::namespace::file::FileNode;
-use crate::origin::{Condition, OriginError, Part};
+use crate::origin::{Condition, OriginError};
 use contents::Contents;
 use record::Record;
 use upload::Upload;
@@ -306,253 +311,6 @@ impl Draft {
         self.phase() == Phase::Sealed
     }
 
-    /// What the table says of an operation now; an error where it is refused.
-    pub(super) fn step(&self, operation: Operation) -> Result<Outcome, WriteError> {
-        let state = self.state();
-        match state.phase.outcome(operation) {
-            Outcome::Refuse(_) => state.allowed(operation).map(|()| Outcome::Nothing),
-            other => Ok(other),
-        }
-    }
-
-    /// What the next store is to replace.
-    pub(super) fn seen(&self) -> Condition {
-        self.state().seen.clone()
-    }
-
-    /// Begins a commit: the state that it is to store. The gate is held. Ends when dropped,
-    /// however that comes to be.
-    pub(super) fn commit(&self) -> Commit<'_> {
-        let mut state = self.state();
-        state.phase = Phase::Committing;
-        let snapshot = state.contents.snapshot(&self.plan);
-        drop(state);
-        Commit { draft: self, snapshot }
-    }
-
-    /// Notes a request that may store `snapshot` from now on.
-    pub(super) fn sending(&self, writer: &str, snapshot: &Snapshot) {
-        let mut state = self.state();
-        state.phase = Phase::InDoubt;
-        state.removing = false;
-        state.sent.push(Attempt { writer: writer.to_owned(), generation: snapshot.generation });
-        drop(state);
-        self.record.sent(writer);
-    }
-
-    /// Notes a request that may remove the object from now on.
-    pub(super) fn removing(&self) {
-        let mut state = self.state();
-        state.phase = Phase::InDoubt;
-        state.removing = true;
-    }
-
-    /// Whether the request whose end is not known was to remove the object.
-    pub(super) fn is_removing(&self) -> bool {
-        self.state().removing
-    }
-
-    /// Notes that the request in doubt had no effect.
-    pub(super) fn unchanged(&self) {
-        self.state().settle();
-    }
-
-    /// Whether an object with this nonce is a store of this draft.
-    pub(super) fn wrote(&self, writer: Option<&str>) -> bool {
-        let state = self.state();
-        writer.is_some_and(|writer| state.sent.iter().any(|attempt| attempt.writer == writer))
-    }
-
-    /// Notes that the origin holds what the request with this nonce stored.
-    pub(super) fn stored(&self, writer: &str, info: &ObjectInfo) {
-        let mut state = self.state();
-        let Some(attempt) = state.sent.iter().find(|attempt| attempt.writer == writer) else {
-            return;
-        };
-        state.stored = Some(attempt.generation);
-        state.seen = seen_of(info);
-        state.sent.clear();
-        state.exclusive = false;
-        // What was sent under another nonce belongs to an object that will not be.
-        if state.upload.as_ref().is_some_and(|upload| upload.id.writer == writer) {
-            state.upload = None;
-        }
-        state.settle();
-        self.record.stored(state.phase == Phase::Stored, &state.seen);
-        drop(state);
-        self.node.set_stored(info);
-    }
-
-    /// Notes that it is another object now, of the same bytes: a copy under a new name.
-    pub(super) fn moved(&self, info: &ObjectInfo) {
-        let mut state = self.state();
-        state.seen = seen_of(info);
-        self.record.moved(&self.node, &state.seen);
-    }
-
-    /// Notes that its name was removed.
-    pub(super) fn unlink(&self) {
-        let mut state = self.state();
-        if state.phase != Phase::Sealed {
-            state.phase = Phase::Unlinked;
-        }
-        self.record.unlinked();
-    }
-
-    /// Notes that somebody else was faster.
-    pub(super) fn supersede(&self) {
-        self.state().phase = Phase::Superseded;
-    }
-
-    /// Counts the changes so far.
-    pub fn generation(&self) -> u64 {
-        self.state().contents.generation
-    }
-
-    /// Notes that a close or fsync tells its process that what was there at this generation is
-    /// not stored.
-    pub fn report(&self, generation: u64) {
-        self.state().reported = Some(generation);
-    }
-
-    /// What is left to do after its last writer.
-    pub(super) fn remains(&self) -> Remains {
-        let state = self.state();
-        match state.phase {
-            Phase::Stored => Remains::Stored(state.contents.sums(&self.plan)),
-            Phase::Unlinked | Phase::Sealed => Remains::Nothing,
-            _ if state.reported == Some(state.contents.generation) => Remains::Nothing,
-            _ => Remains::Untold,
-        }
-    }
-
-    /// Ends it. The caller has moved or removed the bytes.
-    pub(super) fn seal(&self) {
-        let mut state = self.state();
-        state.phase = Phase::Sealed;
-        if !state.unaborted {
-            self.record.remove();
-        }
-    }
-
-    /// What a conflict means to its writer.
-    pub(super) fn conflict(&self) -> WriteError {
-        self.state().conflict()
-    }
-
-    pub(super) fn upload(&self) -> Option<UploadId> {
-        self.state().upload.as_ref().map(|upload| upload.id.clone())
-    }
-
-    /// Notes that an upload is about to be begun, durably: its id may never be learnt.
-    pub(super) fn beginning_upload(&self, key: &str) -> io::Result<()> {
-        self.record.beginning_upload(key)?;
-        self.state().begins = Some((key.to_owned(), SystemTime::now()));
-        Ok(())
-    }
-
-    /// An upload that was asked for and whose id was never learnt.
-    pub(super) fn begins(&self) -> Option<(String, SystemTime)> {
-        self.state().begins.clone()
-    }
-
-    pub(super) fn forget_begins(&self) {
-        self.state().begins = None;
-    }
-
-    pub(super) fn begin_upload(&self, id: UploadId) {
-        self.record.upload(Some(&id.id));
-        let mut state = self.state();
-        state.begins = None;
-        state.upload = Some(Upload::new(id));
-    }
-
-    /// Takes the upload out, as one that is of no use any more.
-    pub(super) fn take_upload(&self) -> Option<UploadId> {
-        self.state().upload.take().map(|upload| upload.id)
-    }
-
-    /// Notes that an upload is gone from the origin.
-    pub(super) fn upload_ended(&self) {
-        self.record.upload(None);
-    }
-
-    /// Notes that an upload may still be there: the next mount aborts it.
-    pub(super) fn upload_stays(&self) {
-        self.state().unaborted = true;
-    }
-
-    /// Claims a part for sending by a commit, as long as it is in the snapshot.
-    pub(super) fn claim(&self, part: u32, len: u64) -> Option<PartState> {
-        let mut state = self.state();
-        let size = state.contents.size;
-        let now = state.contents.part(&self.plan, part, size);
-        let claimed = PartState { len, ..now };
-        state.upload.as_mut()?.claim(part, claimed).then_some(claimed)
-    }
-
-    /// Claims a part that the writer has passed. Not while a commit chooses what to send.
-    pub(super) fn claim_passed(&self, part: u32) -> Option<PartState> {
-        let mut state = self.state();
-        let size = state.contents.size;
-        let now = state.contents.part(&self.plan, part, size);
-        let whole = self.plan.range(part);
-        if state.phase != Phase::Writing || now.len != whole.end - whole.start {
-            return None;
-        }
-        state.upload.as_mut()?.claim(part, now).then_some(now)
-    }
-
-    /// Notes how the sending of a part ended.
-    pub(super) fn part_sent(&self, id: &UploadId, part: u32, of: PartState, done: Option<Part>) {
-        let mut state = self.state();
-        let Some(upload) = state.upload.as_mut().filter(|upload| upload.id == *id) else { return };
-        if let Some(done) = &done {
-            self.record.part(of, done);
-        }
-        upload.sent(part, of, done);
-        drop(state);
-        self.part_ended.notify_waiters();
-    }
-
-    /// Waits until no part is being sent.
-    pub(super) async fn until_sent(&self) {
-        loop {
-            let part_ended = self.part_ended.notified();
-            tokio::pin!(part_ended);
-            part_ended.as_mut().enable();
-            if !self.state().upload.as_ref().is_some_and(Upload::is_sending) {
-                return;
-            }
-            part_ended.await;
-        }
-    }
-
-    /// The parts of the object to be, or those that are to be sent first.
-    pub(super) fn whole(&self, wanted: &[PartState]) -> Result<Vec<Part>, Vec<u32>> {
-        match &self.state().upload {
-            Some(upload) => upload.whole(wanted),
-            None => Err((1..).zip(wanted).map(|(number, _)| number).collect()),
-        }
-    }
-
-    /// Whether parts were sent that the object will not have.
-    pub(super) fn exceeds(&self, count: usize) -> bool {
-        self.state().upload.as_ref().is_some_and(|upload| upload.exceeds(count))
-    }
-
-    /// Whether a part changed since it was in this state.
-    pub(super) fn changed_since(&self, part: u32, of: PartState) -> bool {
-        let state = self.state();
-        let size = state.contents.size;
-        let now = state.contents.part(&self.plan, part, size);
-        now.generation != of.generation || now.len < of.len
-    }
-
-    pub(super) fn set_sums(&self, part: u32, of: PartState, sums: Vec<u32>) {
-        self.state().contents.set_sums(part, of, sums);
-    }
-
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -585,45 +343,4 @@ impl State {
 
 fn seen_of(info: &ObjectInfo) -> Condition {
     info.etag.clone().map_or(Condition::Always, Condition::Matches)
-}
-
-/// A commit under way.
-pub(super) struct Commit<'a> {
-    draft: &'a Draft,
-    pub(super) snapshot: Snapshot,
-}
-
-impl Drop for Commit<'_> {
-    fn drop(&mut self) {
-        let mut state = self.draft.state();
-        // Not where it has ended otherwise, or where its last request is in doubt.
-        if state.phase == Phase::Committing {
-            state.settle();
-        }
-    }
-}
-
-/// A part being sent; given back when dropped.
-pub(super) struct Claim<'a> {
-    draft: &'a Draft,
-    upload: &'a UploadId,
-    part: u32,
-    of: PartState,
-    done: Option<Part>,
-}
-
-impl<'a> Claim<'a> {
-    pub(super) fn new(draft: &'a Draft, upload: &'a UploadId, part: u32, of: PartState) -> Self {
-        Self { draft, upload, part, of, done: None }
-    }
-
-    pub(super) fn done(mut self, part: Part) {
-        self.done = Some(part);
-    }
-}
-
-impl Drop for Claim<'_> {
-    fn drop(&mut self) {
-        self.draft.part_sent(self.upload, self.part, self.of, self.done.take());
-    }
 }

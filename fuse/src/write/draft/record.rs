@@ -22,9 +22,9 @@ use crate::namespace::file::FileNode;
 use crate::origin::{Condition, Part};
 
 /// Version of the format.
-const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 1;
 /// What a record's file name has beyond that of the bytes.
-const SUFFIX: &str = ".record";
+pub(super) const SUFFIX: &str = ".record";
 
 /// Whose a file under change is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,43 +37,43 @@ pub struct Owner {
 
 #[derive(Serialize, Deserialize, Default)]
 #[serde(default)]
-struct Line {
+pub(super) struct Line {
     #[serde(skip_serializing_if = "Option::is_none")]
-    version: Option<u32>,
+    pub(super) version: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    bucket: Option<String>,
+    pub(super) bucket: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    identity: Option<String>,
+    pub(super) identity: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    key: Option<String>,
+    pub(super) key: Option<String>,
     /// What the origin must hold: a tag, empty for no object, absent where nothing is known.
     #[serde(skip_serializing_if = "Option::is_none")]
-    seen: Option<String>,
+    pub(super) seen: Option<String>,
     /// A handle that the kernel has of it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    handle: Option<u64>,
+    pub(super) handle: Option<u64>,
     /// An upload is about to be begun under this key, at this time.
     #[serde(skip_serializing_if = "Option::is_none")]
-    begins: Option<Begins>,
+    pub(super) begins: Option<Begins>,
     /// Its id; empty once it is gone.
     #[serde(skip_serializing_if = "Option::is_none")]
-    upload: Option<String>,
+    pub(super) upload: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     part: Option<SentPart>,
     /// Nonce of a request to store whose answer may be lost.
     #[serde(skip_serializing_if = "Option::is_none")]
-    sent: Option<String>,
+    pub(super) sent: Option<String>,
     /// Whether the origin holds all that is here.
     #[serde(skip_serializing_if = "Option::is_none")]
-    clean: Option<bool>,
+    pub(super) clean: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    unlinked: Option<bool>,
+    pub(super) unlinked: Option<bool>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Begins {
-    key: String,
-    time_ms: u64,
+pub(super) struct Begins {
+    pub(super) key: String,
+    pub(super) time_ms: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -225,7 +225,7 @@ impl Record {
     }
 }
 
-fn path_of(staging: &Path) -> PathBuf {
+pub(super) fn path_of(staging: &Path) -> PathBuf {
     let mut path = staging.as_os_str().to_owned();
     path.push(SUFFIX);
     path.into()
@@ -248,171 +248,4 @@ fn seen_text(seen: &Condition) -> Option<String> {
 fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// What a process that has died left of a file that it was writing.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Leftover {
-    /// Where the bytes are.
-    pub staging: PathBuf,
-    /// Whose they are; `None` where the record does not tell.
-    pub owner: Option<Owner>,
-    /// The object's key; empty where it is not known.
-    pub key: String,
-    /// Handles that the kernel had of it.
-    pub handles: Vec<u64>,
-    /// Whether the origin holds all of it.
-    pub clean: bool,
-    /// Whether it had no name any more.
-    pub unlinked: bool,
-    /// The upload under way.
-    pub upload: Option<PendingId>,
-}
-
-/// An upload of a process that has died.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PendingId {
-    /// The key that it was begun under.
-    pub key: String,
-    /// Its id; `None` where the process died before it learnt it.
-    pub id: Option<String>,
-    /// When it was begun, at the earliest.
-    pub begun: SystemTime,
-}
-
-impl Leftover {
-    /// What is beside the bytes at `staging`; a record that is not there, or cannot be read,
-    /// leaves all unknown.
-    fn read(staging: PathBuf) -> Self {
-        let text = fs::read(path_of(&staging)).unwrap_or_default();
-        let mut found = Self {
-            staging,
-            owner: None,
-            key: String::new(),
-            handles: Vec::new(),
-            clean: false,
-            unlinked: false,
-            upload: None,
-        };
-        let lines = text.split(|byte| *byte == b'\n');
-        // A line that was cut by the end of the process is none.
-        let lines = lines.map_while(|line| serde_json::from_slice::<Line>(line).ok());
-        for line in lines {
-            if line.version.is_some_and(|version| version > VERSION) {
-                break;
-            }
-            found.follow(line);
-        }
-        found
-    }
-
-    fn follow(&mut self, line: Line) {
-        if let (Some(bucket), Some(identity)) = (line.bucket, line.identity) {
-            self.owner = Some(Owner { bucket, identity });
-        }
-        if let Some(key) = line.key {
-            self.key = key;
-        }
-        self.handles.extend(line.handle);
-        if let Some(Begins { key, time_ms }) = line.begins {
-            let begun = UNIX_EPOCH + std::time::Duration::from_millis(time_ms);
-            self.upload = Some(PendingId { key, id: None, begun });
-        }
-        match (line.upload, &mut self.upload) {
-            (Some(id), _) if id.is_empty() => self.upload = None,
-            (Some(id), Some(upload)) => upload.id = Some(id),
-            _ => {}
-        }
-        self.clean = line.clean.unwrap_or(self.clean);
-        self.unlinked |= line.unlinked.unwrap_or(false);
-    }
-
-    /// Removes the record, once all that it told of is worked off.
-    pub fn forget_record(&self) {
-        let _ = fs::remove_file(path_of(&self.staging));
-    }
-}
-
-/// What processes that have died left, by the files in the staging folders; records whose bytes
-/// are gone are among them, since they may still name an upload.
-pub fn leftovers(files: Vec<PathBuf>) -> Vec<Leftover> {
-    let bytes_of = |path: PathBuf| match path.to_str().and_then(|path| path.strip_suffix(SUFFIX)) {
-        Some(bytes) => PathBuf::from(bytes),
-        None => path,
-    };
-    let mut bytes: Vec<PathBuf> = files.into_iter().map(bytes_of).collect();
-    bytes.sort();
-    bytes.dedup();
-    bytes.into_iter().map(Leftover::read).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::key::DirPrefix;
-    use crate::model::version::ObjectInfo;
-    use crate::namespace::dir::Dir;
-
-    fn owner() -> Owner {
-        Owner { bucket: "s3\u{1f}b".into(), identity: "me".into() }
-    }
-
-    fn node() -> std::sync::Arc<FileNode> {
-        let info =
-            ObjectInfo { size: 0, etag: None, mtime: UNIX_EPOCH, version_id: None, writer: None };
-        FileNode::new(5, Dir::root(DirPrefix::root()), "k", &info)
-    }
-
-    fn read(staging: &Path) -> Leftover {
-        let mut all = leftovers(vec![path_of(staging), staging.to_owned()]);
-        assert_eq!(all.len(), 1);
-        all.remove(0)
-    }
-
-    #[test]
-    fn what_was_noted_is_known_to_a_later_process() {
-        let dir = tempfile::tempdir().unwrap();
-        let staging = dir.path().join("1f");
-        fs::write(&staging, "bytes").unwrap();
-        let record = Record::beside(&staging, owner());
-        record.handle(9);
-        assert_eq!(read(&staging).owner, None, "nothing to lose, nothing noted");
-        record.begin(&node(), &Condition::Absent);
-        record.handle(11);
-        let found = read(&staging);
-        assert_eq!((found.owner, &*found.key, found.handles), (Some(owner()), "k", vec![9, 11]));
-        assert!(!found.clean && !found.unlinked && found.upload.is_none());
-        record.beginning_upload("k").unwrap();
-        assert_eq!(read(&staging).upload.unwrap().id, None);
-        record.upload(Some("u1"));
-        record.stored(true, &Condition::Always);
-        let found = read(&staging);
-        assert_eq!(found.upload.unwrap().id.as_deref(), Some("u1"));
-        assert!(found.clean);
-        record.dirty();
-        record.upload(None);
-        record.unlinked();
-        let found = read(&staging);
-        assert!(!found.clean && found.unlinked && found.upload.is_none());
-        record.remove();
-        assert_eq!(read(&staging).owner, None);
-    }
-
-    #[test]
-    fn neighbouring_releases_read_each_others_records() {
-        let dir = tempfile::tempdir().unwrap();
-        let staging = dir.path().join("1f");
-        let text = concat!(
-            r#"{"version":1,"bucket":"b","identity":"i","key":"k","of_a_later_release":[1]}"#,
-            "\n",
-            r#"{"clean":true}"#,
-            "\n",
-            r#"{"clean":fal"#,
-        );
-        fs::write(path_of(&staging), text).unwrap();
-        let found = read(&staging);
-        assert!(found.owner.is_some() && found.clean, "a line that was cut counts for nothing");
-        fs::write(path_of(&staging), r#"{"version":2,"bucket":"b","identity":"i"}"#).unwrap();
-        assert_eq!(read(&staging).owner, None);
-    }
 }
