@@ -18,7 +18,7 @@ const NODE_IP: &str = "10.77.0.2";
 /// Port of the S3 server, as pods see it.
 const S3_PORT: u16 = 9000;
 /// Longest wait for something in the cluster; only a hang takes so long.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(240);
 /// The tag of images made here.
 const TAG: &str = "test";
 

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::net::UnixStream;
@@ -21,10 +20,7 @@ use weir_fuse::adapter::mount::{mount_table, unmount};
 
 use crate::bucket::Bucket;
 use crate::mount::{cache_dir, program};
-use crate::{eventually, runtime};
-
-/// Longest wait for a call; only a hang takes so long.
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::{PATIENCE, eventually, runtime};
 
 /// A role of the binary, running.
 pub struct Role(Child);

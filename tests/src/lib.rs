@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 
 /// Longest wait for something that is to happen; only a hang takes so long.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// The runtime in which servers and clients of the tests live.
 pub fn runtime() -> &'static Runtime {
