@@ -63,7 +63,9 @@ pub(crate) fn md5(bytes: &[u8]) -> String {
 pub(crate) fn nothing_is_left(cluster: &Cluster) {
     cluster.eventually("no mount is left", |cluster| {
         let table = cluster.on_node(&["cat", "/proc/self/mountinfo"]);
-        !String::from_utf8_lossy(&table.stdout).contains("fuse.weir")
+        // What others on the machine have mounted is none of the cluster's.
+        let table = String::from_utf8_lossy(&table.stdout).into_owned();
+        !table.lines().any(|line| line.contains("fuse.weir") && line.contains("/var/lib/kubelet/"))
     });
     let sessions = "/var/lib/kubelet/plugins/s3.csi.weir.dev-sessions";
     let left = cluster.on_node(&["ls", sessions]);
