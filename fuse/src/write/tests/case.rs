@@ -61,6 +61,12 @@ pub(super) struct Case {
 }
 
 impl Case {
+    /// Whether nobody but one process had to do with the file, so that it knows all of it.
+    pub(super) fn is_alone(&self) -> bool {
+        let of_others = |op| matches!(op, Op::Replace | Op::Delete | Op::Kill);
+        self.kept && !self.apart && !of_others(self.a) && !of_others(self.b)
+    }
+
     /// Whether bytes may change while the parts of the same file are sent.
     pub(super) fn may_weave(&self) -> bool {
         let changes = |op| matches!(op, Op::Write | Op::Shrink | Op::Grow);
