@@ -266,3 +266,10 @@ pub struct Stored {
     /// Time of the write as far as known.
     pub mtime: SystemTime,
 }
+
+impl Stored {
+    /// The object that it is, with what a request knows of it besides.
+    pub fn into_info(self, size: u64, writer: Option<Box<str>>) -> ObjectInfo {
+        ObjectInfo { size, etag: self.etag, mtime: self.mtime, version_id: self.version_id, writer }
+    }
+}

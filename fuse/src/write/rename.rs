@@ -78,10 +78,9 @@ impl Writer {
                 continue;
             };
             let gates = self.gates_of(&pair).await;
-            let there = |name: &str, dir: &Arc<Dir>, node: &Arc<FileNode>| dir.shows(name, node);
             let replaced_there =
-                pair.replaced.as_ref().is_none_or(|node| there(to.name, to.dir, node));
-            if !there(from.name, from.dir, &pair.node) || !replaced_there {
+                pair.replaced.as_ref().is_none_or(|node| to.dir.shows(to.name, node));
+            if !from.dir.shows(from.name, &pair.node) || !replaced_there {
                 continue;
             }
             let _gates = gates?;
@@ -161,13 +160,7 @@ impl Writer {
                 return Err(error);
             }
         };
-        let info = ObjectInfo {
-            size: old.version.size,
-            etag: copy.etag,
-            mtime: copy.mtime,
-            version_id: copy.version_id,
-            writer: None,
-        };
+        let info = copy.into_info(old.version.size, None);
         match self.remove_source(&old, from).await {
             Ok(()) => {
                 self.note_renamed(pair, from, to, info).await;

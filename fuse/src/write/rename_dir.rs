@@ -14,7 +14,7 @@ use super::gates::{DirGates, PATIENCE};
 use super::rename::Place;
 use super::{WriteError, Writer};
 use crate::model::key::{BadName, KEY_MAX_BYTES};
-use crate::model::version::{ETag, ObjectInfo, Version, VersionKey};
+use crate::model::version::{Version, VersionKey};
 use crate::namespace::dir::Dir;
 use crate::namespace::{Found, LookupError};
 use crate::origin::{Condition, ListRequest, OriginError, Stored};
@@ -257,7 +257,7 @@ impl Writer {
                 object.filter(|of| draft.seen() == Condition::Matches(of.old.version.etag.clone()));
             match its.and_then(|object| Some((object, object.copy.as_ref()?))) {
                 Some((object, copy)) => {
-                    let info = info_of(copy, object.old.version.size);
+                    let info = copy.clone().into_info(object.old.version.size, None);
                     draft.node.set_stored(&info);
                     draft.moved(&info);
                 }
@@ -272,16 +272,6 @@ impl Writer {
 /// Whether a file under change has a name, that can be moved.
 fn is_named(draft: &Draft) -> bool {
     !matches!(draft.phase(), Phase::Unlinked | Phase::Superseded)
-}
-
-fn info_of(copy: &Stored, size: u64) -> ObjectInfo {
-    ObjectInfo {
-        size,
-        etag: copy.etag.clone() as Option<ETag>,
-        mtime: copy.mtime,
-        version_id: copy.version_id.clone(),
-        writer: None,
-    }
 }
 
 /// Runs all of the work, [`AT_ONCE`] at a time; returns the first failure, at the end.

@@ -212,13 +212,7 @@ impl Writer {
         writer: &str,
     ) -> Result<Round, WriteError> {
         let info = match stored.etag {
-            Some(_) => ObjectInfo {
-                size: snapshot.size,
-                etag: stored.etag,
-                mtime: stored.mtime,
-                version_id: stored.version_id,
-                writer: Some(writer.into()),
-            },
+            Some(_) => stored.into_info(snapshot.size, Some(writer.into())),
             // It stays in doubt where that is not answered.
             None => self.names.origin.head(key).await?,
         };
@@ -275,13 +269,9 @@ impl Writer {
         let body = UploadBody::empty();
         let origin = &self.names.origin;
         match origin.put(&key, body, &write).await {
-            Ok(Stored { etag: Some(etag), version_id, mtime }) => Ok(ObjectInfo {
-                size: 0,
-                etag: Some(etag),
-                mtime,
-                version_id,
-                writer: Some(write.writer.into()),
-            }),
+            Ok(stored) if stored.etag.is_some() => {
+                Ok(stored.into_info(0, Some(write.writer.into())))
+            }
             Ok(_) => Ok(origin.head(&key).await?),
             Err(OriginError::NotFound) => Err(OriginError::Conflict.into()),
             Err(error) if error.is_transient() || matches!(error, OriginError::Conflict) => {
