@@ -30,6 +30,8 @@ pub struct Metrics {
     pub fetched_bytes: IntCounter,
     /// Bytes stored at the origin.
     pub stored_bytes: IntCounter,
+    /// Of these, bytes that the endpoint copied from the version before.
+    pub copied_bytes: IntCounter,
     /// Second GETs for late ranges.
     pub hedges: IntCounter,
     /// Keys that no file system can show, by reason.
@@ -103,6 +105,10 @@ impl Metrics {
             )?,
             fetched_bytes: counter("weir_s3_fetched_bytes_total", "Bytes fetched.")?,
             stored_bytes: counter("weir_s3_stored_bytes_total", "Bytes stored.")?,
+            copied_bytes: counter(
+                "weir_s3_copied_bytes_total",
+                "Stored bytes that the endpoint copied from the version before.",
+            )?,
             hedges: counter("weir_s3_hedged_requests_total", "Second GETs for late ranges.")?,
             hidden_keys: counters(
                 "weir_hidden_keys_total",

@@ -11,7 +11,7 @@ use futures_util::{StreamExt, stream};
 use tokio::sync::watch;
 
 use super::{
-    Body, Condition, CopySource, ListPage, ListRequest, Origin, OriginError, Part, PendingUpload,
+    Body, Condition, CopySource, ListPage, ListRequest, Origin, OriginError, Part, PartKind, PendingUpload,
     Stored, UploadBody, WriteIntent,
 };
 use crate::model::version::{BucketId, ETag, ObjectInfo};
@@ -268,8 +268,13 @@ impl Origin for Faulty {
         self.around(Op::Put, self.inner.put(key, body, write)).await
     }
 
-    async fn create_upload(&self, key: &str, writer: &str) -> Result<String, OriginError> {
-        self.around(Op::Create, self.inner.create_upload(key, writer)).await
+    async fn create_upload(
+        &self,
+        key: &str,
+        writer: &str,
+        parts: PartKind,
+    ) -> Result<String, OriginError> {
+        self.around(Op::Create, self.inner.create_upload(key, writer, parts)).await
     }
 
     async fn create_copy(&self, source: &CopySource, to: &str) -> Result<String, OriginError> {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 
 use super::{
-    Body, Condition, CopySource, ListPage, ListRequest, Origin, OriginError, Part, PendingUpload,
+    Body, Condition, CopySource, ListPage, ListRequest, Origin, OriginError, Part, PartKind, PendingUpload,
     Stored, UploadBody, WriteIntent,
 };
 use crate::model::version::{BucketId, ETag, ObjectInfo};
@@ -133,8 +133,13 @@ impl Origin for Hedged {
         self.inner.put(key, body, write).await
     }
 
-    async fn create_upload(&self, key: &str, writer: &str) -> Result<String, OriginError> {
-        self.inner.create_upload(key, writer).await
+    async fn create_upload(
+        &self,
+        key: &str,
+        writer: &str,
+        parts: PartKind,
+    ) -> Result<String, OriginError> {
+        self.inner.create_upload(key, writer, parts).await
     }
 
     async fn create_copy(&self, source: &CopySource, to: &str) -> Result<String, OriginError> {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 
 use super::{
-    Body, Condition, CopySource, ListPage, ListRequest, Origin, OriginError, Part, PendingUpload,
+    Body, Condition, CopySource, ListPage, ListRequest, Origin, OriginError, Part, PartKind, PendingUpload,
     Stored, UploadBody, WriteIntent,
 };
 use crate::metrics::Metrics;
@@ -164,8 +164,13 @@ impl Origin for Measured {
         self.timed("PutObject", self.inner.put(key, body, write)).await
     }
 
-    async fn create_upload(&self, key: &str, writer: &str) -> Result<String, OriginError> {
-        self.timed("CreateMultipartUpload", self.inner.create_upload(key, writer)).await
+    async fn create_upload(
+        &self,
+        key: &str,
+        writer: &str,
+        parts: PartKind,
+    ) -> Result<String, OriginError> {
+        self.timed("CreateMultipartUpload", self.inner.create_upload(key, writer, parts)).await
     }
 
     async fn create_copy(&self, source: &CopySource, to: &str) -> Result<String, OriginError> {

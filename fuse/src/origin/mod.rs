@@ -64,7 +64,12 @@ pub trait Origin: Send + Sync + 'static {
     ) -> Result<Stored, OriginError>;
 
     /// Begins a multipart upload.
-    async fn create_upload(&self, key: &str, writer: &str) -> Result<String, OriginError>;
+    async fn create_upload(
+        &self,
+        key: &str,
+        writer: &str,
+        parts: PartKind,
+    ) -> Result<String, OriginError>;
 
     /// Begins a multipart upload whose object will have the source's headers, metadata and
     /// tags, the writer's nonce among them, as [`Origin::copy`] would give it. Parts that are
@@ -222,6 +227,16 @@ impl UploadBody {
         let (Self::Memory { crc32c, .. } | Self::File { crc32c, .. }) = self;
         *crc32c
     }
+}
+
+/// What the parts of an upload will be. Endpoints that keep checksums of parts have none for
+/// copied ones, and MinIO refuses these where checksums were asked for at the beginning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PartKind {
+    /// All are sent.
+    Sent,
+    /// Some may be copied.
+    Mixed,
 }
 
 /// A stored part.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::draft::{Draft, Operation, Outcome, Remains};
 use super::gates::DirGates;
-use super::{WriteError, Writer};
+use super::{WriteError, Writer, upload};
 use crate::cache::LostRow;
 use crate::model::version::ObjectInfo;
 
@@ -49,8 +49,8 @@ impl Writer {
         let (dir, name) = draft.node.place();
         let unlinked = draft.phase() == super::draft::Phase::Unlinked;
         match draft.remains() {
-            Remains::Stored(sums) => {
-                let info = self.cache_stored(draft, sums);
+            Remains::Stored => {
+                let info = self.cache_stored(draft);
                 dir.end_writing(&name, &draft.node, info);
             }
             Remains::Nothing => {
@@ -72,19 +72,15 @@ impl Writer {
     }
 
     /// Makes the bytes of a stored file its cached version. What the name shows from now on.
-    fn cache_stored(&self, draft: &Draft, sums: Option<Vec<u32>>) -> Option<ObjectInfo> {
+    fn cache_stored(&self, draft: &Draft) -> Option<ObjectInfo> {
         let key = self.names.version_key(&draft.node)?;
         let (size, mtime) = draft.node.size_and_mtime();
-        if let Some(sums) = sums
-            && size > 0
-            && key.version.size == size
-        {
-            tokio::task::block_in_place(|| {
+        tokio::task::block_in_place(|| match upload::sums(draft, size) {
+            Ok(sums) if size > 0 && key.version.size == size => {
                 self.names.cache.adopt(&key, draft.staging(), &sums);
-            });
-        } else {
-            draft.staging().remove();
-        }
+            }
+            _ => draft.staging().remove(),
+        });
         Some(ObjectInfo {
             size,
             etag: Some(key.version.etag),

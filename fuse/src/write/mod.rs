@@ -7,6 +7,7 @@
 pub mod draft;
 mod finish;
 mod gates;
+mod layout;
 pub mod leftovers;
 pub mod names;
 pub mod pace;
@@ -19,6 +20,7 @@ mod tests;
 mod upload;
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
@@ -44,6 +46,8 @@ pub struct Writer {
     plan: PartPlan,
     /// Parts under way, over all files of the mount.
     pace: Pace,
+    /// Whether the endpoint copies ranges of objects, as far as is known.
+    copies: AtomicBool,
     rename_rate: RenameRate,
     /// Files under change, by nodeid.
     drafts: Mutex<HashMap<u64, Arc<Draft>>>,
@@ -63,6 +67,7 @@ impl Writer {
             runtime,
             plan: PartPlan::new(part_bytes),
             pace: Pace::new(),
+            copies: AtomicBool::new(true),
             rename_rate: RenameRate::default(),
             drafts: Mutex::default(),
         })

@@ -41,6 +41,11 @@ impl PartPlan {
         self.base
     }
 
+    /// The least size of a part but the last.
+    pub fn part_min(&self) -> u64 {
+        PART_MIN.min(self.base)
+    }
+
     /// The bytes of part `number` (from 1), were the object endless.
     pub fn range(&self, number: u32) -> Range<u64> {
         let index = number.saturating_sub(1);

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use super::draft::{Draft, Operation, Outcome, PartState, Phase, Snapshot, UploadId};
+use super::draft::{Draft, Operation, Outcome, Phase, Snapshot, UploadId};
 use super::gates::DirGates;
+use super::layout::Layout;
 use super::{WriteError, Writer, new_nonce};
 use crate::model::version::ObjectInfo;
 use crate::namespace::file::FileNode;
@@ -104,10 +105,16 @@ impl Writer {
         for _ in 0..ROUNDS_MAX {
             let commit = draft.commit();
             let snapshot = &commit.snapshot;
-            let single = draft.upload().is_none() && snapshot.size <= self.plan.base();
+            let layout = draft.layout(Some(snapshot), self.copies_work());
+            if draft.upload().is_some() && !draft.upload_serves(snapshot, &layout) {
+                self.abandon(draft).await;
+            }
+            let single = draft.upload().is_none()
+                && !layout.has_copies()
+                && snapshot.size <= self.plan.base();
             let round = match single {
                 true => self.put_whole(draft, snapshot).await,
-                false => self.put_parts(draft, snapshot).await,
+                false => self.put_parts(draft, snapshot, layout).await,
             };
             match round? {
                 Round::Stored => {
@@ -123,8 +130,8 @@ impl Writer {
     async fn put_whole(&self, draft: &Draft, snapshot: &Snapshot) -> Result<Round, WriteError> {
         let write = WriteIntent { condition: draft.seen(), writer: new_nonce() };
         let key = draft.key();
-        let whole = snapshot.parts.first().copied().unwrap_or(PartState { generation: 0, len: 0 });
-        let sent = self.send_range(draft, 1, whole, |body| {
+        let whole = draft.whole_file(snapshot);
+        let sent = self.send_range(draft, whole, |body| {
             draft.sending(&write.writer, snapshot);
             self.names.origin.put(&key, body, &write)
         });
@@ -141,12 +148,22 @@ impl Writer {
         }
     }
 
-    async fn put_parts(&self, draft: &Draft, snapshot: &Snapshot) -> Result<Round, WriteError> {
-        let upload = self.ensure_upload(draft).await?;
+    async fn put_parts(
+        &self,
+        draft: &Draft,
+        snapshot: &Snapshot,
+        layout: Layout,
+    ) -> Result<Round, WriteError> {
+        let upload = self.ensure_upload(draft, layout).await?;
         let parts = match self.all_parts(draft, &upload, snapshot).await {
             Ok(parts) => parts,
             Err(WriteError::Origin(OriginError::NoSuchUpload)) => {
                 return Ok(self.upload_is_gone(draft));
+            }
+            // The version that this is a change of is not there any more.
+            Err(WriteError::Origin(OriginError::Changed | OriginError::NotFound)) => {
+                let gone = OriginError::Conflict;
+                return self.after_failure(draft, &upload.key, gone).await;
             }
             Err(error) => return cut(draft, snapshot, error),
         };

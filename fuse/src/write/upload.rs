@@ -2,19 +2,21 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use futures_util::future::join_all;
 
-use super::draft::{Claim, Draft, PartState, Snapshot, UploadId};
+use super::draft::{Claim, Draft, PartState, Snapshot, UploadId, by_block};
 use super::gates::DirGates;
+use super::layout::Layout;
 use super::pace::Slot;
 use super::{WriteError, Writer, new_nonce};
 use crate::model::blocks::BLOCK;
-use crate::origin::{OriginError, Part, UploadBody, retry};
+use crate::origin::{CopySource, OriginError, Part, PartKind, UploadBody, retry};
 
 /// Ranges up to this size are read into memory; larger ones go out of the staging file, so that an
 /// upload takes no share of the readers' memory.
@@ -27,7 +29,7 @@ const ABORTS_MAX: u32 = 3;
 
 impl Writer {
     /// Sends parts that the writer has passed, in the background. Failures show at close.
-    pub fn send_passed(self: &Arc<Self>, draft: &Arc<Draft>, parts: Vec<u32>) {
+    pub fn send_passed(self: &Arc<Self>, draft: &Arc<Draft>, parts: Vec<Range<u64>>) {
         if parts.is_empty() {
             return;
         }
@@ -36,7 +38,7 @@ impl Writer {
     }
 
     /// Sends parts that the writer has passed, unless a commit has begun to choose them.
-    pub(super) async fn pass(&self, draft: &Draft, parts: Vec<u32>) {
+    pub(super) async fn pass(&self, draft: &Draft, parts: Vec<Range<u64>>) {
         let upload = {
             let (dir, _) = draft.node.place();
             let _dirs = DirGates::wait(&[&dir], None).await;
@@ -44,7 +46,8 @@ impl Writer {
             if draft.phase() != super::draft::Phase::Writing {
                 return;
             }
-            match self.ensure_upload(draft).await {
+            let layout = draft.layout(None, self.copies_work());
+            match self.ensure_upload(draft, layout).await {
                 Ok(upload) => upload,
                 Err(error) => {
                     tracing::debug!(%error, "upload not begun yet");
@@ -64,17 +67,21 @@ impl Writer {
         &self,
         draft: &Draft,
         upload: &UploadId,
-        part: u32,
+        range: Range<u64>,
     ) -> Result<(), WriteError> {
         let slot = self.pace.slot().await;
-        match draft.claim_passed(part) {
-            Some(of) => self.send_part(draft, upload, part, of, slot).await,
+        match draft.claim_passed(range) {
+            Some((part, of)) => self.send_part(draft, upload, part, of, slot).await,
             None => Ok(()),
         }
     }
 
     /// The upload under way, begun if there is none. The gate is held.
-    pub(super) async fn ensure_upload(&self, draft: &Draft) -> Result<UploadId, WriteError> {
+    pub(super) async fn ensure_upload(
+        &self,
+        draft: &Draft,
+        layout: Layout,
+    ) -> Result<UploadId, WriteError> {
         let key = draft.key();
         if let Some(upload) = draft.upload() {
             if upload.key == key {
@@ -86,13 +93,22 @@ impl Writer {
         self.abandon_begun(draft).await;
         draft.beginning_upload(&key)?;
         let writer = new_nonce();
-        let id = self.names.origin.create_upload(&key, &writer).await?;
+        let parts = match layout.has_copies() {
+            true => PartKind::Mixed,
+            false => PartKind::Sent,
+        };
+        let id = self.names.origin.create_upload(&key, &writer, parts).await?;
         let upload = UploadId { key, id, writer };
-        draft.begin_upload(upload.clone());
+        draft.begin_upload(upload.clone(), layout);
         Ok(upload)
     }
 
-    /// Sends what is missing, until every part of the snapshot is stored.
+    /// Whether ranges of objects are to be copied by the server.
+    pub(super) fn copies_work(&self) -> bool {
+        self.copies.load(Ordering::Relaxed)
+    }
+
+    /// Sends or copies what is missing, until every part of the snapshot is stored.
     pub(super) async fn all_parts(
         &self,
         draft: &Draft,
@@ -101,22 +117,72 @@ impl Writer {
     ) -> Result<Vec<Part>, WriteError> {
         // What the writer had passed before is under way, and ends by itself.
         draft.until_sent().await;
-        let missing = match draft.whole(&snapshot.parts) {
+        let wanted = draft.parts(snapshot);
+        let missing = match draft.whole(&wanted) {
             Ok(parts) => return Ok(parts),
             Err(missing) => missing,
         };
-        let sends = missing.into_iter().map(|part| async move {
-            let slot = self.pace.slot().await;
-            let len = snapshot.parts[part as usize - 1].len;
-            match draft.claim(part, len) {
-                Some(of) => self.send_part(draft, upload, part, of, slot).await,
-                None => Ok(()),
-            }
+        let transfers = missing.into_iter().map(|part| {
+            let want = wanted[part as usize - 1];
+            self.transfer(draft, upload, part, want)
         });
-        for sent in join_all(sends).await {
-            sent?;
+        let transfers: Vec<_> = transfers.collect();
+        for done in join_all(transfers).await {
+            done?;
         }
-        draft.whole(&snapshot.parts).map_err(|_| OriginError::NoSuchUpload.into())
+        draft.whole(&wanted).map_err(|_| OriginError::NoSuchUpload.into())
+    }
+
+    async fn transfer(
+        &self,
+        draft: &Draft,
+        upload: &UploadId,
+        part: u32,
+        want: PartState,
+    ) -> Result<(), WriteError> {
+        let slot = self.pace.slot().await;
+        let Some((of, source)) = draft.claim(part, want) else { return Ok(()) };
+        if let Some(source) = source {
+            match self.copy_part(draft, upload, part, of, &source).await {
+                Ok(()) => return Ok(()),
+                Err(error) if !self.sends_instead(&error) => return Err(error.into()),
+                Err(_) => {}
+            }
+        }
+        self.send_part(draft, upload, part, of, slot).await
+    }
+
+    async fn copy_part(
+        &self,
+        draft: &Draft,
+        upload: &UploadId,
+        part: u32,
+        of: PartState,
+        source: &CopySource,
+    ) -> Result<(), OriginError> {
+        let claim = Claim::new(draft, upload, part, of);
+        let origin = &self.names.origin;
+        let copied = origin.copy_part(source, of.range(), &upload.key, &upload.id, part).await?;
+        claim.done(copied);
+        self.metrics.copied_bytes.inc_by(of.len);
+        Ok(())
+    }
+
+    /// Whether bytes that could not be copied are sent: they are all here. Not where the version
+    /// that was changed is not there any more, which is the end of this change.
+    fn sends_instead(&self, error: &OriginError) -> bool {
+        match error {
+            OriginError::Changed | OriginError::NotFound | OriginError::NoSuchUpload => false,
+            error => {
+                if !error.is_transient() && self.copies.swap(false, Ordering::Relaxed) {
+                    tracing::warn!(
+                        %error,
+                        "the endpoint copies no ranges: what did not change is sent again, too"
+                    );
+                }
+                true
+            }
+        }
     }
 
     async fn send_part(
@@ -130,37 +196,33 @@ impl Writer {
         let claim = Claim::new(draft, upload, part, of);
         let origin = &self.names.origin;
         let send = |body| origin.upload_part(&upload.key, &upload.id, part, body);
-        let done = self.send_range(draft, part, of, send).await?;
+        let done = self.send_range(draft, of, send).await?;
         slot.done(of.len);
         claim.done(done);
-        draft.leave_page_cache(self.plan.range(part).start, of.len);
+        draft.leave_page_cache(of.start, of.len);
         Ok(())
     }
 
-    /// Sends a part's range by `send`, again while that may help. A range that changes under the
-    /// request is sent again, and in the end from a copy that nobody changes.
+    /// Sends a range by `send`, again while that may help. One that changes under the request is
+    /// sent again, and in the end from a copy that nobody changes.
     pub(super) async fn send_range<T, F>(
         &self,
         draft: &Draft,
-        part: u32,
         of: PartState,
         send: impl Fn(UploadBody) -> F,
     ) -> Result<T, WriteError>
     where
         F: Future<Output = Result<T, OriginError>>,
     {
-        let offset = self.plan.range(part).start;
         let (mut tries, mut changes) = (0, 0);
         loop {
             let frozen = changes >= LIVE_TRIES;
-            let read = || read_range(draft, offset, of.len, frozen);
-            let (body, sums) = tokio::task::block_in_place(read)?;
-            draft.set_sums(part, of, sums);
+            let body = tokio::task::block_in_place(|| read_range(draft, of, frozen))?;
             let error = match send(body).await {
                 Ok(done) => return Ok(done),
                 Err(error) => error,
             };
-            let changed = draft.changed_since(part, of);
+            let changed = draft.changed_since(of);
             if changed && !frozen {
                 changes += 1;
                 continue;
@@ -233,26 +295,46 @@ impl Writer {
     }
 }
 
-/// A range of the staging file as a body, and the checksums of its blocks.
-fn read_range(
-    draft: &Draft,
-    offset: u64,
-    len: u64,
-    frozen: bool,
-) -> io::Result<(UploadBody, Vec<u32>)> {
+/// The checksums of all blocks of a file of `size` bytes that nobody writes any more.
+pub(super) fn sums(draft: &Draft, size: u64) -> io::Result<Vec<u32>> {
+    let sum = |block: Range<u64>| match draft.sum(block.start / BLOCK) {
+        Some(sum) => Ok(sum),
+        None => file_sum(draft.file(), block),
+    };
+    by_block(0..size).map(sum).collect()
+}
+
+/// A range of the staging file as a body.
+fn read_range(draft: &Draft, of: PartState, frozen: bool) -> io::Result<UploadBody> {
+    let (offset, len) = (of.start, of.len);
     if len <= MEMORY_MAX {
         let mut bytes = vec![0; len as usize];
         draft.file().read_exact_at(&mut bytes, offset)?;
-        let sums: Vec<u32> = bytes.chunks(BLOCK as usize).map(crc32c::crc32c).collect();
-        let crc32c = combined(&sums, len);
-        return Ok((UploadBody::Memory { bytes: Bytes::from(bytes), crc32c }, sums));
+        return Ok(UploadBody::of(bytes));
     }
-    let (file, offset) = match frozen {
-        true => (Arc::new(copy_of(draft, offset, len)?), 0),
-        false => (draft.file().clone(), offset),
-    };
-    let (crc32c, sums) = file_sums(&file, offset, len)?;
-    Ok((UploadBody::File { file, offset, len, crc32c }, sums))
+    if frozen {
+        let file = Arc::new(copy_of(draft, offset, len)?);
+        let crc32c = combined(by_block(0..len), |range| file_sum(&file, range))?;
+        return Ok(UploadBody::File { file, offset: 0, len, crc32c });
+    }
+    let crc32c = combined(by_block(of.range()), |range| known_sum(draft, of, range))?;
+    Ok(UploadBody::File { file: draft.file().clone(), offset, len, crc32c })
+}
+
+/// The checksum of bytes within one block of a part: as they were written, or read now.
+fn known_sum(draft: &Draft, of: PartState, range: Range<u64>) -> io::Result<u32> {
+    let block = range.start / BLOCK;
+    let is_block = range.start.is_multiple_of(BLOCK);
+    // A block that goes on beyond the part is another one.
+    let is_whole = is_block && (range.end.is_multiple_of(BLOCK) || range.end == draft.size());
+    if is_whole && let Some(sum) = draft.sum(block) {
+        return Ok(sum);
+    }
+    let sum = file_sum(draft.file(), range.clone())?;
+    if is_whole {
+        draft.block_read(of, range, sum);
+    }
+    Ok(sum)
 }
 
 /// A nameless copy of a range.
@@ -275,23 +357,21 @@ fn copy_of(draft: &Draft, mut offset: u64, mut len: u64) -> io::Result<File> {
     Ok(copy)
 }
 
-/// CRC32C of `len` bytes, from those of their blocks.
-fn combined(sums: &[u32], len: u64) -> u32 {
-    let block = |at: u64| (len - at).min(BLOCK) as usize;
-    let pairs = sums.iter().zip((0..len).step_by(BLOCK as usize));
-    pairs.fold(0, |crc, (sum, at)| crc32c::crc32c_combine(crc, *sum, block(at)))
+/// The CRC32C of ranges that follow one another, from those of each.
+fn combined(
+    mut ranges: impl Iterator<Item = Range<u64>>,
+    sum: impl Fn(Range<u64>) -> io::Result<u32>,
+) -> io::Result<u32> {
+    let Some(first) = ranges.next() else { return Ok(0) };
+    ranges.try_fold(sum(first)?, |crc, range| {
+        let len = (range.end - range.start) as usize;
+        Ok(crc32c::crc32c_combine(crc, sum(range)?, len))
+    })
 }
 
-/// CRC32C of a range of a file, and of each of its blocks.
-fn file_sums(file: &File, offset: u64, len: u64) -> io::Result<(u32, Vec<u32>)> {
-    let mut buffer = vec![0; BLOCK as usize];
-    let (mut sums, mut at) = (Vec::new(), 0);
-    while at < len {
-        let take = (len - at).min(BLOCK) as usize;
-        let piece = &mut buffer[..take];
-        file.read_exact_at(piece, offset + at)?;
-        sums.push(crc32c::crc32c(piece));
-        at += take as u64;
-    }
-    Ok((combined(&sums, len), sums))
+/// The CRC32C of a range of a file of at most a block.
+fn file_sum(file: &File, range: Range<u64>) -> io::Result<u32> {
+    let mut bytes = vec![0; (range.end - range.start) as usize];
+    file.read_exact_at(&mut bytes, range.start)?;
+    Ok(crc32c::crc32c(&bytes))
 }

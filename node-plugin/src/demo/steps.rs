@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, stream};
-use weir_fuse::origin::{Condition, Origin, UploadBody, WriteIntent};
+use weir_fuse::origin::{Condition, Origin, PartKind, UploadBody, WriteIntent};
 
 use super::figures::{Figure, Unit, table};
 use super::input::{self, InputFile};
@@ -155,7 +155,7 @@ async fn upload_parts(
     size: u64,
     progress: &Progress,
 ) -> Result<(), Failure> {
-    let id = origin.create_upload(key, "weir-demo").await.map_err(of_origin(key))?;
+    let id = origin.create_upload(key, "weir-demo", PartKind::Sent).await.map_err(of_origin(key))?;
     let file = fs::File::open(path).map_err(failed("reading the model"))?;
     let mut parts = Vec::new();
     for (number, offset) in (1..).zip((0..size).step_by(PART as usize)) {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use weir_fuse::origin::{Condition, Origin, OriginError, Part, UploadBody, WriteIntent};
+use weir_fuse::origin::{Condition, Origin, OriginError, Part, PartKind, UploadBody, WriteIntent};
 use weir_fuse::write::parts::PartPlan;
 
 /// What goes in one PUT, in bytes, and the size of the first parts of what does not.
@@ -77,7 +77,7 @@ async fn in_parts(
     size: u64,
     write: &WriteIntent,
 ) -> Result<(), RestoreError> {
-    let id = origin.create_upload(key, &write.writer).await?;
+    let id = origin.create_upload(key, &write.writer, PartKind::Sent).await?;
     let plan = PartPlan::new(PART);
     let file = Arc::new(File::open(path)?);
     let sends = (1..=plan.count(size)).map(|number| {

@@ -22,7 +22,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use super::{
-    Body, Condition, ConditionKind, CopySource, ListPage, ListRequest, Origin, OriginError, Part,
+    Body, Condition, ConditionKind, CopySource, ListPage, ListRequest, Origin, OriginError, Part, PartKind,
     PendingUpload, Stored, UploadBody, WriteIntent,
 };
 use crate::model::key::{DirPrefix, PROBE_COPY_NAME, PROBE_NAME};
@@ -248,9 +248,14 @@ impl Origin for Conditional {
         self.enforce(kind, key, &write.condition, send).await
     }
 
-    async fn create_upload(&self, key: &str, writer: &str) -> Result<String, OriginError> {
+    async fn create_upload(
+        &self,
+        key: &str,
+        writer: &str,
+        parts: PartKind,
+    ) -> Result<String, OriginError> {
         self.guard_bodies().await;
-        self.inner.create_upload(key, writer).await
+        self.inner.create_upload(key, writer, parts).await
     }
 
     async fn create_copy(&self, source: &CopySource, to: &str) -> Result<String, OriginError> {

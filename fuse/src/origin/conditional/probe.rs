@@ -7,7 +7,7 @@ use rand::Rng;
 use super::verdicts::{Question, Verdict};
 use crate::model::version::ETag;
 use crate::origin::condition::{Condition, ConditionKind};
-use crate::origin::{CopySource, Origin, OriginError, Part, UploadBody, WriteIntent};
+use crate::origin::{CopySource, Origin, OriginError, Part, PartKind, UploadBody, WriteIntent};
 
 /// What the objects hold: always the same, so that their tags are, too.
 const CONTENT: &[u8] = b"weir";
@@ -132,7 +132,7 @@ impl Prober<'_> {
                 self.abort(&pending.id).await;
             }
         }
-        let id = self.origin.create_upload(self.key, "weir-probe").await?;
+        let id = self.origin.create_upload(self.key, "weir-probe", PartKind::Sent).await?;
         match self.origin.upload_part(self.key, &id, 1, UploadBody::of(CONTENT)).await {
             Ok(part) => Ok((id, vec![part])),
             Err(error) => {

@@ -56,7 +56,7 @@ async fn send(world: &World, kind: Kind, holds: bool) -> Result<(), OriginError>
         origin.put(KEY, UploadBody::of("new"), &intent(condition)).await.map(|_| ())
     };
     let complete = async |condition| {
-        let id = origin.create_upload(KEY, "w").await?;
+        let id = origin.create_upload(KEY, "w", PartKind::Sent).await?;
         let parts = [origin.upload_part(KEY, &id, 1, UploadBody::of("new")).await?];
         let done = origin.complete_upload(KEY, &id, &parts, &intent(condition)).await;
         if done.is_err() {
@@ -79,7 +79,7 @@ async fn send(world: &World, kind: Kind, holds: bool) -> Result<(), OriginError>
         Kind::DeleteMatches => origin.delete(KEY, &condition(&there)).await,
         Kind::CopySource => copy(&pin, Condition::Always).await,
         Kind::CopyPartSource => {
-            let id = origin.create_upload("to", "w").await?;
+            let id = origin.create_upload("to", "w", PartKind::Mixed).await?;
             let source = source("from", pin, 4);
             let sent = origin.copy_part(&source, 0..4, "to", &id, 1).await.map(|_| ());
             origin.abort_upload("to", &id).await?;

@@ -20,7 +20,7 @@ pub use behaviour::{Behaviour, Obedience};
 use state::{Object, State, Upload, bytes_of};
 
 use super::{
-    Body, Condition, ConditionKind, CopySource, ListPage, ListRequest, Origin, OriginError, Part,
+    Body, Condition, ConditionKind, CopySource, ListPage, ListRequest, Origin, OriginError, Part, PartKind,
     PendingUpload, Stored, UploadBody, WriteIntent,
 };
 use crate::model::version::{BucketId, ETag, ObjectInfo};
@@ -33,6 +33,8 @@ pub struct MemoryOrigin {
     id: BucketId,
     state: Mutex<State>,
     next_upload: AtomicU64,
+    /// Bytes of bodies that came.
+    received: AtomicU64,
 }
 
 impl MemoryOrigin {
@@ -42,6 +44,7 @@ impl MemoryOrigin {
             id: BucketId::new("memory://", bucket),
             state: Mutex::default(),
             next_upload: AtomicU64::new(1),
+            received: AtomicU64::new(0),
         }
     }
 
@@ -74,6 +77,11 @@ impl MemoryOrigin {
         state.objects.iter().map(|(key, object)| (key.clone(), object.bytes.clone())).collect()
     }
 
+    /// Bytes of all bodies that were sent here.
+    pub fn received_bytes(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
     /// How many multipart uploads are open.
     pub fn open_uploads(&self) -> usize {
         self.lock().uploads.len()
@@ -83,10 +91,11 @@ impl MemoryOrigin {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn begin(&self, key: &str, writer: Option<Box<str>>) -> String {
+    fn begin(&self, key: &str, writer: Option<Box<str>>, kind: PartKind) -> String {
         let id = format!("upload-{}", self.next_upload.fetch_add(1, Ordering::Relaxed));
         let begun = SystemTime::now();
-        let upload = Upload { key: key.to_owned(), writer, begun, parts: BTreeMap::new() };
+        let key = key.to_owned();
+        let upload = Upload { key, writer, kind, begun, parts: BTreeMap::new() };
         self.lock().uploads.insert(id.clone(), upload);
         id
     }
@@ -130,14 +139,20 @@ impl Origin for MemoryOrigin {
         write: &WriteIntent,
     ) -> Result<Stored, OriginError> {
         let (crc32c, bytes) = (body.crc32c(), bytes_of(body)?);
+        self.received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         let mut state = self.lock();
         state.check_body(&bytes, crc32c)?;
         let object = Object::whole(bytes, Some(write.writer.as_str().into()));
         state.put(key, object, ConditionKind::of_put(&write.condition), &write.condition)
     }
 
-    async fn create_upload(&self, key: &str, writer: &str) -> Result<String, OriginError> {
-        Ok(self.begin(key, Some(writer.into())))
+    async fn create_upload(
+        &self,
+        key: &str,
+        writer: &str,
+        parts: PartKind,
+    ) -> Result<String, OriginError> {
+        Ok(self.begin(key, Some(writer.into()), parts))
     }
 
     async fn create_copy(&self, source: &CopySource, to: &str) -> Result<String, OriginError> {
@@ -145,7 +160,7 @@ impl Origin for MemoryOrigin {
             Some(object) => object.writer.clone(),
             None => return Err(OriginError::Changed),
         };
-        Ok(self.begin(to, writer))
+        Ok(self.begin(to, writer, PartKind::Mixed))
     }
 
     async fn upload_part(
@@ -156,6 +171,7 @@ impl Origin for MemoryOrigin {
         body: UploadBody,
     ) -> Result<Part, OriginError> {
         let (crc32c, bytes) = (body.crc32c(), bytes_of(body)?);
+        self.received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         let mut state = self.lock();
         state.check_body(&bytes, crc32c)?;
         state.add_part(key, upload_id, number, bytes)
@@ -171,7 +187,13 @@ impl Origin for MemoryOrigin {
     ) -> Result<Part, OriginError> {
         let mut state = self.lock();
         let object = state.source(source, ConditionKind::CopyPartSource)?;
+        if range.end > object.bytes.len() as u64 {
+            return Err(OriginError::Invalid("InvalidRange".into()));
+        }
         let bytes = slice(&object.bytes, range);
+        if state.upload(key, upload_id)?.kind == PartKind::Sent {
+            return Err(OriginError::Invalid("InvalidArgument: checksums were asked for".into()));
+        }
         state.add_part(key, upload_id, number, bytes)
     }
 

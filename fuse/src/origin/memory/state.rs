@@ -11,7 +11,7 @@ use md5::{Digest, Md5};
 use super::behaviour::{Behaviour, Obedience};
 use crate::model::version::{ETag, ObjectInfo};
 use crate::origin::condition::{Condition, ConditionKind};
-use crate::origin::{CopySource, ListPage, ListRequest, OriginError, Part, Stored, UploadBody};
+use crate::origin::{CopySource, ListPage, ListRequest, OriginError, Part, PartKind, Stored, UploadBody};
 
 #[derive(Default)]
 pub(super) struct State {
@@ -33,6 +33,7 @@ pub(super) struct Object {
 pub(super) struct Upload {
     pub(super) key: String,
     pub(super) writer: Option<Box<str>>,
+    pub(super) kind: PartKind,
     pub(super) begun: SystemTime,
     pub(super) parts: BTreeMap<u32, Bytes>,
 }

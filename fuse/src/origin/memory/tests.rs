@@ -16,7 +16,7 @@ fn other() -> ETag {
 }
 
 async fn upload(origin: &MemoryOrigin, key: &str, parts: &[Vec<u8>]) -> (String, Vec<Part>) {
-    let id = origin.create_upload(key, "w").await.unwrap();
+    let id = origin.create_upload(key, "w", PartKind::Mixed).await.unwrap();
     let mut sent = Vec::new();
     for (number, part) in (1..).zip(parts) {
         let body = UploadBody::of(part.clone());

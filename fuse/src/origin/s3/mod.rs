@@ -28,7 +28,7 @@ use errors::Request;
 pub use http::http_client;
 
 use super::{
-    Body, Condition, CopySource, ListPage, ListRequest, Origin, OriginError, Part, PendingUpload,
+    Body, Condition, CopySource, ListPage, ListRequest, Origin, OriginError, Part, PartKind, PendingUpload,
     Stored, UploadBody, WriteIntent,
 };
 use crate::model::version::{BucketId, ETag, ObjectInfo};
@@ -144,8 +144,13 @@ impl Origin for S3Origin {
         write::put(self, key, body, write).await
     }
 
-    async fn create_upload(&self, key: &str, writer: &str) -> Result<String, OriginError> {
-        write::create_upload(self, key, writer).await
+    async fn create_upload(
+        &self,
+        key: &str,
+        writer: &str,
+        parts: PartKind,
+    ) -> Result<String, OriginError> {
+        write::create_upload(self, key, writer, parts).await
     }
 
     async fn create_copy(&self, source: &CopySource, to: &str) -> Result<String, OriginError> {

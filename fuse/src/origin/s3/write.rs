@@ -17,7 +17,7 @@ use super::body::{Progress, content_md5, stream};
 use super::errors::{self, Request};
 use super::{REPLY_DEADLINE, S3Origin, headers, stored};
 use crate::origin::{
-    Condition, OriginError, Part, Stored, UploadBody, WRITER_METADATA, WriteIntent,
+    Condition, OriginError, Part, PartKind, Stored, UploadBody, WRITER_METADATA, WriteIntent,
 };
 
 impl S3Origin {
@@ -113,13 +113,19 @@ pub(super) async fn create_upload(
     origin: &S3Origin,
     key: &str,
     writer: &str,
+    parts: PartKind,
 ) -> Result<String, OriginError> {
-    let checksum = origin.settings.upload_checksums.then_some(ChecksumAlgorithm::Crc32C);
+    let with_checksums = origin.settings.upload_checksums && parts == PartKind::Sent;
+    let checksum = with_checksums.then_some(ChecksumAlgorithm::Crc32C);
     let request = origin.creation(key).set_checksum_algorithm(checksum);
     let request = request.metadata(WRITER_METADATA, writer).send();
     let reply = S3Origin::within(REPLY_DEADLINE, Request::Write, request).await?;
     let id = reply.upload_id().map(str::to_owned);
-    id.ok_or_else(|| OriginError::NotS3("no upload id in the answer".into()))
+    let id = id.ok_or_else(|| OriginError::NotS3("no upload id in the answer".into()))?;
+    if parts == PartKind::Mixed {
+        origin.copies().insert(id.clone());
+    }
+    Ok(id)
 }
 
 pub(super) async fn upload_part(

@@ -11,10 +11,12 @@
 //! so that whoever finds the gate free afterwards knows that its end must be asked for, also
 //! where the one who sent it was dropped.
 
+mod changes;
 mod contents;
 mod leftover;
 pub mod phase;
 mod record;
+mod sums;
 mod transfer;
 mod transitions;
 mod upload;
@@ -22,6 +24,7 @@ mod upload;
 use std::fs::File;
 use std::io;
 use std::num::NonZeroU64;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -34,6 +37,7 @@ pub use phase::{Operation, Outcome, Phase, Refusal};
 pub use record::Owner;
 
 pub(super) use contents::{PartState, Snapshot};
+pub(super) use sums::by_block;
 pub(super) use transfer::Claim;
 pub(super) use upload::UploadId;
 
@@ -70,8 +74,8 @@ struct State {
     /// Whether an object that appeared meanwhile is EEXIST to the writer.
     exclusive: bool,
     contents: Contents,
-    /// The generation that the origin holds as an object.
-    stored: Option<u64>,
+    /// What the origin holds as an object.
+    stored: Option<Base>,
     upload: Option<Upload>,
     /// An upload that was asked for, by key and time: its id may never be learnt.
     begins: Option<(String, SystemTime)>,
@@ -89,7 +93,14 @@ struct State {
 /// A request to store, by its nonce.
 struct Attempt {
     writer: String,
+    would_store: Base,
+}
+
+/// A state of the file that the origin holds.
+#[derive(Clone, Copy)]
+struct Base {
     generation: u64,
+    size: u64,
 }
 
 /// What a file is opened over.
@@ -106,8 +117,8 @@ pub struct Beginning {
 
 /// What is left to do for whoever ends the last writer.
 pub(super) enum Remains {
-    /// The origin holds all of it; the checksums of all blocks, where they are known.
-    Stored(Option<Vec<u32>>),
+    /// The origin holds all of it.
+    Stored,
     /// Nothing: it has no name, or its writer was told that it is not stored.
     Nothing,
     /// Bytes that nobody was told about.
@@ -123,13 +134,13 @@ impl Draft {
         beginning: Beginning,
         owner: Owner,
     ) -> Arc<Self> {
-        let contents = Contents::new();
+        let mut contents = Contents::new();
         let clean = !beginning.dirty;
         let state = State {
             phase: if clean { Phase::Stored } else { Phase::Writing },
             seen: beginning.seen,
             exclusive: beginning.exclusive,
-            stored: clean.then_some(contents.generation),
+            stored: clean.then(|| Base { generation: contents.generation(), size: 0 }),
             contents,
             upload: None,
             begins: None,
@@ -168,7 +179,7 @@ impl Draft {
     /// # Errors
     /// [`WriteError::TooLarge`], ESTALE once another version took the name, ENOSPC where the
     /// cache has no room, or what its disk reports.
-    pub fn write(&self, offset: u64, data: &[u8]) -> Result<Vec<u32>, WriteError> {
+    pub fn write(&self, offset: u64, data: &[u8]) -> Result<Vec<Range<u64>>, WriteError> {
         let end = offset.saturating_add(data.len() as u64);
         if end > OBJECT_MAX {
             return Err(WriteError::TooLarge);
@@ -183,9 +194,19 @@ impl Draft {
             let seen = self.seen();
             self.record.begin(&self.node, &seen);
         }
-        self.file().write_all_at(data, offset)?;
+        // While the bytes are at hand.
+        let sums = sums::slices(offset, data);
+        let turn = self.state().contents.begin_write();
+        let written = self.file().write_all_at(data, offset);
         let mut state = self.state();
-        let passed = state.contents.wrote(&self.plan, offset, end);
+        if let Err(error) = written {
+            state.contents.failed(offset..end);
+            // What lies beyond the end would show up once the file is extended.
+            let _ = self.file().set_len(state.contents.size);
+            self.became_dirty(state);
+            return Err(error.into());
+        }
+        let passed = state.contents.wrote(&self.plan, offset..end, &sums, turn);
         let size = state.contents.size;
         self.became_dirty(state);
         self.node.set_size(size);
@@ -207,7 +228,7 @@ impl Draft {
         }
         self.file().set_len(size)?;
         self.staging.shrink(size);
-        state.contents.resized(&self.plan, size);
+        state.contents.resized(size);
         self.became_dirty(state);
         self.node.set_size(size);
         Ok(())
@@ -328,7 +349,7 @@ impl State {
 
     /// Leaves a commit or a doubt: what is here is stored or it is not.
     fn settle(&mut self) {
-        let clean = self.stored == Some(self.contents.generation);
+        let clean = self.contents.is(self.stored.map(|base| base.generation));
         self.phase = if clean { Phase::Stored } else { Phase::Writing };
         self.removing = false;
     }

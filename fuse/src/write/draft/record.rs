@@ -79,8 +79,9 @@ pub(super) struct Begins {
 #[derive(Serialize, Deserialize)]
 struct SentPart {
     number: u32,
-    generation: u64,
+    start: u64,
     len: u64,
+    generation: u64,
     etag: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     checksum: Option<String>,
@@ -196,8 +197,9 @@ impl Record {
     pub(super) fn part(&self, of: PartState, part: &Part) {
         let part = SentPart {
             number: part.number,
-            generation: of.generation,
+            start: of.start,
             len: of.len,
+            generation: of.generation,
             etag: part.etag.clone(),
             checksum: part.checksum.clone(),
         };

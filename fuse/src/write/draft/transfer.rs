@@ -1,11 +1,13 @@
 //! The upload of a file under change: which parts were sent, in which state.
 
 use std::io;
+use std::ops::Range;
 use std::time::SystemTime;
 
 use super::upload::Upload;
-use super::{Draft, PartState, Phase, UploadId};
-use crate::origin::Part;
+use super::{Base, Draft, PartState, Phase, Snapshot, State, UploadId};
+use crate::origin::{Condition, CopySource, Part};
+use crate::write::layout::Layout;
 
 impl Draft {
     pub(in crate::write) fn upload(&self) -> Option<UploadId> {
@@ -28,11 +30,12 @@ impl Draft {
         self.state().begins = None;
     }
 
-    pub(in crate::write) fn begin_upload(&self, id: UploadId) {
+    pub(in crate::write) fn begin_upload(&self, id: UploadId, layout: Layout) {
         self.record.upload(Some(&id.id));
         let mut state = self.state();
         state.begins = None;
-        state.upload = Some(Upload::new(id));
+        state.contents.eager_from(layout.plan_start());
+        state.upload = Some(Upload::new(id, layout));
     }
 
     /// Takes the upload out, as one that is of no use any more.
@@ -50,25 +53,74 @@ impl Draft {
         self.state().unaborted = true;
     }
 
-    /// Claims a part for sending by a commit, as long as it is in the snapshot.
-    pub(in crate::write) fn claim(&self, part: u32, len: u64) -> Option<PartState> {
-        let mut state = self.state();
-        let size = state.contents.size;
-        let now = state.contents.part(&self.plan, part, size);
-        let claimed = PartState { len, ..now };
-        state.upload.as_mut()?.claim(part, claimed).then_some(claimed)
+    /// How an upload that is begun now is best divided: for a commit of `snapshot`, or for one to
+    /// come. What the origin holds already is copied, if `copies` are to be had.
+    pub(in crate::write) fn layout(&self, snapshot: Option<&Snapshot>, copies: bool) -> Layout {
+        let state = self.state();
+        match state.base().filter(|_| copies) {
+            Some(base) => {
+                let size = snapshot.map(|snapshot| snapshot.size);
+                let end = size.map_or(base.size, |size| size.min(base.size));
+                let unchanged = state.contents.unchanged_since(base.generation, end);
+                Layout::over(self.plan, &unchanged, size)
+            }
+            None => Layout::plain(self.plan),
+        }
     }
 
-    /// Claims a part that the writer has passed. Not while a commit chooses what to send.
-    pub(in crate::write) fn claim_passed(&self, part: u32) -> Option<PartState> {
+    /// Whether the upload under way serves a commit as well as a new one of this layout would.
+    pub(in crate::write) fn upload_serves(&self, snapshot: &Snapshot, fresh: &Layout) -> bool {
         let mut state = self.state();
-        let size = state.contents.size;
-        let now = state.contents.part(&self.plan, part, size);
-        let whole = self.plan.range(part);
-        if state.phase != Phase::Writing || now.len != whole.end - whole.start {
+        let Some(layout) = state.upload.as_ref().map(|upload| upload.layout.clone()) else {
+            return false;
+        };
+        let left = state.to_send(snapshot, &layout, true);
+        let anew = state.to_send(snapshot, fresh, false);
+        snapshot.size > 0 && layout.fits(snapshot.size) && left <= anew.saturating_add(self.plan.base())
+    }
+
+    /// The parts of a snapshot, as the upload under way is divided.
+    pub(in crate::write) fn parts(&self, snapshot: &Snapshot) -> Vec<PartState> {
+        let mut state = self.state();
+        let layout = state.upload.as_ref().map(|upload| upload.layout.clone());
+        let layout = layout.unwrap_or_else(|| Layout::plain(self.plan));
+        state.parts(snapshot, &layout)
+    }
+
+    /// The state of the whole file.
+    pub(in crate::write) fn whole_file(&self, snapshot: &Snapshot) -> PartState {
+        self.state().contents.part(0..snapshot.size)
+    }
+
+    /// Claims a part for a commit, as it is now; with the version that has it, where that can be
+    /// copied.
+    pub(in crate::write) fn claim(
+        &self,
+        part: u32,
+        want: PartState,
+    ) -> Option<(PartState, Option<CopySource>)> {
+        let mut state = self.state();
+        let now = state.contents.part(want.range());
+        let source = match state.is_unchanged(&now) {
+            true => state.source(self.key()),
+            false => None,
+        };
+        let upload = state.upload.as_mut()?;
+        let source = source.filter(|_| upload.layout.has_copies());
+        upload.claim(part, now).then_some((now, source))
+    }
+
+    /// Claims a part that the writer has passed; with its number. Not while a commit chooses what
+    /// to send.
+    pub(in crate::write) fn claim_passed(&self, range: Range<u64>) -> Option<(u32, PartState)> {
+        let mut state = self.state();
+        if state.phase != Phase::Writing || state.contents.size < range.end {
             return None;
         }
-        state.upload.as_mut()?.claim(part, now).then_some(now)
+        let now = state.contents.part(range.clone());
+        let upload = state.upload.as_mut()?;
+        let part = upload.layout.number_of(&range)?;
+        upload.claim(part, now).then_some((part, now))
     }
 
     /// Notes how the sending of a part ended.
@@ -116,15 +168,57 @@ impl Draft {
     }
 
     /// Whether a part changed since it was in this state.
-    pub(in crate::write) fn changed_since(&self, part: u32, of: PartState) -> bool {
-        let state = self.state();
-        let size = state.contents.size;
-        let now = state.contents.part(&self.plan, part, size);
-        now.generation != of.generation || now.len < of.len
+    pub(in crate::write) fn changed_since(&self, of: PartState) -> bool {
+        self.state().contents.changed_since(of)
     }
 
-    pub(in crate::write) fn set_sums(&self, part: u32, of: PartState, sums: Vec<u32>) {
-        self.state().contents.set_sums(part, of, sums);
+    /// The checksum of a block, where it is known.
+    pub(in crate::write) fn sum(&self, block: u64) -> Option<u32> {
+        self.state().contents.sum(block)
+    }
+
+    /// Notes the checksum of a block of a part that was read in this state.
+    pub(in crate::write) fn block_read(&self, of: PartState, block: Range<u64>, crc32c: u32) {
+        self.state().contents.read(of, block, crc32c);
+    }
+}
+
+impl State {
+    /// The version that the origin holds, if what is here is a change of it.
+    fn base(&self) -> Option<Base> {
+        matches!(self.seen, Condition::Matches(_)).then_some(self.stored).flatten()
+    }
+
+    fn is_unchanged(&self, part: &PartState) -> bool {
+        let base = self.base();
+        base.is_some_and(|b| part.generation <= b.generation && part.range().end <= b.size)
+    }
+
+    fn source(&self, key: String) -> Option<CopySource> {
+        let size = self.base()?.size;
+        match &self.seen {
+            Condition::Matches(etag) => Some(CopySource { key, etag: etag.clone(), size }),
+            _ => None,
+        }
+    }
+
+    fn parts(&mut self, snapshot: &Snapshot, layout: &Layout) -> Vec<PartState> {
+        let parts = layout.parts(snapshot.size).map(|range| {
+            let now = self.contents.part(range);
+            PartState { generation: now.generation.min(snapshot.generation), ..now }
+        });
+        parts.collect()
+    }
+
+    /// The bytes that a commit sends by an upload of this layout: the one under way, or a new one.
+    fn to_send(&mut self, snapshot: &Snapshot, layout: &Layout, under_way: bool) -> u64 {
+        let parts = self.parts(snapshot, layout);
+        let upload = self.upload.as_ref().filter(|_| under_way);
+        let is_sent = |(number, part): &(u32, PartState)| {
+            layout.has_copies() && self.is_unchanged(part)
+                || upload.is_some_and(|upload| upload.has(*number, part))
+        };
+        (1..).zip(parts).filter(|part| !is_sent(part)).map(|(_, part)| part.len).sum()
     }
 }
 

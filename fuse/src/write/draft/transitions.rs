@@ -1,6 +1,6 @@
 //! What changes where a file under change stands with the origin. The gate is held.
 
-use super::{Attempt, Draft, Operation, Outcome, Phase, Remains, Snapshot, seen_of};
+use super::{Attempt, Base, Draft, Operation, Outcome, Phase, Remains, Snapshot, seen_of};
 use crate::model::version::ObjectInfo;
 use crate::origin::Condition;
 use crate::write::WriteError;
@@ -25,7 +25,7 @@ impl Draft {
     pub(in crate::write) fn commit(&self) -> Commit<'_> {
         let mut state = self.state();
         state.phase = Phase::Committing;
-        let snapshot = state.contents.snapshot(&self.plan);
+        let snapshot = state.contents.snapshot();
         drop(state);
         Commit { draft: self, snapshot }
     }
@@ -35,7 +35,8 @@ impl Draft {
         let mut state = self.state();
         state.phase = Phase::InDoubt;
         state.removing = false;
-        state.sent.push(Attempt { writer: writer.to_owned(), generation: snapshot.generation });
+        let would_store = Base { generation: snapshot.generation, size: snapshot.size };
+        state.sent.push(Attempt { writer: writer.to_owned(), would_store });
         drop(state);
         self.record.sent(writer);
     }
@@ -69,7 +70,9 @@ impl Draft {
         let Some(attempt) = state.sent.iter().find(|attempt| attempt.writer == writer) else {
             return;
         };
-        state.stored = Some(attempt.generation);
+        let base = attempt.would_store;
+        state.stored = Some(base);
+        state.contents.eager_from(base.size);
         state.seen = seen_of(info);
         state.sent.clear();
         state.exclusive = false;
@@ -106,7 +109,7 @@ impl Draft {
 
     /// Counts the changes so far.
     pub fn generation(&self) -> u64 {
-        self.state().contents.generation
+        self.state().contents.generation()
     }
 
     /// Notes that a close or fsync tells its process that what was there at this generation is
@@ -119,9 +122,9 @@ impl Draft {
     pub(in crate::write) fn remains(&self) -> Remains {
         let state = self.state();
         match state.phase {
-            Phase::Stored => Remains::Stored(state.contents.sums(&self.plan)),
+            Phase::Stored => Remains::Stored,
             Phase::Unlinked | Phase::Sealed => Remains::Nothing,
-            _ if state.reported == Some(state.contents.generation) => Remains::Nothing,
+            _ if state.contents.is(state.reported) => Remains::Nothing,
             _ => Remains::Untold,
         }
     }

@@ -4,10 +4,12 @@ use std::collections::HashMap;
 
 use super::contents::PartState;
 use crate::origin::Part;
+use crate::write::layout::Layout;
 
 /// A multipart upload under way.
 pub(super) struct Upload {
     pub(super) id: UploadId,
+    pub(super) layout: Layout,
     parts: HashMap<u32, (PartState, Part)>,
     /// Parts that are being sent, and in which state.
     sending: HashMap<u32, PartState>,
@@ -23,8 +25,8 @@ pub(in crate::write) struct UploadId {
 }
 
 impl Upload {
-    pub(super) fn new(id: UploadId) -> Self {
-        Self { id, parts: HashMap::new(), sending: HashMap::new() }
+    pub(super) fn new(id: UploadId, layout: Layout) -> Self {
+        Self { id, layout, parts: HashMap::new(), sending: HashMap::new() }
     }
 
     /// Claims a part for sending. `false`: this state of it was sent, or is being sent.
@@ -57,17 +59,25 @@ impl Upload {
         let (mut done, mut missing) = (Vec::new(), Vec::new());
         for (number, want) in (1..).zip(wanted) {
             match self.parts.get(&number) {
-                Some((of, part)) if of.len == want.len && of.generation >= want.generation => {
-                    done.push(part.clone());
-                }
+                Some((of, part)) if holds(of, want) => done.push(part.clone()),
                 _ => missing.push(number),
             }
         }
         if missing.is_empty() { Ok(done) } else { Err(missing) }
     }
 
+    /// Whether a part was sent, or is being sent, in a state that will do for this one.
+    pub(super) fn has(&self, number: u32, want: &PartState) -> bool {
+        let sent = self.parts.get(&number).map(|(of, _)| of);
+        sent.into_iter().chain(self.sending.get(&number)).any(|of| holds(of, want))
+    }
+
     /// Whether parts were sent that lie beyond an object of `count` parts.
     pub(super) fn exceeds(&self, count: usize) -> bool {
         self.parts.keys().any(|number| *number as usize > count)
     }
+}
+
+fn holds(of: &PartState, want: &PartState) -> bool {
+    of.start == want.start && of.len == want.len && of.generation >= want.generation
 }

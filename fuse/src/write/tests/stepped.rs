@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use crate::model::version::{BucketId, ETag, ObjectInfo};
 use crate::origin::faulty::Op;
 use crate::origin::{
-    Body, Condition, CopySource, ListPage, ListRequest, Origin, OriginError, Part, PendingUpload,
+    Body, Condition, CopySource, ListPage, ListRequest, Origin, OriginError, Part, PartKind, PendingUpload,
     Stored, UploadBody, WriteIntent,
 };
 
@@ -84,8 +84,13 @@ impl Origin for Stepped {
         self.steps(Op::Put, key, self.inner.put(key, body, write)).await
     }
 
-    async fn create_upload(&self, key: &str, writer: &str) -> Result<String, OriginError> {
-        self.steps(Op::Create, key, self.inner.create_upload(key, writer)).await
+    async fn create_upload(
+        &self,
+        key: &str,
+        writer: &str,
+        parts: PartKind,
+    ) -> Result<String, OriginError> {
+        self.steps(Op::Create, key, self.inner.create_upload(key, writer, parts)).await
     }
 
     async fn create_copy(&self, source: &CopySource, to: &str) -> Result<String, OriginError> {
