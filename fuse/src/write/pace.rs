@@ -1,7 +1,7 @@
 //! How many parts are under way: as many as make the total faster.
 //!
 //! A few parts at once fill a link that one cannot; more of them only make each slower, so that
-//! all are in danger when the link falters. So a second part is always under way, and one more
+//! all are in danger when the link falters. So some are under way from the start, and one more
 //! as long as that carried measurably more bytes a second.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-/// Parts under way at the beginning, and at least.
+/// Parts under way at least.
 pub const SLOTS_MIN: usize = 2;
+/// Parts under way before anything is known of the link: what a fast one needs from the start.
+const SLOTS_START: usize = 4;
 /// Most parts under way.
 pub const SLOTS_MAX: usize = 8;
 /// One more part has to make the total faster by this factor to be worth it.
@@ -55,7 +57,7 @@ impl Default for Pace {
 }
 
 impl Pace {
-    /// With the smallest width.
+    /// With nothing known.
     pub fn new() -> Self {
         Self { state: Mutex::new(State::new()), freed: Notify::new() }
     }
@@ -125,7 +127,7 @@ impl Window {
 impl State {
     fn new() -> Self {
         let window = Window::begin(Instant::now());
-        Self { width: SLOTS_MIN, in_use: 0, waiting: 0, window, before: None, settled: None }
+        Self { width: SLOTS_START, in_use: 0, waiting: 0, window, before: None, settled: None }
     }
 
     fn take(&mut self, now: Instant) -> bool {
@@ -225,7 +227,7 @@ mod tests {
 
     #[test]
     fn a_link_that_one_part_fills_gets_no_more_than_it_needs() {
-        assert_eq!(Link::new(100).carry(1e6, 1e6, 50), SLOTS_MIN);
+        assert_eq!(Link::new(100).carry(1e6, 1e6, 50), SLOTS_START);
     }
 
     #[test]
@@ -236,8 +238,8 @@ mod tests {
 
     #[test]
     fn a_writer_who_is_slower_than_the_link_adds_none() {
-        assert_eq!(Link::new(1).carry(10e6, 1e9, 50), SLOTS_MIN);
-        assert_eq!(Link::new(SLOTS_MIN).carry(10e6, 1e9, 50), SLOTS_MIN);
+        assert_eq!(Link::new(1).carry(10e6, 1e9, 50), SLOTS_START);
+        assert_eq!(Link::new(SLOTS_START).carry(10e6, 1e9, 50), SLOTS_START);
     }
 
     #[test]
@@ -252,18 +254,20 @@ mod tests {
     #[tokio::test]
     async fn a_slot_is_free_again_when_its_part_is_done_or_dropped() {
         let pace = Pace::new();
-        let first = pace.slot().await;
-        let second = pace.slot().await;
-        let third = pace.slot();
-        tokio::pin!(third);
+        let mut slots = Vec::new();
+        for _ in 0..SLOTS_START {
+            slots.push(pace.slot().await);
+        }
+        let more = pace.slot();
+        tokio::pin!(more);
         tokio::select! {
             biased;
-            _ = &mut third => panic!("three slots of two"),
+            _ = &mut more => panic!("more slots than there are"),
             () = tokio::task::yield_now() => {}
         }
-        first.done(PART);
-        let third = tokio::time::timeout(Duration::from_secs(60), third).await.unwrap();
-        drop((second, third));
+        slots.remove(0).done(PART);
+        let more = tokio::time::timeout(Duration::from_secs(60), more).await.unwrap();
+        drop((slots, more));
         assert_eq!(pace.state().in_use, 0);
         assert_eq!(pace.state().waiting, 0);
         let given_up = pace.slot();

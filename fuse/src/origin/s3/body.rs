@@ -30,6 +30,8 @@ const ANSWER: Duration = Duration::from_secs(60);
 const DRAINED_PER_SEC: u64 = 64 * 1024;
 /// Size of the pieces, in bytes. One more is read ahead from a file.
 const PIECE: u64 = 256 * 1024;
+/// Most buffers kept for pieces to come: two for each of a mount's parts under way.
+const SPARE_MAX: usize = 16;
 
 /// How far an upload has come.
 pub(super) struct Progress {
@@ -122,9 +124,40 @@ pub(super) async fn content_md5(body: UploadBody) -> Result<String, OriginError>
 }
 
 fn read(file: &File, at: u64, end: u64) -> io::Result<Bytes> {
-    let mut piece = vec![0; PIECE.min(end - at) as usize];
-    file.read_exact_at(&mut piece, at)?;
-    Ok(piece.into())
+    let mut piece = Piece::new(PIECE.min(end - at) as usize);
+    file.read_exact_at(&mut piece.bytes[..piece.len], at)?;
+    Ok(Bytes::from_owner(piece))
+}
+
+/// Buffers that no piece is in.
+static SPARE: Mutex<Vec<Box<[u8]>>> = Mutex::new(Vec::new());
+
+/// The memory of a piece, used again once the piece was sent: fresh memory costs page faults.
+struct Piece {
+    bytes: Box<[u8]>,
+    len: usize,
+}
+
+impl Piece {
+    fn new(len: usize) -> Self {
+        let spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        Self { bytes: spare.unwrap_or_else(|| vec![0; PIECE as usize].into()), len }
+    }
+}
+
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        let mut spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.len() < SPARE_MAX {
+            spare.push(std::mem::take(&mut self.bytes));
+        }
+    }
 }
 
 enum Source {

@@ -23,7 +23,7 @@ use crate::namespace::dir::Dir;
 use crate::namespace::file::FileNode;
 use crate::namespace::hidden::HiddenKeys;
 use crate::namespace::{AccessSettings, Found, LookupError, Namespace, NamespaceSettings};
-use crate::origin::Condition;
+use crate::origin::{Condition, Origin};
 use crate::origin::faulty::Faulty;
 use crate::origin::memory::{Behaviour, MemoryOrigin};
 use crate::write::draft::{Beginning, Draft};
@@ -85,6 +85,11 @@ impl Lab {
     }
 
     pub(super) fn node(&self, bucket: &Bucket) -> Node {
+        self.node_on(bucket.stepped.clone())
+    }
+
+    /// A node that reaches its bucket through `origin`.
+    pub(super) fn node_on(&self, origin: Arc<dyn Origin>) -> Node {
         // Others change the bucket: every name is asked for at each use.
         let settings = NamespaceSettings {
             prefix: DirPrefix::root(),
@@ -94,7 +99,7 @@ impl Lab {
             access: AccessSettings::default(),
         };
         let hidden = HiddenKeys::new(self.metrics.clone());
-        let names = Namespace::new(bucket.stepped.clone(), self.cache.clone(), hidden, settings);
+        let names = Namespace::new(origin, self.cache.clone(), hidden, settings);
         let runtime = self.runtime.handle().clone();
         let mut writer = Writer::new(names.clone(), self.metrics.clone(), runtime, BLOCK);
         Arc::get_mut(&mut writer).unwrap().plan = PartPlan::of_blocks(1);

@@ -8,6 +8,7 @@
 
 mod case;
 mod check;
+mod deltas;
 mod lab;
 mod model;
 mod ops;
