@@ -12,9 +12,9 @@ use super::modes::{Locked, Mode};
 use super::open::{How, OpenRequest, Opened};
 use super::session::{Attr, Session, file_attr};
 use crate::model::version::ObjectInfo;
+use crate::namespace::LookupError;
 use crate::namespace::file::FileNode;
 use crate::namespace::inode::Node;
-use crate::namespace::{Found, LookupError};
 use crate::origin::Condition;
 use crate::read::Source;
 use crate::write::draft::{Beginning, Draft};
@@ -233,12 +233,7 @@ impl Session {
         let dir = self.dir(parent)?;
         self.writer.check_new(&dir, name).map_err(|error| error.errno())?;
         let _dirs = self.writer.enter(&dir).await.map_err(|error| error.errno())?;
-        let known = !request.truncate || dir.asked_within(name, JUST_NOW);
-        let found: Result<Found, LookupError> = match known {
-            true => self.names.lookup(&dir, name).await,
-            false => self.names.lookup_at_origin(&dir, name).await,
-        };
-        match found {
+        match self.names.lookup(&dir, name).await {
             Ok(_) if request.exclusive => return Err(Errno::EXIST),
             // Somebody was faster: the kernel looks again and opens what is there.
             Ok(_) => return Err(Errno::STALE),
@@ -260,6 +255,9 @@ impl Session {
             writers: 1,
         };
         let draft = self.begin(&node, beginning)?;
+        if request.truncate && !request.exclusive && !dir.asked_within(name, JUST_NOW) {
+            self.writer.inquire(&draft);
+        }
         self.names.inodes.referenced(node.ino, Node::File(node.clone()));
         let inode = self.modes.lock().join(node.ino, Mode::Draft(draft.clone()), true);
         self.engine.metrics.opens.with_label_values(&["writing"]).inc();

@@ -195,7 +195,12 @@ impl Namespace {
     ///
     /// # Errors
     /// [`LookupError`].
-    pub async fn lookup_at_origin(&self, dir: &Arc<Dir>, name: &str) -> Result<Found, LookupError> {
+    #[cfg(test)]
+    pub(crate) async fn lookup_at_origin(
+        &self,
+        dir: &Arc<Dir>,
+        name: &str,
+    ) -> Result<Found, LookupError> {
         key::check_name(name).map_err(LookupError::BadName)?;
         self.refresh_by_head(dir, name).await?;
         self.present(dir, name).unwrap_or(Err(LookupError::Absent))

@@ -11,8 +11,8 @@ use futures_util::{StreamExt, stream};
 use tokio::sync::watch;
 
 use super::{
-    Body, Condition, CopySource, ListPage, ListRequest, Origin, OriginError, Part, PartKind, PendingUpload,
-    Stored, UploadBody, WriteIntent,
+    Body, Condition, CopySource, ListPage, ListRequest, Origin, OriginError, Part, PartKind,
+    PendingUpload, Stored, UploadBody, WriteIntent,
 };
 use crate::model::version::{BucketId, ETag, ObjectInfo};
 

@@ -93,12 +93,7 @@ impl Layout {
 }
 
 /// The parts up to the end of the last range that is left whole.
-fn head(
-    plan: &PartPlan,
-    unchanged: &[Range<u64>],
-    size: Option<u64>,
-    min: u64,
-) -> Vec<Range<u64>> {
+fn head(plan: &PartPlan, unchanged: &[Range<u64>], size: Option<u64>, min: u64) -> Vec<Range<u64>> {
     let mut head = Vec::new();
     let mut at = 0;
     for range in unchanged {
@@ -153,7 +148,11 @@ mod tests {
     #[test]
     fn a_change_within_takes_the_smallest_part_and_the_end_may_be_short() {
         let size = 64 * MIB;
-        let layout = Layout::over(plan(), &[0..30 * MIB, 31 * MIB..63 * MIB, 63 * MIB + 9..size], Some(size));
+        let layout = Layout::over(
+            plan(),
+            &[0..30 * MIB, 31 * MIB..63 * MIB, 63 * MIB + 9..size],
+            Some(size),
+        );
         let parts: Vec<_> = layout.parts(size).collect();
         let sent_end = 30 * MIB + PART_MIN;
         assert_eq!(parts[..3], [0..30 * MIB, 30 * MIB..sent_end, sent_end..63 * MIB]);
@@ -197,7 +196,8 @@ mod tests {
     #[test]
     fn a_large_object_full_of_changes_has_no_more_parts_than_s3_takes() {
         let size = 5 << 40;
-        let unchanged: Vec<_> = (0..size / (12 * MIB)).map(|n| n * 12 * MIB + 1..(n + 1) * 12 * MIB).collect();
+        let unchanged: Vec<_> =
+            (0..size / (12 * MIB)).map(|n| n * 12 * MIB + 1..(n + 1) * 12 * MIB).collect();
         let layout = Layout::over(plan(), &unchanged, Some(size));
         assert!(layout.count(size) <= crate::write::parts::PARTS_MAX);
         assert!(layout.parts(size).all(|part| part.end - part.start <= 5 << 30));

@@ -116,7 +116,14 @@ impl Writer {
                 true => self.put_whole(draft, snapshot).await,
                 false => self.put_parts(draft, snapshot, layout).await,
             };
-            match round? {
+            let round = match round {
+                // What was there before the open is replaced, although nobody knew of it.
+                Err(error) if error.is_conflict() && draft.learns_seen().await => {
+                    Round::Again(error)
+                }
+                round => round?,
+            };
+            match round {
                 Round::Stored => {
                     self.metrics.stored_bytes.inc_by(snapshot.size);
                     return Ok(());
@@ -271,6 +278,21 @@ impl Writer {
             }
             Err(_) => Err(error.into()),
         }
+    }
+
+    /// Asks the origin what is there under the name of a file that is being created, whatever is:
+    /// it is replaced. The question is on its way when this returns, and nobody waits for it.
+    pub fn inquire(self: &Arc<Self>, draft: &Arc<Draft>) {
+        draft.inquire();
+        let (writer, draft) = (self.clone(), draft.clone());
+        self.runtime.spawn(async move {
+            let asker = draft.asker();
+            match writer.names.origin.head(&draft.key()).await {
+                Ok(ObjectInfo { etag: Some(etag), .. }) => asker.answer(Condition::Matches(etag)),
+                Err(OriginError::NotFound) => asker.answer(Condition::Absent),
+                Ok(_) | Err(_) => {}
+            }
+        });
     }
 
     /// Makes a stored file that is not under change empty.

@@ -155,7 +155,8 @@ async fn upload_parts(
     size: u64,
     progress: &Progress,
 ) -> Result<(), Failure> {
-    let id = origin.create_upload(key, "weir-demo", PartKind::Sent).await.map_err(of_origin(key))?;
+    let id =
+        origin.create_upload(key, "weir-demo", PartKind::Sent).await.map_err(of_origin(key))?;
     let file = fs::File::open(path).map_err(failed("reading the model"))?;
     let mut parts = Vec::new();
     for (number, offset) in (1..).zip((0..size).step_by(PART as usize)) {

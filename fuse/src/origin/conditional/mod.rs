@@ -22,8 +22,8 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use super::{
-    Body, Condition, ConditionKind, CopySource, ListPage, ListRequest, Origin, OriginError, Part, PartKind,
-    PendingUpload, Stored, UploadBody, WriteIntent,
+    Body, Condition, ConditionKind, CopySource, ListPage, ListRequest, Origin, OriginError, Part,
+    PartKind, PendingUpload, Stored, UploadBody, WriteIntent,
 };
 use crate::model::key::{DirPrefix, PROBE_COPY_NAME, PROBE_NAME};
 use crate::model::version::{BucketId, ETag, ObjectInfo};

@@ -20,8 +20,8 @@ pub use behaviour::{Behaviour, Obedience};
 use state::{Object, State, Upload, bytes_of};
 
 use super::{
-    Body, Condition, ConditionKind, CopySource, ListPage, ListRequest, Origin, OriginError, Part, PartKind,
-    PendingUpload, Stored, UploadBody, WriteIntent,
+    Body, Condition, ConditionKind, CopySource, ListPage, ListRequest, Origin, OriginError, Part,
+    PartKind, PendingUpload, Stored, UploadBody, WriteIntent,
 };
 use crate::model::version::{BucketId, ETag, ObjectInfo};
 

@@ -11,7 +11,9 @@ use md5::{Digest, Md5};
 use super::behaviour::{Behaviour, Obedience};
 use crate::model::version::{ETag, ObjectInfo};
 use crate::origin::condition::{Condition, ConditionKind};
-use crate::origin::{CopySource, ListPage, ListRequest, OriginError, Part, PartKind, Stored, UploadBody};
+use crate::origin::{
+    CopySource, ListPage, ListRequest, OriginError, Part, PartKind, Stored, UploadBody,
+};
 
 #[derive(Default)]
 pub(super) struct State {

@@ -13,6 +13,7 @@
 
 mod changes;
 mod contents;
+mod inquiry;
 mod leftover;
 pub mod phase;
 mod record;
@@ -30,7 +31,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 pub use leftover::{Leftover, PendingId, leftovers};
 pub use phase::{Operation, Outcome, Phase, Refusal};
@@ -48,6 +49,7 @@ use crate::model::version::ObjectInfo;
 use crate::namespace::file::FileNode;
 use crate::origin::{Condition, OriginError};
 use contents::Contents;
+use inquiry::Inquiry;
 use record::Record;
 use upload::Upload;
 
@@ -60,6 +62,8 @@ pub struct Draft {
     record: Record,
     /// Taken before the record's lock and the node's.
     state: Mutex<State>,
+    /// Asked for when it was opened.
+    inquiry: watch::Sender<Inquiry>,
     /// A part is not being sent any more.
     part_ended: Notify,
     /// Held by whoever changes what the origin has of it, or its name. Taken after the gates of
@@ -153,7 +157,9 @@ impl Draft {
         let record = Record::beside(staging.path(), owner);
         let gate = tokio::sync::Mutex::new(());
         let state = Mutex::new(state);
-        Arc::new(Self { node, staging, plan, record, state, part_ended: Notify::new(), gate })
+        let inquiry = watch::Sender::new(Inquiry::Over);
+        let part_ended = Notify::new();
+        Arc::new(Self { node, staging, plan, record, state, inquiry, part_ended, gate })
     }
 
     /// Where the bytes are.

@@ -35,9 +35,7 @@ pub(super) fn slices(offset: u64, data: &[u8]) -> Vec<Slice> {
 pub(in crate::write) fn by_block(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
     let end = range.end;
     let starts = std::iter::successors(Some(range.start), |at| Some((at / BLOCK + 1) * BLOCK));
-    starts
-        .take_while(move |at| *at < end)
-        .map(move |at| at..((at / BLOCK + 1) * BLOCK).min(end))
+    starts.take_while(move |at| *at < end).map(move |at| at..((at / BLOCK + 1) * BLOCK).min(end))
 }
 
 impl Sums {
@@ -115,7 +113,8 @@ mod tests {
                     file.resize(offset as usize, 0);
                     sums.forget(low..u64::MAX);
                 } else {
-                    let data: Vec<u8> = (0..random.random_range(1..BLOCK + 50)).map(|n| n as u8).collect();
+                    let data: Vec<u8> =
+                        (0..random.random_range(1..BLOCK + 50)).map(|n| n as u8).collect();
                     let end = offset as usize + data.len();
                     let old = file.len();
                     file.resize(old.max(end), 0);

@@ -76,7 +76,9 @@ impl Draft {
         };
         let left = state.to_send(snapshot, &layout, true);
         let anew = state.to_send(snapshot, fresh, false);
-        snapshot.size > 0 && layout.fits(snapshot.size) && left <= anew.saturating_add(self.plan.base())
+        snapshot.size > 0
+            && layout.fits(snapshot.size)
+            && left <= anew.saturating_add(self.plan.base())
     }
 
     /// The parts of a snapshot, as the upload under way is divided.

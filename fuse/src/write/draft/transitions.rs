@@ -23,6 +23,7 @@ impl Draft {
     /// Begins a commit: the state that it is to store. The gate is held. Ends when dropped,
     /// however that comes to be.
     pub(in crate::write) fn commit(&self) -> Commit<'_> {
+        self.note_answer();
         let mut state = self.state();
         state.phase = Phase::Committing;
         let snapshot = state.contents.snapshot();
@@ -83,6 +84,7 @@ impl Draft {
         state.settle();
         self.record.stored(state.phase == Phase::Stored, &state.seen);
         drop(state);
+        self.end_inquiry();
         self.node.set_stored(info);
     }
 

@@ -23,9 +23,9 @@ use crate::namespace::dir::Dir;
 use crate::namespace::file::FileNode;
 use crate::namespace::hidden::HiddenKeys;
 use crate::namespace::{AccessSettings, Found, LookupError, Namespace, NamespaceSettings};
-use crate::origin::{Condition, Origin};
 use crate::origin::faulty::Faulty;
 use crate::origin::memory::{Behaviour, MemoryOrigin};
+use crate::origin::{Condition, Origin};
 use crate::write::draft::{Beginning, Draft};
 use crate::write::leftovers::Leftovers;
 use crate::write::parts::PartPlan;
@@ -73,6 +73,11 @@ impl Lab {
     /// Timers and tasks of the calling thread belong to this lab while the result lives.
     pub(super) fn enter(&self) -> tokio::runtime::EnterGuard<'_> {
         self.runtime.enter()
+    }
+
+    /// Lets a future and its tasks run.
+    pub(super) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(future)
     }
 
     pub(super) fn bucket(&self) -> Bucket {
@@ -180,6 +185,14 @@ impl Node {
         };
         let beginning = Beginning { seen, exclusive: false, dirty, writers: 1 };
         self.writer.begin(&node, &[], beginning)
+    }
+
+    /// Creates a file where none is known to be.
+    pub(super) fn create(&self, name: &str) -> Arc<Draft> {
+        let node = self.fresh(self.names.root(), name);
+        let beginning =
+            Beginning { seen: Condition::Absent, exclusive: false, dirty: true, writers: 1 };
+        self.writer.begin(&node, &[], beginning).unwrap()
     }
 
     fn fresh(&self, dir: &Arc<Dir>, name: &str) -> Arc<FileNode> {

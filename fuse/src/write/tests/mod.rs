@@ -9,6 +9,7 @@
 mod case;
 mod check;
 mod deltas;
+mod inquiry;
 mod lab;
 mod model;
 mod ops;

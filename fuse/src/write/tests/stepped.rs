@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use crate::model::version::{BucketId, ETag, ObjectInfo};
 use crate::origin::faulty::Op;
 use crate::origin::{
-    Body, Condition, CopySource, ListPage, ListRequest, Origin, OriginError, Part, PartKind, PendingUpload,
-    Stored, UploadBody, WriteIntent,
+    Body, Condition, CopySource, ListPage, ListRequest, Origin, OriginError, Part, PartKind,
+    PendingUpload, Stored, UploadBody, WriteIntent,
 };
 
 /// Makes two steps of each request, and remembers which were begun, of which keys.
