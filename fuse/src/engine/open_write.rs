@@ -254,8 +254,9 @@ impl Session {
             dirty: true,
             writers: 1,
         };
+        let asks = request.truncate && !request.exclusive && !dir.asked_within(name, JUST_NOW);
         let draft = self.begin(&node, beginning)?;
-        if request.truncate && !request.exclusive && !dir.asked_within(name, JUST_NOW) {
+        if asks {
             self.writer.inquire(&draft);
         }
         self.names.inodes.referenced(node.ino, Node::File(node.clone()));
