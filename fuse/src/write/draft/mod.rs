@@ -31,7 +31,7 @@ use tokio::sync::Notify;
 
 pub use leftover::{Leftover, PendingId, leftovers};
 pub use phase::{Operation, Outcome, Phase, Refusal};
-pub use record::Owner;
+pub use record::{Author, Owner};
 
 pub(super) use contents::{PartState, Snapshot};
 pub(super) use transfer::Claim;
@@ -121,7 +121,7 @@ impl Draft {
         staging: StagingFile,
         plan: PartPlan,
         beginning: Beginning,
-        owner: Owner,
+        author: Author,
     ) -> Arc<Self> {
         let contents = Contents::new();
         let clean = !beginning.dirty;
@@ -139,7 +139,7 @@ impl Draft {
             reported: None,
             writers: beginning.writers,
         };
-        let record = Record::beside(staging.path(), owner);
+        let record = Record::beside(staging.path(), author);
         let gate = tokio::sync::Mutex::new(());
         let state = Mutex::new(state);
         Arc::new(Self { node, staging, plan, record, state, part_ended: Notify::new(), gate })

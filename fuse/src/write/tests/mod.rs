@@ -13,5 +13,6 @@ mod model;
 mod ops;
 mod orders;
 mod poll;
+mod renames;
 mod stepped;
 mod table;
