@@ -55,6 +55,7 @@ impl Node {
             ttl,
             negative_ttl: ttl,
             first_ino: 0,
+            mount: String::new(),
             access: AccessSettings::default(),
         };
         let settings = SessionSettings {

@@ -21,7 +21,7 @@ use weir_fuse::metrics::Metrics;
 use weir_fuse::model::attr::Ownership;
 use weir_fuse::model::key::DirPrefix;
 use weir_fuse::model::ttl::MetadataTtl;
-use weir_fuse::namespace::{AccessSettings, NamespaceSettings};
+use weir_fuse::namespace::{AccessSettings, NamespaceSettings, first_ino};
 use weir_fuse::origin::OriginError;
 use weir_fuse::origin::faulty::{Fault, Faulty, Gate, Op};
 use weir_fuse::origin::memory::MemoryOrigin;
@@ -56,12 +56,35 @@ impl Node {
         self.engine.cache.stats().disks[0].dir.join("staging")
     }
 
+    /// How many records of files under change there are.
+    fn records(&self) -> usize {
+        let files = std::fs::read_dir(self.staging()).unwrap().flatten();
+        files.filter(|file| file.path().extension().is_some_and(|of| of == "record")).count()
+    }
+
+    /// What the next process finds in the cache directory when this one is killed now.
+    fn killed(&self) -> Self {
+        let next = tempfile::tempdir().unwrap();
+        let staging = next.path().join("staging");
+        std::fs::create_dir_all(&staging).unwrap();
+        for entry in std::fs::read_dir(self.staging()).unwrap().flatten() {
+            std::fs::copy(entry.path(), staging.join(entry.file_name())).unwrap();
+        }
+        Self::over(self.memory.clone(), next)
+    }
+
     fn session(&self) -> Arc<Session> {
+        self.session_of("", 0)
+    }
+
+    /// The engine of this number that serves the mount `mount`.
+    fn session_of(&self, mount: &str, engine: u16) -> Arc<Session> {
         let names = NamespaceSettings {
             prefix: DirPrefix::root(),
             ttl: MetadataTtl::For(Duration::from_secs(60)),
             negative_ttl: MetadataTtl::For(Duration::from_secs(60)),
-            first_ino: 0,
+            first_ino: first_ino(engine),
+            mount: mount.into(),
             access: AccessSettings::default(),
         };
         let settings = SessionSettings {
@@ -237,38 +260,90 @@ async fn a_handle_of_an_earlier_engine_is_never_answered_with_success() {
     let after = node.session();
     assert_eq!(after.flush(writer, 0).await, Err(Errno::IO));
     assert_eq!(after.fsync(writer).await, Err(Errno::IO));
-    assert_eq!(after.write(writer, 0, b"x"), Err(Errno::BADF));
+    assert_eq!(after.write(writer, 0, b"x"), Err(Errno::IO));
+    assert_eq!(after.write(reader, 0, b"x"), Err(Errno::BADF));
     assert_eq!(after.fsync(reader).await, Ok(()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handle_whose_record_is_clean_closes_without_error_whatever_engine_is_asked() {
+    let node = Node::new();
+    node.memory.insert("over", "bytes that are there");
+    let session = node.session_of("m", 0);
+    let write = OpenRequest { write: true, ..OpenRequest::default() };
+    let open = async |name: &str, request: &OpenRequest| {
+        let ino = session.lookup(ROOT, name).await.unwrap().attr.ino;
+        (ino, session.open(ino, request).await.unwrap().fh)
+    };
+    let stored = create(&session, "stored", false).await;
+    session.write(stored, 0, b"bytes").unwrap();
+    let (_, joined) = open("stored", &write).await;
+    session.fsync(stored).await.unwrap();
+    let dirty = create(&session, "dirty", false).await;
+    session.write(dirty, 0, b"bytes").unwrap();
+    session.fsync(dirty).await.unwrap();
+    session.write(dirty, 5, b" more").unwrap();
+    // Two that were there before the file was emptied through one of them.
+    let (ino, emptied) = open("over", &write).await;
+    let (_, beside) = open("over", &write).await;
+    let change = AttrChange { size: Some(0), handle: Some(emptied), ..AttrChange::default() };
+    session.setattr(ino, &change).await.unwrap();
+    session.write(emptied, 0, b"anew").unwrap();
+    session.fsync(emptied).await.unwrap();
+    let removed = create(&session, "removed", false).await;
+    session.write(removed, 0, b"bytes").unwrap();
+    session.unlink(ROOT, "removed").await.unwrap();
+    let clean = [stored, joined, emptied, beside, removed];
+    let mut node = node;
+    for engine in 1..4 {
+        node = node.killed();
+        let next = node.session_of("m", engine);
+        let other = node.session_of("another", engine);
+        for fh in clean {
+            assert_eq!(next.flush(fh, 0).await, Ok(()), "engine {engine}");
+            assert_eq!(next.fsync(fh).await, Ok(()), "engine {engine}");
+            assert_eq!(other.flush(fh, 0).await, Err(Errno::IO), "it is not its handle");
+        }
+        assert_eq!(next.flush(dirty, 0).await, Err(Errno::IO), "engine {engine}");
+        until(|| node.records() == 3).await;
+    }
+    let last = node.session_of("m", 4);
+    assert_eq!(last.write(stored, 5, b"x"), Err(Errno::IO));
+    assert_eq!(last.flush(stored, 0).await, Err(Errno::IO), "a write through it was refused");
+    assert_eq!(last.flush(joined, 0).await, Ok(()));
+    for fh in clean {
+        last.release(fh).await;
+        assert_eq!(last.flush(fh, 0).await, Err(Errno::IO), "it is closed");
+    }
+    until(|| node.records() == 0).await;
+}
+
+/// Waits for a condition.
+async fn until(mut check: impl FnMut() -> bool) {
+    for _ in 0..1000 {
+        if check() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("it does not come to be");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_dead_process_had_not_stored_is_kept_with_its_key() {
     let node = Node::new();
-    let dir = node.engine.cache.stats().disks[0].dir.clone();
     let session = node.session();
     let (stored, lost) =
         (create(&session, "stored", false).await, create(&session, "f", false).await);
     session.write(stored, 0, b"acknowledged").unwrap();
     session.fsync(stored).await.unwrap();
     session.write(lost, 0, b"not stored").unwrap();
-    // As another process finds it: a copy of the folder.
-    let other = tempfile::tempdir().unwrap();
-    let staging = other.path().join("staging");
-    std::fs::create_dir_all(&staging).unwrap();
-    for entry in std::fs::read_dir(dir.join("staging")).unwrap().flatten() {
-        std::fs::copy(entry.path(), staging.join(entry.file_name())).unwrap();
-    }
-    std::fs::write(staging.join("ffff"), "of nobody knows whom").unwrap();
-    let later = Node::over(node.memory.clone(), other);
+    std::fs::write(node.staging().join("ffff"), "of nobody knows whom").unwrap();
+    let later = node.killed();
     let _session = later.session();
-    let mut kept = Vec::new();
-    for _ in 0..1000 {
-        kept = later.engine.cache.lost();
-        if kept.len() == 2 && std::fs::read_dir(later.staging()).unwrap().count() == 0 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    let is_empty = || std::fs::read_dir(later.staging()).unwrap().count() == 0;
+    until(|| later.engine.cache.lost().len() == 2 && is_empty()).await;
+    let mut kept = later.engine.cache.lost();
     kept.sort_by(|a, b| a.key.cmp(&b.key));
     let keys: Vec<_> = kept.iter().map(|row| row.key.as_str()).collect();
     assert_eq!(keys, ["", "f"]);
@@ -432,6 +507,33 @@ async fn a_rename_never_removes_what_was_stored_meanwhile() {
     session.rename(ROOT, "f", ROOT, "g", false).await.unwrap();
     assert_eq!(node.memory.bytes("f"), None);
     assert_eq!(&node.memory.bytes("g").unwrap()[..], b"newer");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rename_whose_removal_was_not_answered_does_not_lose_the_file() {
+    let node = Node::new();
+    node.memory.insert("f", "bytes");
+    node.memory.insert("d/f", "bytes");
+    let session = node.session();
+    for (name, dir) in [("f", false), ("d", true)] {
+        // The endpoint is probed at the first removal.
+        let probed = create(&session, "probed", false).await;
+        session.fsync(probed).await.unwrap();
+        session.unlink(ROOT, "probed").await.unwrap();
+        session.lookup(ROOT, name).await.unwrap();
+        node.faulty.inject_once(Op::Delete, Fault::LoseReply(unavailable()));
+        for _ in 1..4 {
+            node.faulty.inject_once(Op::Delete, Fault::Fail(unavailable()));
+        }
+        session.rename(ROOT, name, ROOT, "g", false).await.unwrap();
+        let (old, new) = if dir { ("d/f", "g/f") } else { ("f", "g") };
+        assert_eq!(node.memory.bytes(old), None);
+        assert_eq!(&node.memory.bytes(new).unwrap()[..], b"bytes");
+        if !dir {
+            session.unlink(ROOT, "g").await.unwrap();
+        }
+    }
+    assert_eq!(std::fs::read_dir(node.staging()).unwrap().count(), 0, "nothing is left to do");
 }
 
 #[tokio::test(flavor = "multi_thread")]

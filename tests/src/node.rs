@@ -100,6 +100,7 @@ impl Node {
             ttl: self.settings.ttl,
             negative_ttl: self.settings.ttl,
             first_ino: 0,
+            mount: String::new(),
             access,
         };
         let settings = SessionSettings {

@@ -178,6 +178,12 @@ impl NodeCache {
         self.choose(0, preference).new_staging()
     }
 
+    /// Where a record of what is under way may be put: beside what is being written, under a name
+    /// that nobody has.
+    pub fn new_record_path(&self) -> PathBuf {
+        self.main().new_record_path()
+    }
+
     /// Puts a staging file whose bytes could not be stored where a person finds it.
     ///
     /// # Errors

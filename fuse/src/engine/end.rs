@@ -73,6 +73,7 @@ impl Session {
         let in_time = tokio::time::timeout_at(deadline, join_all(ends)).await.is_ok();
         let stored = in_time && self.rest(until).await;
         self.backings.clear();
+        self.engine.leftovers.forget_mount(&self.settings.names.mount);
         stored && self.unstored().is_empty()
     }
 

@@ -79,6 +79,16 @@ impl Handles {
         self.open.write().unwrap_or_else(PoisonError::into_inner).remove(&fh)
     }
 
+    /// The numbers of the handles through which an inode can be written.
+    pub fn writers_of(&self, ino: u64) -> Vec<u64> {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let is_its = |handle: &Handle| match handle {
+            Handle::File(file) => file.node.ino == ino && file.writer.is_some(),
+            Handle::Dir(_) => false,
+        };
+        open.iter().filter(|(_, handle)| is_its(handle)).map(|(fh, _)| *fh).collect()
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.open.read().unwrap_or_else(PoisonError::into_inner).len()

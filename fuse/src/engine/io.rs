@@ -100,9 +100,10 @@ impl Session {
     /// Writes into the staging file; parts that are complete leave in the background.
     ///
     /// # Errors
-    /// The errno for the process: ENOSPC when the cache disk is full, EFBIG beyond S3's limit.
+    /// The errno for the process: ENOSPC when the cache disk is full, EFBIG beyond S3's limit, EIO
+    /// through a handle of an earlier engine.
     pub fn write(self: &Arc<Self>, fh: u64, offset: u64, data: &[u8]) -> Result<u32, Errno> {
-        let handle = self.handles.get(fh).ok_or(Errno::BADF)?;
+        let handle = self.handles.get(fh).ok_or_else(|| self.refuse_write(fh))?;
         let Handle::File(open @ FileHandle { writer: Some(_), .. }) = &*handle else {
             return Err(Errno::BADF);
         };
@@ -119,9 +120,9 @@ impl Session {
     ///
     /// # Errors
     /// Why the file is not stored; EIO for a writer's handle that is not known: what it wrote is
-    /// not stored.
+    /// not stored. Where an earlier engine's record says that it is, there is no error.
     pub async fn flush(self: &Arc<Self>, fh: u64, thread: u32) -> Result<(), Errno> {
-        let Some(handle) = self.handles.get(fh) else { return unknown(fh) };
+        let Some(handle) = self.handles.get(fh) else { return self.unknown(fh) };
         let Handle::File(open @ FileHandle { writer: Some(opener), .. }) = &*handle else {
             return Ok(());
         };
@@ -139,12 +140,31 @@ impl Session {
     /// # Errors
     /// As [`Session::flush`].
     pub async fn fsync(self: &Arc<Self>, fh: u64) -> Result<(), Errno> {
-        let Some(handle) = self.handles.get(fh) else { return unknown(fh) };
+        let Some(handle) = self.handles.get(fh) else { return self.unknown(fh) };
         let Handle::File(open) = &*handle else { return Ok(()) };
         match open.inode.draft() {
             Some(draft) => self.store(&draft).await,
             None => Ok(()),
         }
+    }
+
+    /// The answer for a handle of an engine before this one. Readers have nothing to store.
+    fn unknown(&self, fh: u64) -> Result<(), Errno> {
+        let mount = &self.settings.names.mount;
+        match !Handles::is_writer(fh) || self.engine.leftovers.is_clean(mount, fh) {
+            true => Ok(()),
+            false => Err(Errno::IO),
+        }
+    }
+
+    /// The answer to a write through a handle that is not known.
+    fn refuse_write(&self, fh: u64) -> Errno {
+        if !Handles::is_writer(fh) {
+            return Errno::BADF;
+        }
+        // Its close must tell.
+        self.engine.leftovers.forget_handle(&self.settings.names.mount, fh);
+        Errno::IO
     }
 
     /// Whether a close ends the opener's writing: the opener holds no other descriptor, or it has
@@ -187,11 +207,6 @@ impl Session {
     ) -> Result<T, Errno> {
         self.engine.runtime.spawn(work).await.unwrap_or(Err(Errno::IO))
     }
-}
-
-/// The answer for a handle of an engine before this one. Readers have nothing to store.
-fn unknown(fh: u64) -> Result<(), Errno> {
-    if Handles::is_writer(fh) { Err(Errno::IO) } else { Ok(()) }
 }
 
 fn read_draft(draft: &Draft, offset: u64, len: u64) -> Result<ReadNow, Errno> {

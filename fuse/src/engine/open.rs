@@ -313,7 +313,11 @@ impl Session {
 
     /// Takes a handle out. Returns a file under change whose last writer it was.
     fn close_handle(&self, fh: u64) -> Option<Arc<Draft>> {
-        let handle = self.handles.remove(fh)?;
+        let Some(handle) = self.handles.remove(fh) else {
+            // An earlier engine's.
+            self.engine.leftovers.forget_handle(&self.settings.names.mount, fh);
+            return None;
+        };
         let Handle::File(open) = &*handle else { return None };
         if let Some(source) = &open.source {
             self.engine.cache.used(&source.version);

@@ -118,7 +118,9 @@ impl Session {
         }
         self.engine.metrics.opens.with_label_values(&["writing"]).inc();
         let opener = Some(self.opener(request));
-        Ok(self.file_handle(node, inode, None, How::DropCache, opener))
+        let opened = self.file_handle(node, inode, None, How::DropCache, opener);
+        draft.handle(opened.fh);
+        Ok(opened)
     }
 
     fn begin_draft(
@@ -135,10 +137,14 @@ impl Session {
             dirty: size > 0,
             writers: modes.writable(node.ino) + 1,
         };
+        let others = beginning.writers > 1;
         let draft = self.begin(node, beginning)?;
         let inode = modes.join(node.ino, Mode::Draft(draft.clone()), true);
         modes.turn(node.ino, draft.clone());
         drop(modes);
+        if others {
+            self.note_writers(&draft);
+        }
         self.engine.metrics.opens.with_label_values(&["writing"]).inc();
         let opener = Some(self.opener(request));
         let opened = self.file_handle(node, inode, None, How::DropCache, opener);
@@ -183,8 +189,15 @@ impl Session {
         let writers = modes.writable(node.ino);
         let beginning = Beginning { seen: seen_of(node), exclusive: false, dirty: true, writers };
         let draft = self.begin(node, beginning)?;
-        modes.turn(node.ino, draft);
+        modes.turn(node.ino, draft.clone());
+        drop(modes);
+        self.note_writers(&draft);
         Ok(())
+    }
+
+    /// Notes the handles that were there before the change: it is theirs, too.
+    fn note_writers(&self, draft: &Draft) {
+        self.handles.writers_of(draft.node.ino).into_iter().for_each(|fh| draft.handle(fh));
     }
 
     /// Gives the name a new nodeid, so that it can be written while readers keep the old one. The

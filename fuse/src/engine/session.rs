@@ -122,7 +122,8 @@ impl Session {
         self.engine.cache.on_pressure(pool);
         if !self.settings.read_only {
             let (writer, engine) = (self.writer.clone(), self.engine.clone());
-            let work = async move { writer.work_off(&engine.leftovers).await };
+            let held = writer.hold_names(&engine.leftovers);
+            let work = async move { writer.work_off(&engine.leftovers, held).await };
             self.engine.runtime.spawn(work);
         }
         let weak = Arc::downgrade(self);

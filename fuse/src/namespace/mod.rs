@@ -39,6 +39,9 @@ pub struct NamespaceSettings {
     /// Nodeids and handles are numbered from here on: above those that an earlier engine gave
     /// the kernel for the same mount ([`first_ino`]).
     pub first_ino: u64,
+    /// Names the mount for all engines that serve it, one after the other, and no other mount ever;
+    /// empty where no other engine will.
+    pub mount: String,
     /// Whose credentials are used.
     pub access: AccessSettings,
 }

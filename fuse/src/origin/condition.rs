@@ -24,6 +24,23 @@ impl Condition {
         }
     }
 
+    /// As text, for a record: a tag, empty for no object, `None` for [`Condition::Always`].
+    pub(crate) fn to_tag(&self) -> Option<String> {
+        match self {
+            Self::Always => None,
+            Self::Absent => Some(String::new()),
+            Self::Matches(etag) => Some(etag.as_str().to_owned()),
+        }
+    }
+
+    /// What [`Condition::to_tag`] made a text of.
+    pub(crate) fn of_tag(text: Option<&str>) -> Self {
+        match text {
+            None => Self::Always,
+            Some(text) => ETag::new(text).map_or(Self::Absent, Self::Matches),
+        }
+    }
+
     /// Whether it holds for what is there: an object's tag, or none.
     pub fn holds_for(&self, present: Option<&ETag>) -> bool {
         match (self, present) {

@@ -1,16 +1,29 @@
-//! What processes that have died left: their uploads are aborted, and bytes that were not stored
-//! go where a person finds them.
+//! What processes that have died left: renames that were under way are ended, uploads are aborted,
+//! and bytes that were not stored go where a person finds them.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Writer;
+use super::clean::CleanHandles;
 use super::draft::{Leftover, Owner, PendingId, leftovers};
+use super::renaming::{NamesHeld, RenameLeftover, Renames, is_record};
 use crate::cache::{LostRow, NodeCache};
 
 /// What was in the staging folders when their cache was opened; each is worked off once, by a
 /// mount with the bucket and identity of the one that wrote it.
-pub struct Leftovers(Mutex<Vec<Leftover>>);
+pub struct Leftovers {
+    files: Mutex<Vec<Leftover>>,
+    renames: HashMap<Owner, Unended>,
+    clean: CleanHandles,
+}
+
+/// Renames of one owner, and the keys that they are about.
+struct Unended {
+    renames: Renames,
+    keys: Vec<String>,
+}
 
 impl Leftovers {
     /// Reads the records beside what is there. Bytes of nobody knows whom go to `lost/` at once.
@@ -20,33 +33,86 @@ impl Leftovers {
 
     /// As [`Leftovers::of`], of these files.
     pub(super) fn among(cache: &NodeCache, files: Vec<PathBuf>) -> Self {
+        let (renames, files): (Vec<_>, Vec<_>) =
+            files.into_iter().partition(|path| is_record(path));
         let (known, unknown): (Vec<_>, Vec<_>) =
             leftovers(files).into_iter().partition(|left| left.owner.is_some());
         for leftover in &unknown {
             keep_bytes(cache, leftover);
             leftover.forget_record();
         }
-        Self(Mutex::new(known))
+        let clean = CleanHandles::of(&known);
+        Self { files: Mutex::new(known), renames: by_owner(renames), clean }
+    }
+
+    /// Whether the kernel has this handle of a mount from an earlier engine, and the origin holds
+    /// all that was written through it.
+    pub fn is_clean(&self, mount: &str, fh: u64) -> bool {
+        self.clean.has(mount, fh)
+    }
+
+    /// Forgets that a handle is clean: it is closed, or a write through it was refused.
+    pub fn forget_handle(&self, mount: &str, fh: u64) {
+        self.clean.forget(mount, fh);
+    }
+
+    /// Forgets the handles of a mount that is gone.
+    pub fn forget_mount(&self, mount: &str) {
+        self.clean.forget_mount(mount);
     }
 
     /// Takes those of one owner.
     pub fn take(&self, owner: &Owner) -> Vec<Leftover> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.files();
         all.extract_if(.., |leftover| leftover.owner.as_ref() == Some(owner)).collect()
+    }
+
+    /// Renames of one owner that are not ended yet, as far as anybody knows. Who has locked them
+    /// ends them.
+    pub(super) fn renames(&self, owner: &Owner) -> Option<Renames> {
+        let renames = &self.renames.get(owner)?.renames;
+        // Locked: somebody is about it.
+        let ended = renames.try_lock().is_ok_and(|left| left.is_empty());
+        (!ended).then(|| renames.clone())
+    }
+
+    /// The keys that these renames are about.
+    pub(super) fn renamed_keys(&self, owner: &Owner) -> &[String] {
+        self.renames.get(owner).map_or(&[], |unended| &unended.keys)
+    }
+
+    fn files(&self) -> MutexGuard<'_, Vec<Leftover>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+fn by_owner(records: Vec<PathBuf>) -> HashMap<Owner, Unended> {
+    let mut lists: HashMap<Owner, Vec<RenameLeftover>> = HashMap::new();
+    for left in records.into_iter().filter_map(RenameLeftover::read) {
+        lists.entry(left.owner.clone()).or_default().push(left);
+    }
+    let unended = |renames: Vec<RenameLeftover>| Unended {
+        keys: renames.iter().flat_map(RenameLeftover::keys).map(str::to_owned).collect(),
+        renames: Arc::new(tokio::sync::Mutex::new(renames)),
+    };
+    lists.into_iter().map(|(owner, renames)| (owner, unended(renames))).collect()
+}
+
 impl Writer {
-    /// Works off what earlier runs left with this mount's bucket and identity. What the origin
-    /// does not allow, or does not answer, is left for the next run.
-    pub async fn work_off(&self, leftovers: &Leftovers) {
+    /// Works off what earlier runs left with this mount's bucket and identity; `held` are its
+    /// names ([`Writer::hold_names`]). What the origin does not allow, or does not answer, is left
+    /// for the next run.
+    pub async fn work_off(&self, leftovers: &Leftovers, held: Option<NamesHeld>) {
+        if let Some(held) = held {
+            self.end_renames(leftovers, held).await;
+        }
         for leftover in leftovers.take(&self.owner()) {
             let ended = match &leftover.upload {
                 Some(upload) => self.end_upload(upload).await,
                 None => true,
             };
             keep_bytes(&self.names.cache, &leftover);
-            if ended {
+            if ended && !leftovers.clean.worked_off(&leftover) {
                 leftover.forget_record();
             }
         }

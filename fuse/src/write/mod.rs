@@ -4,16 +4,19 @@
 //! locks of memory: a draft's, a directory's state. No lock is held while bytes move, and no gate
 //! while the kernel or the mounter is told something.
 
+mod clean;
 pub mod draft;
 mod finish;
 mod gates;
 mod layout;
 pub mod leftovers;
+mod lines;
 pub mod names;
 pub mod pace;
 pub mod parts;
 pub mod rename;
 mod rename_dir;
+pub mod renaming;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -28,15 +31,17 @@ use tokio::runtime::Handle;
 
 use crate::metrics::Metrics;
 use crate::model::key::BadName;
+use crate::model::version::VersionKey;
 use crate::namespace::dir::Dir;
 use crate::namespace::file::FileNode;
 use crate::namespace::{LookupError, Namespace};
-use crate::origin::OriginError;
-use draft::{Beginning, Draft, Owner};
+use crate::origin::{Condition, OriginError};
+use draft::{Author, Beginning, Draft, Owner};
 use gates::DirGates;
 use pace::Pace;
 use parts::PartPlan;
 use rename_dir::RenameRate;
+use renaming::RenameRecord;
 
 /// Writes for one mount.
 pub struct Writer {
@@ -102,7 +107,7 @@ impl Writer {
             return Err(std::io::Error::from(Errno::NOSPC).into());
         }
         let staging = self.names.cache.new_staging(preference)?;
-        let draft = Draft::new(node.clone(), staging, self.plan, beginning, self.owner());
+        let draft = Draft::new(node.clone(), staging, self.plan, beginning, self.author());
         self.drafts().insert(node.ino, draft.clone());
         let (dir, name) = node.place();
         dir.begin_writing(&name, node);
@@ -130,6 +135,18 @@ impl Writer {
             bucket: self.names.bucket().as_str().to_owned(),
             identity: self.names.settings.access.identity.clone(),
         }
+    }
+
+    fn author(&self) -> Author {
+        Author { owner: self.owner(), mount: self.names.settings.mount.clone() }
+    }
+
+    /// The record of a rename of these objects: what is moved, where to, what it replaces there.
+    fn note_rename<'a>(
+        &self,
+        objects: impl Iterator<Item = (&'a VersionKey, &'a str, &'a Condition)>,
+    ) -> RenameRecord {
+        RenameRecord::begin(self.names.cache.new_record_path(), self.owner(), objects)
     }
 
     fn drafts(&self) -> MutexGuard<'_, HashMap<u64, Arc<Draft>>> {
@@ -187,6 +204,11 @@ impl WriteError {
     /// Whether somebody else was faster.
     pub(crate) fn is_conflict(&self) -> bool {
         matches!(self, Self::Exists | Self::Origin(OriginError::Conflict))
+    }
+
+    /// Whether the request may have had an effect, or may have one a little later.
+    pub(crate) fn is_transient(&self) -> bool {
+        matches!(self, Self::Origin(error) if error.is_transient())
     }
 
     /// The errno that a process sees.

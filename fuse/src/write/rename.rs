@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::draft::{Draft, Operation};
 use super::gates::DirGates;
 use super::names::FileGate;
+use super::renaming::RenameRecord;
 use super::{WriteError, Writer};
 use crate::model::version::{ETag, ObjectInfo, Version, VersionKey};
 use crate::namespace::dir::Dir;
@@ -33,6 +34,15 @@ struct Pair {
     draft: Option<Arc<Draft>>,
     replaced: Option<Arc<FileNode>>,
     replaced_draft: Option<Arc<Draft>>,
+}
+
+/// A try to rename.
+#[derive(Clone, Copy)]
+struct Step<'a> {
+    pair: &'a Pair,
+    from: Place<'a>,
+    to: Place<'a>,
+    record: &'a RenameRecord,
 }
 
 /// How one try ended.
@@ -142,38 +152,90 @@ impl Writer {
         let Some(old) = self.names.version_key(&pair.node) else { return Err(WriteError::Busy) };
         let new_key = to.dir.prefix().key_of(to.name);
         let target = seen_of(pair.replaced.as_deref(), pair.replaced_draft.as_deref());
-        let copy = match self.copy(&old, &new_key, &target).await {
-            Ok(copy) => copy,
-            Err(WriteError::Origin(OriginError::Changed)) => {
+        let object = (&old, &*new_key, &target);
+        let record = self.note_rename(std::iter::once(object));
+        let step = Step { pair, from, to, record: &record };
+        let done = match self.copy_noted(&step, object).await {
+            Ok(copy) => self.leave_source(&step, &old, copy).await,
+            Err(error) => self.not_copied(&step, no_replace, error).await,
+        };
+        record.end();
+        done
+    }
+
+    /// Copies; where that takes the place of another file, it is the point of no return.
+    async fn copy_noted(
+        &self,
+        step: &Step<'_>,
+        (old, new_key, target): (&VersionKey, &str, &Condition),
+    ) -> Result<Stored, WriteError> {
+        if step.pair.replaced.is_some() {
+            self.keep_parent(step.from.dir, step.from.name).await?;
+            step.record.pass_point(false);
+        }
+        step.record.copying(0, &old.version);
+        let copy = self.copy(old, new_key, target).await?;
+        step.record.copied(0, &copy);
+        Ok(copy)
+    }
+
+    async fn not_copied(
+        &self,
+        step: &Step<'_>,
+        no_replace: bool,
+        error: WriteError,
+    ) -> Result<Try, WriteError> {
+        let Step { pair, from, to, record } = *step;
+        match error {
+            WriteError::Origin(OriginError::Changed) => {
                 self.lose_name(from.dir, from.name, pair.draft.as_deref()).await;
-                return Ok(Try::Again(OriginError::Changed.into()));
+                Ok(Try::Again(OriginError::Changed.into()))
             }
-            Err(WriteError::Origin(OriginError::Conflict | OriginError::NotFound)) => {
+            WriteError::Origin(OriginError::Conflict | OriginError::NotFound) => {
                 self.lose_name(to.dir, to.name, pair.replaced_draft.as_deref()).await;
-                return match no_replace {
+                match no_replace {
                     true => Err(WriteError::Exists),
                     false => Ok(Try::Again(OriginError::Conflict.into())),
-                };
+                }
             }
-            Err(error) => {
+            error => {
+                if error.is_transient() {
+                    // It may be there after all.
+                    record.leave();
+                }
                 to.dir.forget(to.name);
-                return Err(error);
+                Err(error)
             }
-        };
-        let info = copy.into_info(old.version.size, None);
-        match self.remove_source(&old, from).await {
-            Ok(()) => {
-                self.note_renamed(pair, from, to, info).await;
-                Ok(Try::Done)
-            }
-            Err(error) => self.after_refusal(pair, from, to, info, error).await,
         }
     }
 
     /// Removes what was copied; nothing that was stored there since.
-    async fn remove_source(&self, old: &VersionKey, from: Place<'_>) -> Result<(), WriteError> {
-        self.keep_parent(from.dir, from.name).await?;
-        self.remove_version(&old.key, &old.version.etag).await
+    async fn leave_source(
+        &self,
+        step: &Step<'_>,
+        old: &VersionKey,
+        copy: Stored,
+    ) -> Result<Try, WriteError> {
+        let Step { pair, from, to, record } = *step;
+        let removed = match pair.replaced.is_some() {
+            true => Ok(()),
+            false => self.keep_parent(from.dir, from.name).await,
+        };
+        let removed = match removed {
+            Ok(()) => {
+                record.pass_point(false);
+                self.remove_version(&old.key, &old.version.etag).await
+            }
+            error => error,
+        };
+        let info = copy.into_info(old.version.size, None);
+        match removed {
+            Ok(()) => {
+                self.note_renamed(pair, from, to, info).await;
+                Ok(Try::Done)
+            }
+            Err(error) => self.after_refusal(step, old, info, error).await,
+        }
     }
 
     /// Removes a version, again where the origin does not answer.
@@ -195,17 +257,23 @@ impl Writer {
     /// The copy is there, and its source could not be removed.
     async fn after_refusal(
         &self,
-        pair: &Pair,
-        from: Place<'_>,
-        to: Place<'_>,
+        step: &Step<'_>,
+        old: &VersionKey,
         copy: ObjectInfo,
         error: WriteError,
     ) -> Result<Try, WriteError> {
+        let Step { pair, from, to, record } = *step;
         let changed = error.is_conflict();
         if pair.replaced.is_none() && !changed {
-            // Nothing was replaced: as if it had not been tried.
-            if let Some(etag) = &copy.etag {
-                let _ = self.remove_version(&to.dir.prefix().key_of(to.name), etag).await;
+            match self.present(&old.key).await {
+                // It was removed all the same.
+                Ok(None) => {
+                    self.note_renamed(pair, from, to, copy).await;
+                    return Ok(Try::Done);
+                }
+                // Nothing was replaced: as if it had not been tried.
+                Ok(Some(_)) => self.take_back(step, copy.etag).await,
+                Err(_) => record.leave(),
             }
             to.dir.forget(to.name);
             return Err(error);
@@ -220,7 +288,21 @@ impl Writer {
             self.lose_name(from.dir, from.name, pair.draft.as_deref()).await;
             return Ok(Try::Again(WriteError::Busy));
         }
+        record.leave();
         Err(error)
+    }
+
+    /// Removes the copy again.
+    async fn take_back(&self, step: &Step<'_>, copy: Option<ETag>) {
+        step.record.turn_back();
+        let Some(etag) = copy else { return };
+        let key = step.to.dir.prefix().key_of(step.to.name);
+        if let Err(error) = self.remove_version(&key, &etag).await
+            && !error.is_conflict()
+        {
+            tracing::warn!(key, %error, "the copy of a rename that failed stays");
+            step.record.leave();
+        }
     }
 
     async fn note_renamed(&self, pair: &Pair, from: Place<'_>, to: Place<'_>, info: ObjectInfo) {

@@ -12,6 +12,7 @@ use futures_util::{FutureExt, StreamExt, stream};
 use super::draft::{Draft, Operation, Phase};
 use super::gates::{DirGates, PATIENCE};
 use super::rename::Place;
+use super::renaming::RenameRecord;
 use super::{WriteError, Writer};
 use crate::model::key::{BadName, KEY_MAX_BYTES};
 use crate::model::version::{Version, VersionKey};
@@ -53,9 +54,13 @@ impl RenameRate {
 
 /// An object on its way to another key.
 struct Passenger {
+    /// In the order of the listing.
+    number: usize,
     old: VersionKey,
     new_key: String,
     copy: Option<Stored>,
+    /// Whether the last copy asked for may have been made without an answer.
+    in_doubt: bool,
 }
 
 impl Writer {
@@ -99,9 +104,11 @@ impl Writer {
         }
         let mut objects = self.objects_below(old_prefix.as_str(), new_prefix.as_str()).await?;
         let began = Instant::now();
-        self.copy_all(&mut objects).await?;
-        self.keep_parent(from.dir, from.name).await?;
-        let removed = self.remove_all(&mut objects).await?;
+        let planned = objects.iter().map(|of| (&of.old, &*of.new_key, &Condition::Absent));
+        let record = tokio::task::block_in_place(|| self.note_rename(planned));
+        let moved = self.move_all(&record, &mut objects, from).await;
+        record.end();
+        let removed = moved?;
         self.rename_rate.note(objects.len(), began.elapsed());
         let moved: Vec<_> = gates.iter().map(|(draft, _)| *draft).collect();
         self.note_moved(&moved, &objects, from, to).await;
@@ -154,7 +161,8 @@ impl Writer {
                 let version = Version { etag, size: info.size };
                 let bucket = self.names.bucket().clone();
                 let old = VersionKey { bucket, key: key.into(), version };
-                out.push(Passenger { old, new_key, copy: None });
+                let number = out.len();
+                out.push(Passenger { number, old, new_key, copy: None, in_doubt: false });
             }
             if out.len() > RENAME_MAX || self.rename_rate.time_of(out.len()) > PATIENCE {
                 return Err(WriteError::TooMuch);
@@ -166,34 +174,65 @@ impl Writer {
         }
     }
 
+    /// The outer error: nothing has another name; the inner one: some have both.
+    async fn move_all(
+        &self,
+        record: &RenameRecord,
+        objects: &mut [Passenger],
+        from: Place<'_>,
+    ) -> Result<Result<(), WriteError>, WriteError> {
+        self.copy_all(record, objects).await?;
+        if let Err(error) = self.keep_parent(from.dir, from.name).await {
+            self.undo(record, objects).await;
+            return Err(error);
+        }
+        self.remove_all(record, objects).await
+    }
+
     /// Copies all; after a failure only what was there before is there.
-    async fn copy_all(&self, objects: &mut [Passenger]) -> Result<(), WriteError> {
-        let copies = objects.iter_mut().map(|object| self.copy_one(object).boxed()).collect();
-        let Err(error) = all(copies).await else { return Ok(()) };
-        self.undo(objects).await;
+    async fn copy_all(
+        &self,
+        record: &RenameRecord,
+        objects: &mut [Passenger],
+    ) -> Result<(), WriteError> {
+        let copies = objects.iter_mut().map(|object| self.copy_one(record, object).boxed());
+        let Err(error) = all(copies.collect()).await else { return Ok(()) };
+        self.undo(record, objects).await;
         // Somebody made a name below the new place.
         Err(if error.is_conflict() { WriteError::NotEmpty } else { error })
     }
 
     /// Removes the copies that this rename made.
-    async fn undo(&self, objects: &[Passenger]) {
+    async fn undo(&self, record: &RenameRecord, objects: &[Passenger]) {
+        if objects.iter().any(|object| object.in_doubt) {
+            record.leave();
+        }
         let made = objects.iter().filter_map(|object| {
             let etag = object.copy.as_ref()?.etag.as_ref()?;
             Some(self.remove_version(&object.new_key, etag).boxed())
         });
         if let Err(error) = all(made.collect()).await {
             tracing::warn!(%error, "copies of a rename that failed stay");
+            record.leave();
         }
     }
 
-    async fn copy_one(&self, object: &mut Passenger) -> Result<(), WriteError> {
+    async fn copy_one(
+        &self,
+        record: &RenameRecord,
+        object: &mut Passenger,
+    ) -> Result<(), WriteError> {
         for _ in 0..CHASES_MAX {
             let target = match object.copy.as_ref().and_then(|copy| copy.etag.clone()) {
                 Some(etag) => Condition::Matches(etag),
                 None => Condition::Absent,
             };
-            match self.copy(&object.old, &object.new_key, &target).await {
+            record.copying(object.number, &object.old.version);
+            let copied = self.copy(&object.old, &object.new_key, &target).await;
+            object.in_doubt = copied.as_ref().is_err_and(WriteError::is_transient);
+            match copied {
                 Ok(copy) => {
+                    record.copied(object.number, &copy);
                     object.copy = Some(copy);
                     return Ok(());
                 }
@@ -217,21 +256,42 @@ impl Writer {
     /// Removes all that was copied. The outer error: before the first removal, and undone.
     async fn remove_all(
         &self,
+        record: &RenameRecord,
         objects: &mut [Passenger],
     ) -> Result<Result<(), WriteError>, WriteError> {
         let Some((first, rest)) = objects.split_first_mut() else { return Ok(Ok(())) };
-        if let Err(error) = self.remove_one(first).await {
-            self.undo(objects).await;
-            return Err(error);
+        tokio::task::block_in_place(|| record.pass_point(true));
+        if let Err(error) = self.remove_one(record, first).await {
+            match self.present(&first.old.key).await {
+                // It was removed all the same.
+                Ok(None) => {}
+                Ok(Some(_)) => {
+                    record.turn_back();
+                    self.undo(record, objects).await;
+                    return Err(error);
+                }
+                Err(_) => {
+                    record.leave();
+                    return Err(error);
+                }
+            }
         }
-        let removals = rest.iter_mut().map(|object| self.remove_one(object).boxed()).collect();
-        Ok(all(removals).await)
+        let removals = rest.iter_mut().map(|object| self.remove_one(record, object).boxed());
+        let removed = all(removals.collect()).await;
+        if removed.is_err() {
+            record.leave();
+        }
+        Ok(removed)
     }
 
-    async fn remove_one(&self, object: &mut Passenger) -> Result<(), WriteError> {
+    async fn remove_one(
+        &self,
+        record: &RenameRecord,
+        object: &mut Passenger,
+    ) -> Result<(), WriteError> {
         for _ in 0..CHASES_MAX {
             match self.remove_version(&object.old.key, &object.old.version.etag).await {
-                Err(error) if error.is_conflict() => self.copy_one(object).await?,
+                Err(error) if error.is_conflict() => self.copy_one(record, object).await?,
                 other => return other,
             }
         }

@@ -29,6 +29,7 @@ pub fn session_settings(
             ttl: view.metadata_ttl,
             negative_ttl: view.negative_metadata_ttl.unwrap_or(view.metadata_ttl),
             first_ino: 0,
+            mount: String::new(),
             access: AccessSettings::default(),
         },
         ownership: Ownership {

@@ -43,6 +43,9 @@ pub(super) struct Record {
     pub(super) request: Request,
     /// Device number of its mount, as `major:minor`.
     pub(super) device: String,
+    /// A name that no other mount has or had; empty for one of a release before.
+    #[serde(default)]
+    pub(super) mount: String,
     /// Where it is shown.
     pub(super) targets: BTreeMap<PathBuf, Published>,
 }

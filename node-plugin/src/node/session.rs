@@ -114,8 +114,11 @@ impl Maker {
         let internal = |e: io::Error| Error::Internal(format!("mounting {}: {e}", volume.source()));
         let (device, number) =
             tokio::task::block_in_place(|| self.mounter.mount(mount)).map_err(internal)?;
-        let record = Record { request, device: number, targets: Default::default() };
-        let session = Session::new(self.engine.clone(), origin, volume.session.clone());
+        let mut settings = volume.session.clone();
+        settings.names.mount = format!("{:032x}", rand::random::<u128>());
+        let mount = settings.names.mount.clone();
+        let record = Record { request, device: number, mount, targets: Default::default() };
+        let session = Session::new(self.engine.clone(), origin, settings);
         let served = self.serve(id, session, remote, device, None, (1, record));
         served.map_err(|error| {
             let _ = self.mounter.unmount(id);
@@ -137,6 +140,7 @@ impl Maker {
         let generation = deposit.generation.saturating_add(1);
         let mut settings = volume.session.clone();
         settings.names.first_ino = first_ino(generation);
+        settings.names.mount.clone_from(&record.mount);
         let session = Session::new(self.engine.clone(), origin, settings);
         let internal =
             |e: io::Error| Error::Internal(format!("taking over {}: {e}", deposit.session));

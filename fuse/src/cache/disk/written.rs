@@ -25,6 +25,11 @@ impl DiskCache {
         StagingFile::create(self.clone(), self.shared.dir.staging_path(self.new_id()))
     }
 
+    /// Where a record of what is under way may be put.
+    pub(in crate::cache) fn new_record_path(&self) -> PathBuf {
+        self.shared.dir.staging_path(self.new_id()).with_extension("rename")
+    }
+
     /// Puts a staging file whose bytes could not be stored where a person finds it.
     ///
     /// # Errors

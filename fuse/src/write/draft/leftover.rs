@@ -5,6 +5,10 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::record::{Begins, Line, Owner, SUFFIX, VERSION, path_of};
+use crate::write::lines;
+
+/// How many engines keep a record for handles of which they hear nothing.
+const KEPT_MAX: u32 = 20;
 
 /// A file that was being written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,9 +17,11 @@ pub struct Leftover {
     pub staging: PathBuf,
     /// Whose they are; `None` where the record does not tell.
     pub owner: Option<Owner>,
+    /// The mount that it was written through; empty where no other engine serves that.
+    pub mount: String,
     /// The object's key; empty where it is not known.
     pub key: String,
-    /// Handles that the kernel had of it.
+    /// Handles that the kernel had of it, and that are not known to be closed.
     pub handles: Vec<u64>,
     /// Whether the origin holds all of it.
     pub clean: bool,
@@ -23,6 +29,8 @@ pub struct Leftover {
     pub unlinked: bool,
     /// The upload under way.
     pub upload: Option<PendingId>,
+    /// How many engines have kept the record for the handles.
+    kept: u32,
 }
 
 /// An upload of a process that has died.
@@ -40,19 +48,18 @@ impl Leftover {
     /// What is beside the bytes at `staging`; a record that is not there, or cannot be read,
     /// leaves all unknown.
     fn read(staging: PathBuf) -> Self {
-        let text = fs::read(path_of(&staging)).unwrap_or_default();
+        let lines = lines::read::<Line>(&path_of(&staging));
         let mut found = Self {
             staging,
             owner: None,
+            mount: String::new(),
             key: String::new(),
             handles: Vec::new(),
             clean: false,
             unlinked: false,
             upload: None,
+            kept: 0,
         };
-        let lines = text.split(|byte| *byte == b'\n');
-        // A line that was cut by the end of the process is none.
-        let lines = lines.map_while(|line| serde_json::from_slice::<Line>(line).ok());
         for line in lines {
             if line.version.is_some_and(|version| version > VERSION) {
                 break;
@@ -69,7 +76,12 @@ impl Leftover {
         if let Some(key) = line.key {
             self.key = key;
         }
+        if let Some(mount) = line.mount {
+            self.mount = mount;
+        }
         self.handles.extend(line.handle);
+        self.handles.retain(|fh| Some(*fh) != line.closed);
+        self.kept += u32::from(line.kept.unwrap_or(false));
         if let Some(Begins { key, time_ms }) = line.begins {
             let begun = UNIX_EPOCH + Duration::from_millis(time_ms);
             self.upload = Some(PendingId { key, id: None, begun });
@@ -81,6 +93,34 @@ impl Leftover {
         }
         self.clean = line.clean.unwrap_or(self.clean);
         self.unlinked |= line.unlinked.unwrap_or(false);
+    }
+
+    /// Whether nothing that was written through its handles is missing: their close is no error.
+    pub(in crate::write) fn is_clean(&self) -> bool {
+        self.clean || self.unlinked
+    }
+
+    /// Keeps the record for handles that an engine to come may be asked about: everything else is
+    /// worked off. Says no where nobody has asked for long.
+    pub(in crate::write) fn keep_record(&self) -> bool {
+        let gone = Some(String::new()).filter(|_| self.upload.is_some());
+        let kept = Line { kept: Some(true), upload: gone, ..Line::default() };
+        self.kept < KEPT_MAX && self.note(kept)
+    }
+
+    /// Notes that a handle is closed.
+    pub(in crate::write) fn note_closed(&self, fh: u64) {
+        self.note(Line { closed: Some(fh), ..Line::default() });
+    }
+
+    fn note(&self, line: Line) -> bool {
+        let path = path_of(&self.staging);
+        let file = fs::OpenOptions::new().append(true).open(&path);
+        let noted = file.and_then(|file| lines::append(&file, [line]));
+        if let Err(error) = &noted {
+            tracing::warn!(path = %path.display(), %error, "a record lacks its last change");
+        }
+        noted.is_ok()
     }
 
     /// Removes the record, once all that it told of is worked off.
@@ -112,10 +152,14 @@ mod tests {
     use crate::namespace::dir::Dir;
     use crate::namespace::file::FileNode;
     use crate::origin::Condition;
-    use crate::write::draft::record::Record;
+    use crate::write::draft::record::{Author, Record};
 
     fn owner() -> Owner {
         Owner { bucket: "s3\u{1f}b".into(), identity: "me".into() }
+    }
+
+    fn author() -> Author {
+        Author { owner: owner(), mount: "m".into() }
     }
 
     fn node() -> std::sync::Arc<FileNode> {
@@ -135,13 +179,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let staging = dir.path().join("1f");
         fs::write(&staging, "bytes").unwrap();
-        let record = Record::beside(&staging, owner());
+        let record = Record::beside(&staging, author());
         record.handle(9);
         assert_eq!(read(&staging).owner, None, "nothing to lose, nothing noted");
         record.begin(&node(), &Condition::Absent);
         record.handle(11);
         let found = read(&staging);
         assert_eq!((found.owner, &*found.key, found.handles), (Some(owner()), "k", vec![9, 11]));
+        assert_eq!(found.mount, "m");
         assert!(!found.clean && !found.unlinked && found.upload.is_none());
         record.beginning_upload("k").unwrap();
         assert_eq!(read(&staging).upload.unwrap().id, None);

@@ -35,7 +35,7 @@ use tokio::sync::{Notify, watch};
 
 pub use leftover::{Leftover, PendingId, leftovers};
 pub use phase::{Operation, Outcome, Phase, Refusal};
-pub use record::Owner;
+pub use record::{Author, Owner};
 
 pub(super) use contents::{PartState, Snapshot};
 pub(super) use sums::by_block;
@@ -136,7 +136,7 @@ impl Draft {
         staging: StagingFile,
         plan: PartPlan,
         beginning: Beginning,
-        owner: Owner,
+        author: Author,
     ) -> Arc<Self> {
         let mut contents = Contents::new();
         let clean = !beginning.dirty;
@@ -154,7 +154,7 @@ impl Draft {
             reported: None,
             writers: beginning.writers,
         };
-        let record = Record::beside(staging.path(), owner);
+        let record = Record::beside(staging.path(), author);
         let gate = tokio::sync::Mutex::new(());
         let state = Mutex::new(state);
         let inquiry = watch::Sender::new(Inquiry::Over);

@@ -1,25 +1,23 @@
 //! The record of a file under change, beside its bytes: enough to go on, or to clean up, after
 //! this process has died.
 //!
-//! It is a text of lines, each a JSON object that says what is new since the line before. A line
-//! is one write(2): it survives the end of the process without fsync. Only the line that
-//! announces an upload is synced, since an upload that nobody knows of costs money for ever.
+//! It consists of lines ([`lines`]). Only the one that announces an upload is synced, since an
+//! upload that nobody knows of costs money for ever.
 //! Unknown fields are skipped and absent ones have a meaning, so that neighbouring releases read
 //! each other's; a higher version number is for those who must not.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
 use super::PartState;
 use crate::namespace::file::FileNode;
 use crate::origin::{Condition, Part};
+use crate::write::lines;
 
 /// Version of the format.
 pub(super) const VERSION: u32 = 1;
@@ -27,12 +25,22 @@ pub(super) const VERSION: u32 = 1;
 pub(super) const SUFFIX: &str = ".record";
 
 /// Whose a file under change is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Owner {
     /// Endpoint and bucket.
     pub bucket: String,
     /// Whose credentials write it; not a secret.
     pub identity: String,
+}
+
+/// Who writes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Author {
+    /// With whose credentials.
+    pub owner: Owner,
+    /// Through which mount, by the name that it has for all engines that serve it; empty where no
+    /// other one will.
+    pub mount: String,
 }
 
 #[derive(Serialize, Deserialize, Default)]
@@ -45,6 +53,8 @@ pub(super) struct Line {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) identity: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) mount: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) key: Option<String>,
     /// What the origin must hold: a tag, empty for no object, absent where nothing is known.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -52,6 +62,12 @@ pub(super) struct Line {
     /// A handle that the kernel has of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) handle: Option<u64>,
+    /// One of them that is closed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) closed: Option<u64>,
+    /// A later engine keeps it, for the handles.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) kept: Option<bool>,
     /// An upload is about to be begun under this key, at this time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) begins: Option<Begins>,
@@ -59,7 +75,7 @@ pub(super) struct Line {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) upload: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    part: Option<SentPart>,
+    pub(super) part: Option<SentPart>,
     /// Nonce of a request to store whose answer may be lost.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) sent: Option<String>,
@@ -77,7 +93,7 @@ pub(super) struct Begins {
 }
 
 #[derive(Serialize, Deserialize)]
-struct SentPart {
+pub(super) struct SentPart {
     number: u32,
     start: u64,
     len: u64,
@@ -90,7 +106,7 @@ struct SentPart {
 /// The record of one file.
 pub(super) struct Record {
     path: PathBuf,
-    owner: Owner,
+    author: Author,
     begun: AtomicBool,
     open: Mutex<Open>,
 }
@@ -105,10 +121,10 @@ struct Open {
 impl Record {
     /// The record that belongs to the bytes at `staging`. Nothing is written before there is
     /// something to lose.
-    pub(super) fn beside(staging: &Path, owner: Owner) -> Self {
+    pub(super) fn beside(staging: &Path, author: Author) -> Self {
         Self {
             path: path_of(staging),
-            owner,
+            author,
             begun: AtomicBool::new(false),
             open: Mutex::default(),
         }
@@ -132,21 +148,19 @@ impl Record {
     }
 
     fn create(&self, open: &mut Open, node: &FileNode, seen: &Condition) -> io::Result<()> {
-        let mut options = OpenOptions::new();
-        let file = options.append(true).create_new(true).mode(0o600).open(&self.path)?;
+        let file = lines::create(&self.path)?;
         let head = Line {
             version: Some(VERSION),
-            bucket: Some(self.owner.bucket.clone()),
-            identity: Some(self.owner.identity.clone()),
+            bucket: Some(self.author.owner.bucket.clone()),
+            identity: Some(self.author.owner.identity.clone()),
+            mount: Some(self.author.mount.clone()).filter(|mount| !mount.is_empty()),
             key: Some(node.key()),
-            seen: seen_text(seen),
+            seen: seen.to_tag(),
             clean: Some(false),
             ..Line::default()
         };
-        append(&file, &head)?;
-        for handle in &open.handles {
-            append(&file, &Line { handle: Some(*handle), ..Line::default() })?;
-        }
+        let handles = open.handles.iter().map(|fh| Line { handle: Some(*fh), ..Line::default() });
+        lines::append(&file, std::iter::once(head).chain(handles))?;
         open.file = Some(file);
         Ok(())
     }
@@ -155,43 +169,43 @@ impl Record {
     pub(super) fn handle(&self, fh: u64) {
         let mut open = self.open();
         open.handles.push(fh);
-        self.note(&open, &Line { handle: Some(fh), ..Line::default() });
+        self.note(&open, Line { handle: Some(fh), ..Line::default() });
     }
 
     pub(super) fn dirty(&self) {
-        self.note(&self.open(), &Line { clean: Some(false), ..Line::default() });
+        self.note(&self.open(), Line { clean: Some(false), ..Line::default() });
     }
 
     pub(super) fn stored(&self, clean: bool, seen: &Condition) {
-        let line = Line { clean: Some(clean), seen: seen_text(seen), ..Line::default() };
-        self.note(&self.open(), &line);
+        let line = Line { clean: Some(clean), seen: seen.to_tag(), ..Line::default() };
+        self.note(&self.open(), line);
     }
 
     pub(super) fn sent(&self, writer: &str) {
-        self.note(&self.open(), &Line { sent: Some(writer.to_owned()), ..Line::default() });
+        self.note(&self.open(), Line { sent: Some(writer.to_owned()), ..Line::default() });
     }
 
     pub(super) fn moved(&self, node: &FileNode, seen: &Condition) {
-        let line = Line { key: Some(node.key()), seen: seen_text(seen), ..Line::default() };
-        self.note(&self.open(), &line);
+        let line = Line { key: Some(node.key()), seen: seen.to_tag(), ..Line::default() };
+        self.note(&self.open(), line);
     }
 
     pub(super) fn unlinked(&self) {
-        self.note(&self.open(), &Line { unlinked: Some(true), ..Line::default() });
+        self.note(&self.open(), Line { unlinked: Some(true), ..Line::default() });
     }
 
     /// Notes, durably, that an upload of `key` is about to be begun.
     pub(super) fn beginning_upload(&self, key: &str) -> io::Result<()> {
         let open = self.open();
         let Some(file) = &open.file else { return Ok(()) };
-        let begins = Begins { key: key.to_owned(), time_ms: now_ms() };
-        append(file, &Line { begins: Some(begins), ..Line::default() })?;
+        let begins = Begins { key: key.to_owned(), time_ms: lines::now_ms() };
+        lines::append(file, [Line { begins: Some(begins), ..Line::default() }])?;
         file.sync_all()
     }
 
     pub(super) fn upload(&self, id: Option<&str>) {
         let id = id.unwrap_or_default().to_owned();
-        self.note(&self.open(), &Line { upload: Some(id), ..Line::default() });
+        self.note(&self.open(), Line { upload: Some(id), ..Line::default() });
     }
 
     pub(super) fn part(&self, of: PartState, part: &Part) {
@@ -203,7 +217,7 @@ impl Record {
             etag: part.etag.clone(),
             checksum: part.checksum.clone(),
         };
-        self.note(&self.open(), &Line { part: Some(part), ..Line::default() });
+        self.note(&self.open(), Line { part: Some(part), ..Line::default() });
     }
 
     /// Removes the record: what it told of is done.
@@ -215,9 +229,9 @@ impl Record {
         }
     }
 
-    fn note(&self, open: &Open, line: &Line) {
+    fn note(&self, open: &Open, line: Line) {
         let Some(file) = &open.file else { return };
-        if let Err(error) = append(file, line) {
+        if let Err(error) = lines::append(file, [line]) {
             tracing::warn!(path = %self.path.display(), %error, "a record lacks its last change");
         }
     }
@@ -231,23 +245,4 @@ pub(super) fn path_of(staging: &Path) -> PathBuf {
     let mut path = staging.as_os_str().to_owned();
     path.push(SUFFIX);
     path.into()
-}
-
-fn append(mut file: &File, line: &Line) -> io::Result<()> {
-    let mut text = serde_json::to_vec(line)?;
-    text.push(b'\n');
-    file.write_all(&text)
-}
-
-fn seen_text(seen: &Condition) -> Option<String> {
-    match seen {
-        Condition::Always => None,
-        Condition::Absent => Some(String::new()),
-        Condition::Matches(etag) => Some(etag.as_str().to_owned()),
-    }
-}
-
-fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

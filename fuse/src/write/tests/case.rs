@@ -156,6 +156,9 @@ impl Case {
                     return None;
                 } else {
                     drop(a);
+                    if self.b != Op::Kill || self.apart {
+                        lab.forget_renames();
+                    }
                     (Ok(()), bench.second(&act_b, None))
                 }
             }
@@ -306,7 +309,8 @@ impl<'a> Bench<'a> {
     fn kill(&mut self, number: usize, under_way: Option<Hand<Result<(), WriteError>>>) {
         let seat = self.seats.remove(number);
         let path = seat.draft.as_ref().map(|draft| draft.path().to_owned());
-        let leftovers = self.lab.kill(path.as_deref(), || {
+        // The first operation is of the first node.
+        let leftovers = self.lab.kill(path.as_deref(), number == 0, || {
             drop(under_way);
             drop(seat.draft);
             drop(seat.node);

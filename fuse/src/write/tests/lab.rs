@@ -29,6 +29,7 @@ use crate::origin::{Condition, Origin};
 use crate::write::draft::{Beginning, Draft};
 use crate::write::leftovers::Leftovers;
 use crate::write::parts::PartPlan;
+use crate::write::rename::Place;
 use crate::write::{WriteError, Writer};
 
 /// Bytes that are kept cached, over all cases: a few files.
@@ -101,6 +102,7 @@ impl Lab {
             ttl: MetadataTtl::Minimal,
             negative_ttl: MetadataTtl::Minimal,
             first_ino: 0,
+            mount: String::new(),
             access: AccessSettings::default(),
         };
         let hidden = HiddenKeys::new(self.metrics.clone());
@@ -124,18 +126,45 @@ impl Lab {
         lost.into_values().map(Bytes::from).collect()
     }
 
-    /// What a process that is killed now leaves of the file whose bytes are at `path`, once all
-    /// that it had under way is dropped: drops must not tidy up what a killed process would not.
-    pub(super) fn kill(&self, path: Option<&Path>, dead: impl FnOnce()) -> Leftovers {
-        let mut staged = self.staged();
+    /// What a process that is killed now leaves of the file whose bytes are at `path` and, where
+    /// `renames` says so, of renames, once all that it had under way is dropped: drops must not
+    /// tidy up what a killed process would not.
+    pub(super) fn kill(
+        &self,
+        path: Option<&Path>,
+        renames: bool,
+        dead: impl FnOnce(),
+    ) -> Leftovers {
         let stem = path.and_then(|path| path.file_stem());
-        staged.retain(|path, _| stem.is_some() && path.file_stem() == stem);
+        let mut staged = self.staged();
+        staged.retain(|path, _| {
+            (stem.is_some() && path.file_stem() == stem) || (renames && is_rename(path))
+        });
         dead();
-        for (path, bytes) in &staged {
-            let _ = fs::remove_file(path);
-            fs::write(path, bytes).unwrap();
-        }
+        put(&staged);
         Leftovers::among(&self.cache, staged.into_keys().collect())
+    }
+
+    /// The end of a process that is killed now; what it leaves stays.
+    pub(super) fn kill_all(&self, dead: impl FnOnce()) {
+        let staged = self.staged();
+        dead();
+        put(&staged);
+    }
+
+    /// What a next process finds, where nobody has ended it.
+    pub(super) fn leftovers(&self) -> Leftovers {
+        Leftovers::among(&self.cache, self.staged().into_keys().collect())
+    }
+
+    /// Records of renames.
+    pub(super) fn leftovers_of_renames(&self) -> Vec<PathBuf> {
+        self.staged().into_keys().filter(|path| is_rename(path)).collect()
+    }
+
+    /// Forgets renames that were dropped in a process that goes on, as none does.
+    pub(super) fn forget_renames(&self) {
+        self.leftovers_of_renames().iter().for_each(|path| fs::remove_file(path).unwrap());
     }
 
     /// Removes what a case left that failed.
@@ -143,6 +172,17 @@ impl Lab {
         self.take_lost();
         self.staged().keys().for_each(|path| fs::remove_file(path).unwrap());
     }
+}
+
+fn put(files: &BTreeMap<PathBuf, Vec<u8>>) {
+    for (path, bytes) in files {
+        let _ = fs::remove_file(path);
+        fs::write(path, bytes).unwrap();
+    }
+}
+
+fn is_rename(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "rename")
 }
 
 fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
@@ -204,6 +244,28 @@ impl Node {
     /// Works off what a process left that was killed.
     pub(super) fn work_off(&self, leftovers: Leftovers) {
         let writer = self.writer.clone();
-        drive(async move { writer.work_off(&leftovers).await });
+        let held = writer.hold_names(&leftovers);
+        drive(async move { writer.work_off(&leftovers, held).await });
+    }
+
+    /// Renames by paths, as a process asks for it.
+    pub(super) fn rename(
+        &self,
+        from: (&'static str, &'static str),
+        to: (&'static str, &'static str),
+    ) -> impl Future<Output = Result<(), WriteError>> + use<> {
+        let (names, writer) = (self.names.clone(), self.writer.clone());
+        async move {
+            let dir = async |name: &str| match name {
+                "" => Ok(names.root().clone()),
+                name => match names.lookup(names.root(), name).await? {
+                    Found::Dir(dir) => Ok(dir),
+                    Found::File(_) => Err(WriteError::NotDir),
+                },
+            };
+            let (from_dir, to_dir) = (dir(from.0).await?, dir(to.0).await?);
+            let from = Place { dir: &from_dir, name: from.1 };
+            writer.rename(from, Place { dir: &to_dir, name: to.1 }, false).await
+        }
     }
 }

@@ -15,5 +15,6 @@ mod model;
 mod ops;
 mod orders;
 mod poll;
+mod renames;
 mod stepped;
 mod table;

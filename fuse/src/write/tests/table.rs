@@ -219,7 +219,7 @@ impl<'a> Bench<'a> {
     fn resume(self) -> Outcome {
         let Self { lab, bucket, node, draft, holder } = self;
         let path = draft.path().to_owned();
-        let leftovers = lab.kill(Some(&path), move || drop((node, draft, holder)));
+        let leftovers = lab.kill(Some(&path), true, move || drop((node, draft, holder)));
         lab.node(&bucket).work_off(leftovers);
         assert!(lab.staged().is_empty(), "{:?}", lab.staged().keys());
         assert_eq!(bucket.memory.open_uploads(), 0);
