@@ -36,7 +36,7 @@ use crate::namespace::dir::Dir;
 use crate::namespace::file::FileNode;
 use crate::namespace::{LookupError, Namespace};
 use crate::origin::{Condition, OriginError};
-use draft::{Author, Beginning, Draft, Owner};
+use draft::{Author, Beginning, Draft, Owner, Spares};
 use gates::DirGates;
 use pace::Pace;
 use parts::PartPlan;
@@ -53,6 +53,7 @@ pub struct Writer {
     pace: Pace,
     /// Whether the endpoint copies ranges of objects, as far as is known.
     copies: AtomicBool,
+    spares: Arc<Spares>,
     rename_rate: RenameRate,
     /// Files under change, by nodeid.
     drafts: Mutex<HashMap<u64, Arc<Draft>>>,
@@ -73,6 +74,7 @@ impl Writer {
             plan: PartPlan::new(part_bytes),
             pace: Pace::new(),
             copies: AtomicBool::new(true),
+            spares: Arc::default(),
             rename_rate: RenameRate::default(),
             drafts: Mutex::default(),
         })
@@ -107,7 +109,8 @@ impl Writer {
             return Err(std::io::Error::from(Errno::NOSPC).into());
         }
         let staging = self.names.cache.new_staging(preference)?;
-        let draft = Draft::new(node.clone(), staging, self.plan, beginning, self.author());
+        let (author, spares) = (self.author(), self.spares.clone());
+        let draft = Draft::new(node.clone(), staging, self.plan, beginning, author, spares);
         self.drafts().insert(node.ino, draft.clone());
         let (dir, name) = node.place();
         dir.begin_writing(&name, node);

@@ -145,6 +145,7 @@ pub fn leftovers(files: Vec<PathBuf>) -> Vec<Leftover> {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+    use std::sync::Arc;
 
     use super::*;
     use crate::model::key::DirPrefix;
@@ -162,7 +163,7 @@ mod tests {
         Author { owner: owner(), mount: "m".into() }
     }
 
-    fn node() -> std::sync::Arc<FileNode> {
+    fn node() -> Arc<FileNode> {
         let info =
             ObjectInfo { size: 0, etag: None, mtime: UNIX_EPOCH, version_id: None, writer: None };
         FileNode::new(5, Dir::root(DirPrefix::root()), "k", &info)
@@ -179,7 +180,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let staging = dir.path().join("1f");
         fs::write(&staging, "bytes").unwrap();
-        let record = Record::beside(&staging, author());
+        let record = Record::beside(&staging, author(), Arc::default());
         record.handle(9);
         assert_eq!(read(&staging).owner, None, "nothing to lose, nothing noted");
         record.begin(&node(), &Condition::Absent);

@@ -17,6 +17,7 @@ mod inquiry;
 mod leftover;
 pub mod phase;
 mod record;
+mod spares;
 mod sums;
 mod transfer;
 mod transitions;
@@ -38,6 +39,7 @@ pub use phase::{Operation, Outcome, Phase, Refusal};
 pub use record::{Author, Owner};
 
 pub(super) use contents::{PartState, Snapshot};
+pub(super) use spares::Spares;
 pub(super) use sums::by_block;
 pub(super) use transfer::Claim;
 pub(super) use upload::UploadId;
@@ -137,6 +139,7 @@ impl Draft {
         plan: PartPlan,
         beginning: Beginning,
         author: Author,
+        spares: Arc<Spares>,
     ) -> Arc<Self> {
         let mut contents = Contents::new();
         let clean = !beginning.dirty;
@@ -154,7 +157,7 @@ impl Draft {
             reported: None,
             writers: beginning.writers,
         };
-        let record = Record::beside(staging.path(), author);
+        let record = Record::beside(staging.path(), author, spares);
         let gate = tokio::sync::Mutex::new(());
         let state = Mutex::new(state);
         let inquiry = watch::Sender::new(Inquiry::Over);

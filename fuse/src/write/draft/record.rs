@@ -6,15 +6,15 @@
 //! Unknown fields are skipped and absent ones have a meaning, so that neighbouring releases read
 //! each other's; a higher version number is for those who must not.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use super::PartState;
+use super::{PartState, Spares};
 use crate::namespace::file::FileNode;
 use crate::origin::{Condition, Part};
 use crate::write::lines;
@@ -107,6 +107,7 @@ pub(super) struct SentPart {
 pub(super) struct Record {
     path: PathBuf,
     author: Author,
+    spares: Arc<Spares>,
     begun: AtomicBool,
     open: Mutex<Open>,
 }
@@ -121,10 +122,11 @@ struct Open {
 impl Record {
     /// The record that belongs to the bytes at `staging`. Nothing is written before there is
     /// something to lose.
-    pub(super) fn beside(staging: &Path, author: Author) -> Self {
+    pub(super) fn beside(staging: &Path, author: Author, spares: Arc<Spares>) -> Self {
         Self {
             path: path_of(staging),
             author,
+            spares,
             begun: AtomicBool::new(false),
             open: Mutex::default(),
         }
@@ -148,7 +150,7 @@ impl Record {
     }
 
     fn create(&self, open: &mut Open, node: &FileNode, seen: &Condition) -> io::Result<()> {
-        let file = lines::create(&self.path)?;
+        let file = self.spares.create(&self.path)?;
         let head = Line {
             version: Some(VERSION),
             bucket: Some(self.author.owner.bucket.clone()),
@@ -224,8 +226,8 @@ impl Record {
     pub(super) fn remove(&self) {
         let mut open = self.open();
         open.removed = true;
-        if open.file.take().is_some() {
-            let _ = fs::remove_file(&self.path);
+        if let Some(file) = open.file.take() {
+            self.spares.put(&self.path, file);
         }
     }
 

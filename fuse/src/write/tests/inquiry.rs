@@ -100,6 +100,7 @@ fn without_an_answer_nothing_is_replaced() {
         stage.bucket.faulty.inject_once(Op::Head, fault);
         let draft = stage.create(10);
         stage.node.writer.inquire(&draft);
+        assert!(!draft.learns_seen().await);
         assert_eq!(stage.commit(&draft).await, Err(Errno::STALE));
         assert_eq!(stage.bucket.memory.bytes("f").unwrap(), "theirs");
     });

@@ -115,7 +115,10 @@ impl Lab {
 
     /// Bytes and records of files under change, and what was left of earlier ones.
     pub(super) fn staged(&self) -> BTreeMap<PathBuf, Vec<u8>> {
-        files(&self.dir.path().join("staging"))
+        let mut staged = files(&self.dir.path().join("staging"));
+        // Empty records are there for files to come.
+        staged.retain(|path, bytes| !(bytes.is_empty() && path.extension().is_some()));
+        staged
     }
 
     /// What is kept for a person; takes it away.
