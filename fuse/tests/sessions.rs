@@ -14,7 +14,7 @@ use weir_fuse::cache::{CacheSettings, NodeCache};
 use weir_fuse::engine::io::ReadNow;
 use weir_fuse::engine::kernel::KernelPort;
 use weir_fuse::engine::names::AttrChange;
-use weir_fuse::engine::open::{How, OpenRequest};
+use weir_fuse::engine::open::{IoMode, OpenRequest};
 use weir_fuse::engine::owner::Proc;
 use weir_fuse::engine::{Engine, Session, SessionSettings};
 use weir_fuse::metrics::Metrics;
@@ -512,8 +512,8 @@ async fn all_opens_of_a_cached_version_share_one_backing_id() {
     let mut opened = Vec::new();
     while opened.len() < 3 {
         let open = session.open(ino, &OpenRequest::default()).await.unwrap();
-        match open.how {
-            How::Passthrough(backing) => opened.push((open.fh, backing.id)),
+        match open.io_mode {
+            IoMode::Passthrough(backing) => opened.push((open.fh, backing.id)),
             // The last blocks are on their way to the disk.
             _ => session.release(open.fh).await,
         }

@@ -87,7 +87,8 @@ fn text(name: &OsStr) -> Result<String, Errno> {
 fn open_request(req: &Request, flags: i32) -> OpenRequest {
     let flags = rustix::fs::OFlags::from_bits_retain(flags as u32);
     OpenRequest {
-        write: flags.intersects(rustix::fs::OFlags::ACCMODE),
+        // Who empties a file changes it, however it is opened.
+        write: flags.intersects(rustix::fs::OFlags::ACCMODE | rustix::fs::OFlags::TRUNC),
         truncate: flags.contains(rustix::fs::OFlags::TRUNC),
         append: flags.contains(rustix::fs::OFlags::APPEND),
         exclusive: flags.contains(rustix::fs::OFlags::EXCL),

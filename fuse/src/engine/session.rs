@@ -10,12 +10,12 @@ use tokio::sync::Notify;
 use super::access::Access;
 use super::ahead::Walkers;
 use super::backing::BackingPool;
-use super::coming::Coming;
 use super::end::Unstored;
 use super::handles::{Handle, Handles};
 use super::kernel::KernelPort;
 use super::modes::Modes;
-use super::stale::Told;
+use super::reservations::Reservations;
+use super::retries::Retries;
 use super::{Engine, SessionSettings};
 use crate::cache::Preference;
 use crate::model::version::BucketId;
@@ -40,8 +40,8 @@ pub struct Session {
     pub(super) handles: Handles,
     pub(super) backings: Arc<BackingPool>,
     pub(super) walkers: Walkers,
-    pub(super) told: Told,
-    pub(super) coming: Coming,
+    pub(super) retries: Retries,
+    pub(super) reservations: Reservations,
     /// Which disks of the cache are near to its readers.
     preference: RwLock<Preference>,
     started: SystemTime,
@@ -104,8 +104,8 @@ impl Session {
             handles,
             backings: Arc::default(),
             walkers: Walkers::default(),
-            told: Told::default(),
-            coming: Coming::default(),
+            retries: Retries::default(),
+            reservations: Reservations::default(),
             preference: RwLock::new(Arc::new([])),
             started: SystemTime::now(),
             device: OnceLock::new(),

@@ -220,7 +220,10 @@ impl Dir {
                 });
                 Some(Found::Dir(dir.clone()))
             }
-            Kind::Writing(node) => Some(Found::File(node.clone())),
+            Kind::Writing(node) => {
+                node.named();
+                Some(Found::File(node.clone()))
+            }
             Kind::File { info, node } => {
                 let version = info.version()?;
                 if let Some(known) = node.upgrade()
