@@ -13,7 +13,7 @@ use super::passthrough;
 use crate::engine::Session;
 use crate::engine::open::{IoMode, OpenFile};
 use crate::engine::resent::Delivery;
-use crate::engine::session::{Attr, Shown};
+use crate::engine::session::{Attr, Entry};
 use crate::model::attr::Ownership;
 use crate::namespace::dir::kernel_cache::CacheUse;
 
@@ -59,7 +59,7 @@ pub(super) fn absent(owned: &Ownership) -> FileAttr {
     attr(&nothing, owned)
 }
 
-pub(super) fn send_entry(session: &Session, reply: ReplyEntry, result: Result<Shown, Errno>) {
+pub(super) fn send_entry(session: &Session, reply: ReplyEntry, result: Result<Entry, Errno>) {
     let owned = &session.settings().ownership;
     match result {
         Ok(shown) => reply.entry(&shown.ttl, &attr(&shown.attr, owned), Generation(0)),
@@ -70,7 +70,7 @@ pub(super) fn send_entry(session: &Session, reply: ReplyEntry, result: Result<Sh
     }
 }
 
-pub(super) fn send_attr(session: &Session, reply: ReplyAttr, result: Result<Shown, Errno>) {
+pub(super) fn send_attr(session: &Session, reply: ReplyAttr, result: Result<Entry, Errno>) {
     match result {
         Ok(shown) => {
             reply.attr(&shown.ttl, &attr(&shown.attr, &session.settings().ownership));
@@ -86,7 +86,12 @@ pub(super) fn send_empty(reply: ReplyEmpty, result: Result<(), Errno>) {
     }
 }
 
-pub(super) fn send_open(door: &Door, reply: ReplyOpen, write: bool, result: Result<OpenFile, Errno>) {
+pub(super) fn send_open(
+    door: &Door,
+    reply: ReplyOpen,
+    write: bool,
+    result: Result<OpenFile, Errno>,
+) {
     if let Ok(OpenFile { fh, io_mode: IoMode::KeepCache | IoMode::DropCache }) = &result {
         door.opened(*fh);
     }

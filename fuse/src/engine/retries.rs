@@ -44,9 +44,10 @@ impl Retries {
         let retries = match thread {
             0 => node.is_retry_expected(),
             _ if self.count.load(Ordering::Acquire) == 0 => false,
-            _ => self.threads().get(&thread).is_some_and(|retry| {
-                retry.since.elapsed() < KEPT && retry.place == place_of(node)
-            }),
+            _ => self
+                .threads()
+                .get(&thread)
+                .is_some_and(|retry| retry.since.elapsed() < KEPT && retry.place == place_of(node)),
         };
         if retries { Attempt::Retry } else { Attempt::First }
     }

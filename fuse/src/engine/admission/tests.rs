@@ -45,8 +45,7 @@ const TABLE: &str = "
     Other   Superseded        s/s   s/s     s/s     s/s
 ";
 
-const REQUESTS: [Request; 4] =
-    [Request::Read, Request::Update, Request::Append, Request::Truncate];
+const REQUESTS: [Request; 4] = [Request::Read, Request::Update, Request::Append, Request::Truncate];
 
 struct Cell {
     meets: (Name, Inode),

@@ -130,14 +130,26 @@ impl Bench {
             let node = session.file(attr.ino).unwrap();
             session.unlink(ROOT, NAME).await.unwrap();
             session.release(opened.fh).await;
-            return Self { memory, session, node, meets, finishing: None };
+            let bench = Self { memory, session, node, meets, finishing: None };
+            bench.check().await;
+            return bench;
         }
         memory.insert(NAME, bytes_of(size));
         let ino = session.lookup(ROOT, NAME).await.unwrap().attr.ino;
         let node = session.file(ino).unwrap();
         let mut bench = Self { memory, session, node, meets, finishing: None };
         bench.bring().await;
+        bench.check().await;
         bench
+    }
+
+    /// Whether it is where it is to be.
+    async fn check(&self) {
+        let mode = self.session.modes.lock().present(self.node.ino);
+        let passable = self.meets.1 == Inode::Passable;
+        let current = self.session.names.is_current(&self.node).await.unwrap();
+        let there = (Name::of(current), Inode::of(&self.node, mode.as_ref(), passable));
+        assert_eq!(there, self.meets);
     }
 
     async fn opened(&self, request: Request) -> OpenFile {
