@@ -220,10 +220,7 @@ impl Dir {
                 });
                 Some(Node::Dir(dir.clone()))
             }
-            Kind::Writing(node) => {
-                node.named();
-                Some(Node::File(node.clone()))
-            }
+            Kind::Writing(node) => Some(Node::File(node.clone())),
             Kind::File { info, node } => {
                 let version = info.version()?;
                 if let Some(known) = node.upgrade()
