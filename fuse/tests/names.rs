@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use futures_util::future::poll_immediate;
 use node::{MIB, Node, ROOT, denied, open, read, unavailable};
 use rustix::io::Errno;
 use weir_fuse::engine::Session;
@@ -17,7 +18,7 @@ use weir_fuse::engine::kernel::KernelPort;
 use weir_fuse::engine::open::{IoMode, OpenRequest};
 use weir_fuse::engine::resent::Delivery;
 use weir_fuse::namespace::dir::kernel_cache::CacheUse;
-use weir_fuse::origin::faulty::{Fault, Faulty, Op};
+use weir_fuse::origin::faulty::{Fault, Faulty, Gate, Op};
 
 /// Longer than anything here takes, unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -129,14 +130,20 @@ async fn a_refusal_to_one_mount_is_none_to_another() {
     let slow = Arc::new(Faulty::new(refusing.clone()));
     let (first, second) = (node.mount(slow.clone(), 60), node.mount(node.memory.clone(), 60));
     let (first_fh, second_fh) = (open(&first, ROOT, "f").await, open(&second, ROOT, "f").await);
-    slow.inject_once(Op::Get, Fault::Delay(Duration::from_secs(1)));
+    let gate = Gate::new();
+    slow.inject_once(Op::Get, Fault::Stall(gate.clone()));
     refusing.inject_once(Op::Get, Fault::Fail(denied()));
     let refused = tokio::spawn(async move { read(&first, first_fh, 0, 1 << 20).await });
-    // By now the first has a fetch under way; the second joins it.
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    let got = tokio::time::timeout(PATIENCE, read(&second, second_fh, 0, 1 << 20)).await.unwrap();
-    assert!(got.unwrap() == bytes(MIB));
+    // The first has a fetch under way; the second joins it, and goes on when the first has ended.
+    gate.reached().await;
+    let got = read(&second, second_fh, 0, 1 << 20);
+    tokio::pin!(got);
+    assert!(poll_immediate(&mut got).await.is_none());
+    assert_eq!(node.engine.metrics.fetched_bytes.get(), 0);
+    gate.open();
     assert_eq!(refused.await.unwrap(), Err(Errno::ACCESS));
+    let got = tokio::time::timeout(PATIENCE, got).await.unwrap();
+    assert!(got.unwrap() == bytes(MIB));
 }
 
 #[tokio::test(flavor = "multi_thread")]
