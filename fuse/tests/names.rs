@@ -2,91 +2,26 @@
 //! files that move while they are read.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
-use std::sync::Arc;
-use std::time::Duration;
+mod node;
 
+use std::fs::File;
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use futures_util::future::poll_immediate;
+use node::{MIB, Node, ROOT, denied, open, read, unavailable};
 use rustix::io::Errno;
-use tempfile::TempDir;
-use weir_fuse::buffers::Buffers;
-use weir_fuse::cache::{CacheSettings, NodeCache};
-use weir_fuse::engine::io::ReadNow;
-use weir_fuse::engine::open::OpenRequest;
-use weir_fuse::engine::owner::Proc;
+use weir_fuse::engine::Session;
+use weir_fuse::engine::kernel::KernelPort;
+use weir_fuse::engine::open::{IoMode, OpenRequest};
 use weir_fuse::engine::resent::Delivery;
-use weir_fuse::engine::{Engine, Session, SessionSettings};
-use weir_fuse::metrics::Metrics;
-use weir_fuse::model::attr::Ownership;
-use weir_fuse::model::key::DirPrefix;
-use weir_fuse::model::ttl::MetadataTtl;
 use weir_fuse::namespace::dir::kernel_cache::CacheUse;
-use weir_fuse::namespace::{AccessSettings, NamespaceSettings};
-use weir_fuse::origin::faulty::{Fault, Faulty, Op};
-use weir_fuse::origin::memory::MemoryOrigin;
-use weir_fuse::origin::{Origin, OriginError};
+use weir_fuse::origin::faulty::{Fault, Faulty, Gate, Op};
 
-const ROOT: u64 = 1;
-const MIB: usize = 1 << 20;
 /// Longer than anything here takes, unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-struct Node {
-    memory: Arc<MemoryOrigin>,
-    engine: Arc<Engine>,
-    _dir: TempDir,
-}
-
-impl Node {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let metrics = Arc::new(Metrics::new().unwrap());
-        let settings = CacheSettings::one(dir.path(), u64::MAX, 0);
-        let cache = NodeCache::open(&settings, metrics.clone()).unwrap();
-        let runtime = tokio::runtime::Handle::current();
-        let engine =
-            Engine::new(cache, Buffers::new(64 << 20), metrics, runtime, 1 << 20, Arc::new(Proc));
-        Self { memory: Arc::new(MemoryOrigin::new("bucket")), engine, _dir: dir }
-    }
-
-    /// A mount of this origin, which believes what it was told for so many seconds.
-    fn mount(&self, origin: Arc<dyn Origin>, ttl_secs: u64) -> Arc<Session> {
-        let ttl = MetadataTtl::For(Duration::from_secs(ttl_secs));
-        let names = NamespaceSettings {
-            prefix: DirPrefix::root(),
-            ttl,
-            negative_ttl: ttl,
-            first_ino: 0,
-            mount: String::new(),
-            access: AccessSettings::default(),
-        };
-        let settings = SessionSettings {
-            names,
-            ownership: Ownership { uid: 0, gid: 0, file_mode: 0o644, dir_mode: 0o755 },
-            read_only: false,
-            passthrough: true,
-            write_part: 5 << 20,
-        };
-        Session::new(self.engine.clone(), origin, settings)
-    }
-
-    /// A mount whose origin misbehaves on command.
-    fn faulty(&self, ttl_secs: u64) -> (Arc<Faulty>, Arc<Session>) {
-        let faulty = Arc::new(Faulty::new(self.memory.clone()));
-        let session = self.mount(faulty.clone(), ttl_secs);
-        (faulty, session)
-    }
-}
-
-async fn read(session: &Arc<Session>, fh: u64, offset: u64, len: u64) -> Result<Vec<u8>, Errno> {
-    match session.read_now(fh, offset, len)? {
-        ReadNow::Data(data) => Ok(data.to_vec()),
-        ReadNow::Wait(pending) => session.read(pending).await.map(|data| data.to_vec()),
-    }
-}
-
-async fn open(session: &Arc<Session>, parent: u64, name: &str) -> u64 {
-    let ino = session.lookup(parent, name).await.unwrap().attr.ino;
-    session.open(ino, &OpenRequest::default()).await.unwrap().fh
-}
 
 fn listed(session: &Arc<Session>, fh: u64) -> Vec<String> {
     let mut names = Vec::new();
@@ -96,10 +31,6 @@ fn listed(session: &Arc<Session>, fh: u64) -> Vec<String> {
     };
     session.readdir(fh, 2, false, add).unwrap();
     names
-}
-
-fn denied() -> OriginError {
-    OriginError::Denied("AccessDenied".into())
 }
 
 fn bytes(len: usize) -> Vec<u8> {
@@ -199,14 +130,20 @@ async fn a_refusal_to_one_mount_is_none_to_another() {
     let slow = Arc::new(Faulty::new(refusing.clone()));
     let (first, second) = (node.mount(slow.clone(), 60), node.mount(node.memory.clone(), 60));
     let (first_fh, second_fh) = (open(&first, ROOT, "f").await, open(&second, ROOT, "f").await);
-    slow.inject_once(Op::Get, Fault::Delay(Duration::from_secs(1)));
+    let gate = Gate::new();
+    slow.inject_once(Op::Get, Fault::Stall(gate.clone()));
     refusing.inject_once(Op::Get, Fault::Fail(denied()));
     let refused = tokio::spawn(async move { read(&first, first_fh, 0, 1 << 20).await });
-    // By now the first has a fetch under way; the second joins it.
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    let got = tokio::time::timeout(PATIENCE, read(&second, second_fh, 0, 1 << 20)).await.unwrap();
-    assert!(got.unwrap() == bytes(MIB));
+    // The first has a fetch under way; the second joins it, and goes on when the first has ended.
+    gate.reached().await;
+    let got = read(&second, second_fh, 0, 1 << 20);
+    tokio::pin!(got);
+    assert!(poll_immediate(&mut got).await.is_none());
+    assert_eq!(node.engine.metrics.fetched_bytes.get(), 0);
+    gate.open();
     assert_eq!(refused.await.unwrap(), Err(Errno::ACCESS));
+    let got = tokio::time::timeout(PATIENCE, got).await.unwrap();
+    assert!(got.unwrap() == bytes(MIB));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -263,4 +200,155 @@ async fn a_change_that_an_earlier_engine_made_succeeds_when_it_is_sent_again() {
     // What no earlier try can have left is refused as ever.
     assert_eq!(mkdir(Delivery::Again, "full").await, Err(Errno::EXIST));
     assert_eq!(rename(Delivery::Again, "from", "nowhere").await, Err(Errno::NOENT));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_mounts_of_a_node_share_one_download() {
+    let node = Node::new();
+    let bytes = vec![7; 4 * MIB];
+    node.memory.insert("model", bytes.clone());
+    let sessions = [node.session(), node.session()];
+    let mut reads = Vec::new();
+    for session in sessions {
+        reads.push(tokio::spawn(async move {
+            let fh = open(&session, ROOT, "model").await;
+            read(&session, fh, 0, 4 << 20).await.unwrap()
+        }));
+    }
+    for read in reads {
+        assert!(read.await.unwrap() == bytes);
+    }
+    assert_eq!(node.engine.metrics.fetched_bytes.get(), 4 << 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_short_body_is_resumed_where_it_ended() {
+    let node = Node::new();
+    let bytes: Vec<u8> = (0..MIB).map(|n| (n / 7) as u8).collect();
+    node.memory.insert("f", bytes.clone());
+    let session = node.session();
+    node.faulty.inject_once(Op::Get, Fault::Truncate(300_001));
+    node.faulty.inject_once(Op::Get, Fault::Fail(unavailable()));
+    let fh = open(&session, ROOT, "f").await;
+    assert!(read(&session, fh, 0, 1 << 20).await.unwrap() == bytes);
+    assert_eq!(node.engine.metrics.fetched_bytes.get(), 1 << 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_origin_that_keeps_failing_is_an_error_not_a_hang() {
+    let node = Node::new();
+    node.memory.insert("f", vec![1; MIB]);
+    let session = node.session();
+    let fh = open(&session, ROOT, "f").await;
+    node.faulty.fail_all(Some(unavailable()));
+    let result = tokio::time::timeout(Duration::from_secs(60), read(&session, fh, 0, 4096)).await;
+    assert_eq!(result.unwrap(), Err(Errno::IO));
+    // And once it answers again, reads do too.
+    node.faulty.fail_all(None);
+    assert_eq!(read(&session, fh, 0, 4).await.unwrap(), [1; 4]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replaced_version_is_stale_to_its_reader() {
+    let node = Node::new();
+    node.memory.insert("f", vec![1; MIB]);
+    let session = node.session();
+    let fh = open(&session, ROOT, "f").await;
+    node.memory.insert("f", vec![2; MIB]);
+    assert_eq!(read(&session, fh, 0, 4096).await, Err(Errno::STALE));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_cannot_be_shown_are_counted_and_hide_no_neighbour() {
+    let node = Node::new();
+    let long = "x".repeat(300);
+    let odd = ["/abs", "d//b", "d/../b", "d/./b", "d/nul\0", &format!("d/{long}"), "d/both"];
+    for key in odd {
+        node.memory.insert(key, "odd");
+    }
+    for key in ["d/", "d/both/inside", "d/good", "d/zz"] {
+        node.memory.insert(key, "x");
+    }
+    let session = node.session();
+    let root = session.lookup(ROOT, "d").await.unwrap().attr;
+    assert!(root.is_dir);
+    for _ in 0..3 {
+        let (fh, _) = session.opendir(root.ino).await.unwrap();
+        let mut names = Vec::new();
+        session
+            .readdir(fh, 0, false, |_, name, is_dir, _| {
+                names.push((name.to_owned(), is_dir));
+                true
+            })
+            .unwrap();
+        session.releasedir(fh);
+        let expected = [(".", true), ("..", true), ("both", true), ("good", false), ("zz", false)];
+        assert_eq!(names, expected.map(|(name, is_dir)| (name.to_owned(), is_dir)));
+    }
+    let hidden = |reason| node.engine.metrics.hidden_keys.with_label_values(&[reason]).get();
+    for (reason, count) in [
+        ("empty-component", 1),
+        ("dot-component", 2),
+        ("nul", 1),
+        ("name-too-long", 1),
+        ("shadowed-by-directory", 1),
+        ("marker-with-content", 1),
+    ] {
+        assert_eq!(hidden(reason), count, "{reason}");
+    }
+    // None of them is a way out.
+    for name in ["..", ".", "", "nul\0", "a/b"] {
+        assert!(session.lookup(root.ino, name).await.is_err(), "{name:?}");
+    }
+    assert_eq!(session.lookup(root.ino, &long).await.err(), Some(Errno::NAMETOOLONG));
+}
+
+/// A kernel that only counts.
+#[derive(Default)]
+struct CountingKernel {
+    next: AtomicU32,
+    open: Mutex<Vec<u32>>,
+}
+
+impl KernelPort for CountingKernel {
+    fn open_backing(&self, _file: &File) -> io::Result<u32> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;
+        self.open.lock().unwrap().push(id);
+        Ok(id)
+    }
+
+    fn close_backing(&self, id: u32) {
+        self.open.lock().unwrap().retain(|open| *open != id);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_opens_of_a_cached_version_share_one_backing_id() {
+    let node = Node::new();
+    node.memory.insert("model", vec![3; MIB]);
+    let session = node.session();
+    let kernel = Arc::new(CountingKernel::default());
+    session.connect_kernel(kernel.clone());
+    let fh = open(&session, ROOT, "model").await;
+    read(&session, fh, 0, 1 << 20).await.unwrap();
+    session.release(fh).await;
+    let ino = session.lookup(ROOT, "model").await.unwrap().attr.ino;
+    let mut opened = Vec::new();
+    while opened.len() < 3 {
+        let open = session.open(ino, &OpenRequest::default()).await.unwrap();
+        match open.io_mode {
+            IoMode::Passthrough(backing) => opened.push((open.fh, backing.id)),
+            // The last blocks are on their way to the disk.
+            _ => session.release(open.fh).await,
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(opened.iter().all(|(_, id)| *id == opened[0].1));
+    for (fh, _) in opened {
+        session.release(fh).await;
+    }
+    // Kept for the next open, given back at the end.
+    assert_eq!(kernel.open.lock().unwrap().len(), 1);
+    session.shut_down(Instant::now() + Duration::from_secs(5)).await;
+    assert!(kernel.open.lock().unwrap().is_empty());
 }

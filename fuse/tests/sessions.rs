@@ -1,179 +1,18 @@
-//! Sessions without a kernel, on an origin in memory that misbehaves on command.
+//! Writes of sessions without a kernel, on an origin in memory that misbehaves on command.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
-use std::fs::File;
-use std::io;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+mod node;
+
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use node::{MIB, Node, ROOT, create, open, read, unavailable};
 use rustix::io::Errno;
-use tempfile::TempDir;
-use weir_fuse::buffers::Buffers;
-use weir_fuse::cache::{CacheSettings, NodeCache};
-use weir_fuse::engine::io::ReadNow;
-use weir_fuse::engine::kernel::KernelPort;
+use weir_fuse::engine::Session;
 use weir_fuse::engine::names::AttrChange;
-use weir_fuse::engine::open::{How, OpenRequest};
-use weir_fuse::engine::owner::Proc;
-use weir_fuse::engine::{Engine, Session, SessionSettings};
-use weir_fuse::metrics::Metrics;
-use weir_fuse::model::attr::Ownership;
-use weir_fuse::model::key::DirPrefix;
-use weir_fuse::model::ttl::MetadataTtl;
-use weir_fuse::namespace::{AccessSettings, NamespaceSettings, first_ino};
+use weir_fuse::engine::open::OpenRequest;
 use weir_fuse::origin::OriginError;
-use weir_fuse::origin::faulty::{Fault, Faulty, Gate, Op};
-use weir_fuse::origin::memory::MemoryOrigin;
-
-const ROOT: u64 = 1;
-const MIB: usize = 1 << 20;
-
-struct Node {
-    memory: Arc<MemoryOrigin>,
-    faulty: Arc<Faulty>,
-    engine: Arc<Engine>,
-    _dir: TempDir,
-}
-
-impl Node {
-    fn new() -> Self {
-        Self::over(Arc::new(MemoryOrigin::new("bucket")), tempfile::tempdir().unwrap())
-    }
-
-    fn over(memory: Arc<MemoryOrigin>, dir: TempDir) -> Self {
-        let metrics = Arc::new(Metrics::new().unwrap());
-        let settings = CacheSettings::one(dir.path(), u64::MAX, 0);
-        let cache = NodeCache::open(&settings, metrics.clone()).unwrap();
-        let runtime = tokio::runtime::Handle::current();
-        let engine =
-            Engine::new(cache, Buffers::new(64 << 20), metrics, runtime, 1 << 20, Arc::new(Proc));
-        let faulty = Arc::new(Faulty::new(memory.clone()));
-        Self { memory, faulty, engine, _dir: dir }
-    }
-
-    fn staging(&self) -> std::path::PathBuf {
-        self.engine.cache.stats().disks[0].dir.join("staging")
-    }
-
-    /// How many records of files under change there are.
-    fn records(&self) -> usize {
-        let files = std::fs::read_dir(self.staging()).unwrap().flatten();
-        files.filter(|file| file.path().extension().is_some_and(|of| of == "record")).count()
-    }
-
-    /// What the next process finds in the cache directory when this one is killed now.
-    fn killed(&self) -> Self {
-        let next = tempfile::tempdir().unwrap();
-        let staging = next.path().join("staging");
-        std::fs::create_dir_all(&staging).unwrap();
-        for entry in std::fs::read_dir(self.staging()).unwrap().flatten() {
-            std::fs::copy(entry.path(), staging.join(entry.file_name())).unwrap();
-        }
-        Self::over(self.memory.clone(), next)
-    }
-
-    fn session(&self) -> Arc<Session> {
-        self.session_of("", 0)
-    }
-
-    /// The engine of this number that serves the mount `mount`.
-    fn session_of(&self, mount: &str, engine: u16) -> Arc<Session> {
-        let names = NamespaceSettings {
-            prefix: DirPrefix::root(),
-            ttl: MetadataTtl::For(Duration::from_secs(60)),
-            negative_ttl: MetadataTtl::For(Duration::from_secs(60)),
-            first_ino: first_ino(engine),
-            mount: mount.into(),
-            access: AccessSettings::default(),
-        };
-        let settings = SessionSettings {
-            names,
-            ownership: Ownership { uid: 0, gid: 0, file_mode: 0o644, dir_mode: 0o755 },
-            read_only: false,
-            passthrough: true,
-            write_part: 5 << 20,
-        };
-        Session::new(self.engine.clone(), self.faulty.clone(), settings)
-    }
-}
-
-async fn read(session: &Arc<Session>, fh: u64, offset: u64, len: u64) -> Result<Vec<u8>, Errno> {
-    match session.read_now(fh, offset, len)? {
-        ReadNow::Data(data) => Ok(data.to_vec()),
-        ReadNow::Wait(pending) => session.read(pending).await.map(|data| data.to_vec()),
-    }
-}
-
-async fn open(session: &Arc<Session>, name: &str) -> u64 {
-    let ino = session.lookup(ROOT, name).await.unwrap().attr.ino;
-    session.open(ino, &OpenRequest::default()).await.unwrap().fh
-}
-
-async fn create(session: &Arc<Session>, name: &str, exclusive: bool) -> u64 {
-    let request = OpenRequest { write: true, exclusive, ..OpenRequest::default() };
-    session.create(ROOT, name, &request).await.unwrap().1.fh
-}
-
-fn unavailable() -> OriginError {
-    OriginError::Unavailable("503 SlowDown".into())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn two_mounts_of_a_node_share_one_download() {
-    let node = Node::new();
-    let bytes = vec![7; 4 * MIB];
-    node.memory.insert("model", bytes.clone());
-    let sessions = [node.session(), node.session()];
-    let mut reads = Vec::new();
-    for session in sessions {
-        reads.push(tokio::spawn(async move {
-            let fh = open(&session, "model").await;
-            read(&session, fh, 0, 4 << 20).await.unwrap()
-        }));
-    }
-    for read in reads {
-        assert!(read.await.unwrap() == bytes);
-    }
-    assert_eq!(node.engine.metrics.fetched_bytes.get(), 4 << 20);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_short_body_is_resumed_where_it_ended() {
-    let node = Node::new();
-    let bytes: Vec<u8> = (0..MIB).map(|n| (n / 7) as u8).collect();
-    node.memory.insert("f", bytes.clone());
-    let session = node.session();
-    node.faulty.inject_once(Op::Get, Fault::Truncate(300_001));
-    node.faulty.inject_once(Op::Get, Fault::Fail(unavailable()));
-    let fh = open(&session, "f").await;
-    assert!(read(&session, fh, 0, 1 << 20).await.unwrap() == bytes);
-    assert_eq!(node.engine.metrics.fetched_bytes.get(), 1 << 20);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_origin_that_keeps_failing_is_an_error_not_a_hang() {
-    let node = Node::new();
-    node.memory.insert("f", vec![1; MIB]);
-    let session = node.session();
-    let fh = open(&session, "f").await;
-    node.faulty.fail_all(Some(unavailable()));
-    let result = tokio::time::timeout(Duration::from_secs(60), read(&session, fh, 0, 4096)).await;
-    assert_eq!(result.unwrap(), Err(Errno::IO));
-    // And once it answers again, reads do too.
-    node.faulty.fail_all(None);
-    assert_eq!(read(&session, fh, 0, 4).await.unwrap(), [1; 4]);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_replaced_version_is_stale_to_its_reader() {
-    let node = Node::new();
-    node.memory.insert("f", vec![1; MIB]);
-    let session = node.session();
-    let fh = open(&session, "f").await;
-    node.memory.insert("f", vec![2; MIB]);
-    assert_eq!(read(&session, fh, 0, 4096).await, Err(Errno::STALE));
-}
+use weir_fuse::origin::faulty::{Fault, Gate, Op};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_put_whose_reply_was_lost_is_no_conflict() {
@@ -211,7 +50,7 @@ async fn a_completion_whose_reply_was_lost_is_no_failure() {
     assert!(node.memory.bytes("big").unwrap() == bytes);
     assert_eq!(node.memory.open_uploads(), 0);
     // What was written became the cached version.
-    let fh = open(&session, "big").await;
+    let fh = open(&session, ROOT, "big").await;
     assert!(read(&session, fh, 0, 12 << 20).await.unwrap() == bytes);
     assert_eq!(node.engine.metrics.fetched_bytes.get(), 0);
 }
@@ -255,7 +94,7 @@ async fn a_handle_of_an_earlier_engine_is_never_answered_with_success() {
     let node = Node::new();
     node.memory.insert("read", "bytes");
     let before = node.session();
-    let (writer, reader) = (create(&before, "f", false).await, open(&before, "read").await);
+    let (writer, reader) = (create(&before, "f", false).await, open(&before, ROOT, "read").await);
     before.write(writer, 0, b"bytes").unwrap();
     let after = node.session();
     assert_eq!(after.flush(writer, 0).await, Err(Errno::IO));
@@ -341,8 +180,7 @@ async fn what_a_dead_process_had_not_stored_is_kept_with_its_key() {
     std::fs::write(node.staging().join("ffff"), "of nobody knows whom").unwrap();
     let later = node.killed();
     let _session = later.session();
-    let is_empty = || std::fs::read_dir(later.staging()).unwrap().count() == 0;
-    until(|| later.engine.cache.lost().len() == 2 && is_empty()).await;
+    until(|| later.engine.cache.lost().len() == 2 && later.staged().is_empty()).await;
     let mut kept = later.engine.cache.lost();
     kept.sort_by(|a, b| a.key.cmp(&b.key));
     let keys: Vec<_> = kept.iter().map(|row| row.key.as_str()).collect();
@@ -394,7 +232,7 @@ async fn fsync_stores_the_file_whatever_the_descriptor() {
     let session = node.session();
     let fh = create(&session, "f", false).await;
     session.write(fh, 0, b"bytes").unwrap();
-    let reader = open(&session, "f").await;
+    let reader = open(&session, ROOT, "f").await;
     assert_eq!(session.fsync(reader).await, Ok(()));
     assert_eq!(&node.memory.bytes("f").unwrap()[..], b"bytes");
     session.release(reader).await;
@@ -509,128 +347,6 @@ async fn a_rename_never_removes_what_was_stored_meanwhile() {
     assert_eq!(&node.memory.bytes("g").unwrap()[..], b"newer");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_rename_whose_removal_was_not_answered_does_not_lose_the_file() {
-    let node = Node::new();
-    node.memory.insert("f", "bytes");
-    node.memory.insert("d/f", "bytes");
-    let session = node.session();
-    for (name, dir) in [("f", false), ("d", true)] {
-        // The endpoint is probed at the first removal.
-        let probed = create(&session, "probed", false).await;
-        session.fsync(probed).await.unwrap();
-        session.unlink(ROOT, "probed").await.unwrap();
-        session.lookup(ROOT, name).await.unwrap();
-        node.faulty.inject_once(Op::Delete, Fault::LoseReply(unavailable()));
-        for _ in 1..4 {
-            node.faulty.inject_once(Op::Delete, Fault::Fail(unavailable()));
-        }
-        session.rename(ROOT, name, ROOT, "g", false).await.unwrap();
-        let (old, new) = if dir { ("d/f", "g/f") } else { ("f", "g") };
-        assert_eq!(node.memory.bytes(old), None);
-        assert_eq!(&node.memory.bytes(new).unwrap()[..], b"bytes");
-        if !dir {
-            session.unlink(ROOT, "g").await.unwrap();
-        }
-    }
-    assert_eq!(std::fs::read_dir(node.staging()).unwrap().count(), 0, "nothing is left to do");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn keys_that_cannot_be_shown_are_counted_and_hide_no_neighbour() {
-    let node = Node::new();
-    let long = "x".repeat(300);
-    let odd = ["/abs", "d//b", "d/../b", "d/./b", "d/nul\0", &format!("d/{long}"), "d/both"];
-    for key in odd {
-        node.memory.insert(key, "odd");
-    }
-    for key in ["d/", "d/both/inside", "d/good", "d/zz"] {
-        node.memory.insert(key, "x");
-    }
-    let session = node.session();
-    let root = session.lookup(ROOT, "d").await.unwrap().attr;
-    assert!(root.is_dir);
-    for _ in 0..3 {
-        let (fh, _) = session.opendir(root.ino).await.unwrap();
-        let mut names = Vec::new();
-        session
-            .readdir(fh, 0, false, |_, name, is_dir, _| {
-                names.push((name.to_owned(), is_dir));
-                true
-            })
-            .unwrap();
-        session.releasedir(fh);
-        let expected = [(".", true), ("..", true), ("both", true), ("good", false), ("zz", false)];
-        assert_eq!(names, expected.map(|(name, is_dir)| (name.to_owned(), is_dir)));
-    }
-    let hidden = |reason| node.engine.metrics.hidden_keys.with_label_values(&[reason]).get();
-    for (reason, count) in [
-        ("empty-component", 1),
-        ("dot-component", 2),
-        ("nul", 1),
-        ("name-too-long", 1),
-        ("shadowed-by-directory", 1),
-        ("marker-with-content", 1),
-    ] {
-        assert_eq!(hidden(reason), count, "{reason}");
-    }
-    // None of them is a way out.
-    for name in ["..", ".", "", "nul\0", "a/b"] {
-        assert!(session.lookup(root.ino, name).await.is_err(), "{name:?}");
-    }
-    assert_eq!(session.lookup(root.ino, &long).await.err(), Some(Errno::NAMETOOLONG));
-}
-
-/// A kernel that only counts.
-#[derive(Default)]
-struct CountingKernel {
-    next: AtomicU32,
-    open: Mutex<Vec<u32>>,
-}
-
-impl KernelPort for CountingKernel {
-    fn open_backing(&self, _file: &File) -> io::Result<u32> {
-        let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;
-        self.open.lock().unwrap().push(id);
-        Ok(id)
-    }
-
-    fn close_backing(&self, id: u32) {
-        self.open.lock().unwrap().retain(|open| *open != id);
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn all_opens_of_a_cached_version_share_one_backing_id() {
-    let node = Node::new();
-    node.memory.insert("model", vec![3; MIB]);
-    let session = node.session();
-    let kernel = Arc::new(CountingKernel::default());
-    session.connect_kernel(kernel.clone());
-    let fh = open(&session, "model").await;
-    read(&session, fh, 0, 1 << 20).await.unwrap();
-    session.release(fh).await;
-    let ino = session.lookup(ROOT, "model").await.unwrap().attr.ino;
-    let mut opened = Vec::new();
-    while opened.len() < 3 {
-        let open = session.open(ino, &OpenRequest::default()).await.unwrap();
-        match open.how {
-            How::Passthrough(backing) => opened.push((open.fh, backing.id)),
-            // The last blocks are on their way to the disk.
-            _ => session.release(open.fh).await,
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    assert!(opened.iter().all(|(_, id)| *id == opened[0].1));
-    for (fh, _) in opened {
-        session.release(fh).await;
-    }
-    // Kept for the next open, given back at the end.
-    assert_eq!(kernel.open.lock().unwrap().len(), 1);
-    session.shut_down(Instant::now() + Duration::from_secs(5)).await;
-    assert!(kernel.open.lock().unwrap().is_empty());
-}
-
 /// Closes files of these names whose bytes the origin does not take before the gate is opened.
 async fn close_against(node: &Node, session: &Arc<Session>, names: &[&str], gate: &Gate) {
     // The endpoint is probed at the first write.
@@ -655,6 +371,33 @@ fn unstored(session: &Session) -> Vec<(String, u64, bool)> {
     let mut names: Vec<_> = files.map(|file| (file.key, file.bytes, file.is_given_up)).collect();
     names.sort();
     names
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rename_whose_removal_was_not_answered_does_not_lose_the_file() {
+    let node = Node::new();
+    node.memory.insert("f", "bytes");
+    node.memory.insert("d/f", "bytes");
+    let session = node.session();
+    for (name, dir) in [("f", false), ("d", true)] {
+        // The endpoint is probed at the first removal.
+        let probed = create(&session, "probed", false).await;
+        session.fsync(probed).await.unwrap();
+        session.unlink(ROOT, "probed").await.unwrap();
+        session.lookup(ROOT, name).await.unwrap();
+        node.faulty.inject_once(Op::Delete, Fault::LoseReply(unavailable()));
+        for _ in 1..4 {
+            node.faulty.inject_once(Op::Delete, Fault::Fail(unavailable()));
+        }
+        session.rename(ROOT, name, ROOT, "g", false).await.unwrap();
+        let (old, new) = if dir { ("d/f", "g/f") } else { ("f", "g") };
+        assert_eq!(node.memory.bytes(old), None);
+        assert_eq!(&node.memory.bytes(new).unwrap()[..], b"bytes");
+        if !dir {
+            session.unlink(ROOT, "g").await.unwrap();
+        }
+    }
+    assert!(node.staged().is_empty(), "nothing is left to do");
 }
 
 #[tokio::test(flavor = "multi_thread")]

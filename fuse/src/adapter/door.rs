@@ -32,7 +32,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(2);
 
 /// What a request does, as far as an end must know.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Does {
+pub(super) enum RequestKind {
     /// It asks, and can be asked again.
     Ask,
     /// It changes something: an end waits for its answer.
@@ -89,7 +89,11 @@ fn stop() -> ! {
 impl Door {
     /// Lets a request in, with its reply; `None` when it is left to the next engine. A thread that
     /// comes when the door is shut stays here.
-    pub(super) fn enter<R>(self: &Arc<Self>, does: Does, reply: R) -> Option<(Turn<'_>, Pass, R)> {
+    pub(super) fn enter<R>(
+        self: &Arc<Self>,
+        does: RequestKind,
+        reply: R,
+    ) -> Option<(Turn<'_>, Pass, R)> {
         // Counted before the state is read, so that either it is seen here, or this there.
         self.under_way.fetch_add(1, Ordering::SeqCst);
         let state = self.state();
@@ -99,12 +103,12 @@ impl Door {
             stop();
         }
         let turn = Turn(self);
-        let opens = matches!(does, Does::Open | Does::OpenToChange);
+        let opens = matches!(does, RequestKind::Open | RequestKind::OpenToChange);
         if opens && state >= ASIDE && self.sends_again() {
             std::mem::forget(reply);
             return None;
         }
-        let changes = matches!(does, Does::Change | Does::OpenToChange);
+        let changes = matches!(does, RequestKind::Change | RequestKind::OpenToChange);
         let change = changes.then(|| {
             self.under_way.fetch_add(1, Ordering::SeqCst);
             self.clone()
@@ -229,17 +233,17 @@ mod tests {
     async fn what_changes_something_is_waited_for_and_what_asks_is_not() {
         let door = door();
         for (does, waits) in [
-            (Does::Ask, false),
-            (Does::Change, true),
-            (Does::Open, false),
-            (Does::OpenToChange, true),
+            (RequestKind::Ask, false),
+            (RequestKind::Change, true),
+            (RequestKind::Open, false),
+            (RequestKind::OpenToChange, true),
         ] {
             let (turn, pass, ()) = door.enter(does, ()).unwrap();
             drop(turn);
             assert_eq!(door.under_way.load(Ordering::SeqCst) > 0, waits, "{does:?}");
             drop(pass);
         }
-        let (turn, pass, ()) = door.enter(Does::Change, ()).unwrap();
+        let (turn, pass, ()) = door.enter(RequestKind::Change, ()).unwrap();
         drop(turn);
         assert!(!door.close(Instant::now()).await);
         drop(pass);
@@ -253,12 +257,12 @@ mod tests {
         door.note_opens();
         door.opened(2);
         assert!(!door.set_opens_aside(Instant::now()).await);
-        for does in [Does::Open, Does::OpenToChange] {
+        for does in [RequestKind::Open, RequestKind::OpenToChange] {
             assert!(door.enter(does, Reply(sender.clone())).is_none());
         }
         // Neither answered nor dropped, and the thread goes on.
         assert!(told.try_recv().is_err());
-        assert!(door.enter(Does::Ask, ()).is_some());
+        assert!(door.enter(RequestKind::Ask, ()).is_some());
         door.released(2);
         assert!(door.set_opens_aside(soon()).await);
     }
@@ -270,7 +274,7 @@ mod tests {
             let (door, sender) = (door.clone(), sender.clone());
             std::thread::spawn(move || {
                 loop {
-                    let Some((_turn, _pass, ())) = door.enter(Does::Ask, ()) else { return };
+                    let Some((_turn, _pass, ())) = door.enter(RequestKind::Ask, ()) else { return };
                     sender.send("answered").unwrap();
                     while door.state() < CLOSED {
                         std::thread::yield_now();
@@ -287,12 +291,12 @@ mod tests {
     #[tokio::test]
     async fn after_the_end_nothing_is_answered_and_no_reply_is_dropped() {
         let (door, (sender, told)) = (door(), mpsc::channel());
-        let (turn, pass, reply) = door.enter(Does::Ask, Reply(sender.clone())).unwrap();
+        let (turn, pass, reply) = door.enter(RequestKind::Ask, Reply(sender.clone())).unwrap();
         drop((turn, pass));
         door.shut().await;
         door.answer(move || drop(reply));
         let late = (door.clone(), Reply(sender));
-        std::thread::spawn(move || late.0.enter(Does::Change, late.1).is_some());
+        std::thread::spawn(move || late.0.enter(RequestKind::Change, late.1).is_some());
         std::thread::sleep(Duration::from_millis(20));
         assert!(told.try_recv().is_err());
     }
@@ -303,7 +307,7 @@ mod tests {
         door.note_opens();
         door.set_opens_aside(soon()).await;
         door.advance(SHUT);
-        let (turn, _pass, reply) = door.enter(Does::Open, Reply(sender)).unwrap();
+        let (turn, _pass, reply) = door.enter(RequestKind::Open, Reply(sender)).unwrap();
         door.answer(move || drop(reply));
         // Its end would be this thread's.
         std::mem::forget(turn);

@@ -15,7 +15,7 @@ use fuser::{
 };
 use rustix::io::Errno;
 
-use super::door::{Does, Door, Pass};
+use super::door::{Door, Pass, RequestKind};
 use super::reply::{self, send_attr, send_empty, send_entry, send_open, send_opendir, send_xattr};
 use crate::engine::Session;
 use crate::engine::io::ReadNow;
@@ -87,7 +87,8 @@ fn text(name: &OsStr) -> Result<String, Errno> {
 fn open_request(req: &Request, flags: i32) -> OpenRequest {
     let flags = rustix::fs::OFlags::from_bits_retain(flags as u32);
     OpenRequest {
-        write: flags.intersects(rustix::fs::OFlags::ACCMODE),
+        // Who empties a file changes it, however it is opened.
+        write: flags.intersects(rustix::fs::OFlags::ACCMODE | rustix::fs::OFlags::TRUNC),
         truncate: flags.contains(rustix::fs::OFlags::TRUNC),
         append: flags.contains(rustix::fs::OFlags::APPEND),
         exclusive: flags.contains(rustix::fs::OFlags::EXCL),
@@ -123,7 +124,7 @@ impl fuser::Filesystem for FuseSession {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let Some((_turn, pass, reply)) = self.door.enter(Does::Ask, reply) else { return };
+        let Some((_turn, pass, reply)) = self.door.enter(RequestKind::Ask, reply) else { return };
         let start = Instant::now();
         let session = self.session.clone();
         // A name that is not UTF-8 cannot be a key.
@@ -142,7 +143,7 @@ impl fuser::Filesystem for FuseSession {
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        let Some((_turn, _pass, reply)) = self.door.enter(Does::Ask, reply) else { return };
+        let Some((_turn, _pass, reply)) = self.door.enter(RequestKind::Ask, reply) else { return };
         let start = Instant::now();
         send_attr(&self.session, reply, self.session.getattr(ino.0));
         self.now("getattr", start);
@@ -166,7 +167,9 @@ impl fuser::Filesystem for FuseSession {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let Some((_turn, pass, reply)) = self.door.enter(Does::Change, reply) else { return };
+        let Some((_turn, pass, reply)) = self.door.enter(RequestKind::Change, reply) else {
+            return;
+        };
         let times = atime.is_some() || mtime.is_some();
         let change = AttrChange { size, mode, uid, gid, times, handle: fh.map(|fh| fh.0) };
         let (session, asked) = (self.session.clone(), self.session.clone());
@@ -183,7 +186,9 @@ impl fuser::Filesystem for FuseSession {
         _umask: u32,
         reply: ReplyEntry,
     ) {
-        let Some((_turn, pass, reply)) = self.door.enter(Does::Change, reply) else { return };
+        let Some((_turn, pass, reply)) = self.door.enter(RequestKind::Change, reply) else {
+            return;
+        };
         let (session, asked, name) = (self.session.clone(), self.session.clone(), text(name));
         let delivery = reply::delivery(req.unique());
         let work = async move { asked.mkdir_sent(delivery, parent.0, &name?).await };
@@ -194,7 +199,9 @@ impl fuser::Filesystem for FuseSession {
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let Some((_turn, pass, reply)) = self.door.enter(Does::Change, reply) else { return };
+        let Some((_turn, pass, reply)) = self.door.enter(RequestKind::Change, reply) else {
+            return;
+        };
         let (session, name) = (self.session.clone(), text(name));
         let delivery = reply::delivery(req.unique());
         let work = async move { session.unlink_sent(delivery, parent.0, &name?).await };
@@ -202,7 +209,9 @@ impl fuser::Filesystem for FuseSession {
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let Some((_turn, pass, reply)) = self.door.enter(Does::Change, reply) else { return };
+        let Some((_turn, pass, reply)) = self.door.enter(RequestKind::Change, reply) else {
+            return;
+        };
         let (session, name) = (self.session.clone(), text(name));
         let delivery = reply::delivery(req.unique());
         let work = async move { session.rmdir_sent(delivery, parent.0, &name?).await };
@@ -254,7 +263,9 @@ impl fuser::Filesystem for FuseSession {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let Some((_turn, pass, reply)) = self.door.enter(Does::Change, reply) else { return };
+        let Some((_turn, pass, reply)) = self.door.enter(RequestKind::Change, reply) else {
+            return;
+        };
         if flags.intersects(RenameFlags::RENAME_EXCHANGE | RenameFlags::RENAME_WHITEOUT) {
             return reply.error(FuseErrno::EINVAL);
         }
@@ -272,7 +283,7 @@ impl fuser::Filesystem for FuseSession {
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let request = open_request(req, flags.0);
-        let does = if request.write { Does::OpenToChange } else { Does::Open };
+        let does = if request.write { RequestKind::OpenToChange } else { RequestKind::Open };
         let Some((_turn, pass, reply)) = self.door.enter(does, reply) else { return };
         let start = Instant::now();
         if let Some(result) = self.session.open_now(ino.0, &request) {
@@ -296,7 +307,9 @@ impl fuser::Filesystem for FuseSession {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let Some((_turn, pass, reply)) = self.door.enter(Does::OpenToChange, reply) else { return };
+        let Some((_turn, pass, reply)) = self.door.enter(RequestKind::OpenToChange, reply) else {
+            return;
+        };
         let request = open_request(req, flags);
         let (session, door, name) = (self.session.clone(), self.door.clone(), text(name));
         let owned = self.session.settings().ownership;
@@ -328,7 +341,7 @@ impl fuser::Filesystem for FuseSession {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let Some((_turn, pass, reply)) = self.door.enter(Does::Ask, reply) else { return };
+        let Some((_turn, pass, reply)) = self.door.enter(RequestKind::Ask, reply) else { return };
         let start = Instant::now();
         match self.session.read_now(fh.0, offset, u64::from(size)) {
             Ok(ReadNow::Data(data)) => {
@@ -359,7 +372,9 @@ impl fuser::Filesystem for FuseSession {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let Some((_turn, _pass, reply)) = self.door.enter(Does::Change, reply) else { return };
+        let Some((_turn, _pass, reply)) = self.door.enter(RequestKind::Change, reply) else {
+            return;
+        };
         let start = Instant::now();
         match self.session.write(fh.0, offset, data) {
             Ok(written) => reply.written(written),
@@ -376,7 +391,9 @@ impl fuser::Filesystem for FuseSession {
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        let Some((_turn, pass, reply)) = self.door.enter(Does::Change, reply) else { return };
+        let Some((_turn, pass, reply)) = self.door.enter(RequestKind::Change, reply) else {
+            return;
+        };
         let (session, thread) = (self.session.clone(), req.pid());
         let work = async move { session.flush(fh.0, thread).await };
         // As long as there is progress: each request to S3 has a deadline of its own.
@@ -393,7 +410,9 @@ impl fuser::Filesystem for FuseSession {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        let Some((_turn, pass, reply)) = self.door.enter(Does::Change, reply) else { return };
+        let Some((_turn, pass, reply)) = self.door.enter(RequestKind::Change, reply) else {
+            return;
+        };
         self.door.released(fh.0);
         if self.session.release_now(fh.0) {
             return reply.ok();
@@ -414,14 +433,16 @@ impl fuser::Filesystem for FuseSession {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        let Some((_turn, pass, reply)) = self.door.enter(Does::Change, reply) else { return };
+        let Some((_turn, pass, reply)) = self.door.enter(RequestKind::Change, reply) else {
+            return;
+        };
         let session = self.session.clone();
         let work = async move { session.fsync(fh.0).await };
         self.later("fsync", (pass, None), work, move |r| send_empty(reply, r));
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let Some((_turn, pass, reply)) = self.door.enter(Does::Open, reply) else { return };
+        let Some((_turn, pass, reply)) = self.door.enter(RequestKind::Open, reply) else { return };
         let start = Instant::now();
         if let Some(result) = self.session.opendir_now(ino.0) {
             self.now("opendir", start);
@@ -443,7 +464,9 @@ impl fuser::Filesystem for FuseSession {
         offset: u64,
         reply: ReplyDirectory,
     ) {
-        let Some((_turn, _pass, mut reply)) = self.door.enter(Does::Ask, reply) else { return };
+        let Some((_turn, _pass, mut reply)) = self.door.enter(RequestKind::Ask, reply) else {
+            return;
+        };
         let start = Instant::now();
         let done = self.session.readdir(fh.0, offset, false, |next, name, is_dir, _| {
             let kind =
@@ -466,7 +489,9 @@ impl fuser::Filesystem for FuseSession {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        let Some((_turn, _pass, mut reply)) = self.door.enter(Does::Ask, reply) else { return };
+        let Some((_turn, _pass, mut reply)) = self.door.enter(RequestKind::Ask, reply) else {
+            return;
+        };
         let start = Instant::now();
         let done = self.session.readdir(fh.0, offset, true, |next, name, is_dir, shown| {
             let (ino, attr, ttl) = match shown {
@@ -495,7 +520,7 @@ impl fuser::Filesystem for FuseSession {
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        let Some((_turn, _pass, reply)) = self.door.enter(Does::Ask, reply) else { return };
+        let Some((_turn, _pass, reply)) = self.door.enter(RequestKind::Ask, reply) else { return };
         self.door.released(fh.0);
         self.session.releasedir(fh.0);
         reply.ok();
@@ -520,7 +545,7 @@ impl fuser::Filesystem for FuseSession {
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let Some((_turn, pass, reply)) = self.door.enter(Does::Ask, reply) else { return };
+        let Some((_turn, pass, reply)) = self.door.enter(RequestKind::Ask, reply) else { return };
         let start = Instant::now();
         let Ok(name) = text(name) else { return reply.error(FuseErrno::ENODATA) };
         if let Some(result) = self.session.getxattr_now(ino.0, &name) {
@@ -533,7 +558,7 @@ impl fuser::Filesystem for FuseSession {
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let Some((_turn, _pass, reply)) = self.door.enter(Does::Ask, reply) else { return };
+        let Some((_turn, _pass, reply)) = self.door.enter(RequestKind::Ask, reply) else { return };
         let mut list = Vec::new();
         for name in self.session.listxattr(ino.0) {
             list.extend_from_slice(name.as_bytes());

@@ -11,9 +11,9 @@ use rustix::io::Errno;
 use super::door::Door;
 use super::passthrough;
 use crate::engine::Session;
-use crate::engine::open::{How, Opened};
+use crate::engine::open::{IoMode, OpenFile};
 use crate::engine::resent::Delivery;
-use crate::engine::session::{Attr, Shown};
+use crate::engine::session::{Attr, Entry};
 use crate::model::attr::Ownership;
 use crate::namespace::dir::kernel_cache::CacheUse;
 
@@ -59,7 +59,7 @@ pub(super) fn absent(owned: &Ownership) -> FileAttr {
     attr(&nothing, owned)
 }
 
-pub(super) fn send_entry(session: &Session, reply: ReplyEntry, result: Result<Shown, Errno>) {
+pub(super) fn send_entry(session: &Session, reply: ReplyEntry, result: Result<Entry, Errno>) {
     let owned = &session.settings().ownership;
     match result {
         Ok(shown) => reply.entry(&shown.ttl, &attr(&shown.attr, owned), Generation(0)),
@@ -70,7 +70,7 @@ pub(super) fn send_entry(session: &Session, reply: ReplyEntry, result: Result<Sh
     }
 }
 
-pub(super) fn send_attr(session: &Session, reply: ReplyAttr, result: Result<Shown, Errno>) {
+pub(super) fn send_attr(session: &Session, reply: ReplyAttr, result: Result<Entry, Errno>) {
     match result {
         Ok(shown) => {
             reply.attr(&shown.ttl, &attr(&shown.attr, &session.settings().ownership));
@@ -86,20 +86,25 @@ pub(super) fn send_empty(reply: ReplyEmpty, result: Result<(), Errno>) {
     }
 }
 
-pub(super) fn send_open(door: &Door, reply: ReplyOpen, write: bool, result: Result<Opened, Errno>) {
-    if let Ok(Opened { fh, how: How::KeepCache | How::DropCache }) = &result {
+pub(super) fn send_open(
+    door: &Door,
+    reply: ReplyOpen,
+    write: bool,
+    result: Result<OpenFile, Errno>,
+) {
+    if let Ok(OpenFile { fh, io_mode: IoMode::KeepCache | IoMode::DropCache }) = &result {
         door.opened(*fh);
     }
     // A reader has nothing to flush; so a killed one needs no answer from us.
     let flush = if write { FopenFlags::empty() } else { FopenFlags::FOPEN_NOFLUSH };
     match result {
-        Ok(Opened { fh, how: How::Passthrough(backing) }) => {
+        Ok(OpenFile { fh, io_mode: IoMode::Passthrough(backing) }) => {
             passthrough::reply_passthrough(reply, fh, flush, backing.id);
         }
-        Ok(Opened { fh, how: How::KeepCache }) => {
+        Ok(OpenFile { fh, io_mode: IoMode::KeepCache }) => {
             reply.opened(FileHandle(fh), flush | FopenFlags::FOPEN_KEEP_CACHE);
         }
-        Ok(Opened { fh, how: How::DropCache }) => reply.opened(FileHandle(fh), flush),
+        Ok(OpenFile { fh, io_mode: IoMode::DropCache }) => reply.opened(FileHandle(fh), flush),
         Err(error) => reply.error(errno(error)),
     }
 }

@@ -49,7 +49,7 @@ enum Life {
 }
 
 /// A file as of a moment.
-pub(super) struct Opened {
+pub(super) struct OpenBody {
     pub(super) file: Arc<CacheFile>,
     pub(super) incarnation: u64,
 }
@@ -105,7 +105,7 @@ impl Body {
     pub(super) fn open_with<T>(
         &self,
         look: impl Fn(&State) -> T,
-    ) -> Result<Option<(Opened, T)>, Unusable> {
+    ) -> Result<Option<(OpenBody, T)>, Unusable> {
         loop {
             let incarnation = {
                 let state = self.settled();
@@ -113,7 +113,7 @@ impl Body {
                     return Ok(None);
                 }
                 if let Some(file) = &state.file {
-                    let opened = Opened { file: file.clone(), incarnation: state.incarnation };
+                    let opened = OpenBody { file: file.clone(), incarnation: state.incarnation };
                     return Ok(Some((opened, look(&state))));
                 }
                 state.incarnation
@@ -125,7 +125,7 @@ impl Body {
             }
             let file = Arc::new(opened.map_err(|error| Unusable { incarnation, error })?);
             let file = state.file.get_or_insert(file).clone();
-            return Ok(Some((Opened { file, incarnation }, look(&state))));
+            return Ok(Some((OpenBody { file, incarnation }, look(&state))));
         }
     }
 

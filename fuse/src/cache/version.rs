@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::body::{Body, Opened, UNVERIFIED, Unusable, is_gone};
+use super::body::{Body, OpenBody, UNVERIFIED, Unusable, is_gone};
 use super::file::CacheFile;
 use super::flight::Flights;
 use super::records::{ObjectRow, SEGMENT};
@@ -154,7 +154,7 @@ impl CachedVersion {
     }
 
     /// The file, made if there is none.
-    fn open_or_make(self: &Arc<Self>) -> io::Result<Opened> {
+    fn open_or_make(self: &Arc<Self>) -> io::Result<OpenBody> {
         loop {
             match self.body.open_with(|_| ()) {
                 Ok(Some((opened, ()))) => return Ok(opened),
@@ -197,7 +197,7 @@ impl CachedVersion {
     }
 
     /// The file of a version that is whole and trusted, with the checksums of its blocks.
-    pub(super) fn whole(&self) -> Option<(Opened, Vec<u32>)> {
+    pub(super) fn whole(&self) -> Option<(OpenBody, Vec<u32>)> {
         let epoch = self.shared.epoch;
         let opened = self.body.open_with(|state| {
             let sums = state.sums(0..state.map.len())?;
@@ -279,7 +279,7 @@ impl CachedVersion {
             Ok(None) => return Err(io::ErrorKind::NotFound.into()),
             Err(unusable) => Err(unusable),
         };
-        let reopened = opened.and_then(|Opened { file, incarnation }| {
+        let reopened = opened.and_then(|OpenBody { file, incarnation }| {
             let reopened = file.reopen_for_passthrough().and_then(|file| {
                 let whole = file.metadata()?.len() == self.size();
                 if whole { Ok(file) } else { Err(io::ErrorKind::InvalidData.into()) }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::SMALL_MAX;
 use super::session::Session;
 use crate::model::version::{ObjectInfo, VersionKey};
-use crate::namespace::Found;
+use crate::namespace::Node;
 use crate::namespace::dir::Dir;
 use crate::namespace::file::FileNode;
 use crate::namespace::walk::{Depth, Direction, Named, Walks};
@@ -122,7 +122,7 @@ impl Session {
         direction: Direction,
         count: usize,
     ) -> usize {
-        let Some(Ok(Found::Dir(dir))) = self.names.present(parent, name) else { return 0 };
+        let Some(Ok(Node::Dir(dir))) = self.names.present(parent, name) else { return 0 };
         if self.names.read_dir(&dir).await.is_err() {
             return 0;
         }
@@ -154,7 +154,7 @@ impl Session {
                 .collect()
         });
         for (name, _) in ahead.into_iter().flat_map(|ahead| ahead.names) {
-            let Some(Ok(Found::Dir(next))) = self.names.present(&parent, &name) else { continue };
+            let Some(Ok(Node::Dir(next))) = self.names.present(&parent, &name) else { continue };
             let (names, limit) = (self.names.clone(), self.walkers.listing.clone());
             self.engine.runtime.spawn(async move {
                 let _slot = limit.acquire().await;

@@ -29,7 +29,7 @@ pub struct UnstoredFile {
 
 /// What a session knows of files that were not stored.
 #[derive(Default)]
-pub(super) struct Unstored {
+pub(super) struct UnstoredFiles {
     given_up: Mutex<Vec<UnstoredFile>>,
 }
 

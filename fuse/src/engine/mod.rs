@@ -5,9 +5,9 @@
 //! the origin is asked.
 
 mod access;
+mod admission;
 mod ahead;
 pub mod backing;
-mod coming;
 pub mod end;
 pub mod handles;
 pub mod io;
@@ -18,8 +18,9 @@ pub mod open;
 mod open_write;
 pub mod owner;
 pub mod resent;
+mod reservations;
+mod retries;
 pub mod session;
-mod stale;
 pub mod status;
 pub mod xattr;
 

@@ -56,12 +56,12 @@ pub struct Modes {
 }
 
 /// All modes, locked.
-pub struct Locked<'a>(MutexGuard<'a, HashMap<u64, Entry>>);
+pub struct LockedModes<'a>(MutexGuard<'a, HashMap<u64, Entry>>);
 
 impl Modes {
     /// Locks the modes, so that looking and joining are one step.
-    pub fn lock(&self) -> Locked<'_> {
-        Locked(self.inodes.lock().unwrap_or_else(PoisonError::into_inner))
+    pub fn lock(&self) -> LockedModes<'_> {
+        LockedModes(self.inodes.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// How many inodes are open.
@@ -95,7 +95,7 @@ impl Modes {
     }
 }
 
-impl Locked<'_> {
+impl LockedModes<'_> {
     /// The present mode of an inode that is open.
     pub fn present(&self, ino: u64) -> Option<Mode> {
         self.0.get(&ino).map(|entry| entry.inode.mode())

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::handles::{FileHandle, Handle};
-use super::session::{Session, Shown};
-use crate::namespace::inode::Node;
+use super::session::{Entry, Session};
+use crate::namespace::Node;
 use crate::write::WriteError;
 use crate::write::rename::Place;
 
@@ -36,7 +36,7 @@ impl Session {
     ///
     /// # Errors
     /// The errno for the process.
-    pub async fn mkdir(self: &Arc<Self>, parent: u64, name: &str) -> Result<Shown, Errno> {
+    pub async fn mkdir(self: &Arc<Self>, parent: u64, name: &str) -> Result<Entry, Errno> {
         self.may_change()?;
         let (session, dir, new) = (self.clone(), self.dir(parent)?, name.to_owned());
         self.task(async move {
@@ -103,7 +103,7 @@ impl Session {
     ///
     /// # Errors
     /// EOPNOTSUPP for chmod, chown, utimes of stored files, and sizes other than 0.
-    pub async fn setattr(self: &Arc<Self>, ino: u64, change: &AttrChange) -> Result<Shown, Errno> {
+    pub async fn setattr(self: &Arc<Self>, ino: u64, change: &AttrChange) -> Result<Entry, Errno> {
         self.may_change()?;
         let is_dir = match self.names.inodes.get(ino) {
             Some(Node::Dir(_)) => true,

@@ -6,9 +6,11 @@ use std::sync::atomic::AtomicU64;
 
 use rustix::io::Errno;
 
+use super::admission::{Admission, Attempt, Inode, Name, Refusal, Request, admission};
 use super::backing::Backing;
 use super::handles::{FileHandle, Handle, Opener};
-use super::modes::{Mode, OpenInode};
+use super::modes::{LockedModes, Mode, OpenInode};
+use super::retries::place_of;
 use super::session::Session;
 use super::{PASSTHROUGH_MIN, SMALL_MAX};
 use crate::cache::CachedVersion;
@@ -32,16 +34,16 @@ pub struct OpenRequest {
     pub thread: u32,
 }
 
-/// How a file was opened.
-pub struct Opened {
+/// An open file, as the kernel is told of it.
+pub struct OpenFile {
     /// Number of the handle.
     pub fh: u64,
-    /// How the kernel is to treat it.
-    pub how: How,
+    /// How the kernel reads and writes it.
+    pub io_mode: IoMode,
 }
 
-/// How the kernel treats an open file.
-pub enum How {
+/// How the kernel reads and writes an open file.
+pub enum IoMode {
     /// Through its page cache; what it has of the inode stays valid.
     KeepCache,
     /// Through its page cache, which is emptied first.
@@ -50,9 +52,17 @@ pub enum How {
     Passthrough(Arc<Backing>),
 }
 
-/// What stands between a request and an open file.
+/// An open under way.
+pub(super) struct OpenCall<'a> {
+    pub(super) node: &'a Arc<FileNode>,
+    pub(super) flags: &'a OpenRequest,
+    pub(super) request: Request,
+    pub(super) attempt: Attempt,
+}
+
+/// How far an open for reading has come.
 enum Step {
-    Done(Result<Opened, Errno>),
+    Done(Result<OpenFile, Errno>),
     /// The whole of this small version is to be fetched first.
     Fetch(Source),
 }
@@ -62,24 +72,25 @@ impl Session {
     pub fn open_now(
         self: &Arc<Self>,
         ino: u64,
-        request: &OpenRequest,
-    ) -> Option<Result<Opened, Errno>> {
-        if request.write || request.truncate {
+        flags: &OpenRequest,
+    ) -> Option<Result<OpenFile, Errno>> {
+        if Request::of(flags) != Request::Read {
             return None;
         }
         let node = match self.file(ino) {
             Ok(node) => node,
             Err(errno) => return Some(Err(errno)),
         };
-        if self.coming.is_expected(&node) {
+        let call = self.open_call(&node, flags);
+        if call.request.heeds_reservations() && self.reservations.is_reserved(|| place_of(&node)) {
             return None;
         }
-        let current = self.names.is_current_now(&node)?;
+        let name = Name::of(self.names.is_current_now(&node)?);
         if self.access.must_ask(&node.key(), self.names.ttl()) {
             return None;
         }
-        match self.try_open(&node, request, current, false) {
-            Step::Done(result) => Some(self.open_ends(&node, request, result)),
+        match self.try_reading(&call, name, false) {
+            Step::Done(result) => Some(self.end_open(&call, result)),
             Step::Fetch(_) => None,
         }
     }
@@ -88,58 +99,56 @@ impl Session {
     ///
     /// # Errors
     /// The errno for the process. ESTALE makes the kernel look the name up again and retry.
-    pub async fn open(self: &Arc<Self>, ino: u64, request: &OpenRequest) -> Result<Opened, Errno> {
+    pub async fn open(self: &Arc<Self>, ino: u64, flags: &OpenRequest) -> Result<OpenFile, Errno> {
         let node = self.file(ino)?;
-        let result = self.open_node(&node, request).await;
-        self.open_ends(&node, request, result)
+        let call = self.open_call(&node, flags);
+        let result = self.open_node(&call).await;
+        self.end_open(&call, result)
     }
 
-    /// Notes that the thread is told how its open ended.
-    fn open_ends<T>(
-        &self,
-        node: &FileNode,
-        request: &OpenRequest,
-        result: Result<T, Errno>,
-    ) -> Result<T, Errno> {
-        if !matches!(result, Err(Errno::STALE)) {
-            self.told.ended(request.thread);
-            if request.write {
-                self.coming.arrived(node);
+    fn open_call<'a>(&self, node: &'a Arc<FileNode>, flags: &'a OpenRequest) -> OpenCall<'a> {
+        let attempt = self.retries.attempt(flags.thread, node);
+        OpenCall { node, flags, request: Request::of(flags), attempt }
+    }
+
+    /// Notes how an open ended: whether the kernel comes back, or its process is answered.
+    fn end_open<T>(&self, call: &OpenCall<'_>, result: Result<T, Errno>) -> Result<T, Errno> {
+        match (&result, call.attempt) {
+            (Err(Errno::STALE), Attempt::First) => {
+                self.retries.expect(call.flags.thread, call.node);
+            }
+            _ => {
+                self.retries.end(call.flags.thread);
+                if call.request != Request::Read {
+                    self.reservations.redeem(|| place_of(call.node));
+                }
             }
         }
         result
     }
 
-    async fn open_node(
-        self: &Arc<Self>,
-        node: &Arc<FileNode>,
-        request: &OpenRequest,
-    ) -> Result<Opened, Errno> {
-        loop {
-            if !request.write {
-                self.coming.until_arrived(node).await;
-            }
-            if request.write {
-                match self.open_writable(node, request).await {
-                    Some(opened) => return opened,
-                    None => self.until_finished(node.ino).await,
-                }
-                continue;
-            }
+    async fn open_node(self: &Arc<Self>, call: &OpenCall<'_>) -> Result<OpenFile, Errno> {
+        let node = call.node;
+        if call.request.heeds_reservations() {
+            self.reservations.until_free(|| place_of(node)).await;
+        }
+        if call.request == Request::Read {
             let current = self.names.is_current(node).await.map_err(|error| error.errno())?;
-            self.check_access(node, request).await?;
-            return self.open_for_reading(node, request, current).await;
+            self.check_access(call).await?;
+            return self.open_for_reading(call, Name::of(current)).await;
+        }
+        loop {
+            match self.open_writable(call).await {
+                Some(result) => return result,
+                None => self.until_finished(node.ino).await,
+            }
         }
     }
 
     /// What is cached is shown to those who could have fetched it.
-    pub(super) async fn check_access(
-        &self,
-        node: &FileNode,
-        request: &OpenRequest,
-    ) -> Result<(), Errno> {
-        let key = node.key();
-        let shows_bytes = node.version().is_some() && !request.truncate;
+    pub(super) async fn check_access(&self, call: &OpenCall<'_>) -> Result<(), Errno> {
+        let key = call.node.key();
+        let shows_bytes = call.node.version().is_some() && call.request != Request::Truncate;
         if !shows_bytes || !self.access.must_ask(&key, self.names.ttl()) {
             return Ok(());
         }
@@ -148,11 +157,10 @@ impl Session {
 
     async fn open_for_reading(
         self: &Arc<Self>,
-        node: &Arc<FileNode>,
-        request: &OpenRequest,
-        current: bool,
-    ) -> Result<Opened, Errno> {
-        match self.try_open(node, request, current, false) {
+        call: &OpenCall<'_>,
+        name: Name,
+    ) -> Result<OpenFile, Errno> {
+        match self.try_reading(call, name, false) {
             Step::Done(result) => result,
             Step::Fetch(source) => {
                 self.engine.metrics.cache_misses.inc();
@@ -160,7 +168,7 @@ impl Session {
                     tracing::warn!(key = %source.version.key.key, %error, "open failed");
                     error.errno()
                 })?;
-                match self.try_open(node, request, true, true) {
+                match self.try_reading(call, name, true) {
                     Step::Done(result) => result,
                     Step::Fetch(_) => Err(Errno::IO),
                 }
@@ -168,19 +176,16 @@ impl Session {
         }
     }
 
-    fn try_open(
-        self: &Arc<Self>,
-        node: &Arc<FileNode>,
-        request: &OpenRequest,
-        current: bool,
-        fetched: bool,
-    ) -> Step {
-        if !current && self.told.may_tell(request.thread, node) {
-            return Step::Done(Err(Errno::STALE));
+    fn try_reading(self: &Arc<Self>, call: &OpenCall<'_>, name: Name, fetched: bool) -> Step {
+        let node = call.node;
+        let modes = self.modes.lock();
+        if let Err(errno) = self.admit(&modes, call, name, false) {
+            return Step::Done(Err(errno));
         }
-        if let Some(result) = self.join_writer(node) {
-            return Step::Done(result);
+        if let Some(Mode::Draft(draft)) = modes.present(node.ino) {
+            return Step::Done(Ok(self.join_mode(modes, node, Mode::Draft(draft), None)));
         }
+        drop(modes);
         let Some(key) = self.names.version_key(node) else {
             return Step::Done(Err(Errno::STALE));
         };
@@ -193,54 +198,60 @@ impl Session {
         if !fetched {
             self.count_open(&source.version);
         }
-        let result = self.open_version(node, request, source, small);
+        let result = self.open_version(call, name, source);
         if result.is_ok() && small {
             self.follow_files(node, fetched);
         }
         Step::Done(result)
     }
 
-    /// All opens of a name that is being written see what is written.
-    fn join_writer(self: &Arc<Self>, node: &Arc<FileNode>) -> Option<Result<Opened, Errno>> {
-        let mut modes = self.modes.lock();
-        let Some(Mode::Draft(draft)) = modes.present(node.ino) else { return None };
-        if draft.is_superseded() {
-            // Its name leads to what the faster one wrote.
-            return Some(Err(Errno::STALE));
+    /// What the table says of an open for reading; an error where it opens nothing.
+    fn admit(
+        &self,
+        modes: &LockedModes<'_>,
+        call: &OpenCall<'_>,
+        name: Name,
+        passable: bool,
+    ) -> Result<(), Errno> {
+        let inode = Inode::of(call.node, modes.present(call.node.ino).as_ref(), passable);
+        match admission((name, inode), call.request, call.attempt) {
+            Admission::Refuse(refusal) => Err(self.refuse(call.node, refusal)),
+            // Readers join what is there, whatever becomes of it.
+            Admission::Join | Admission::Begin | Admission::Wait => Ok(()),
         }
-        let inode = modes.join(node.ino, Mode::Draft(draft), false);
-        drop(modes);
-        self.engine.metrics.opens.with_label_values(&["staging"]).inc();
-        Some(Ok(self.file_handle(node, inode, None, How::DropCache, None)))
+    }
+
+    /// Does what belongs to the refusal of an open. The lock of the modes is held.
+    pub(super) fn refuse(&self, node: &Arc<FileNode>, refusal: Refusal) -> Errno {
+        let (dir, name) = node.place();
+        match refusal {
+            Refusal::NewInode => dir.detach(&name, node),
+            Refusal::Reservation => {
+                self.reservations.reserve((dir.ino, name.clone()));
+                dir.detach(&name, node);
+            }
+            Refusal::Stale | Refusal::Busy | Refusal::Unsupported | Refusal::Exists => {}
+        }
+        refusal.errno()
     }
 
     fn open_version(
         self: &Arc<Self>,
-        node: &Arc<FileNode>,
-        request: &OpenRequest,
+        call: &OpenCall<'_>,
+        name: Name,
         source: Source,
-        small: bool,
-    ) -> Result<Opened, Errno> {
+    ) -> Result<OpenFile, Errno> {
         let trusted = source.version.is_trusted();
         if source.version.is_complete() && !trusted {
             self.engine.reader.verify(&source);
         }
         let large_enough = source.version.size() >= PASSTHROUGH_MIN;
-        let may_pass = large_enough && trusted && self.backings.is_connected();
-        let mut modes = self.modes.lock();
-        let mode = match modes.present(node.ino) {
-            Some(Mode::Streaming)
-                if may_pass && !small && self.told.may_tell(request.thread, node) =>
-            {
-                // A long-lived open holds this inode in streaming; a new one can be passthrough.
-                // Not for small files: all opens of a lock file must meet in one inode.
-                drop(modes);
-                let (dir, name) = node.place();
-                dir.detach(&name, node);
-                return Err(Errno::STALE);
-            }
+        let passable = large_enough && trusted && self.backings.is_connected();
+        let modes = self.modes.lock();
+        self.admit(&modes, call, name, passable)?;
+        let mode = match modes.present(call.node.ino) {
             Some(mode) => mode,
-            None if may_pass => match self.backings.get(&source.version) {
+            None if passable => match self.backings.get(&source.version) {
                 Ok(backing) => Mode::Cached(backing),
                 Err(error) => {
                     tracing::warn!(%error, "no passthrough for this file");
@@ -249,16 +260,27 @@ impl Session {
             },
             None => Mode::Streaming,
         };
+        self.engine.cache.used(&source.version);
+        Ok(self.join_mode(modes, call.node, mode, Some(source)))
+    }
+
+    /// Adds a reader to an inode that is, or comes to be, in this mode.
+    fn join_mode(
+        &self,
+        mut modes: LockedModes<'_>,
+        node: &Arc<FileNode>,
+        mode: Mode,
+        source: Option<Source>,
+    ) -> OpenFile {
         let inode = modes.join(node.ino, mode.clone(), false);
         drop(modes);
-        let (how, label) = match mode {
-            Mode::Cached(backing) => (How::Passthrough(backing), "passthrough"),
-            Mode::Streaming => (How::KeepCache, "streaming"),
-            Mode::Draft(_) => (How::DropCache, "staging"),
+        let (io_mode, label) = match mode {
+            Mode::Cached(backing) => (IoMode::Passthrough(backing), "passthrough"),
+            Mode::Streaming => (IoMode::KeepCache, "streaming"),
+            Mode::Draft(_) => (IoMode::DropCache, "staging"),
         };
         self.engine.metrics.opens.with_label_values(&[label]).inc();
-        self.engine.cache.used(&source.version);
-        Ok(self.file_handle(node, inode, Some(source), how, None))
+        self.file_handle(node, inode, source, io_mode, None)
     }
 
     pub(super) fn file_handle(
@@ -266,9 +288,9 @@ impl Session {
         node: &Arc<FileNode>,
         inode: Arc<OpenInode>,
         source: Option<Source>,
-        how: How,
+        io_mode: IoMode,
         writer: Option<Opener>,
-    ) -> Opened {
+    ) -> OpenFile {
         // Several readers share the memory: none looks further ahead than half of it.
         let widest = (self.engine.buffers.total() / 2).min(64 << 20);
         let handle = FileHandle {
@@ -279,7 +301,7 @@ impl Session {
             served: AtomicU64::new(0),
             writer,
         };
-        Opened { fh: self.handles.add(Handle::File(handle)), how }
+        OpenFile { fh: self.handles.add(Handle::File(handle)), io_mode }
     }
 
     /// Whether all of a small version is on disk or in memory.
@@ -312,7 +334,7 @@ impl Session {
     }
 
     /// Takes a handle out. Returns a file under change whose last writer it was.
-    fn close_handle(&self, fh: u64) -> Option<Arc<Draft>> {
+    pub(super) fn close_handle(&self, fh: u64) -> Option<Arc<Draft>> {
         let Some(handle) = self.handles.remove(fh) else {
             // An earlier engine's.
             self.engine.leftovers.forget_handle(&self.settings.names.mount, fh);

@@ -6,15 +6,14 @@ use std::time::{Duration, SystemTime};
 
 use rustix::io::Errno;
 
-use super::SMALL_MAX;
+use super::admission::{Admission, Inode, Name, Refusal, Request, admission, creation};
 use super::handles::Opener;
-use super::modes::{Locked, Mode};
-use super::open::{How, OpenRequest, Opened};
+use super::modes::{LockedModes, Mode, OpenInode};
+use super::open::{IoMode, OpenCall, OpenFile, OpenRequest};
 use super::session::{Attr, Session, file_attr};
 use crate::model::version::ObjectInfo;
-use crate::namespace::LookupError;
 use crate::namespace::file::FileNode;
-use crate::namespace::inode::Node;
+use crate::namespace::{LookupError, Node};
 use crate::origin::Condition;
 use crate::read::Source;
 use crate::write::draft::{Beginning, Draft};
@@ -26,115 +25,102 @@ impl Session {
     /// Opens for writing; `None` while what an earlier writer left is still being stored.
     pub(super) async fn open_writable(
         self: &Arc<Self>,
-        node: &Arc<FileNode>,
-        request: &OpenRequest,
-    ) -> Option<Result<Opened, Errno>> {
+        call: &OpenCall<'_>,
+    ) -> Option<Result<OpenFile, Errno>> {
         if self.settings.read_only {
             return Some(Err(Errno::ROFS));
         }
-        let (dir, _) = node.place();
+        let (dir, _) = call.node.place();
         let _dirs = match self.writer.enter(&dir).await {
             Ok(dirs) => dirs,
             Err(error) => return Some(Err(error.errno())),
         };
-        let current = match self.is_current_for(node, request).await {
-            Ok(current) => current,
+        let name = match self.name_of(call).await {
+            Ok(name) => name,
             Err(errno) => return Some(Err(errno)),
         };
-        if let Err(errno) = self.check_access(node, request).await {
+        if let Err(errno) = self.check_access(call).await {
             return Some(Err(errno));
         }
-        self.open_for_writing(node, current, request)
+        self.open_for_writing(call, name)
     }
 
-    /// Whether the node still is what its name shows. Who empties the file needs no byte of it: he
-    /// replaces what is there now, and must not lose to what was there before he opened it.
-    async fn is_current_for(
-        &self,
-        node: &Arc<FileNode>,
-        request: &OpenRequest,
-    ) -> Result<bool, Errno> {
+    /// Where the name leads. Who empties the file needs no byte of it: he replaces what is there
+    /// now, and must not lose to what was there before he opened it.
+    async fn name_of(&self, call: &OpenCall<'_>) -> Result<Name, Errno> {
+        let node = call.node;
         let (dir, name) = node.place();
-        let known = !request.truncate || dir.is_writing(&name) || dir.asked_within(&name, JUST_NOW);
+        let known = call.request != Request::Truncate
+            || dir.is_writing(&name)
+            || dir.asked_within(&name, JUST_NOW);
         let current = match known {
             true => self.names.is_current(node).await,
             false => self.names.is_current_at_origin(node).await,
         };
-        current.map_err(|error| error.errno())
+        current.map(Name::of).map_err(|error| error.errno())
     }
 
     fn open_for_writing(
         self: &Arc<Self>,
-        node: &Arc<FileNode>,
-        current: bool,
-        request: &OpenRequest,
-    ) -> Option<Result<Opened, Errno>> {
+        call: &OpenCall<'_>,
+        name: Name,
+    ) -> Option<Result<OpenFile, Errno>> {
         let modes = self.modes.lock();
-        let present = modes.present(node.ino);
-        if let Some(Mode::Draft(draft)) = &present
-            && draft.is_finishing()
-        {
-            return None;
-        }
-        if !current {
-            return Some(Err(Errno::STALE));
-        }
-        let (size, _) = node.size_and_mtime();
-        Some(match present {
-            Some(Mode::Draft(draft)) if !draft.is_sealed() => {
-                self.join_draft(modes, node, draft, request)
+        let present = modes.present(call.node.ino);
+        let inode = Inode::of(call.node, present.as_ref(), false);
+        Some(match (admission((name, inode), call.request, call.attempt), present) {
+            (Admission::Wait, _) => return None,
+            (Admission::Refuse(refusal), _) => Err(self.refuse(call.node, refusal)),
+            (Admission::Begin, _) => self.begin_draft(modes, call),
+            (Admission::Join, Some(Mode::Draft(draft))) if inode == Inode::Draft => {
+                return self.join_draft(modes, call, draft);
             }
-            // Readers of a large version keep it, on this inode; the writer gets a new one.
-            Some(Mode::Cached(_)) => self.split(modes, node, request),
-            Some(_) if size > SMALL_MAX && request.truncate => self.split(modes, node, request),
-            _ if !request.truncate && size > 0 => self.open_over_bytes(modes, node, request),
-            _ => self.begin_draft(modes, node, size, request),
+            (Admission::Join, _) => self.open_over_bytes(modes, call),
         })
     }
 
     fn join_draft(
         self: &Arc<Self>,
-        mut modes: Locked<'_>,
-        node: &Arc<FileNode>,
+        mut modes: LockedModes<'_>,
+        call: &OpenCall<'_>,
         draft: Arc<Draft>,
-        request: &OpenRequest,
-    ) -> Result<Opened, Errno> {
-        // Its last writer does not close meanwhile: that needs the lock, too.
+    ) -> Option<Result<OpenFile, Errno>> {
+        let node = call.node;
         match draft.join() {
             Ok(true) => {}
-            Ok(false) => return Err(Errno::BUSY),
-            Err(_) => return Err(Errno::STALE),
+            Ok(false) => return None,
+            // Somebody else was faster, just now.
+            Err(_) => return Some(Err(self.refuse(node, Refusal::Stale))),
         }
         let inode = modes.join(node.ino, Mode::Draft(draft.clone()), true);
         drop(modes);
-        if request.truncate
+        if call.request == Request::Truncate
             && let Err(error) = draft.truncate(0)
         {
             if let Some(ended) = self.modes.close(node.ino, true) {
                 let session = self.clone();
                 self.engine.runtime.spawn(async move { session.finish(&ended).await });
             }
-            return Err(error.errno());
+            return Some(Err(error.errno()));
         }
         self.engine.metrics.opens.with_label_values(&["writing"]).inc();
-        let opener = Some(self.opener(request));
-        let opened = self.file_handle(node, inode, None, How::DropCache, opener);
+        let opener = Some(self.opener(call.flags));
+        let opened = self.file_handle(node, inode, None, IoMode::DropCache, opener);
         draft.handle(opened.fh);
-        Ok(opened)
+        Some(Ok(opened))
     }
 
     fn begin_draft(
         &self,
-        mut modes: Locked<'_>,
-        node: &Arc<FileNode>,
-        size: u64,
-        request: &OpenRequest,
-    ) -> Result<Opened, Errno> {
+        mut modes: LockedModes<'_>,
+        call: &OpenCall<'_>,
+    ) -> Result<OpenFile, Errno> {
+        let node = call.node;
         // Emptying what is empty changes nothing.
         let beginning = Beginning {
             seen: seen_of(node),
             exclusive: false,
-            dirty: size > 0,
+            dirty: node.size_and_mtime().0 > 0,
             writers: modes.writable(node.ino) + 1,
         };
         let others = beginning.writers > 1;
@@ -145,11 +131,22 @@ impl Session {
         if others {
             self.note_writers(&draft);
         }
+        Ok(self.writer_of(node, inode, &draft, call.flags))
+    }
+
+    /// The first handle of a file under change.
+    fn writer_of(
+        &self,
+        node: &Arc<FileNode>,
+        inode: Arc<OpenInode>,
+        draft: &Draft,
+        flags: &OpenRequest,
+    ) -> OpenFile {
         self.engine.metrics.opens.with_label_values(&["writing"]).inc();
-        let opener = Some(self.opener(request));
-        let opened = self.file_handle(node, inode, None, How::DropCache, opener);
+        let opener = Some(self.opener(flags));
+        let opened = self.file_handle(node, inode, None, IoMode::DropCache, opener);
         draft.handle(opened.fh);
-        Ok(opened)
+        opened
     }
 
     /// Opens for writing what is not emptied. Changing what is there needs its bytes in the
@@ -157,20 +154,17 @@ impl Session {
     /// by passthrough: the kernel would write into the cached version.
     fn open_over_bytes(
         &self,
-        mut modes: Locked<'_>,
-        node: &Arc<FileNode>,
-        request: &OpenRequest,
-    ) -> Result<Opened, Errno> {
-        if request.append {
-            return Err(Errno::OPNOTSUPP);
-        }
+        mut modes: LockedModes<'_>,
+        call: &OpenCall<'_>,
+    ) -> Result<OpenFile, Errno> {
+        let node = call.node;
         let key = self.names.version_key(node).ok_or(Errno::STALE)?;
         let inode = modes.join(node.ino, Mode::Streaming, true);
         drop(modes);
         let version = self.engine.cache.acquire(&key, &self.preference());
         let source = Source { origin: self.names.origin.clone(), version };
-        let opener = Some(self.opener(request));
-        Ok(self.file_handle(node, inode, Some(source), How::KeepCache, opener))
+        let opener = Some(self.opener(call.flags));
+        Ok(self.file_handle(node, inode, Some(source), IoMode::KeepCache, opener))
     }
 
     /// Empties a stored file through a handle for writing: from here on its handles write a new
@@ -182,7 +176,9 @@ impl Session {
         let (dir, _) = node.place();
         let _dirs = self.writer.enter(&dir).await.map_err(|error| error.errno())?;
         let mut modes = self.modes.lock();
-        if let Some(Mode::Draft(draft)) = modes.present(node.ino) {
+        if let Some(Mode::Draft(draft)) = modes.present(node.ino)
+            && !draft.is_sealed()
+        {
             // Another handle was faster.
             return draft.truncate(0).map_err(|error| error.errno());
         }
@@ -200,32 +196,14 @@ impl Session {
         self.handles.writers_of(draft.node.ino).into_iter().for_each(|fh| draft.handle(fh));
     }
 
-    /// Gives the name a new nodeid, so that it can be written while readers keep the old one. The
-    /// writer comes back for it; new readers wait until he did, lest they hold that one, too.
-    fn split(
-        &self,
-        modes: Locked<'_>,
-        node: &Arc<FileNode>,
-        request: &OpenRequest,
-    ) -> Result<Opened, Errno> {
-        drop(modes);
-        if !self.told.may_tell(request.thread, node) {
-            return Err(Errno::BUSY);
-        }
-        let (dir, name) = node.place();
-        self.coming.expect(node);
-        dir.detach(&name, node);
-        Err(Errno::STALE)
-    }
-
     fn begin(&self, node: &Arc<FileNode>, beginning: Beginning) -> Result<Arc<Draft>, Errno> {
         let begun = self.writer.begin(node, &self.preference(), beginning);
         begun.map_err(|error| error.errno())
     }
 
-    fn opener(&self, request: &OpenRequest) -> Opener {
+    fn opener(&self, flags: &OpenRequest) -> Opener {
         Opener {
-            process: self.engine.processes.process_of(request.thread),
+            process: self.engine.processes.process_of(flags.thread),
             has_closed: AtomicBool::new(false),
         }
     }
@@ -238,20 +216,35 @@ impl Session {
         self: &Arc<Self>,
         parent: u64,
         name: &str,
-        request: &OpenRequest,
-    ) -> Result<(Attr, Opened), Errno> {
+        flags: &OpenRequest,
+    ) -> Result<(Attr, OpenFile), Errno> {
+        let result = self.create_file(parent, name, flags).await;
+        if !matches!(result, Err(Errno::STALE)) {
+            self.retries.end(flags.thread);
+            self.reservations.redeem(|| (parent, name.into()));
+        }
+        result
+    }
+
+    async fn create_file(
+        self: &Arc<Self>,
+        parent: u64,
+        name: &str,
+        flags: &OpenRequest,
+    ) -> Result<(Attr, OpenFile), Errno> {
         if self.settings.read_only {
             return Err(Errno::ROFS);
         }
         let dir = self.dir(parent)?;
         self.writer.check_new(&dir, name).map_err(|error| error.errno())?;
         let _dirs = self.writer.enter(&dir).await.map_err(|error| error.errno())?;
-        match self.names.lookup(&dir, name).await {
-            Ok(_) if request.exclusive => return Err(Errno::EXIST),
-            // Somebody was faster: the kernel looks again and opens what is there.
-            Ok(_) => return Err(Errno::STALE),
-            Err(LookupError::Absent) => {}
+        let taken = match self.names.lookup(&dir, name).await {
+            Ok(_) => true,
+            Err(LookupError::Absent) => false,
             Err(error) => return Err(super::session::lookup_errno(&error)),
+        };
+        if let Admission::Refuse(refusal) = creation(taken, flags.exclusive) {
+            return Err(refusal.errno());
         }
         let info = ObjectInfo {
             size: 0,
@@ -263,21 +256,21 @@ impl Session {
         let node = FileNode::new(self.names.inodes.next_ino(), dir.clone(), name, &info);
         let beginning = Beginning {
             seen: Condition::Absent,
-            exclusive: request.exclusive,
+            exclusive: flags.exclusive,
             dirty: true,
             writers: 1,
         };
-        let asks = request.truncate && !request.exclusive && !dir.asked_within(name, JUST_NOW);
+        let asks = flags.truncate && !flags.exclusive && !dir.asked_within(name, JUST_NOW);
+        // The name leads to the node from its beginning on: nobody is to find it without a mode.
+        let mut modes = self.modes.lock();
         let draft = self.begin(&node, beginning)?;
+        let inode = modes.join(node.ino, Mode::Draft(draft.clone()), true);
+        drop(modes);
         if asks {
             self.writer.inquire(&draft);
         }
         self.names.inodes.referenced(node.ino, Node::File(node.clone()));
-        let inode = self.modes.lock().join(node.ino, Mode::Draft(draft.clone()), true);
-        self.engine.metrics.opens.with_label_values(&["writing"]).inc();
-        let opener = Some(self.opener(request));
-        let opened = self.file_handle(&node, inode, None, How::DropCache, opener);
-        draft.handle(opened.fh);
+        let opened = self.writer_of(&node, inode, &draft, flags);
         Ok((file_attr(&node), opened))
     }
 

@@ -6,9 +6,9 @@ use std::time::{Duration, SystemTime};
 
 use rustix::io::Errno;
 
-use super::session::{Session, Shown};
+use super::session::{Entry, Session};
 use crate::namespace::dir::Dir;
-use crate::namespace::{Found, LookupError, pages};
+use crate::namespace::{LookupError, Node, pages};
 
 /// How young a directory must be to be the one that a resent mkdir made, by the clocks of node and
 /// origin: nobody waits that long for an engine.
@@ -85,7 +85,7 @@ impl Session {
         delivery: Delivery,
         parent: u64,
         name: &str,
-    ) -> Result<Shown, Errno> {
+    ) -> Result<Entry, Errno> {
         match self.mkdir(parent, name).await {
             Err(refusal) if delivery == Delivery::Again && refusal == Errno::EXIST => {
                 let empty_dir = self.age_of_empty_dir(&self.dir(parent)?, name).await;
@@ -132,7 +132,7 @@ impl Session {
 
     /// How long ago the directory of this name was made, if there is nothing in it.
     async fn age_of_empty_dir(&self, parent: &Arc<Dir>, name: &str) -> Option<Duration> {
-        let Ok(Found::Dir(dir)) = self.names.lookup(parent, name).await else { return None };
+        let Ok(Node::Dir(dir)) = self.names.lookup(parent, name).await else { return None };
         let prefix = dir.prefix();
         if pages::has_below(&*self.names.origin, &prefix, true).await.ok()? {
             return None;

@@ -10,12 +10,12 @@ use tokio::sync::Notify;
 use super::access::Access;
 use super::ahead::Walkers;
 use super::backing::BackingPool;
-use super::coming::Coming;
-use super::end::Unstored;
+use super::end::UnstoredFiles;
 use super::handles::{Handle, Handles};
 use super::kernel::KernelPort;
 use super::modes::Modes;
-use super::stale::Told;
+use super::reservations::Reservations;
+use super::retries::Retries;
 use super::{Engine, SessionSettings};
 use crate::cache::Preference;
 use crate::model::version::BucketId;
@@ -23,8 +23,7 @@ use crate::namespace::dir::Dir;
 use crate::namespace::dir::kernel_cache::{CacheUse, DirView, Snapshot};
 use crate::namespace::file::FileNode;
 use crate::namespace::hidden::HiddenKeys;
-use crate::namespace::inode::Node;
-use crate::namespace::{Found, LookupError, Namespace};
+use crate::namespace::{LookupError, Namespace, Node};
 use crate::origin::Origin;
 use crate::origin::conditional::Conditional;
 use crate::write::Writer;
@@ -40,8 +39,8 @@ pub struct Session {
     pub(super) handles: Handles,
     pub(super) backings: Arc<BackingPool>,
     pub(super) walkers: Walkers,
-    pub(super) told: Told,
-    pub(super) coming: Coming,
+    pub(super) retries: Retries,
+    pub(super) reservations: Reservations,
     /// Which disks of the cache are near to its readers.
     preference: RwLock<Preference>,
     started: SystemTime,
@@ -50,7 +49,7 @@ pub struct Session {
     /// Last closes that are being finished.
     pub(super) finishing: AtomicUsize,
     pub(super) finished: Notify,
-    pub(super) unstored: Unstored,
+    pub(super) unstored: UnstoredFiles,
 }
 
 /// Attributes of a node.
@@ -67,7 +66,7 @@ pub struct Attr {
 }
 
 /// What a directory entry shows.
-pub struct Shown {
+pub struct Entry {
     /// Its attributes.
     pub attr: Attr,
     /// How long the kernel may believe them.
@@ -104,14 +103,14 @@ impl Session {
             handles,
             backings: Arc::default(),
             walkers: Walkers::default(),
-            told: Told::default(),
-            coming: Coming::default(),
+            retries: Retries::default(),
+            reservations: Reservations::default(),
             preference: RwLock::new(Arc::new([])),
             started: SystemTime::now(),
             device: OnceLock::new(),
             finishing: AtomicUsize::new(0),
             finished: Notify::new(),
-            unstored: Unstored::default(),
+            unstored: UnstoredFiles::default(),
         });
         session.start();
         session
@@ -194,7 +193,7 @@ impl Session {
     }
 
     /// Answers a lookup from what is known; `None` when the origin must be asked.
-    pub fn lookup_now(&self, parent: u64, name: &str) -> Option<Result<Shown, Errno>> {
+    pub fn lookup_now(&self, parent: u64, name: &str) -> Option<Result<Entry, Errno>> {
         let dir = match self.dir(parent) {
             Ok(dir) => dir,
             Err(errno) => return Some(Err(errno)),
@@ -207,7 +206,7 @@ impl Session {
     ///
     /// # Errors
     /// The errno for the process; ENOENT may be remembered for the negative lifetime.
-    pub async fn lookup(&self, parent: u64, name: &str) -> Result<Shown, Errno> {
+    pub async fn lookup(&self, parent: u64, name: &str) -> Result<Entry, Errno> {
         let dir = self.dir(parent)?;
         let found = self.names.lookup(&dir, name).await;
         self.show(&dir, name, found)
@@ -217,8 +216,8 @@ impl Session {
         &self,
         dir: &Arc<Dir>,
         name: &str,
-        found: Result<Found, LookupError>,
-    ) -> Result<Shown, Errno> {
+        found: Result<Node, LookupError>,
+    ) -> Result<Entry, Errno> {
         let found = found.map_err(|error| {
             if let LookupError::Origin(refusal) = &error
                 && refusal.is_refusal()
@@ -228,16 +227,16 @@ impl Session {
             lookup_errno(&error)
         })?;
         let attr = self.refer(found);
-        Ok(Shown { attr, ttl: self.names.kernel_ttl(dir, name) })
+        Ok(Entry { attr, ttl: self.names.kernel_ttl(dir, name) })
     }
 
     /// Counts a reference that the kernel is about to get.
-    pub(super) fn refer(&self, found: Found) -> Attr {
-        let (attr, node) = match found {
-            Found::Dir(dir) => (self.dir_attr(dir.ino), Node::Dir(dir)),
-            Found::File(file) => (file_attr(&file), Node::File(file)),
+    pub(super) fn refer(&self, found: Node) -> Attr {
+        let attr = match &found {
+            Node::Dir(dir) => self.dir_attr(dir.ino),
+            Node::File(file) => file_attr(file),
         };
-        self.names.inodes.referenced(attr.ino, node);
+        self.names.inodes.referenced(attr.ino, found);
         attr
     }
 
@@ -255,14 +254,14 @@ impl Session {
     ///
     /// # Errors
     /// ESTALE for a nodeid that is not known.
-    pub fn getattr(&self, ino: u64) -> Result<Shown, Errno> {
+    pub fn getattr(&self, ino: u64) -> Result<Entry, Errno> {
         match self.names.inodes.get(ino) {
             Some(Node::Dir(dir)) => {
-                Ok(Shown { attr: self.dir_attr(dir.ino), ttl: self.names.ttl() })
+                Ok(Entry { attr: self.dir_attr(dir.ino), ttl: self.names.ttl() })
             }
             Some(Node::File(node)) => {
                 let (dir, name) = node.place();
-                Ok(Shown { attr: file_attr(&node), ttl: self.names.kernel_ttl(&dir, &name) })
+                Ok(Entry { attr: file_attr(&node), ttl: self.names.kernel_ttl(&dir, &name) })
             }
             None => Err(Errno::STALE),
         }
@@ -311,7 +310,7 @@ impl Session {
         fh: u64,
         offset: u64,
         plus: bool,
-        mut add: impl FnMut(u64, &str, bool, Option<Shown>) -> bool,
+        mut add: impl FnMut(u64, &str, bool, Option<Entry>) -> bool,
     ) -> Result<(), Errno> {
         let handle = self.handles.get(fh).ok_or(Errno::BADF)?;
         let Handle::Dir(open) = &*handle else { return Err(Errno::NOTDIR) };
@@ -324,7 +323,7 @@ impl Session {
             let shown = match found {
                 Some(Ok(found)) => {
                     let ttl = self.names.kernel_ttl(open.dir(), name);
-                    Some(Shown { attr: self.refer(found), ttl })
+                    Some(Entry { attr: self.refer(found), ttl })
                 }
                 _ => None,
             };

@@ -3,7 +3,7 @@
 use rustix::io::Errno;
 
 use super::session::Session;
-use crate::namespace::inode::Node;
+use crate::namespace::Node;
 
 /// The attributes of a file.
 const NAMES: [&str; 3] = ["user.weir.etag", "user.weir.version", "user.weir.cached"];

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use lru::LruCache;
 
-use super::Found;
+use super::Node;
 use super::file::FileNode;
 use super::inode::ROOT_INO;
 use super::walk::Direction;
@@ -210,7 +210,7 @@ impl Dir {
         name: &str,
         make: impl FnOnce(&Arc<Dir>, &str, &ObjectInfo) -> Arc<FileNode>,
         next_ino: impl FnOnce() -> u64,
-    ) -> Option<Found> {
+    ) -> Option<Node> {
         let mut state = self.state();
         let DirState { entries, dirs, .. } = &mut *state;
         match &mut entries.get_mut(name)?.kind {
@@ -218,9 +218,9 @@ impl Dir {
                 let dir = dirs.entry(name.into()).or_insert_with(|| {
                     Dir::new(next_ino(), Place::Below(self.clone(), name.into()))
                 });
-                Some(Found::Dir(dir.clone()))
+                Some(Node::Dir(dir.clone()))
             }
-            Kind::Writing(node) => Some(Found::File(node.clone())),
+            Kind::Writing(node) => Some(Node::File(node.clone())),
             Kind::File { info, node } => {
                 let version = info.version()?;
                 if let Some(known) = node.upgrade()
@@ -228,11 +228,11 @@ impl Dir {
                 {
                     known.refresh(info);
                     known.named();
-                    return Some(Found::File(known));
+                    return Some(Node::File(known));
                 }
                 let made = make(self, name, info);
                 *node = Arc::downgrade(&made);
-                Some(Found::File(made))
+                Some(Node::File(made))
             }
         }
     }

@@ -21,7 +21,7 @@ struct State {
     size: u64,
     mtime: SystemTime,
     version_id: Option<Box<str>>,
-    stale_told: bool,
+    retry_expected: bool,
     nameless: bool,
 }
 
@@ -35,7 +35,7 @@ impl FileNode {
             size: info.size,
             mtime: info.mtime,
             version_id: info.version_id.clone(),
-            stale_told: false,
+            retry_expected: false,
             nameless: false,
         };
         Arc::new(Self { ino, state: Mutex::new(state) })
@@ -82,7 +82,7 @@ impl FileNode {
         state.version = info.version();
         state.mtime = info.mtime;
         state.version_id.clone_from(&info.version_id);
-        state.stale_told = false;
+        state.retry_expected = false;
     }
 
     /// Takes over newer metadata of the same version.
@@ -101,7 +101,7 @@ impl FileNode {
         state.name = name.into();
     }
 
-    /// Notes that its name is to lead to another node, also where the version is the same.
+    /// Notes that its name leads to another node from now on, also where the version is the same.
     pub fn give_name_up(&self) {
         self.state().nameless = true;
     }
@@ -111,15 +111,20 @@ impl FileNode {
         self.state().nameless
     }
 
-    /// Whether the kernel is to be told, now for the first time since a lookup named it, that
-    /// this node is stale. For threads that cannot be told apart; see `engine/stale.rs`.
-    pub fn tell_stale_once(&self) -> bool {
-        !std::mem::replace(&mut self.state().stale_told, true)
+    /// Notes that an open of it is answered ESTALE, of a thread that cannot be told from others;
+    /// see `engine/retries.rs`.
+    pub fn expect_retry(&self) {
+        self.state().retry_expected = true;
+    }
+
+    /// Whether that was so since a lookup named it last.
+    pub fn is_retry_expected(&self) -> bool {
+        self.state().retry_expected
     }
 
     /// Notes that a lookup named this node.
     pub(super) fn named(&self) {
-        self.state().stale_told = false;
+        self.state().retry_expected = false;
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -13,6 +13,8 @@ pub mod pages;
 pub mod refresh;
 pub mod walk;
 
+pub use inode::Node;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,7 +27,7 @@ use dir::{Dir, Knowledge};
 use file::FileNode;
 use health::Health;
 use hidden::HiddenKeys;
-use inode::{InodeTable, Node};
+use inode::InodeTable;
 
 /// How a mount shows its bucket.
 #[derive(Clone, Debug)]
@@ -60,14 +62,6 @@ pub struct AccessSettings {
 pub fn first_ino(generation: u16) -> u64 {
     // Nobody opens 2^44 files between two restarts.
     u64::from(generation) << 44
-}
-
-/// A name that was looked up.
-pub enum Found {
-    /// A directory.
-    Dir(Arc<Dir>),
-    /// A file.
-    File(Arc<FileNode>),
 }
 
 /// The names of one mount.
@@ -135,7 +129,7 @@ impl Namespace {
     }
 
     /// Answers from what is known, without waiting; `None` when the origin must be asked.
-    pub fn lookup_now(&self, dir: &Arc<Dir>, name: &str) -> Option<Result<Found, LookupError>> {
+    pub fn lookup_now(&self, dir: &Arc<Dir>, name: &str) -> Option<Result<Node, LookupError>> {
         if let Err(reason) = key::check_name(name) {
             return Some(Err(match reason {
                 key::BadName::TooLong => LookupError::BadName(reason),
@@ -154,7 +148,7 @@ impl Namespace {
     ///
     /// # Errors
     /// [`LookupError`].
-    pub async fn lookup(&self, dir: &Arc<Dir>, name: &str) -> Result<Found, LookupError> {
+    pub async fn lookup(&self, dir: &Arc<Dir>, name: &str) -> Result<Node, LookupError> {
         if let Some(answer) = self.lookup_now(dir, name) {
             return answer;
         }
@@ -172,7 +166,7 @@ impl Namespace {
 
     /// What the directory's state shows under this name, however old. `None`: nothing, or a file
     /// whose version is not known yet.
-    pub fn present(&self, dir: &Arc<Dir>, name: &str) -> Option<Result<Found, LookupError>> {
+    pub fn present(&self, dir: &Arc<Dir>, name: &str) -> Option<Result<Node, LookupError>> {
         let found = dir.found(
             name,
             |dir, name, info| FileNode::new(self.inodes.next_ino(), dir.clone(), name, info),
@@ -203,7 +197,7 @@ impl Namespace {
         &self,
         dir: &Arc<Dir>,
         name: &str,
-    ) -> Result<Found, LookupError> {
+    ) -> Result<Node, LookupError> {
         key::check_name(name).map_err(LookupError::BadName)?;
         self.refresh_by_head(dir, name).await?;
         self.present(dir, name).unwrap_or(Err(LookupError::Absent))

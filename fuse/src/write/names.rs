@@ -6,7 +6,7 @@ use super::draft::{Draft, Operation};
 use super::gates::{DirGates, PATIENCE};
 use super::{WriteError, Writer, new_nonce};
 use crate::model::key::{self, KEY_MAX_BYTES};
-use crate::namespace::Found;
+use crate::namespace::Node;
 use crate::namespace::dir::Dir;
 use crate::namespace::file::FileNode;
 use crate::namespace::pages;
@@ -58,7 +58,7 @@ impl Writer {
     /// # Errors
     /// [`WriteError::NotEmpty`], or what the origin reports.
     pub async fn rmdir(&self, dir: &Arc<Dir>, name: &str) -> Result<(), WriteError> {
-        let Found::Dir(child) = self.names.lookup(dir, name).await? else {
+        let Node::Dir(child) = self.names.lookup(dir, name).await? else {
             return Err(WriteError::NotDir);
         };
         let _dirs = DirGates::take(&[dir], Some(&child)).await?;
@@ -92,8 +92,8 @@ impl Writer {
         let mut last = WriteError::Busy;
         for _ in 0..CHASES_MAX {
             let node = match self.names.lookup(dir, name).await? {
-                Found::File(node) => node,
-                Found::Dir(_) => return Err(WriteError::IsDir),
+                Node::File(node) => node,
+                Node::Dir(_) => return Err(WriteError::IsDir),
             };
             let draft = self.draft(node.ino);
             let gate = self.held(draft.as_deref(), Operation::Unlink).await;

@@ -13,7 +13,7 @@ use super::{WriteError, Writer};
 use crate::model::version::{ETag, ObjectInfo, Version, VersionKey};
 use crate::namespace::dir::Dir;
 use crate::namespace::file::FileNode;
-use crate::namespace::{Found, LookupError};
+use crate::namespace::{LookupError, Node};
 use crate::origin::{Condition, CopySource, OriginError, Stored, retry};
 
 /// How often a rename follows names that others change meanwhile.
@@ -66,8 +66,8 @@ impl Writer {
     ) -> Result<(), WriteError> {
         self.check_new(to.dir, to.name)?;
         match self.names.lookup(from.dir, from.name).await? {
-            Found::Dir(source) => self.rename_dir(&source, from, to, no_replace).await,
-            Found::File(_) => self.rename_file(from, to, no_replace).await,
+            Node::Dir(source) => self.rename_dir(&source, from, to, no_replace).await,
+            Node::File(_) => self.rename_file(from, to, no_replace).await,
         }
     }
 
@@ -113,13 +113,13 @@ impl Writer {
         to: Place<'_>,
         no_replace: bool,
     ) -> Result<Option<Pair>, WriteError> {
-        let Found::File(node) = self.names.lookup(from.dir, from.name).await? else {
+        let Node::File(node) = self.names.lookup(from.dir, from.name).await? else {
             return Err(WriteError::Busy);
         };
         let replaced = match self.names.lookup(to.dir, to.name).await {
             Ok(_) if no_replace => return Err(WriteError::Exists),
-            Ok(Found::Dir(_)) => return Err(WriteError::IsDir),
-            Ok(Found::File(other)) => Some(other),
+            Ok(Node::Dir(_)) => return Err(WriteError::IsDir),
+            Ok(Node::File(other)) => Some(other),
             Err(LookupError::Absent) => None,
             Err(error) => return Err(error.into()),
         };

@@ -17,7 +17,7 @@ use super::{WriteError, Writer};
 use crate::model::key::{BadName, KEY_MAX_BYTES};
 use crate::model::version::{Version, VersionKey};
 use crate::namespace::dir::Dir;
-use crate::namespace::{Found, LookupError};
+use crate::namespace::{LookupError, Node};
 use crate::origin::{Condition, ListRequest, OriginError, Stored};
 
 /// Most objects below a directory that is renamed.
@@ -80,9 +80,9 @@ impl Writer {
         }
         match self.names.lookup(to.dir, to.name).await {
             Ok(_) if no_replace => return Err(WriteError::Exists),
-            Ok(Found::File(_)) => return Err(WriteError::NotDir),
-            Ok(Found::Dir(target)) if Arc::ptr_eq(&target, source) => return Ok(()),
-            Ok(Found::Dir(target)) => self.check_empty(&target).await?,
+            Ok(Node::File(_)) => return Err(WriteError::NotDir),
+            Ok(Node::Dir(target)) if Arc::ptr_eq(&target, source) => return Ok(()),
+            Ok(Node::Dir(target)) => self.check_empty(&target).await?,
             Err(LookupError::Absent) => {}
             Err(error) => return Err(error.into()),
         }

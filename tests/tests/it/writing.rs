@@ -235,6 +235,11 @@ on_each_server! {
         assert_eq!(bucket.get("f").unwrap(), b"");
         sh(&mount.path(), ": > f && echo more > f");
         assert_eq!(bucket.get("f").unwrap(), b"more\n");
+        // However it is opened.
+        let flags = rustix::fs::OFlags::TRUNC.bits().cast_signed();
+        let emptied = OpenOptions::new().read(true).custom_flags(flags).open(mount.join("f"));
+        close(emptied.unwrap()).unwrap();
+        assert_eq!(bucket.get("f").unwrap(), b"");
     }
 
     fn a_new_file_may_be_written_in_any_order(bucket: Bucket) {

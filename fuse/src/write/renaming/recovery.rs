@@ -13,7 +13,7 @@ use tokio::sync::{Mutex, OwnedRwLockWriteGuard};
 
 use super::leftover::{Moved, RenameLeftover};
 use crate::model::version::{ETag, ObjectInfo, VersionKey};
-use crate::namespace::Found;
+use crate::namespace::Node;
 use crate::namespace::dir::Dir;
 use crate::origin::{Condition, OriginError};
 use crate::write::leftovers::Leftovers;
@@ -191,7 +191,7 @@ impl Writer {
             for name in below.split('/').filter(|name| !name.is_empty()) {
                 found.insert((dir.ino, name.to_owned()), dir.clone());
                 match self.names.present(&dir, name) {
-                    Some(Ok(Found::Dir(child))) => dir = child,
+                    Some(Ok(Node::Dir(child))) => dir = child,
                     _ => break,
                 }
             }

@@ -9,7 +9,7 @@ use super::case::{Bench, LAST, Seat};
 use super::model::{self, AWAY, End, FILE, Outcome, Step};
 use super::ops::pattern;
 use super::poll::drive;
-use crate::namespace::{Found, LookupError};
+use crate::namespace::{LookupError, Node};
 
 impl Bench<'_> {
     /// Ends all and compares it with what the model allows. `ra`: where the first operation
@@ -96,7 +96,7 @@ impl Seat {
             let (names, at) = (self.node.names.clone(), name.to_owned());
             let found = drive(async move { names.lookup(&dir, &at).await });
             let node = match (found, bucket.get(key)) {
-                (Ok(Found::File(node)), Some(_)) => node,
+                (Ok(Node::File(node)), Some(_)) => node,
                 (Err(LookupError::Absent), None) => continue,
                 (found, there) => {
                     panic!("{key} is there: {}, and is shown: {}", there.is_some(), found.is_ok())

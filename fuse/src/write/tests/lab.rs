@@ -22,7 +22,7 @@ use crate::model::version::ObjectInfo;
 use crate::namespace::dir::Dir;
 use crate::namespace::file::FileNode;
 use crate::namespace::hidden::HiddenKeys;
-use crate::namespace::{AccessSettings, Found, LookupError, Namespace, NamespaceSettings};
+use crate::namespace::{self, AccessSettings, LookupError, Namespace, NamespaceSettings};
 use crate::origin::faulty::Faulty;
 use crate::origin::memory::{Behaviour, MemoryOrigin};
 use crate::origin::{Condition, Origin};
@@ -207,7 +207,7 @@ impl Node {
     pub(super) fn dir(&self, name: &str) -> Option<Arc<Dir>> {
         let (names, name) = (self.names.clone(), name.to_owned());
         match drive(async move { names.lookup(names.root(), &name).await }) {
-            Ok(Found::Dir(dir)) => Some(dir),
+            Ok(namespace::Node::Dir(dir)) => Some(dir),
             _ => None,
         }
     }
@@ -217,13 +217,13 @@ impl Node {
         let (names, at, of) = (self.names.clone(), dir.clone(), name.to_owned());
         let found = drive(async move { names.lookup_at_origin(&at, &of).await });
         let (node, seen, dirty) = match found {
-            Ok(Found::File(node)) => {
+            Ok(namespace::Node::File(node)) => {
                 let version = node.version().expect("it was asked for by HEAD");
                 let dirty = version.size > 0;
                 (node, Condition::Matches(version.etag), dirty)
             }
             Err(LookupError::Absent) => (self.fresh(dir, name), Condition::Absent, true),
-            Ok(Found::Dir(_)) => return Err(WriteError::IsDir),
+            Ok(namespace::Node::Dir(_)) => return Err(WriteError::IsDir),
             Err(error) => return Err(error.into()),
         };
         let beginning = Beginning { seen, exclusive: false, dirty, writers: 1 };
@@ -262,8 +262,8 @@ impl Node {
             let dir = async |name: &str| match name {
                 "" => Ok(names.root().clone()),
                 name => match names.lookup(names.root(), name).await? {
-                    Found::Dir(dir) => Ok(dir),
-                    Found::File(_) => Err(WriteError::NotDir),
+                    namespace::Node::Dir(dir) => Ok(dir),
+                    namespace::Node::File(_) => Err(WriteError::NotDir),
                 },
             };
             let (from_dir, to_dir) = (dir(from.0).await?, dir(to.0).await?);

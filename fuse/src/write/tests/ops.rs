@@ -9,7 +9,7 @@ use super::model::{AWAY, DIR, FILE, MOVED_DIR, OTHER, Step, Steps};
 use super::poll::Hand;
 use crate::model::blocks::BLOCK;
 use crate::namespace::dir::Dir;
-use crate::namespace::{Found, Namespace};
+use crate::namespace::{self, Namespace};
 use crate::write::draft::Draft;
 use crate::write::rename::Place;
 use crate::write::{WriteError, Writer};
@@ -223,7 +223,7 @@ async fn by_name(op: Op, writer: &Writer) -> Result<(), WriteError> {
 
 async fn dir_of(names: &Namespace, name: &str) -> Result<Arc<Dir>, WriteError> {
     match names.lookup(names.root(), name).await? {
-        Found::Dir(dir) => Ok(dir),
-        Found::File(_) => Err(WriteError::NotDir),
+        namespace::Node::Dir(dir) => Ok(dir),
+        namespace::Node::File(_) => Err(WriteError::NotDir),
     }
 }
