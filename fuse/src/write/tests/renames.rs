@@ -11,6 +11,7 @@ use super::ops::pattern;
 use super::poll::{Hand, Polled, drive};
 use crate::origin::OriginError;
 use crate::origin::faulty::{Fault, Gate, Op};
+use crate::write::WriteError;
 
 /// More polls than any of these renames takes.
 const POLLS_MAX: u32 = 500;
@@ -276,6 +277,8 @@ fn names_wait_for_renames_of_earlier_processes_in_all_mounts() {
         again.run(None::<&mut Hand<()>>);
         let again = again.output();
         let found = bucket.objects();
+        // Of one that was made before the kernel makes a success.
+        assert!(matches!(again, Ok(()) | Err(WriteError::Absent)), "{again:?}");
         let is_new = found == case.new();
         let is_kept = case.source == Source::Draft && !lab.take_lost().is_empty();
         assert!(is_new || is_kept, "{again:?}: there are {:?}", found.keys());
