@@ -186,7 +186,7 @@ async fn what_a_dead_process_had_not_stored_is_kept_with_its_key() {
     let keys: Vec<_> = kept.iter().map(|row| row.key.as_str()).collect();
     assert_eq!(keys, ["", "f"]);
     assert_eq!(std::fs::read(&kept[1].path).unwrap(), b"not stored");
-    assert_eq!(std::fs::read_dir(later.staging()).unwrap().count(), 0);
+    assert!(later.staged().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -384,6 +384,7 @@ async fn a_rename_whose_removal_was_not_answered_does_not_lose_the_file() {
         let probed = create(&session, "probed", false).await;
         session.fsync(probed).await.unwrap();
         session.unlink(ROOT, "probed").await.unwrap();
+        session.release(probed).await;
         session.lookup(ROOT, name).await.unwrap();
         node.faulty.inject_once(Op::Delete, Fault::LoseReply(unavailable()));
         for _ in 1..4 {
@@ -398,6 +399,40 @@ async fn a_rename_whose_removal_was_not_answered_does_not_lose_the_file() {
         }
     }
     assert!(node.staged().is_empty(), "nothing is left to do");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_of_a_rename_that_is_undone_are_not_remembered() {
+    let node = Node::new();
+    node.memory.insert("d/f", "bytes");
+    node.memory.insert("probe", "");
+    let session = node.session();
+    // The endpoint is probed at the first rename.
+    session.rename(ROOT, "probe", ROOT, "probed", false).await.unwrap();
+    let never = Gate::new();
+    node.faulty.inject_once(Op::Delete, Fault::Stall(never.clone()));
+    for _ in 0..10 {
+        node.faulty.inject_once(Op::Copy, Fault::StallReply(never.clone()));
+    }
+    let renaming = tokio::spawn({
+        let session = session.clone();
+        async move { session.rename(ROOT, "d", ROOT, "x", false).await }
+    });
+    until(|| node.memory.bytes("x/f").is_some()).await;
+    let next = node.killed();
+    let gate = Gate::new();
+    next.faulty.inject_once(Op::Delete, Fault::Stall(gate.clone()));
+    let session = next.session();
+    // What it is about to undo is seen, and would be believed for a minute.
+    let x = session.lookup(ROOT, "x").await.unwrap().attr.ino;
+    session.lookup(x, "f").await.unwrap();
+    gate.open();
+    until(|| next.staged().is_empty()).await;
+    let writing = create(&session, "waits-for-it", false).await;
+    session.release(writing).await;
+    assert_eq!(session.lookup(ROOT, "x").await.err(), Some(Errno::NOENT));
+    assert_eq!(&node.memory.bytes("d/f").unwrap()[..], b"bytes");
+    renaming.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -72,11 +72,11 @@ impl Writer {
         no_replace: bool,
     ) -> Result<(), WriteError> {
         let _dirs = DirGates::take(&[from.dir, to.dir], Some(source)).await?;
-        let still = source
-            .place()
-            .is_some_and(|(dir, name)| Arc::ptr_eq(&dir, from.dir) && *name == *from.name);
-        if !still {
-            return Err(WriteError::Absent);
+        // Another rename may have come between, also one of an earlier process that was ended
+        // meanwhile.
+        match self.names.lookup(from.dir, from.name).await? {
+            Node::Dir(found) if Arc::ptr_eq(&found, source) => {}
+            _ => return Err(WriteError::Absent),
         }
         match self.names.lookup(to.dir, to.name).await {
             Ok(_) if no_replace => return Err(WriteError::Exists),

@@ -1,14 +1,14 @@
 //! What a process was about when it was killed, and what the next one makes of it.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 
 use hyper::Method;
 use weir_tests::bucket::{Bucket, Server};
 use weir_tests::csi_node::{CsiNode, TestVolume};
 use weir_tests::mount::{Mount, Options, cache_dir};
-use weir_tests::shell::close;
 use weir_tests::storm::{Asked, Fault, Storm};
 use weir_tests::{eventually, random_bytes};
 
@@ -97,33 +97,73 @@ fn a_rename_of_a_directory_is_undone_or_gone_on_with_by_the_next_mount() {
     }
 }
 
+/// A process that writes what it is fed, and closes at its end. It is another one than the test's,
+/// since who makes a process closes copies of his descriptors, and waits for an engine then.
+struct Writer {
+    dd: Child,
+    path: PathBuf,
+    written: u64,
+}
+
+impl Writer {
+    fn open(path: PathBuf, options: &[&str]) -> Self {
+        let mut dd = Command::new("dd");
+        dd.arg(format!("of={}", path.display())).args(["bs=1M", "status=none"]).args(options);
+        let dd = dd.stdin(Stdio::piped()).spawn().unwrap();
+        Self { dd, path, written: 0 }
+    }
+
+    fn feed(&mut self, bytes: &[u8]) {
+        self.dd.stdin.as_mut().unwrap().write_all(bytes).unwrap();
+    }
+
+    /// Feeds it, and waits until it has written that.
+    fn write(&mut self, bytes: &[u8]) {
+        self.feed(bytes);
+        self.written += bytes.len() as u64;
+        let size = || fs::metadata(&self.path).map_or(0, |metadata| metadata.len());
+        eventually("it is written", || size() == self.written);
+    }
+
+    /// Whether everything succeeded, the close, too.
+    fn end(mut self) -> bool {
+        drop(self.dd.stdin.take());
+        self.dd.wait().unwrap().success()
+    }
+}
+
 #[test]
 fn a_close_is_answered_by_what_is_stored_although_the_node_was_killed() {
     let bucket = Bucket::new(Server::Minio);
     let mut node = CsiNode::new(&bucket);
     let target = node.publish(&TestVolume::new(&bucket, "pod")).unwrap();
     let open = |name: &str| {
-        let mut file = File::create(target.join(name)).unwrap();
-        file.write_all(b"bytes").unwrap();
-        file
+        let mut writer = Writer::open(target.join(name), &[]);
+        writer.write(b"bytes");
+        writer
     };
     let [stored, mut written, dirty] = ["stored", "written", "dirty"].map(open);
-    let joined = OpenOptions::new().write(true).open(target.join("stored")).unwrap();
-    stored.sync_all().unwrap();
-    written.sync_all().unwrap();
+    let joined = Writer::open(target.join("stored"), &["conv=notrunc"]);
+    eventually("it is open", || {
+        let open = fs::read_dir(format!("/proc/{}/fd", joined.dd.id())).unwrap().flatten();
+        open.filter_map(|fd| fs::read_link(fd.path()).ok()).any(|path| path == joined.path)
+    });
+    for name in ["stored", "written"] {
+        File::open(target.join(name)).unwrap().sync_all().unwrap();
+    }
     for _ in 0..2 {
         node.take_node().kill();
         node.start_node();
-        stored.sync_all().unwrap();
+        assert_eq!(fs::read(target.join("stored")).unwrap(), b"bytes");
     }
-    close(stored).unwrap();
-    close(joined).unwrap();
-    written.write_all(b" more").unwrap_err();
-    close(written).unwrap_err();
-    dirty.sync_all().unwrap_err();
-    close(dirty).unwrap_err();
+    assert!(stored.end() && joined.end());
+    written.feed(b" more");
+    assert!(!written.end());
+    assert!(!dirty.end());
     assert_eq!(bucket.get("stored").unwrap(), b"bytes");
-    assert_eq!(bucket.get("dirty"), None);
+    assert_eq!(bucket.get("written").unwrap(), b"bytes");
+    // dd closes a copy of its descriptor first, which may store the empty file.
+    assert_eq!(bucket.get("dirty").unwrap_or_default(), b"");
     eventually("no record is left", || staged(&node.cache_dir()) == 0);
 }
 
@@ -133,8 +173,8 @@ fn an_upload_under_way_at_an_orderly_end_is_aborted_and_its_bytes_are_kept() {
     let mut node = CsiNode::new(&bucket);
     let target = node.publish(&TestVolume::new(&bucket, "pod")).unwrap();
     let bytes = random_bytes(1, 24 * MIB);
-    let mut file = File::create(target.join("big")).unwrap();
-    file.write_all(&bytes).unwrap();
+    let mut writer = Writer::open(target.join("big"), &[]);
+    writer.write(&bytes);
     eventually("parts are sent", || bucket.uploads_of("big") == 1);
     node.take_node().terminate();
     assert_eq!(bucket.uploads_of("big"), 1, "it stays for the next");
@@ -147,6 +187,6 @@ fn an_upload_under_way_at_an_orderly_end_is_aborted_and_its_bytes_are_kept() {
     assert!(fs::read(path).unwrap() == bytes);
     eventually("the upload is aborted", || bucket.uploads_of("big") == 0);
     eventually("nothing is left to do", || staged(&node.cache_dir()) == 0);
-    close(file).unwrap_err();
-    assert_eq!(bucket.get("big"), None);
+    assert!(!writer.end());
+    assert_eq!(bucket.get("big").unwrap_or_default(), b"", "half of it is published");
 }

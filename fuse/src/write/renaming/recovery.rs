@@ -54,7 +54,7 @@ impl Writer {
         }
         drop(renames);
         // Another mount may have ended them: this one has seen what was there before, too.
-        for (dir, name) in self.known_names(&leftovers.renamed_keys(&self.owner())) {
+        for (dir, name) in self.known_names(leftovers.renamed_keys(&self.owner())) {
             dir.forget(&name);
             self.names.drop_kept(&dir);
         }

@@ -16,5 +16,6 @@ mod ops;
 mod orders;
 mod poll;
 mod renames;
+mod renaming;
 mod stepped;
 mod table;
