@@ -91,9 +91,16 @@ impl Conditional {
                 "the endpoint does not do what S3 does; checks before and after requests stand in"
             );
         }
-        let mut state = self.state();
-        state.known.note(question, verdict, SystemTime::now());
+        let (mut state, now) = (self.state(), SystemTime::now());
+        state.known.note(question, verdict, now);
+        state.known.add(Known::load(&*self.verdicts, self.inner.bucket_id()), now);
         state.known.store(&*self.verdicts, self.inner.bucket_id());
+    }
+
+    /// Takes over what other mounts of the bucket have learnt since.
+    fn learn_from_others(&self) {
+        let known = Known::load(&*self.verdicts, self.inner.bucket_id());
+        self.state().known.add(known, SystemTime::now());
     }
 
     /// What is known, or was asked in vain a short time ago.
@@ -119,6 +126,7 @@ impl Conditional {
             return verdict;
         }
         let _probing = self.probing.lock().await;
+        self.learn_from_others();
         if let Some(verdict) = self.remembered(question, age) {
             return verdict;
         }
