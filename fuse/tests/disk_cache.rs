@@ -372,6 +372,8 @@ fn an_index_that_found_the_disk_full_works_again_when_there_is_room() {
     for name in &names {
         cache.put_listing(name.clone(), Some(listing(10_000)));
     }
+    let bucket = BucketId::new("http://s3", "b");
+    cache.put_verdicts(&bucket, b"some".to_vec());
     eventually("the trouble shows", || {
         cache.flush();
         cache.problem().is_some_and(|said| said.contains("index") && said.contains("cache"))
@@ -393,6 +395,7 @@ fn an_index_that_found_the_disk_full_works_again_when_there_is_room() {
     for name in &names {
         assert_eq!(cache.listing(name).map(|row| row.entries.len()), Some(10_000));
     }
+    assert_eq!(cache.verdicts(&bucket), Some(b"some".to_vec()));
     assert!(cache.peek(&key("before", 2 * BLOCK)).unwrap().is_complete());
     cache.close();
 }
@@ -449,6 +452,14 @@ fn what_the_first_release_cached_is_taken_over() {
     let bucket = BucketId::new("http://s3", "b");
     let uploads = cache.take_journaled_uploads(&bucket);
     assert_eq!((uploads.len(), uploads[0].0.as_str(), uploads[0].1.key.as_str()), (1, "id", "k"));
+    // A table that it did not have.
+    assert_eq!(cache.verdicts(&bucket), None);
+    cache.put_verdicts(&bucket, b"some".to_vec());
+    cache.flush();
+    assert_eq!(cache.verdicts(&bucket), Some(b"some".to_vec()));
+    for other in [BucketId::new("http://s3", "c"), BucketId::new("https://s3", "b")] {
+        assert_eq!(cache.verdicts(&other), None);
+    }
     assert!(!dir.path().join("index.redb.damaged").exists());
     cache.close();
 }

@@ -14,6 +14,7 @@ use super::index::Index;
 use super::records::{ListingRow, UploadRow};
 use super::shared::Shared;
 use super::version::CachedVersion;
+use crate::model::version::BucketId;
 use crate::sync::{Condvar, Mutex, MutexGuard};
 
 /// Longest time that a change waits for its commit.
@@ -53,6 +54,7 @@ struct Changes {
     removed: BTreeSet<u64>,
     listings: HashMap<Vec<u8>, Option<ListingRow>>,
     uploads: HashMap<String, Option<UploadRow>>,
+    verdicts: HashMap<BucketId, Vec<u8>>,
 }
 
 impl Changes {
@@ -61,6 +63,7 @@ impl Changes {
             && self.removed.is_empty()
             && self.listings.is_empty()
             && self.uploads.is_empty()
+            && self.verdicts.is_empty()
     }
 
     /// Adds what came before these.
@@ -78,6 +81,9 @@ impl Changes {
         }
         for (id, row) in older.uploads {
             self.uploads.entry(id).or_insert(row);
+        }
+        for (bucket, row) in older.verdicts {
+            self.verdicts.entry(bucket).or_insert(row);
         }
         let more = self.listings.len().saturating_sub(LISTINGS_MAX);
         self.listings
@@ -118,6 +124,10 @@ impl Committer {
 
     pub(super) fn upload(&self, id: String, row: Option<UploadRow>) {
         self.lock().changes.uploads.insert(id, row);
+    }
+
+    pub(super) fn verdicts(&self, bucket: BucketId, row: Vec<u8>) {
+        self.lock().changes.verdicts.insert(bucket, row);
     }
 
     /// A listing that is not committed yet.

@@ -234,6 +234,16 @@ impl DiskCache {
         self.shared.committer.listing(name, row);
     }
 
+    /// What was committed last of what is known of the bucket's endpoint.
+    pub(super) fn verdicts(&self, bucket: &BucketId) -> Option<Vec<u8>> {
+        self.index.verdicts(bucket.as_str())
+    }
+
+    /// Keeps what is known of the bucket's endpoint.
+    pub(super) fn put_verdicts(&self, bucket: &BucketId, row: Vec<u8>) {
+        self.shared.committer.verdicts(bucket.clone(), row);
+    }
+
     /// Forgets an upload that an earlier release journaled.
     pub(super) fn forget_upload(&self, upload_id: &str) {
         self.shared.committer.upload(upload_id.to_owned(), None);

@@ -19,6 +19,8 @@ const OBJECTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("objects")
 const SEGMENTS: TableDefinition<'_, (u64, u32), &[u8]> = TableDefinition::new("segments");
 const LISTINGS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("listings");
 const UPLOADS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("uploads");
+/// What endpoints were found to obey, by bucket.
+const VERDICTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("verdicts");
 /// Which identities have brought bytes of a bucket here.
 const IDENTITIES: TableDefinition<'_, (&str, &str), ()> = TableDefinition::new("identities");
 
@@ -48,6 +50,8 @@ pub struct Batch<'a> {
     pub listings: Vec<(&'a [u8], Option<&'a ListingRow>)>,
     /// Uploads begun or, with `None`, finished.
     pub uploads: Vec<(&'a str, Option<&'a UploadRow>)>,
+    /// What is known of buckets' endpoints.
+    pub verdicts: Vec<(&'a str, &'a [u8])>,
     /// Whether the cache is being closed in order.
     pub closing: bool,
 }
@@ -127,6 +131,15 @@ impl Index {
             let table = db.begin_read()?.open_table(LISTINGS)?;
             let row = table.get(name)?;
             Ok(row.and_then(|row| postcard::from_bytes(row.value()).ok()))
+        });
+        logged(read).flatten()
+    }
+
+    /// What is known of the endpoint of `bucket`.
+    pub fn verdicts(&self, bucket: &str) -> Option<Vec<u8>> {
+        let read = self.with(|db| {
+            let table = db.begin_read()?.open_table(VERDICTS)?;
+            Ok(table.get(bucket)?.map(|row| row.value().to_vec()))
         });
         logged(read).flatten()
     }
@@ -255,6 +268,10 @@ fn write(txn: &WriteTransaction, batch: &Batch<'_>) -> Result<(), redb::Error> {
             Some(row) => uploads.insert(*name, encode(row)?.as_slice())?,
             None => uploads.remove(*name)?,
         };
+    }
+    let mut verdicts = txn.open_table(VERDICTS)?;
+    for (bucket, row) in &batch.verdicts {
+        verdicts.insert(*bucket, *row)?;
     }
     Ok(())
 }

@@ -278,6 +278,16 @@ impl NodeCache {
         self.main().put_listing(name, row);
     }
 
+    /// What was committed last of what is known of the bucket's endpoint.
+    pub fn verdicts(&self, bucket: &BucketId) -> Option<Vec<u8>> {
+        self.main().verdicts(bucket)
+    }
+
+    /// Keeps what is known of the bucket's endpoint. Waits for no disk.
+    pub fn put_verdicts(&self, bucket: &BucketId, row: Vec<u8>) {
+        self.main().put_verdicts(bucket, row);
+    }
+
     /// Forgets an upload that an earlier release journaled in the index.
     pub fn forget_journaled_upload(&self, id: &str) {
         self.disks.iter().for_each(|disk| disk.forget_upload(id));

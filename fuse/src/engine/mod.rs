@@ -22,6 +22,7 @@ mod reservations;
 mod retries;
 pub mod session;
 pub mod status;
+mod verdicts;
 pub mod xattr;
 
 use std::sync::Arc;
@@ -33,10 +34,11 @@ use crate::cache::NodeCache;
 use crate::metrics::Metrics;
 use crate::model::attr::Ownership;
 use crate::namespace::NamespaceSettings;
-use crate::origin::conditional::{MemoryVerdicts, Verdicts};
+use crate::origin::conditional::Verdicts;
 use crate::read::Reader;
 use crate::write::leftovers::Leftovers;
 use owner::Processes;
+use verdicts::KeptVerdicts;
 
 pub use session::Session;
 
@@ -74,7 +76,7 @@ impl Engine {
             read_part,
         );
         let leftovers = Leftovers::of(&cache);
-        let verdicts = Arc::new(MemoryVerdicts::default());
+        let verdicts = Arc::new(KeptVerdicts::new(cache.clone()));
         Arc::new(Self { cache, buffers, metrics, reader, runtime, processes, leftovers, verdicts })
     }
 }

@@ -12,6 +12,7 @@ mod disks;
 mod drive;
 mod kernel;
 mod killed;
+mod kills;
 mod metadata;
 mod model;
 mod orderly;

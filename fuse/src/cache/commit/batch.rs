@@ -41,6 +41,7 @@ pub(super) fn commit(
     batch.removed.extend(&changes.removed);
     batch.listings.extend(changes.listings.iter().map(|(name, row)| (&name[..], row.as_ref())));
     batch.uploads.extend(changes.uploads.iter().map(|(id, row)| (&id[..], row.as_ref())));
+    batch.verdicts.extend(changes.verdicts.iter().map(|(of, row)| (of.as_str(), &row[..])));
     let done = apply(shared, index, &batch);
     shared.space.set_index(index.bytes());
     if done.is_ok() && !closing {

@@ -9,7 +9,8 @@ use redb::{Database, ReadableTable, Table};
 use rustix::fs::OFlags;
 
 use super::{
-    BOOT, IDENTITIES, Index, LISTINGS, META, OBJECTS, SEGMENTS, UPLOADS, VERSIONS, quick_write,
+    BOOT, IDENTITIES, Index, LISTINGS, META, OBJECTS, SEGMENTS, UPLOADS, VERDICTS, VERSIONS,
+    quick_write,
 };
 use crate::cache::dir::{CacheDir, open_private};
 use crate::cache::error::CacheError;
@@ -97,6 +98,7 @@ fn take_over(dir: &CacheDir, boot_id: &str) -> Result<Result<Index, Obstacle>, r
     txn.open_table(LISTINGS)?;
     txn.open_table(UPLOADS)?;
     txn.open_table(IDENTITIES)?;
+    txn.open_table(VERDICTS)?;
     txn.commit()?;
     let epoch = u32::try_from(epoch).unwrap_or(u32::MAX - 1);
     let db = RwLock::new(Some(db));

@@ -21,6 +21,7 @@ use async_trait::async_trait;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
+use super::uploads::UploadLog;
 use super::{
     Body, Condition, ConditionKind, CopySource, ListPage, ListRequest, Origin, OriginError, Part,
     PartKind, PendingUpload, Stored, UploadBody, WriteIntent,
@@ -46,6 +47,8 @@ pub struct Conditional {
     probe_key: String,
     probe_copy_key: String,
     verdicts: Arc<dyn Verdicts>,
+    /// Knows of the uploads of copies and probes.
+    uploads: Arc<dyn UploadLog>,
     state: Mutex<State>,
     /// Held while the endpoint is asked: the objects of a probe are there once.
     probing: tokio::sync::Mutex<()>,
@@ -66,14 +69,21 @@ enum Means {
 }
 
 impl Conditional {
-    /// Probes below `prefix`; keeps what it learns in `verdicts`.
-    pub fn new(inner: Arc<dyn Origin>, prefix: &DirPrefix, verdicts: Arc<dyn Verdicts>) -> Self {
+    /// Probes below `prefix`; keeps what it learns in `verdicts`, and remembers uploads of its own
+    /// in `uploads`.
+    pub fn new(
+        inner: Arc<dyn Origin>,
+        prefix: &DirPrefix,
+        verdicts: Arc<dyn Verdicts>,
+        uploads: Arc<dyn UploadLog>,
+    ) -> Self {
         let known = Known::load(&*verdicts, inner.bucket_id());
         Self {
             inner,
             probe_key: prefix.key_of(PROBE_NAME),
             probe_copy_key: prefix.key_of(PROBE_COPY_NAME),
             verdicts,
+            uploads,
             state: Mutex::new(State { known, unanswered: HashMap::new() }),
             probing: tokio::sync::Mutex::default(),
         }
@@ -91,9 +101,16 @@ impl Conditional {
                 "the endpoint does not do what S3 does; checks before and after requests stand in"
             );
         }
-        let mut state = self.state();
-        state.known.note(question, verdict, SystemTime::now());
+        let (mut state, now) = (self.state(), SystemTime::now());
+        state.known.note(question, verdict, now);
+        state.known.add(Known::load(&*self.verdicts, self.inner.bucket_id()), now);
         state.known.store(&*self.verdicts, self.inner.bucket_id());
+    }
+
+    /// Takes over what other mounts of the bucket have learnt since.
+    fn learn_from_others(&self) {
+        let known = Known::load(&*self.verdicts, self.inner.bucket_id());
+        self.state().known.add(known, SystemTime::now());
     }
 
     /// What is known, or was asked in vain a short time ago.
@@ -119,11 +136,16 @@ impl Conditional {
             return verdict;
         }
         let _probing = self.probing.lock().await;
+        self.learn_from_others();
         if let Some(verdict) = self.remembered(question, age) {
             return verdict;
         }
-        let prober =
-            Prober { origin: &*self.inner, key: &self.probe_key, copy_key: &self.probe_copy_key };
+        let prober = Prober {
+            origin: &*self.inner,
+            uploads: &*self.uploads,
+            key: &self.probe_key,
+            copy_key: &self.probe_copy_key,
+        };
         let asked = tokio::time::timeout(PROBE_DEADLINE, prober.ask(question));
         match asked.await.unwrap_or(Err(OriginError::TimedOut)) {
             Ok(verdict) => {

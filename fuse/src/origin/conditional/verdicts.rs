@@ -9,10 +9,12 @@ use serde::{Deserialize, Serialize};
 use crate::model::version::BucketId;
 use crate::origin::condition::ConditionKind;
 
-/// How long an answer is believed: endpoints are upgraded.
-const BELIEVED: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How long an answer is believed, by the clock of the wall: endpoints are upgraded and replaced,
+/// and asking again costs a few requests.
+const BELIEVED: Duration = Duration::from_secs(24 * 3600);
 
-/// What an endpoint is asked.
+/// What an endpoint is asked. Kept on disks by the places of its variants, so that new ones go
+/// to the end; of [`ConditionKind`] and [`Verdict`], too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Question {
     /// Whether it obeys a condition.
@@ -21,7 +23,7 @@ pub enum Question {
     Checksums,
 }
 
-/// What it was found to do.
+/// What it was found to do. New variants go to the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Verdict {
     /// It obeys.
@@ -41,8 +43,9 @@ impl Verdict {
     }
 }
 
-/// Where verdicts are kept from one mount to the next, by bucket. Losing them costs a few
-/// requests.
+/// Where verdicts are kept from one mount to the next, by endpoint and bucket. Losing them costs a
+/// few requests. Neither call waits for a disk longer than a look-up does: a writer may wait for
+/// it.
 pub trait Verdicts: Send + Sync + 'static {
     /// What was stored last.
     fn load(&self, bucket: &BucketId) -> Option<Vec<u8>>;
@@ -87,6 +90,17 @@ impl Known {
         self.0.insert(question, (verdict, seconds(now)));
     }
 
+    /// Adds what is newer in `other`, but for what is of a time to come.
+    pub(super) fn add(&mut self, other: Self, now: SystemTime) {
+        let now = seconds(now);
+        for (question, (verdict, at)) in other.0 {
+            let own = self.0.get(&question);
+            if at <= now && own.is_none_or(|(_, own)| *own < at || *own > now) {
+                self.0.insert(question, (verdict, at));
+            }
+        }
+    }
+
     /// A verdict and its age, unless that is too old, or of a time to come.
     pub(super) fn get(&self, question: Question, now: SystemTime) -> Option<(Verdict, Duration)> {
         let (verdict, at) = self.0.get(&question)?;
@@ -103,23 +117,75 @@ fn seconds(time: SystemTime) -> u64 {
 mod tests {
     use super::*;
 
+    const QUESTION: Question = Question::Condition(ConditionKind::PutMatches);
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn then() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000)
+    }
+
     #[test]
-    fn a_verdict_is_kept_and_believed_for_a_week() {
+    fn a_verdict_is_kept_and_believed_for_a_day() {
         let bucket = BucketId::new("e", "b");
         let verdicts = MemoryVerdicts::default();
-        let question = Question::Condition(ConditionKind::PutMatches);
-        let then = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
         let mut known = Known::load(&verdicts, &bucket);
         assert_eq!(known, Known::default());
-        known.note(question, Verdict::Ignored, then);
+        known.note(QUESTION, Verdict::Ignored, then());
         known.store(&verdicts, &bucket);
         let known = Known::load(&verdicts, &bucket);
-        let at = |days: u64| known.get(question, then + Duration::from_secs(days * 24 * 3600));
-        assert_eq!(at(6).unwrap().0, Verdict::Ignored);
-        assert_eq!(at(7), None);
-        assert_eq!(known.get(Question::Checksums, then), None);
-        assert_eq!(known.get(question, SystemTime::UNIX_EPOCH), None);
+        let at = |hours: u32| known.get(QUESTION, then() + hours * HOUR);
+        assert_eq!(at(23).unwrap(), (Verdict::Ignored, 23 * HOUR));
+        assert_eq!(at(24), None);
+        assert_eq!(known.get(Question::Checksums, then()), None);
+        // The clock went back.
+        assert_eq!(known.get(QUESTION, then() - HOUR), None);
+        for other in [BucketId::new("e", "c"), BucketId::new("f", "b")] {
+            assert_eq!(Known::load(&verdicts, &other), Known::default());
+        }
         verdicts.store(&bucket, vec![0xff; 3]);
         assert_eq!(Known::load(&verdicts, &bucket), Known::default());
+    }
+
+    #[test]
+    fn of_two_verdicts_the_newer_counts_unless_it_is_of_a_time_to_come() {
+        let of = |verdict, at| {
+            let mut known = Known::default();
+            known.note(QUESTION, verdict, at);
+            known
+        };
+        let sum = |mut own: Known, other, now| {
+            own.add(other, now);
+            own.get(QUESTION, now).map(|(verdict, _)| verdict)
+        };
+        let (old, new) = (of(Verdict::Ignored, then()), of(Verdict::Obeyed, then() + HOUR));
+        let later = then() + 2 * HOUR;
+        assert_eq!(sum(old.clone(), new.clone(), later), Some(Verdict::Obeyed));
+        assert_eq!(sum(new.clone(), old.clone(), later), Some(Verdict::Obeyed));
+        assert_eq!(sum(Known::default(), old.clone(), later), Some(Verdict::Ignored));
+        assert_eq!(sum(old.clone(), new.clone(), then()), Some(Verdict::Ignored));
+        assert_eq!(sum(new, old, then()), Some(Verdict::Ignored));
+    }
+
+    /// What an earlier release kept is read by this one, and never as something else.
+    #[test]
+    fn verdicts_are_kept_in_one_form() {
+        let mut known = Known::default();
+        for (at, kind) in (1..).zip(ConditionKind::ALL) {
+            let at = SystemTime::UNIX_EPOCH + Duration::from_secs(at);
+            known.note(Question::Condition(kind), Verdict::Obeyed, at);
+        }
+        for (question, verdict) in [
+            (Question::Condition(ConditionKind::CompleteAbsent), Verdict::ObeyedBare),
+            (Question::Condition(ConditionKind::CopySource), Verdict::Ignored),
+            (Question::Checksums, Verdict::Refused),
+        ] {
+            known.note(question, verdict, SystemTime::UNIX_EPOCH + Duration::from_secs(300));
+        }
+        let kept = [
+            10, 0, 0, 0, 1, 0, 1, 0, 2, 0, 2, 1, 172, 2, 0, 3, 0, 4, 0, 4, 0, 5, 0, 5, 0, 6, 0, 6,
+            0, 7, 0, 7, 2, 172, 2, 0, 8, 0, 9, 1, 3, 172, 2,
+        ];
+        assert_eq!(postcard::to_allocvec(&known).unwrap(), kept);
+        assert_eq!(postcard::from_bytes::<Known>(&kept).unwrap(), known);
     }
 }

@@ -15,6 +15,7 @@ use crate::model::key::DirPrefix;
 use crate::origin::conditional::{Conditional, MemoryVerdicts};
 use crate::origin::faulty::{Fault, Op};
 use crate::origin::memory::{Behaviour, Obedience};
+use crate::origin::uploads::MemoryUploads;
 use crate::origin::{ConditionKind, OriginError};
 use crate::write::WriteError;
 use crate::write::draft::Draft;
@@ -31,7 +32,8 @@ struct Twin {
 impl Twin {
     fn new(lab: &Lab, bucket: &Bucket) -> Self {
         let verdicts = Arc::new(MemoryVerdicts::default());
-        let origin = Conditional::new(bucket.faulty.clone(), &DirPrefix::root(), verdicts);
+        let uploads = Arc::new(MemoryUploads::default());
+        let origin = Conditional::new(bucket.faulty.clone(), &DirPrefix::root(), verdicts, uploads);
         let node = lab.node_on(Arc::new(origin));
         let draft = node.open(node.names.root(), "f").unwrap();
         Self { node, draft, bytes: Vec::new(), on: Handle::current(), received: 0 }
