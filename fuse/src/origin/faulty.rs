@@ -1,5 +1,8 @@
 //! An origin that misbehaves on command, around another one.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -43,6 +46,14 @@ pub enum Op {
     Delete,
     /// Copy of an object.
     Copy,
+    /// Whatever comes; in plans alone.
+    Any,
+}
+
+impl Op {
+    fn covers(self, op: Self) -> bool {
+        self == op || self == Self::Any
+    }
 }
 
 /// What happens to the request. One that waits may be given up by dropping its future.
@@ -123,13 +134,13 @@ struct Plan {
 
 impl Plan {
     fn take(&mut self, op: Op) -> Option<Fault> {
-        let of_op = |counted: &&mut (Op, usize, Fault)| counted.0 == op && counted.1 > 0;
-        let due = self.counted.iter().position(|(of, before, _)| *of == op && *before == 0);
+        let of_op = |counted: &&mut (Op, usize, Fault)| counted.0.covers(op) && counted.1 > 0;
+        let due = self.counted.iter().position(|(of, before, _)| of.covers(op) && *before == 0);
         self.counted.iter_mut().filter(of_op).for_each(|(_, before, _)| *before -= 1);
         if let Some(due) = due {
             return Some(self.counted.remove(due).2);
         }
-        let at = self.next.iter().position(|(of, _)| *of == op);
+        let at = self.next.iter().position(|(of, _)| of.covers(op));
         at.and_then(|at| self.next.remove(at)).map(|(_, fault)| fault)
     }
 }
@@ -340,6 +351,3 @@ impl Origin for Faulty {
         self.around(Op::Copy, self.inner.copy(source, to, condition)).await
     }
 }
-
-#[cfg(test)]
-mod tests;

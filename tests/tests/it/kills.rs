@@ -16,7 +16,7 @@ use weir_node::lost::folder::{self, LostFile};
 use weir_tests::bucket::{Bucket, Server};
 use weir_tests::eventually;
 use weir_tests::mount::{Mount, Options, cache_dir, run};
-use writer::{Base, Content, Doing, Known, Writer};
+use writer::{Base, Content, Doing, Known, Place, Writer};
 
 /// How often the mount is killed, unless `WEIR_KILLS` says so.
 const KILLS: u64 = 20;
@@ -42,6 +42,8 @@ struct Seen {
     lost: usize,
     /// Uploads that a later mount has aborted.
     aborted: usize,
+    /// What MinIO left of objects that were being removed.
+    ghosts: usize,
 }
 
 /// What a mount that came up after a kill has to show.
@@ -65,7 +67,7 @@ fn kill_9_at_any_moment_loses_no_acknowledged_byte_and_leaves_nothing() {
     println!("WEIR_KILLS_SEED={seed}");
     let (bucket, base, cache) = (Bucket::new(Server::Minio), Base::new(), cache_dir());
     let log = cache.path().with_extension("log");
-    let flags = "--write-part-size 5MiB --cache-max-size 300MiB";
+    let flags = "--write-part-size 5MiB --cache-max-size 300MiB --metadata-ttl minimal";
     let options = Options::flags(flags).cache(cache.path()).log(&log);
     let mut random = StdRng::seed_from_u64(seed);
     let mut writers: Vec<_> = (0..WRITERS).map(|number| Writer::new(number, seed)).collect();
@@ -74,24 +76,26 @@ fn kill_9_at_any_moment_loses_no_acknowledged_byte_and_leaves_nothing() {
     for kill in 0..setting("WEIR_KILLS").unwrap_or(KILLS) {
         let life = Duration::from_millis(random.random_range(LIFE_MS));
         seen.kills += 1;
-        die(&mount, life, &mut writers, &base, &mut seen);
+        let (path, base) = (mount.path(), &base);
+        let place = Place { mount: &path, base, bucket: &bucket };
+        die(&mount, life, &mut writers, place, &mut seen);
         mount.kill();
         fs::write(&log, "").unwrap();
         mount = Mount::with(&bucket, &options);
         eventually("what was left is worked off", || is_empty(&cache.path().join("staging")));
         let lost = folder::list(cache.path()).unwrap();
         let log = fs::read_to_string(&log).unwrap();
-        let scene =
-            Scene { bucket: &bucket, base: &base, mount: &mount, cache: cache.path(), log, lost };
+        let scene = Scene { bucket: &bucket, base, mount: &mount, cache: cache.path(), log, lost };
         scene.check(&mut writers, &mut seen, &format!("kill {kill} of seed {seed}"));
     }
     mount.unmount();
     let _ = fs::remove_file(&log);
+    seen.ghosts += writers.iter().map(|writer| writer.ghosts).sum::<usize>();
     println!("{seen:?}");
 }
 
 /// Lets the writers work, and kills the mount under them.
-fn die(mount: &Mount, life: Duration, writers: &mut [Writer], base: &Base, seen: &mut Seen) {
+fn die(mount: &Mount, life: Duration, writers: &mut [Writer], place: Place<'_>, seen: &mut Seen) {
     let killed = AtomicBool::new(false);
     let before: usize = writers.iter().map(|writer| writer.acknowledged).sum();
     std::thread::scope(|scope| {
@@ -100,7 +104,7 @@ fn die(mount: &Mount, life: Duration, writers: &mut [Writer], base: &Base, seen:
             .map(|writer| {
                 let killed = &killed;
                 scope.spawn(move || {
-                    let (doing, error) = writer.work(&mount.path(), base);
+                    let (doing, error) = writer.work(place);
                     assert!(killed.load(Ordering::SeqCst), "{doing:?} failed: {error}");
                     doing
                 })
@@ -126,6 +130,8 @@ impl Scene<'_> {
         let held = |key: &String| (key.clone(), self.bucket.get(key));
         let keys = writers.iter().flat_map(|writer| writer.known.keys());
         let stored: BTreeMap<_, _> = keys.map(held).collect();
+        let absent = stored.iter().filter(|(_, bytes)| bytes.is_none());
+        seen.ghosts += absent.filter(|(key, _)| self.bucket.clear_ghost(key)).count();
         let known = writers.iter().flat_map(|writer| &writer.known);
         for (key, known) in known {
             let stored_here = stored[key].as_deref();

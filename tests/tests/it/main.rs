@@ -16,6 +16,7 @@ mod kills;
 mod metadata;
 mod model;
 mod orderly;
+mod orders;
 mod promises;
 mod reading;
 mod sanity;

@@ -6,6 +6,7 @@
 //! one, nobody gets on, and that is told.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
+mod acts;
 mod case;
 mod check;
 mod deltas;
@@ -17,5 +18,9 @@ mod orders;
 mod poll;
 mod renames;
 mod renaming;
+mod seen;
 mod stepped;
 mod table;
+
+/// Bytes of a part.
+const PART: usize = crate::model::blocks::BLOCK as usize;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::acts::pattern;
 use super::lab::{Bucket, Lab};
-use super::ops::pattern;
 use super::poll::{Hand, Polled, drive};
 use super::renaming::{Case, End, KINDS, POLLS_MAX, SOURCES, Source, Stop, Tree};
 use crate::origin::OriginError;

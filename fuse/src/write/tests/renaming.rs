@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::acts::pattern;
 use super::lab::{Bucket, Lab, Node};
-use super::ops::pattern;
 use super::poll::{Hand, Polled, drive};
 use crate::origin::faulty::{Fault, Gate, Op};
 use crate::origin::{Condition, CopySource, Origin, WriteIntent};

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use weir_tests::bucket::Bucket;
 use weir_tests::random_bytes;
 use weir_tests::shell::close;
 
@@ -87,6 +88,14 @@ impl Known {
     }
 }
 
+/// Where writers write.
+#[derive(Clone, Copy)]
+pub(super) struct Place<'a> {
+    pub(super) mount: &'a Path,
+    pub(super) base: &'a Base,
+    pub(super) bucket: &'a Bucket,
+}
+
 /// What was under way when the mount died.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Doing {
@@ -113,6 +122,8 @@ pub(super) struct Writer {
     pub(super) known: BTreeMap<String, Known>,
     /// Closes, fsyncs, renames and removals that succeeded.
     pub(super) acknowledged: usize,
+    /// What MinIO had left of objects, found in the way.
+    pub(super) ghosts: usize,
     doing: Doing,
 }
 
@@ -125,38 +136,39 @@ impl Writer {
             files: 0,
             known: BTreeMap::new(),
             acknowledged: 0,
+            ghosts: 0,
             doing: Doing::Opening,
         }
     }
 
     /// Writes until something fails; what that was, and why.
-    pub(super) fn work(&mut self, mount: &Path, base: &Base) -> (Doing, io::Error) {
+    pub(super) fn work(&mut self, place: Place<'_>) -> (Doing, io::Error) {
         loop {
-            if let Err(error) = self.one(mount, base) {
+            if let Err(error) = self.one(place) {
                 return (self.doing, error);
             }
         }
     }
 
-    fn one(&mut self, mount: &Path, base: &Base) -> io::Result<()> {
+    fn one(&mut self, place: Place<'_>) -> io::Result<()> {
         self.files += 1;
         let (number, n) = (self.number, self.files);
         let (new, kept) = (format!("w{number}-{n}"), format!("w{number}-kept"));
         match self.random.random_range(0..8) {
-            0 | 1 => self.file(mount, base, &new, SMALL, false),
-            2 => self.file(mount, base, &new, LARGE, false),
-            3 => self.file(mount, base, &new, LARGE, true),
-            4 => self.file(mount, base, &kept, SMALL, true),
-            5 => self.file(mount, base, &kept, LARGE, false),
+            0 | 1 => self.file(place, &new, SMALL, false),
+            2 => self.file(place, &new, LARGE, false),
+            3 => self.file(place, &new, LARGE, true),
+            4 => self.file(place, &kept, SMALL, true),
+            5 => self.file(place, &kept, LARGE, false),
             6 => {
                 let (temp, sizes) = (format!("{kept}.tmp"), [SMALL, LARGE][n % 2].clone());
-                self.file(mount, base, &temp, sizes, false)?;
+                self.file(place, &temp, sizes, false)?;
                 let to = if n % 3 == 0 { new } else { kept };
-                self.rename(mount, &temp, &to)
+                self.rename(place, &temp, &to)
             }
             _ => {
-                self.file(mount, base, &new, SMALL, false)?;
-                self.remove(mount, &new)
+                self.file(place, &new, SMALL, false)?;
+                self.remove(place, &new)
             }
         }
     }
@@ -169,23 +181,21 @@ impl Writer {
     /// Writes a file from its start, over what has the name; `syncs`: with fsync in the middle.
     fn file(
         &mut self,
-        mount: &Path,
-        base: &Base,
+        place: Place<'_>,
         key: &str,
         sizes: std::ops::Range<usize>,
         syncs: bool,
     ) -> io::Result<()> {
-        let content = base.cut(&mut self.random, sizes);
+        let content = place.base.cut(&mut self.random, sizes);
         let middle = syncs.then(|| self.random.random_range(1..=content.len));
         let piece = self.random.random_range(4096..MIB);
         self.of(key).tried.push(content);
         self.doing = Doing::Opening;
-        let path = mount.join(key);
-        let mut file = File::create(path)?;
+        let mut file = self.open(place, key)?;
         self.of(key).unsaved = Some(Unsaved { content, saved: 0, taken: 0, given: 0 });
         let stops = middle.into_iter().chain([content.len]);
         for stop in stops {
-            self.write(&mut file, base, key, piece, stop)?;
+            self.write(&mut file, place.base, key, piece, stop)?;
             if middle == Some(stop) && stop < content.len {
                 self.doing = Doing::Syncing;
                 self.storing(key, content.first(stop), || file.sync_all())?;
@@ -198,6 +208,16 @@ impl Writer {
         self.storing(key, content, || close(file))?;
         self.of(key).unsaved = None;
         Ok(())
+    }
+
+    fn open(&mut self, place: Place<'_>, key: &str) -> io::Result<File> {
+        let opened = File::create(place.mount.join(key));
+        let is_dir = |error: &io::Error| error.kind() == io::ErrorKind::IsADirectory;
+        if opened.as_ref().is_err_and(is_dir) && place.bucket.clear_ghost(key) {
+            self.ghosts += 1;
+            return File::create(place.mount.join(key));
+        }
+        opened
     }
 
     fn write(
@@ -230,14 +250,14 @@ impl Writer {
         Ok(())
     }
 
-    fn rename(&mut self, mount: &Path, from: &str, to: &str) -> io::Result<()> {
+    fn rename(&mut self, place: Place<'_>, from: &str, to: &str) -> io::Result<()> {
         self.doing = Doing::Renaming;
         let Some(moved) = self.of(from).holds() else { return Ok(()) };
         self.of(from).may_hold.push(None);
         self.of(from).moving = Some((moved, to.to_owned()));
         self.of(to).may_hold.push(Some(moved));
         self.of(to).tried.push(moved);
-        fs::rename(mount.join(from), mount.join(to))?;
+        fs::rename(place.mount.join(from), place.mount.join(to))?;
         self.of(from).acknowledged(None);
         self.of(from).moving = None;
         self.of(to).acknowledged(Some(moved));
@@ -245,10 +265,10 @@ impl Writer {
         Ok(())
     }
 
-    fn remove(&mut self, mount: &Path, key: &str) -> io::Result<()> {
+    fn remove(&mut self, place: Place<'_>, key: &str) -> io::Result<()> {
         self.doing = Doing::Removing;
         self.of(key).may_hold.push(None);
-        fs::remove_file(mount.join(key))?;
+        fs::remove_file(place.mount.join(key))?;
         self.of(key).acknowledged(None);
         self.acknowledged += 1;
         Ok(())
