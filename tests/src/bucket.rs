@@ -134,6 +134,14 @@ impl Bucket {
         }
     }
 
+    /// Removes what MinIO leaves of an object where who removes it is killed in the middle: a
+    /// folder with its data and without its description, which is listed as a directory. Says
+    /// whether there was one.
+    pub fn clear_ghost(&self, key: &str) -> bool {
+        let folder = self.folder.join(key);
+        folder.is_dir() && !folder.join("xl.meta").exists() && fs::remove_dir_all(folder).is_ok()
+    }
+
     /// The bytes of an object, or `None`.
     pub fn get(&self, key: &str) -> Option<Vec<u8>> {
         runtime().block_on(async {

@@ -53,6 +53,8 @@ pub struct Options {
     pub flags: Vec<String>,
     /// A cache directory that outlives the mount.
     pub cache: Option<PathBuf>,
+    /// A file that its log is added to, in place of this process's standard error.
+    pub log: Option<PathBuf>,
 }
 
 impl Options {
@@ -66,6 +68,13 @@ impl Options {
     #[must_use]
     pub fn cache(mut self, cache: &Path) -> Self {
         self.cache = Some(cache.to_owned());
+        self
+    }
+
+    /// With its log in this file.
+    #[must_use]
+    pub fn log(mut self, log: &Path) -> Self {
+        self.log = Some(log.to_owned());
         self
     }
 
@@ -122,6 +131,10 @@ impl Mount {
             .env("WEIR_RUN_DIR", dir.path().join("run"))
             // A test that dies takes its mount along.
             .env(weir_node::DIE_WITH_PARENT, "1");
+        if let Some(log) = &options.log {
+            let log = fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
+            command.stderr(log);
+        }
         let child = command.spawn().unwrap();
         let mut mount = Self { child: Some(child), dir, metrics: None, _cache: own_cache };
         let path = mount.path();

@@ -28,6 +28,7 @@ use crate::namespace::{Found, LookupError, Namespace};
 use crate::origin::Origin;
 use crate::origin::conditional::Conditional;
 use crate::write::Writer;
+use crate::write::draft::{LoneUploads, Owner};
 
 /// One mount.
 pub struct Session {
@@ -84,7 +85,13 @@ impl Session {
     ) -> Arc<Self> {
         let hidden = HiddenKeys::new(engine.metrics.clone());
         let verdicts = engine.verdicts.clone();
-        let origin = Arc::new(Conditional::new(origin, &settings.names.prefix, verdicts));
+        let owner = Owner {
+            bucket: origin.bucket_id().as_str().to_owned(),
+            identity: settings.names.access.identity.clone(),
+        };
+        let uploads = Arc::new(LoneUploads::new(engine.cache.clone(), owner));
+        let origin = Conditional::new(origin, &settings.names.prefix, verdicts, uploads);
+        let origin = Arc::new(origin);
         let names = Namespace::new(origin, engine.cache.clone(), hidden, settings.names.clone());
         let writer = Writer::new(
             names.clone(),

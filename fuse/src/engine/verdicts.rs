@@ -45,6 +45,7 @@ mod tests {
     use crate::origin::conditional::{Conditional, Question, Verdict};
     use crate::origin::measured::Measured;
     use crate::origin::memory::MemoryOrigin;
+    use crate::origin::uploads::MemoryUploads;
     use crate::origin::{Condition, Origin, UploadBody, WriteIntent};
 
     const DAY_S: u64 = 24 * 3600;
@@ -71,7 +72,12 @@ mod tests {
     async fn puts(engine: &Engine, memory: &Arc<MemoryOrigin>) -> usize {
         let metrics = Arc::new(Metrics::new().unwrap());
         let measured = Arc::new(Measured::new(memory.clone(), metrics.clone()));
-        let origin = Conditional::new(measured, &DirPrefix::root(), engine.verdicts.clone());
+        let origin = Conditional::new(
+            measured,
+            &DirPrefix::root(),
+            engine.verdicts.clone(),
+            Arc::new(MemoryUploads::default()),
+        );
         memory.remove("key");
         let write = WriteIntent { condition: Condition::Absent, writer: "w".into() };
         origin.put("key", UploadBody::of("bytes"), &write).await.unwrap();

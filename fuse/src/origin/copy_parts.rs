@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 
+use super::uploads::{self, UploadLog};
 use super::{Condition, CopySource, Origin, OriginError, Part, Stored, WriteIntent};
 
 /// The largest object that one copy request takes, in bytes (API reference, CopyObject: 5 GB).
@@ -18,24 +19,30 @@ const PARTS_MAX: u64 = 10_000;
 const PARTS_AT_ONCE: usize = 4;
 
 /// Copies `source` by parts. The source's version is checked by each part, `condition` when the
-/// upload is completed. `source` may not be empty. An upload that fails is aborted.
+/// upload is completed. `source` may not be empty. An upload that fails is aborted; `log` knows of it
+/// until it is gone.
 ///
 /// # Errors
 /// As [`Origin::copy`].
 pub(super) async fn copy_by_parts(
     origin: &dyn Origin,
+    log: &dyn UploadLog,
     source: &CopySource,
     to: &str,
     condition: &Condition,
 ) -> Result<Stored, OriginError> {
-    let upload = origin.create_copy(source, to).await?;
+    let (upload, logged) = uploads::begin(log, to, origin.create_copy(source, to)).await?;
     let done = fill(origin, source, to, &upload, condition).await;
     if done.is_err() {
         match origin.abort_upload(to, &upload).await {
             Ok(()) | Err(OriginError::NoSuchUpload) => {}
-            Err(error) => tracing::warn!(key = to, %error, "upload of a copy is left behind"),
+            Err(error) => {
+                tracing::warn!(key = to, %error, "upload of a copy not aborted; the next mount will");
+                return done;
+            }
         }
     }
+    logged.ended();
     done
 }
 

@@ -14,6 +14,7 @@ pub mod measured;
 pub mod memory;
 pub mod retry;
 pub mod s3;
+pub mod uploads;
 
 use std::fs::File;
 use std::ops::Range;

@@ -11,6 +11,7 @@ mod disk;
 mod disks;
 mod drive;
 mod kernel;
+mod kills;
 mod metadata;
 mod model;
 mod orderly;

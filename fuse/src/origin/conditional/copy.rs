@@ -28,7 +28,7 @@ pub(super) async fn copy(
     condition: &Condition,
 ) -> Result<Stored, OriginError> {
     if source.size > COPY_MAX {
-        return copy_by_parts(origin, source, to, condition).await;
+        return copy_by_parts(origin, &*origin.uploads, source, to, condition).await;
     }
     let kind = ConditionKind::of_copy(condition);
     for _ in 1..WAYS_MAX {
@@ -115,7 +115,7 @@ async fn by_parts(
     condition: &Condition,
 ) -> Result<Stored, OriginError> {
     if source.size > 0 {
-        return copy_by_parts(origin, source, to, condition).await;
+        return copy_by_parts(origin, &*origin.uploads, source, to, condition).await;
     }
     // No part holds no bytes.
     let info = origin.inner.head(&source.key).await?;

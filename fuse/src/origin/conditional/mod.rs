@@ -21,6 +21,7 @@ use async_trait::async_trait;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
+use super::uploads::UploadLog;
 use super::{
     Body, Condition, ConditionKind, CopySource, ListPage, ListRequest, Origin, OriginError, Part,
     PendingUpload, Stored, UploadBody, WriteIntent,
@@ -46,6 +47,8 @@ pub struct Conditional {
     probe_key: String,
     probe_copy_key: String,
     verdicts: Arc<dyn Verdicts>,
+    /// Knows of the uploads of copies and probes.
+    uploads: Arc<dyn UploadLog>,
     state: Mutex<State>,
     /// Held while the endpoint is asked: the objects of a probe are there once.
     probing: tokio::sync::Mutex<()>,
@@ -66,14 +69,21 @@ enum Means {
 }
 
 impl Conditional {
-    /// Probes below `prefix`; keeps what it learns in `verdicts`.
-    pub fn new(inner: Arc<dyn Origin>, prefix: &DirPrefix, verdicts: Arc<dyn Verdicts>) -> Self {
+    /// Probes below `prefix`; keeps what it learns in `verdicts`, and remembers uploads of its own
+    /// in `uploads`.
+    pub fn new(
+        inner: Arc<dyn Origin>,
+        prefix: &DirPrefix,
+        verdicts: Arc<dyn Verdicts>,
+        uploads: Arc<dyn UploadLog>,
+    ) -> Self {
         let known = Known::load(&*verdicts, inner.bucket_id());
         Self {
             inner,
             probe_key: prefix.key_of(PROBE_NAME),
             probe_copy_key: prefix.key_of(PROBE_COPY_NAME),
             verdicts,
+            uploads,
             state: Mutex::new(State { known, unanswered: HashMap::new() }),
             probing: tokio::sync::Mutex::default(),
         }
@@ -130,8 +140,12 @@ impl Conditional {
         if let Some(verdict) = self.remembered(question, age) {
             return verdict;
         }
-        let prober =
-            Prober { origin: &*self.inner, key: &self.probe_key, copy_key: &self.probe_copy_key };
+        let prober = Prober {
+            origin: &*self.inner,
+            uploads: &*self.uploads,
+            key: &self.probe_key,
+            copy_key: &self.probe_copy_key,
+        };
         let asked = tokio::time::timeout(PROBE_DEADLINE, prober.ask(question));
         match asked.await.unwrap_or(Err(OriginError::TimedOut)) {
             Ok(verdict) => {

@@ -7,6 +7,7 @@ use rand::Rng;
 use super::verdicts::{Question, Verdict};
 use crate::model::version::ETag;
 use crate::origin::condition::{Condition, ConditionKind};
+use crate::origin::uploads::{self, LoggedUpload, UploadLog};
 use crate::origin::{CopySource, Origin, OriginError, Part, UploadBody, WriteIntent};
 
 /// What the objects hold: always the same, so that their tags are, too.
@@ -22,6 +23,7 @@ const LEFTOVER_AGE: Duration = Duration::from_secs(3600);
 /// Asks with the help of two objects, which it removes if it may.
 pub(super) struct Prober<'a> {
     pub(super) origin: &'a dyn Origin,
+    pub(super) uploads: &'a dyn UploadLog,
     pub(super) key: &'a str,
     /// Target of copies.
     pub(super) copy_key: &'a str,
@@ -31,6 +33,8 @@ pub(super) struct Prober<'a> {
 struct Stage {
     etag: ETag,
     upload: Option<(String, Vec<Part>)>,
+    /// The same, as it is remembered.
+    logged: Option<Box<dyn LoggedUpload>>,
 }
 
 impl Prober<'_> {
@@ -98,17 +102,20 @@ impl Prober<'_> {
             }
             _ => {}
         }
-        let upload = match kind {
+        let (upload, logged) = match kind {
             ConditionKind::CompleteAbsent | ConditionKind::CompleteMatches => {
-                Some(self.upload().await?)
+                let (id, parts, logged) = self.upload().await?;
+                (Some((id, parts)), Some(logged))
             }
             ConditionKind::CopyPartSource => {
-                let id = self.origin.create_copy(&self.source(etag.clone()), self.key).await?;
-                Some((id, Vec::new()))
+                let source = self.source(etag.clone());
+                let create = self.origin.create_copy(&source, self.key);
+                let (id, logged) = uploads::begin(self.uploads, self.key, create).await?;
+                (Some((id, Vec::new())), Some(logged))
             }
-            _ => None,
+            _ => (None, None),
         };
-        Ok(Stage { etag, upload })
+        Ok(Stage { etag, upload, logged })
     }
 
     async fn store(&self, key: &str) -> Result<ETag, OriginError> {
@@ -125,18 +132,19 @@ impl Prober<'_> {
         etag.ok_or_else(|| OriginError::NotS3("an object without ETag".into()))
     }
 
-    async fn upload(&self) -> Result<(String, Vec<Part>), OriginError> {
+    async fn upload(&self) -> Result<(String, Vec<Part>, Box<dyn LoggedUpload>), OriginError> {
         let old = SystemTime::now().checked_sub(LEFTOVER_AGE);
         for pending in self.origin.list_uploads(self.key).await.unwrap_or_default() {
             if old.is_some_and(|old| pending.begun < old) {
-                self.abort(&pending.id).await;
+                self.abort(&pending.id, None).await;
             }
         }
-        let id = self.origin.create_upload(self.key, "weir-probe").await?;
+        let create = self.origin.create_upload(self.key, "weir-probe");
+        let (id, logged) = uploads::begin(self.uploads, self.key, create).await?;
         match self.origin.upload_part(self.key, &id, 1, UploadBody::of(CONTENT)).await {
-            Ok(part) => Ok((id, vec![part])),
+            Ok(part) => Ok((id, vec![part], logged)),
             Err(error) => {
-                self.abort(&id).await;
+                self.abort(&id, Some(logged)).await;
                 Err(error)
             }
         }
@@ -241,7 +249,7 @@ impl Prober<'_> {
 
     async fn clear(&self, kind: ConditionKind, stage: Stage) {
         if let Some((id, _)) = &stage.upload {
-            self.abort(id).await;
+            self.abort(id, stage.logged).await;
         }
         self.remove(self.key).await;
         let copies =
@@ -251,9 +259,13 @@ impl Prober<'_> {
         }
     }
 
-    async fn abort(&self, id: &str) {
+    async fn abort(&self, id: &str, logged: Option<Box<dyn LoggedUpload>>) {
         match self.origin.abort_upload(self.key, id).await {
-            Ok(()) | Err(OriginError::NoSuchUpload) => {}
+            Ok(()) | Err(OriginError::NoSuchUpload) => {
+                if let Some(logged) = logged {
+                    logged.ended();
+                }
+            }
             Err(error) => tracing::debug!(%error, "upload of a probe stays"),
         }
     }

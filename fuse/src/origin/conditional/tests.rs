@@ -3,6 +3,7 @@ use std::collections::HashSet;
 use super::*;
 use crate::origin::faulty::{Fault, Faulty, Gate, Op};
 use crate::origin::memory::{Behaviour, MemoryOrigin, Obedience};
+use crate::origin::uploads::MemoryUploads;
 use ConditionKind as Kind;
 
 const KEY: &str = "dir/key";
@@ -11,6 +12,7 @@ struct World {
     memory: Arc<MemoryOrigin>,
     faulty: Arc<Faulty>,
     verdicts: Arc<MemoryVerdicts>,
+    uploads: MemoryUploads,
     origin: Conditional,
 }
 
@@ -19,8 +21,10 @@ fn world(behaviour: Behaviour) -> World {
     memory.behave(behaviour);
     let faulty = Arc::new(Faulty::new(memory.clone()));
     let verdicts = Arc::new(MemoryVerdicts::default());
-    let origin = Conditional::new(faulty.clone(), &DirPrefix::root(), verdicts.clone());
-    World { memory, faulty, verdicts, origin }
+    let uploads = MemoryUploads::default();
+    let logged = Arc::new(uploads.clone());
+    let origin = Conditional::new(faulty.clone(), &DirPrefix::root(), verdicts.clone(), logged);
+    World { memory, faulty, verdicts, uploads, origin }
 }
 
 fn behaviour(kinds: impl IntoIterator<Item = Kind>, obedience: Obedience) -> Behaviour {
@@ -115,6 +119,7 @@ async fn every_condition_holds_whatever_the_endpoint_makes_of_it() {
                 assert!(kept(&world.memory), "{at}: took effect");
                 send(&world, kind, true).await.expect(&at);
                 assert_eq!(world.memory.open_uploads(), 0, "{at}");
+                assert_eq!(world.uploads.open(), [], "{at}");
                 let page = ListRequest {
                     prefix: ".weir".into(),
                     delimited: false,
@@ -159,7 +164,9 @@ async fn an_endpoint_is_asked_once_for_each_kind_and_not_without_a_condition() {
     world.origin.put(KEY, UploadBody::of("y"), &always).await.expect_err("the second PUT");
 
     // Another mount knows it, too.
-    let second = Conditional::new(world.faulty.clone(), &DirPrefix::root(), world.verdicts.clone());
+    let (faulty, verdicts) = (world.faulty.clone(), world.verdicts.clone());
+    let uploads = Arc::new(MemoryUploads::default());
+    let second = Conditional::new(faulty, &DirPrefix::root(), verdicts, uploads);
     let etag = world.memory.insert(KEY, "old");
     world.faulty.inject_nth(Op::Put, 2, Fault::Fail(OriginError::TimedOut));
     let write = intent(Condition::Matches(etag));
@@ -214,6 +221,33 @@ async fn a_copy_goes_by_parts_where_only_these_obey() {
     let etag = world.memory.insert("from", "");
     world.origin.copy(&source("from", etag, 0), "empty", &Condition::Absent).await.unwrap();
     assert_eq!(world.memory.bytes("empty").unwrap(), "");
+}
+
+/// Whoever ends before it, as a process that is killed does, leaves what tells of the upload.
+#[tokio::test]
+async fn an_upload_of_a_copy_is_remembered_until_it_is_gone() {
+    let world = world(behaviour([Kind::CopySource], Obedience::Ignored));
+    let etag = world.memory.insert("from", "bytes");
+    for kind in Kind::ALL {
+        world.origin.verdict(Question::Condition(kind)).await;
+    }
+    assert_eq!(world.uploads.open(), []);
+    for (op, knows_id) in [(Op::Create, false), (Op::CopyPart, true), (Op::Complete, true)] {
+        let gate = Gate::new();
+        world.faulty.inject_once(op, Fault::StallReply(gate.clone()));
+        let source = source("from", etag.clone(), 5);
+        tokio::select! {
+            _ = world.origin.copy(&source, "to", &Condition::Absent) => panic!("did not stall"),
+            () = gate.reached() => {}
+        }
+        let (key, id) = world.uploads.open().pop().expect("it is remembered");
+        assert_eq!((key.as_str(), id.is_some()), ("to", knows_id), "{op:?}");
+        world.memory.remove("to");
+    }
+    let before = world.uploads.open();
+    let source = source("from", etag, 5);
+    world.origin.copy(&source, "to", &Condition::Absent).await.unwrap();
+    assert_eq!(world.uploads.open(), before);
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@
 
 mod contents;
 mod leftover;
+mod lone;
 pub mod phase;
 mod record;
 mod transfer;
@@ -30,6 +31,7 @@ use std::time::SystemTime;
 use tokio::sync::Notify;
 
 pub use leftover::{Leftover, PendingId, leftovers};
+pub use lone::LoneUploads;
 pub use phase::{Operation, Outcome, Phase, Refusal};
 pub use record::Owner;
 

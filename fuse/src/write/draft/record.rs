@@ -59,7 +59,7 @@ pub(super) struct Line {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) upload: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    part: Option<SentPart>,
+    pub(super) part: Option<SentPart>,
     /// Nonce of a request to store whose answer may be lost.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) sent: Option<String>,
@@ -77,7 +77,7 @@ pub(super) struct Begins {
 }
 
 #[derive(Serialize, Deserialize)]
-struct SentPart {
+pub(super) struct SentPart {
     number: u32,
     generation: u64,
     len: u64,
@@ -231,7 +231,7 @@ pub(super) fn path_of(staging: &Path) -> PathBuf {
     path.into()
 }
 
-fn append(mut file: &File, line: &Line) -> io::Result<()> {
+pub(super) fn append(mut file: &File, line: &Line) -> io::Result<()> {
     let mut text = serde_json::to_vec(line)?;
     text.push(b'\n');
     file.write_all(&text)
@@ -245,7 +245,7 @@ fn seen_text(seen: &Condition) -> Option<String> {
     }
 }
 
-fn now_ms() -> u64 {
+pub(super) fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -1,0 +1,117 @@
+//! Records of uploads that no file under change has: those of copies and of probes. They lie where
+//! the records of files lie, beside no bytes, and the next mount works them off in the same way.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
+
+use super::record::{Begins, Line, Owner, VERSION, append, now_ms, path_of};
+use crate::cache::{NodeCache, StagingFile};
+use crate::origin::uploads::{LoggedUpload, UploadLog};
+
+/// Keeps them in the staging folders of a cache.
+pub struct LoneUploads {
+    cache: Arc<NodeCache>,
+    owner: Owner,
+}
+
+/// The record of one; without, where none could be made.
+struct LoneUpload(Option<(StagingFile, File)>);
+
+impl LoneUploads {
+    /// Those of the mounts of one owner.
+    pub fn new(cache: Arc<NodeCache>, owner: Owner) -> Self {
+        Self { cache, owner }
+    }
+
+    fn record(&self, staging: &StagingFile, key: &str) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        let options = options.append(true).create_new(true).mode(0o600);
+        let file = options.open(path_of(staging.path()))?;
+        let line = Line {
+            version: Some(VERSION),
+            bucket: Some(self.owner.bucket.clone()),
+            identity: Some(self.owner.identity.clone()),
+            key: Some(key.to_owned()),
+            begins: Some(Begins { key: key.to_owned(), time_ms: now_ms() }),
+            clean: Some(true),
+            ..Line::default()
+        };
+        append(&file, &line)?;
+        file.sync_all()?;
+        Ok(file)
+    }
+}
+
+impl UploadLog for LoneUploads {
+    fn begin(&self, key: &str) -> Box<dyn LoggedUpload> {
+        // Its id is that of an empty file, which nobody else can have.
+        let noted = self.cache.new_staging(&[]).and_then(|staging| {
+            let record = self.record(&staging, key);
+            if record.is_err() {
+                remove(&staging);
+            }
+            Ok((staging, record?))
+        });
+        if let Err(error) = &noted {
+            tracing::warn!(key, %error, "no record of an upload: a crash would leave it behind");
+        }
+        Box::new(LoneUpload(noted.ok()))
+    }
+}
+
+impl LoggedUpload for LoneUpload {
+    fn begun(&self, id: &str) {
+        let Some((staging, record)) = &self.0 else { return };
+        let line = Line { upload: Some(id.to_owned()), ..Line::default() };
+        if let Err(error) = append(record, &line) {
+            let path = staging.path().display();
+            tracing::warn!(%path, %error, "a record lacks the id of its upload");
+        }
+    }
+
+    fn ended(self: Box<Self>) {
+        if let Some((staging, _)) = &self.0 {
+            remove(staging);
+        }
+    }
+}
+
+fn remove(staging: &StagingFile) {
+    let _ = fs::remove_file(path_of(staging.path()));
+    staging.remove();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::CacheSettings;
+    use crate::metrics::Metrics;
+    use crate::write::draft::leftovers;
+
+    #[test]
+    fn an_upload_of_no_file_is_known_to_a_later_process_until_it_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = CacheSettings::one(dir.path(), u64::MAX, 0);
+        let cache = NodeCache::open(&settings, Arc::new(Metrics::new().unwrap())).unwrap();
+        let owner = Owner { bucket: "s3\u{1f}b".into(), identity: "me".into() };
+        let log = LoneUploads::new(cache.clone(), owner.clone());
+        let staged = || {
+            let files = fs::read_dir(dir.path().join("staging")).unwrap();
+            leftovers(files.map(|file| file.unwrap().path()).collect())
+        };
+        let logged = log.begin("k");
+        let found = staged().remove(0);
+        assert_eq!((found.owner, found.clean), (Some(owner), true));
+        assert_eq!(found.upload.as_ref().map(|upload| &*upload.key), Some("k"));
+        assert_eq!(found.upload.unwrap().id, None);
+        logged.begun("id");
+        assert_eq!(staged()[0].upload.as_ref().unwrap().id.as_deref(), Some("id"));
+        drop(log.begin("dropped"));
+        logged.ended();
+        let left: Vec<_> = staged().into_iter().map(|left| left.key).collect();
+        assert_eq!(left, ["dropped"]);
+        cache.close();
+    }
+}
