@@ -1,5 +1,8 @@
 //! An origin that misbehaves on command, around another one.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -43,6 +46,14 @@ pub enum Op {
     Delete,
     /// Copy of an object.
     Copy,
+    /// Whatever comes; in plans alone.
+    Any,
+}
+
+impl Op {
+    fn covers(self, op: Self) -> bool {
+        self == op || self == Self::Any
+    }
 }
 
 /// What happens to the request. One that waits may be given up by dropping its future.
@@ -123,13 +134,13 @@ struct Plan {
 
 impl Plan {
     fn take(&mut self, op: Op) -> Option<Fault> {
-        let of_op = |counted: &&mut (Op, usize, Fault)| counted.0 == op && counted.1 > 0;
-        let due = self.counted.iter().position(|(of, before, _)| *of == op && *before == 0);
+        let of_op = |counted: &&mut (Op, usize, Fault)| counted.0.covers(op) && counted.1 > 0;
+        let due = self.counted.iter().position(|(of, before, _)| of.covers(op) && *before == 0);
         self.counted.iter_mut().filter(of_op).for_each(|(_, before, _)| *before -= 1);
         if let Some(due) = due {
             return Some(self.counted.remove(due).2);
         }
-        let at = self.next.iter().position(|(of, _)| *of == op);
+        let at = self.next.iter().position(|(of, _)| of.covers(op));
         at.and_then(|at| self.next.remove(at)).map(|(_, fault)| fault)
     }
 }
@@ -148,6 +159,11 @@ impl Faulty {
     /// The `n`th request of kind `op` from now on meets this fault; 1 is the next.
     pub fn inject_nth(&self, op: Op, n: usize, fault: Fault) {
         self.plan().counted.push((op, n.saturating_sub(1), fault));
+    }
+
+    /// Forgets what was planned and has not happened.
+    pub fn clear(&self) {
+        *self.plan() = Plan::default();
     }
 
     /// Every request fails like this until told otherwise.
@@ -328,73 +344,5 @@ impl Origin for Faulty {
         condition: &Condition,
     ) -> Result<Stored, OriginError> {
         self.around(Op::Copy, self.inner.copy(source, to, condition)).await
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::origin::memory::MemoryOrigin;
-
-    fn pair() -> (Arc<MemoryOrigin>, Arc<Faulty>) {
-        let memory = Arc::new(MemoryOrigin::new("b"));
-        (memory.clone(), Arc::new(Faulty::new(memory)))
-    }
-
-    async fn put(faulty: &Faulty, key: &str) -> Result<Stored, OriginError> {
-        let write = WriteIntent { condition: Condition::Always, writer: "w".into() };
-        faulty.put(key, UploadBody::of(vec![1]), &write).await
-    }
-
-    #[tokio::test]
-    async fn the_nth_request_of_its_kind_is_hit_and_no_other() {
-        let (memory, faulty) = pair();
-        faulty.inject_nth(Op::Put, 3, Fault::LoseReply(OriginError::TimedOut));
-        faulty.inject_once(Op::Put, Fault::Fail(OriginError::TimedOut));
-        assert!(put(&faulty, "a").await.is_err());
-        faulty.head("a").await.unwrap_err();
-        put(&faulty, "b").await.unwrap();
-        assert!(put(&faulty, "c").await.is_err());
-        put(&faulty, "d").await.unwrap();
-        let there = |key| memory.bytes(key).is_some();
-        assert_eq!(["a", "b", "c", "d"].map(there), [false, true, true, true]);
-    }
-
-    #[tokio::test]
-    async fn a_request_that_stalls_has_no_effect_before_its_gate_opens_and_none_when_dropped() {
-        let (memory, faulty) = pair();
-        let gate = Gate::new();
-        faulty.inject_once(Op::Put, Fault::Stall(gate.clone()));
-        let stalled = put(&faulty, "kept");
-        tokio::pin!(stalled);
-        tokio::select! {
-            _ = &mut stalled => panic!("did not stall"),
-            () = gate.reached() => {}
-        }
-        assert!(memory.bytes("kept").is_none());
-        gate.open();
-        stalled.await.unwrap();
-        assert!(memory.bytes("kept").is_some());
-        let closed = Gate::new();
-        faulty.inject_once(Op::Put, Fault::Stall(closed.clone()));
-        tokio::select! {
-            _ = put(&faulty, "dropped") => panic!("did not stall"),
-            () = closed.reached() => {}
-        }
-        closed.open();
-        put(&faulty, "later").await.unwrap();
-        assert!(memory.bytes("dropped").is_none());
-    }
-
-    #[tokio::test]
-    async fn a_reply_that_stalls_comes_after_the_effect() {
-        let (memory, faulty) = pair();
-        let gate = Gate::new();
-        faulty.inject_once(Op::Put, Fault::StallReply(gate.clone()));
-        tokio::select! {
-            _ = put(&faulty, "k") => panic!("did not stall"),
-            () = gate.reached() => {}
-        }
-        assert!(memory.bytes("k").is_some());
     }
 }

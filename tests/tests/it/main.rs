@@ -15,6 +15,7 @@ mod kills;
 mod metadata;
 mod model;
 mod orderly;
+mod orders;
 mod promises;
 mod reading;
 mod sanity;

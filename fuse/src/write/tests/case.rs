@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
+use super::acts::{Act, Op, Size, pattern};
 use super::lab::{Bucket, Lab, Node};
 use super::model::{self, FILE, File, OTHER, Step, World};
-use super::ops::{Act, Op, Size, pattern};
 use super::poll::{Hand, Polled, drive};
 use crate::origin::OriginError;
 use crate::origin::faulty::{self, Fault};

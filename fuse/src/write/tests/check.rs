@@ -5,10 +5,11 @@ use std::io::Read;
 
 use bytes::Bytes;
 
+use super::acts::pattern;
 use super::case::{Bench, LAST, Seat};
-use super::model::{self, AWAY, End, FILE, Outcome, Step};
-use super::ops::pattern;
+use super::model::{AWAY, End, FILE, Outcome, Step};
 use super::poll::drive;
+use super::seen;
 use crate::namespace::{Found, LookupError};
 
 impl Bench<'_> {
@@ -25,33 +26,24 @@ impl Bench<'_> {
             }
         }
         let fits = |(world, a, b): &End| {
-            let kept = world.lost.iter().all(|bytes| lost.contains(bytes));
-            let whole = lost.iter().all(|bytes| world.history.contains(bytes));
-            // Who is not sure keeps a file too many; who knows all of it does not.
-            let no_more = lost.len() == world.lost.len() || !self.case.is_alone();
-            let same = |(key, bytes): (&String, &Bytes)| match bucket.get(key) {
-                Some(there) if self.case.may_weave() => {
-                    there == bytes || model::is_woven(there, &world.history)
-                }
-                there => there == Some(bytes),
-            };
-            let stored = world.bucket.len() == bucket.len() && world.bucket.iter().all(same);
-            stored && kept && no_more && whole && *b == rb && ra.is_none_or(|ra| ra == *a)
+            let (alone, weaves) = (self.case.is_alone(), self.case.may_weave());
+            let fits = seen::fits(world, &bucket, &lost, alone, weaves);
+            fits && *b == rb && ra.is_none_or(|ra| ra == *a)
         };
-        let whole = self.case.are_renames_apart() && model::is_whole(&self.world, &bucket);
+        let whole = self.case.are_renames_apart() && seen::is_whole(&self.world, &bucket);
         let found = whole || allowed.iter().any(fits);
-        let seen = || {
+        let what = || {
             let ends = allowed
                 .iter()
-                .map(|(world, a, b)| told(&world.bucket, &world.lost, (Some(*a), *b)));
+                .map(|(world, a, b)| seen::told(&world.bucket, &world.lost, (Some(*a), *b)));
             format!(
                 "seen is\n  {}\nallowed is\n  {}\nrequests: {:?}",
-                told(&bucket, &lost, (ra, rb)),
+                seen::told(&bucket, &lost, (ra, rb)),
                 ends.collect::<Vec<_>>().join("\n  "),
                 self.bucket.stepped.begun(),
             )
         };
-        assert!(found, "{}", seen());
+        assert!(found, "{}", what());
         self.seats.iter().for_each(|seat| seat.check_view(&bucket));
         self.seats.iter().enumerate().for_each(|(n, seat)| self.check_use(seat, LAST + n as u8));
         self.check_nothing_is_left();
@@ -112,20 +104,4 @@ impl Seat {
             }
         }
     }
-}
-
-/// A world in few words.
-fn told(
-    bucket: &BTreeMap<String, Bytes>,
-    lost: &[Bytes],
-    ends: (Option<Outcome>, Outcome),
-) -> String {
-    let word = |bytes: &Bytes| format!("{}:{:08x}", bytes.len(), crc32c::crc32c(bytes));
-    let objects: Vec<_> = bucket
-        .iter()
-        .filter(|(key, _)| *key != "e/there")
-        .map(|(key, bytes)| format!("{key}={}", word(bytes)))
-        .collect();
-    let lost: Vec<_> = lost.iter().map(word).collect();
-    format!("{} lost {lost:?} results {ends:?}", objects.join(" "))
 }

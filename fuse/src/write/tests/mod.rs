@@ -6,6 +6,7 @@
 //! one, nobody gets on, and that is told.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
+mod acts;
 mod case;
 mod check;
 mod lab;
@@ -13,5 +14,9 @@ mod model;
 mod ops;
 mod orders;
 mod poll;
+mod seen;
 mod stepped;
 mod table;
+
+/// Bytes of a part.
+const PART: usize = crate::model::blocks::BLOCK as usize;

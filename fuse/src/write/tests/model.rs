@@ -283,14 +283,17 @@ impl World {
 
     fn move_dir(&mut self, node: usize) -> Outcome {
         let moved = |key: &str| format!("{MOVED_DIR}{}", &key[DIR.len()..]);
+        let file = &mut self.files[node];
+        if file.is_below_dir() {
+            match self.bucket.get(&file.key) == file.seen.as_ref() {
+                true => file.key = moved(&file.key),
+                false => file.stand = Stand::Superseded,
+            }
+        }
         let keys: Vec<_> = self.bucket.keys().filter(|key| key.starts_with(DIR)).cloned().collect();
         for key in keys {
             let bytes = self.bucket.remove(&key).unwrap_or_default();
             self.bucket.insert(moved(&key), bytes);
-        }
-        let file = &mut self.files[node];
-        if file.is_below_dir() {
-            file.key = moved(&file.key);
         }
         Ok(())
     }
@@ -374,24 +377,6 @@ pub(super) fn ends_dropped(world: &World, a: &Steps, b: &Steps) -> Vec<End> {
         }
     }
     out
-}
-
-/// Renames are copies and removals, and nothing tells one node of another's, nor of a second one
-/// of a file that is not under change. What the bucket then holds are whole files, and none of
-/// them is lost by it.
-pub(super) fn is_whole(world: &World, bucket: &BTreeMap<String, Bytes>) -> bool {
-    let known = |bytes: &Bytes| {
-        world.history.contains(bytes) || world.bucket.values().any(|before| before == bytes)
-    };
-    let others = world.bucket.get(OTHER);
-    bucket.values().all(known) && bucket.values().any(|bytes| Some(bytes) == others)
-}
-
-/// What a write that comes while parts are sent may make of a stored file: each byte is of
-/// before or of after it, and the length is one of the two.
-pub(super) fn is_woven(bytes: &Bytes, history: &[Bytes]) -> bool {
-    let byte = |at: usize| history.iter().any(|of| of.get(at) == Some(&bytes[at]));
-    history.iter().any(|of| of.len() == bytes.len()) && (0..bytes.len()).all(byte)
 }
 
 /// Carries out an operation, up to its first error.

@@ -5,9 +5,9 @@ use std::panic::{self, AssertUnwindSafe};
 use std::sync::Mutex;
 use std::thread;
 
+use super::acts::{Op, Size};
 use super::case::{Case, State};
 use super::lab::Lab;
-use super::ops::{Op, Size};
 
 /// More polls than any operation takes alone.
 const POLLS_MAX: u32 = 200;
