@@ -124,6 +124,7 @@ fn divide(into: &mut Vec<Range<u64>>, range: Range<u64>, step: u64) {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "lists of one range are meant")]
 mod tests {
     use rand::{Rng, SeedableRng};
 

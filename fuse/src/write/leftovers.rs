@@ -9,6 +9,7 @@ use super::Writer;
 use super::clean::CleanHandles;
 use super::draft::{Leftover, Owner, PendingId, leftovers};
 use super::renaming::{NamesHeld, RenameLeftover, Renames, is_record};
+use super::upload::FROZEN;
 use crate::cache::{LostRow, NodeCache};
 
 /// What was in the staging folders when their cache was opened; each is worked off once, by a
@@ -33,6 +34,12 @@ impl Leftovers {
 
     /// As [`Leftovers::of`], of these files.
     pub(super) fn among(cache: &NodeCache, files: Vec<PathBuf>) -> Self {
+        // Copies of bytes that lie beside them.
+        let (copies, files): (Vec<_>, Vec<_>) =
+            files.into_iter().partition(|path| path.extension().is_some_and(|of| of == FROZEN));
+        for copy in copies {
+            let _ = std::fs::remove_file(copy);
+        }
         let (renames, files): (Vec<_>, Vec<_>) =
             files.into_iter().partition(|path| is_record(path));
         let (known, unknown): (Vec<_>, Vec<_>) =

@@ -23,6 +23,8 @@ use crate::origin::{CopySource, OriginError, Part, PartKind, UploadBody, retry};
 const MEMORY_MAX: u64 = 1 << 20;
 /// How often a range that changes while it is sent is sent from where it is; then from a copy.
 const LIVE_TRIES: u32 = 2;
+/// What the name of a copy of a range ends with: for a moment it has one.
+pub(super) const FROZEN: &str = "frozen";
 /// How often an abort is repeated until the upload is gone: parts under way may land after it, and
 /// there are servers (MinIO) that never say that it is gone.
 const ABORTS_MAX: u32 = 3;
@@ -259,11 +261,12 @@ impl Writer {
 
     /// Aborts an upload, again until it is gone; says whether it is.
     pub(super) async fn abort(&self, key: &str, id: &str) -> bool {
+        let mut answered = false;
         for tries in 1..=ABORTS_MAX {
             match self.names.origin.abort_upload(key, id).await {
                 Err(OriginError::NoSuchUpload | OriginError::NotFound) => return true,
                 // Parts that were under way may have landed after it.
-                Ok(()) => {}
+                Ok(()) => answered = true,
                 Err(error) if error.is_transient() => {
                     tokio::time::sleep(retry::backoff(tries)).await
                 }
@@ -273,7 +276,10 @@ impl Writer {
                 }
             }
         }
-        true
+        if !answered {
+            tracing::warn!(key, "upload not aborted: no answer; the next mount will");
+        }
+        answered
     }
 
     /// Aborts uploads of a key that were begun since, by a process that never learnt their ids.
@@ -339,7 +345,7 @@ fn known_sum(draft: &Draft, of: PartState, range: Range<u64>) -> io::Result<u32>
 
 /// A nameless copy of a range.
 fn copy_of(draft: &Draft, mut offset: u64, mut len: u64) -> io::Result<File> {
-    let path = draft.path().with_extension("frozen");
+    let path = draft.path().with_extension(FROZEN);
     let mut options = File::options();
     let copy = options.read(true).write(true).create_new(true).open(&path)?;
     std::fs::remove_file(&path)?;

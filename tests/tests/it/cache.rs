@@ -158,16 +158,21 @@ fn filled_cache(bucket: &Bucket, cache: &Path) {
     let mount = Mount::with(bucket, &Options::default().cache(cache));
     fs::read(mount.join("model")).unwrap();
     fs::read(mount.join("asset")).unwrap();
+    until_cached(&mount);
+    mount.unmount();
+}
+
+fn until_cached(mount: &Mount) {
     eventually("all of it is cached", || {
         is_cached(&mount.join("model")) && is_cached(&mount.join("asset"))
     });
-    mount.unmount();
 }
 
 fn reads_right(bucket: &Bucket, cache: &Path, flags: &str) -> Mount {
     let mount = Mount::with(bucket, &Options::flags(flags).cache(cache));
     assert!(fs::read(mount.join("model")).unwrap() == random_bytes(1, 5 * MIB));
     assert!(fs::read(mount.join("asset")).unwrap() == random_bytes(2, 5000));
+    until_cached(&mount);
     mount
 }
 

@@ -200,6 +200,7 @@ impl Contents {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "lists of one range are meant")]
 mod tests {
     use super::super::sums::slices;
     use super::*;

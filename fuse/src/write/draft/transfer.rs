@@ -74,8 +74,8 @@ impl Draft {
         let Some(layout) = state.upload.as_ref().map(|upload| upload.layout.clone()) else {
             return false;
         };
-        let left = state.to_send(snapshot, &layout, true);
-        let anew = state.to_send(snapshot, fresh, false);
+        let left = state.bytes_left(snapshot, &layout, true);
+        let anew = state.bytes_left(snapshot, fresh, false);
         snapshot.size > 0
             && layout.fits(snapshot.size)
             && left <= anew.saturating_add(self.plan.base())
@@ -213,7 +213,7 @@ impl State {
     }
 
     /// The bytes that a commit sends by an upload of this layout: the one under way, or a new one.
-    fn to_send(&mut self, snapshot: &Snapshot, layout: &Layout, under_way: bool) -> u64 {
+    fn bytes_left(&mut self, snapshot: &Snapshot, layout: &Layout, under_way: bool) -> u64 {
         let parts = self.parts(snapshot, layout);
         let upload = self.upload.as_ref().filter(|_| under_way);
         let is_sent = |(number, part): &(u32, PartState)| {
