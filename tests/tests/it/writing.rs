@@ -341,6 +341,25 @@ fn a_crashed_writer_leaks_no_upload() {
 }
 
 #[test]
+fn a_log_that_is_synced_again_and_again_is_sent_about_once() {
+    let bucket = Bucket::new(Server::Minio);
+    let mount = Mount::new(&bucket);
+    let log = random_bytes(1, 24 * MIB);
+    let mut file = File::create(mount.join("log")).unwrap();
+    for (n, record) in (1..).zip(log.chunks(2 * MIB)) {
+        file.write_all(record).unwrap();
+        file.sync_all().unwrap();
+        assert!(bucket.get("log").unwrap() == log[..n * 2 * MIB], "after record {n}");
+    }
+    close(file).unwrap();
+    let metrics = mount.metrics();
+    let sent = metrics["weir_s3_stored_bytes_total"] - metrics["weir_s3_copied_bytes_total"];
+    assert!(sent <= 1.3 * log.len() as f64, "{sent} bytes");
+    assert!(fs::read(mount.join("log")).unwrap() == log);
+    assert_eq!(mount.fetched(), 0);
+}
+
+#[test]
 fn direct_writes_are_stored_like_others() {
     let bucket = Bucket::new(Server::Minio);
     let mount = Mount::new(&bucket);
