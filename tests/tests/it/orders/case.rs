@@ -100,9 +100,14 @@ impl Place {
         below.filter(|(key, _): &(String, Bytes)| !key.is_empty() && !key.ends_with('/')).collect()
     }
 
+    /// Whether nothing is being written or worked off; empty records are there for files to come.
     fn staging_is_empty(&self) -> bool {
         let dir = self.node.engine.cache.stats().disks[0].dir.join("staging");
-        fs::read_dir(dir).unwrap().next().is_none()
+        let mut entries = fs::read_dir(dir).unwrap().flatten();
+        entries.all(|entry| {
+            entry.path().extension().is_some_and(|of| of == "record")
+                && entry.metadata().is_ok_and(|metadata| metadata.len() == 0)
+        })
     }
 
     fn take_lost(&self) -> Vec<Bytes> {
