@@ -103,11 +103,7 @@ impl Session {
             }
             return Some(Err(error.errno()));
         }
-        self.engine.metrics.opens.with_label_values(&["writing"]).inc();
-        let opener = Some(self.opener(call.flags));
-        let opened = self.file_handle(node, inode, None, IoMode::DropCache, opener);
-        draft.handle(opened.fh);
-        Some(Ok(opened))
+        Some(Ok(self.writer_of(node, inode, &draft, call.flags)))
     }
 
     fn begin_draft(
@@ -134,7 +130,7 @@ impl Session {
         Ok(self.writer_of(node, inode, &draft, call.flags))
     }
 
-    /// The first handle of a file under change.
+    /// A handle of a file under change.
     fn writer_of(
         &self,
         node: &Arc<FileNode>,

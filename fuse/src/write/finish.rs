@@ -75,11 +75,10 @@ impl Writer {
     fn cache_stored(&self, draft: &Draft) -> Option<ObjectInfo> {
         let key = self.names.version_key(&draft.node)?;
         let (size, mtime) = draft.node.size_and_mtime();
-        tokio::task::block_in_place(|| match upload::sums(draft, size) {
-            Ok(sums) if size > 0 && key.version.size == size => {
-                self.names.cache.adopt(&key, draft.staging(), &sums);
-            }
-            _ => draft.staging().remove(),
+        let is_whole = size > 0 && key.version.size == size;
+        tokio::task::block_in_place(|| match is_whole.then(|| upload::sums(draft, size)) {
+            Some(Ok(sums)) => self.names.cache.adopt(&key, draft.staging(), &sums),
+            Some(Err(_)) | None => draft.staging().remove(),
         });
         Some(ObjectInfo {
             size,

@@ -71,17 +71,21 @@ impl Writer {
 
     /// Asks the origin what became of the request whose end is not known.
     async fn settle(&self, draft: &Draft) -> Result<(), WriteError> {
-        let present = match self.names.origin.head(&draft.key()).await {
-            Ok(info) => Some(info),
-            Err(OriginError::NotFound) => None,
-            Err(error) => return Err(error.into()),
-        };
-        match present {
+        match self.present(&draft.key()).await? {
             Some(info) if draft.wrote(info.writer.as_deref()) => self.note_stored(draft, &info),
             None if draft.is_removing() => self.note_removed(draft).await,
             _ => draft.unchanged(),
         }
         Ok(())
+    }
+
+    /// What is under a key; `None`: nothing.
+    pub(super) async fn present(&self, key: &str) -> Result<Option<ObjectInfo>, OriginError> {
+        match self.names.origin.head(key).await {
+            Ok(info) => Ok(Some(info)),
+            Err(OriginError::NotFound) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     fn note_stored(&self, draft: &Draft, info: &ObjectInfo) {
@@ -287,10 +291,12 @@ impl Writer {
         let (writer, draft) = (self.clone(), draft.clone());
         self.runtime.spawn(async move {
             let asker = draft.asker();
-            match writer.names.origin.head(&draft.key()).await {
-                Ok(ObjectInfo { etag: Some(etag), .. }) => asker.answer(Condition::Matches(etag)),
-                Err(OriginError::NotFound) => asker.answer(Condition::Absent),
-                Ok(_) | Err(_) => {}
+            match writer.present(&draft.key()).await {
+                Ok(Some(ObjectInfo { etag: Some(etag), .. })) => {
+                    asker.answer(Condition::Matches(etag));
+                }
+                Ok(None) => asker.answer(Condition::Absent),
+                Ok(Some(_)) | Err(_) => {}
             }
         });
     }

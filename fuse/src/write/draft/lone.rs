@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::sync::Arc;
 
-use super::record::{Begins, Line, Owner, VERSION, path_of};
+use super::record::{Begins, Line, Owner, path_of};
 use crate::cache::{NodeCache, StagingFile};
 use crate::origin::uploads::{LoggedUpload, UploadLog};
 use crate::write::lines;
@@ -28,13 +28,10 @@ impl LoneUploads {
     fn record(&self, staging: &StagingFile, key: &str) -> io::Result<File> {
         let file = lines::create(&path_of(staging.path()))?;
         let line = Line {
-            version: Some(VERSION),
-            bucket: Some(self.owner.bucket.clone()),
-            identity: Some(self.owner.identity.clone()),
             key: Some(key.to_owned()),
             begins: Some(Begins { key: key.to_owned(), time_ms: lines::now_ms() }),
             clean: Some(true),
-            ..Line::default()
+            ..Line::head(&self.owner)
         };
         lines::append(&file, [line])?;
         file.sync_all()?;

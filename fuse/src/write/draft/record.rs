@@ -86,6 +86,18 @@ pub(super) struct Line {
     pub(super) unlinked: Option<bool>,
 }
 
+impl Line {
+    /// What the first line of a record says.
+    pub(super) fn head(owner: &Owner) -> Self {
+        Self {
+            version: Some(VERSION),
+            bucket: Some(owner.bucket.clone()),
+            identity: Some(owner.identity.clone()),
+            ..Self::default()
+        }
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 pub(super) struct Begins {
     pub(super) key: String,
@@ -152,14 +164,11 @@ impl Record {
     fn create(&self, open: &mut Open, node: &FileNode, seen: &Condition) -> io::Result<()> {
         let file = self.spares.create(&self.path)?;
         let head = Line {
-            version: Some(VERSION),
-            bucket: Some(self.author.owner.bucket.clone()),
-            identity: Some(self.author.owner.identity.clone()),
             mount: Some(self.author.mount.clone()).filter(|mount| !mount.is_empty()),
             key: Some(node.key()),
             seen: seen.to_tag(),
             clean: Some(false),
-            ..Line::default()
+            ..Line::head(&self.author.owner)
         };
         let handles = open.handles.iter().map(|fh| Line { handle: Some(*fh), ..Line::default() });
         lines::append(&file, std::iter::once(head).chain(handles))?;

@@ -12,7 +12,7 @@ use futures_util::{FutureExt, StreamExt, stream};
 use tokio::sync::{Mutex, OwnedRwLockWriteGuard};
 
 use super::leftover::{Moved, RenameLeftover};
-use crate::model::version::{ETag, ObjectInfo, VersionKey};
+use crate::model::version::{ETag, VersionKey};
 use crate::namespace::Node;
 use crate::namespace::dir::Dir;
 use crate::origin::{Condition, OriginError};
@@ -166,18 +166,6 @@ impl Writer {
         match self.remove_version(key, &etag).await {
             Err(error) if error.is_conflict() => Ok(()),
             done => done,
-        }
-    }
-
-    /// What is under a key; `None`: nothing.
-    pub(in crate::write) async fn present(
-        &self,
-        key: &str,
-    ) -> Result<Option<ObjectInfo>, OriginError> {
-        match self.names.origin.head(key).await {
-            Ok(info) => Ok(Some(info)),
-            Err(OriginError::NotFound) => Ok(None),
-            Err(error) => Err(error),
         }
     }
 
