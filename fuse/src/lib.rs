@@ -12,6 +12,7 @@ pub mod metrics;
 pub mod model;
 pub mod namespace;
 pub mod origin;
+mod page_cache;
 pub mod read;
 mod sync;
 pub mod write;

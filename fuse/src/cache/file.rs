@@ -6,11 +6,12 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Advice, OFlags};
+use rustix::fs::OFlags;
 
 use super::dir::make_folder;
 use crate::buffers::{ALIGN, Block, Buffer};
 use crate::model::blocks::BLOCK;
+use crate::page_cache;
 
 /// Most blocks in one write.
 const IOV_MAX: usize = 64;
@@ -114,7 +115,7 @@ impl CacheFile {
             self.file.set_len(self.size)?;
         }
         if !self.direct {
-            let _ = rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed);
+            page_cache::leave(&self.file, 0, None);
         }
         Ok(())
     }
@@ -158,7 +159,7 @@ impl CacheFile {
         }
         if !self.direct {
             let len = std::num::NonZeroU64::new(wanted as u64);
-            let _ = rustix::fs::fadvise(&self.file, offset, len, Advice::DontNeed);
+            page_cache::leave(&self.file, offset, len);
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 
 pub mod attr;
 pub mod blocks;
+pub mod crc;
 pub mod key;
 pub mod ttl;
 pub mod version;

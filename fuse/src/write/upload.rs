@@ -16,7 +16,9 @@ use super::layout::Layout;
 use super::pace::Slot;
 use super::{WriteError, Writer, new_nonce};
 use crate::model::blocks::BLOCK;
+use crate::model::crc;
 use crate::origin::{CopySource, OriginError, Part, PartKind, UploadBody, retry};
+use crate::page_cache::{self, Chunk};
 
 /// Ranges up to this size are read into memory; larger ones go out of the staging file, so that an
 /// upload takes no share of the readers' memory.
@@ -197,6 +199,8 @@ impl Writer {
     ) -> Result<(), WriteError> {
         let claim = Claim::new(draft, upload, part, of);
         let origin = &self.names.origin;
+        // On its way to the disk meanwhile.
+        draft.leave_page_cache(of.start, of.len);
         let send = |body| origin.upload_part(&upload.key, &upload.id, part, body);
         let done = self.send_range(draft, of, send).await?;
         slot.done(of.len);
@@ -219,7 +223,10 @@ impl Writer {
         let (mut tries, mut changes) = (0, 0);
         loop {
             let frozen = changes >= LIVE_TRIES;
-            let body = tokio::task::block_in_place(|| read_range(draft, of, frozen))?;
+            let body = match at_hand(draft, of).filter(|_| !frozen) {
+                Some(body) => body,
+                None => tokio::task::block_in_place(|| read_range(draft, of, frozen))?,
+            };
             let error = match send(body).await {
                 Ok(done) => return Ok(done),
                 Err(error) => error,
@@ -310,13 +317,26 @@ pub(super) fn sums(draft: &Draft, size: u64) -> io::Result<Vec<u32>> {
     by_block(0..size).map(sum).collect()
 }
 
+/// A range of the staging file as a body, where that needs nothing of the disk.
+fn at_hand(draft: &Draft, of: PartState) -> Option<UploadBody> {
+    let (offset, len) = (of.start, of.len);
+    if len <= MEMORY_MAX {
+        let mut chunk = Chunk::new(len as usize);
+        let is_read = page_cache::read(draft.file(), chunk.bytes_mut(), offset);
+        return is_read.then(|| UploadBody::of(chunk.into_bytes()));
+    }
+    let noted = |range| noted_sum(draft, &range).ok_or_else(|| io::ErrorKind::WouldBlock.into());
+    let crc32c = combined(by_block(of.range()), noted).ok()?;
+    Some(UploadBody::File { file: draft.file().clone(), offset, len, crc32c })
+}
+
 /// A range of the staging file as a body.
 fn read_range(draft: &Draft, of: PartState, frozen: bool) -> io::Result<UploadBody> {
     let (offset, len) = (of.start, of.len);
     if len <= MEMORY_MAX {
-        let mut bytes = vec![0; len as usize];
-        draft.file().read_exact_at(&mut bytes, offset)?;
-        return Ok(UploadBody::of(bytes));
+        let mut chunk = Chunk::new(len as usize);
+        draft.file().read_exact_at(chunk.bytes_mut(), offset)?;
+        return Ok(UploadBody::of(chunk.into_bytes()));
     }
     if frozen {
         let file = Arc::new(copy_of(draft, offset, len)?);
@@ -329,18 +349,25 @@ fn read_range(draft: &Draft, of: PartState, frozen: bool) -> io::Result<UploadBo
 
 /// The checksum of bytes within one block of a part: as they were written, or read now.
 fn known_sum(draft: &Draft, of: PartState, range: Range<u64>) -> io::Result<u32> {
-    let block = range.start / BLOCK;
-    let is_block = range.start.is_multiple_of(BLOCK);
-    // A block that goes on beyond the part is another one.
-    let is_whole = is_block && (range.end.is_multiple_of(BLOCK) || range.end == draft.size());
-    if is_whole && let Some(sum) = draft.sum(block) {
+    if let Some(sum) = noted_sum(draft, &range) {
         return Ok(sum);
     }
     let sum = file_sum(draft.file(), range.clone())?;
-    if is_whole {
+    if is_block(draft, &range) {
         draft.block_read(of, range, sum);
     }
     Ok(sum)
+}
+
+/// The checksum of a block as it was written.
+fn noted_sum(draft: &Draft, range: &Range<u64>) -> Option<u32> {
+    is_block(draft, range).then(|| draft.sum(range.start / BLOCK)).flatten()
+}
+
+/// Whether a range is a whole block: one that goes on beyond the range is another one.
+fn is_block(draft: &Draft, range: &Range<u64>) -> bool {
+    range.start.is_multiple_of(BLOCK)
+        && (range.end.is_multiple_of(BLOCK) || range.end == draft.size())
 }
 
 /// A nameless copy of a range.
@@ -370,14 +397,14 @@ fn combined(
 ) -> io::Result<u32> {
     let Some(first) = ranges.next() else { return Ok(0) };
     ranges.try_fold(sum(first)?, |crc, range| {
-        let len = (range.end - range.start) as usize;
-        Ok(crc32c::crc32c_combine(crc, sum(range)?, len))
+        let len = range.end - range.start;
+        Ok(crc::combine(crc, sum(range)?, len))
     })
 }
 
 /// The CRC32C of a range of a file of at most a block.
 fn file_sum(file: &File, range: Range<u64>) -> io::Result<u32> {
-    let mut bytes = vec![0; (range.end - range.start) as usize];
-    file.read_exact_at(&mut bytes, range.start)?;
-    Ok(crc32c::crc32c(&bytes))
+    let mut chunk = Chunk::new((range.end - range.start) as usize);
+    file.read_exact_at(chunk.bytes_mut(), range.start)?;
+    Ok(crc32c::crc32c(chunk.bytes_mut()))
 }

@@ -17,10 +17,12 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use md5::{Digest, Md5};
+use memmap2::MmapMut;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::origin::{OriginError, UploadBody};
+use crate::page_cache;
 
 /// An upload of whose body nothing was taken for so long has failed.
 const STALLED: Duration = Duration::from_secs(30);
@@ -28,7 +30,7 @@ const STALLED: Duration = Duration::from_secs(30);
 const ANSWER: Duration = Duration::from_secs(60);
 /// ...and a second more for each so many bytes, which a socket or a proxy may still hold.
 const DRAINED_PER_SEC: u64 = 64 * 1024;
-/// Size of the pieces, in bytes. One more is read ahead from a file.
+/// Size of the pieces, in bytes.
 const PIECE: u64 = 256 * 1024;
 /// Most buffers kept for pieces to come: two for each of a mount's parts under way.
 const SPARE_MAX: usize = 16;
@@ -124,30 +126,37 @@ pub(super) async fn content_md5(body: UploadBody) -> Result<String, OriginError>
 }
 
 fn read(file: &File, at: u64, end: u64) -> io::Result<Bytes> {
-    let mut piece = Piece::new(PIECE.min(end - at) as usize);
-    file.read_exact_at(&mut piece.bytes[..piece.len], at)?;
+    let mut piece = Piece::new(PIECE.min(end - at) as usize)?;
+    file.read_exact_at(piece.bytes_mut(), at)?;
     Ok(Bytes::from_owner(piece))
 }
 
-/// Buffers that no piece is in.
-static SPARE: Mutex<Vec<Box<[u8]>>> = Mutex::new(Vec::new());
+/// Memory that no piece is in.
+static SPARE: Mutex<Vec<MmapMut>> = Mutex::new(Vec::new());
 
-/// The memory of a piece, used again once the piece was sent: fresh memory costs page faults.
+/// The memory of a piece, used again once the piece was sent: fresh memory costs page faults. It
+/// is aligned, see [`page_cache::read`].
 struct Piece {
-    bytes: Box<[u8]>,
+    /// There until it is dropped.
+    memory: Option<MmapMut>,
     len: usize,
 }
 
 impl Piece {
-    fn new(len: usize) -> Self {
+    fn new(len: usize) -> io::Result<Self> {
         let spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        Self { bytes: spare.unwrap_or_else(|| vec![0; PIECE as usize].into()), len }
+        let memory = spare.map_or_else(|| MmapMut::map_anon(PIECE as usize), Ok)?;
+        Ok(Self { memory: Some(memory), len })
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        self.memory.as_mut().map_or(&mut [], |memory| &mut memory[..self.len])
     }
 }
 
 impl AsRef<[u8]> for Piece {
     fn as_ref(&self) -> &[u8] {
-        &self.bytes[..self.len]
+        self.memory.as_ref().map_or(&[], |memory| &memory[..self.len])
     }
 }
 
@@ -155,7 +164,7 @@ impl Drop for Piece {
     fn drop(&mut self) {
         let mut spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner);
         if spare.len() < SPARE_MAX {
-            spare.push(std::mem::take(&mut self.bytes));
+            spare.extend(self.memory.take());
         }
     }
 }
@@ -170,11 +179,18 @@ struct Pieces {
     at: u64,
     end: u64,
     progress: Arc<Progress>,
-    /// The piece at `at`, being read.
+    /// The piece at `at`, being read from the disk.
     reading: Option<JoinHandle<io::Result<Bytes>>>,
 }
 
 impl Pieces {
+    /// The piece at `at`, if it is in memory: most bodies were written just now.
+    fn at_hand(&self) -> Option<Bytes> {
+        let Source::File(file) = &self.source else { return None };
+        let mut piece = Piece::new(PIECE.min(self.end - self.at) as usize).ok()?;
+        page_cache::read(file, piece.bytes_mut(), self.at).then(|| Bytes::from_owner(piece))
+    }
+
     fn begin_reading(&mut self, at: u64) {
         let Source::File(file) = &self.source else { return };
         let (file, end) = (file.clone(), self.end);
@@ -187,11 +203,15 @@ impl Pieces {
             return Poll::Ready(Ok(bytes.slice(self.at as usize..end as usize)));
         }
         if self.reading.is_none() {
+            if let Some(piece) = self.at_hand() {
+                return Poll::Ready(Ok(piece));
+            }
             self.begin_reading(self.at);
         }
         let Some(reading) = &mut self.reading else { return Poll::Pending };
         let piece = ready!(Pin::new(reading).poll(cx)).map_err(io::Error::other)??;
         self.reading = None;
+        // What follows is likely to be there only, too.
         let next = self.at + piece.len() as u64;
         if next < self.end {
             self.begin_reading(next);
@@ -259,6 +279,17 @@ mod tests {
                 assert_eq!(progress.state().taken, len);
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_on_the_disk_only_is_its_bytes() {
+        let content = bytes(5 * PIECE / 2);
+        let body = in_file(&content, 0, content.len() as u64);
+        let UploadBody::File { file, .. } = &body else { unreachable!() };
+        file.sync_all().unwrap();
+        page_cache::leave(file, 0, None);
+        let (stream, _) = stream(body);
+        assert!(stream.collect().await.unwrap().into_bytes() == content);
     }
 
     #[tokio::test]

@@ -52,6 +52,7 @@ use crate::cache::StagingFile;
 use crate::model::version::ObjectInfo;
 use crate::namespace::file::FileNode;
 use crate::origin::{Condition, OriginError};
+use crate::page_cache;
 use contents::Contents;
 use inquiry::Inquiry;
 use record::Record;
@@ -274,11 +275,10 @@ impl Draft {
     }
 
     /// Asks the kernel to write a range to the disk and, where that is done, to drop its pages:
-    /// what was sent is not needed in memory (mm/fadvise.c: DONTNEED begins to write dirty pages
-    /// and drops clean ones).
+    /// what was sent is not needed in memory.
     pub(super) fn leave_page_cache(&self, offset: u64, len: u64) {
-        let len = NonZeroU64::new(len);
-        let _ = rustix::fs::fadvise(self.file(), offset, len, rustix::fs::Advice::DontNeed);
+        let Some(len) = NonZeroU64::new(len) else { return };
+        page_cache::leave(self.file(), offset, Some(len));
     }
 
     /// Size in bytes.

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use crate::model::blocks::BLOCK;
+use crate::model::crc;
 
 /// CRC32C of blocks. What is known of a block is true of the bytes that are in the file, but for
 /// a write that is under way: at its end its blocks are noted or forgotten.
@@ -44,9 +45,7 @@ impl Sums {
         let (block, within) = (slice.start / BLOCK, slice.start % BLOCK);
         let crc32c = match self.blocks.get(&block) {
             _ if within == 0 => slice.crc32c,
-            Some((len, before)) if *len == within => {
-                crc32c::crc32c_combine(*before, slice.crc32c, slice.len as usize)
-            }
+            Some((len, before)) if *len == within => crc::combine(*before, slice.crc32c, slice.len),
             _ => {
                 self.blocks.remove(&block);
                 return;
