@@ -98,6 +98,10 @@ pub trait Origin: Send + Sync + 'static {
         number: u32,
     ) -> Result<Part, OriginError>;
 
+    /// Finds out what the completion of an upload under this condition will have to know, so that
+    /// it need not wait for that. Most origins have nothing to find out.
+    async fn expect_completion(&self, _condition: &Condition) {}
+
     /// Makes the object out of its parts, which are in the order of their numbers.
     async fn complete_upload(
         &self,

@@ -60,7 +60,10 @@ impl Writer {
             }
         };
         let sends = parts.into_iter().map(|part| self.send_passed_part(draft, &upload, part));
-        for sent in join_all(sends).await {
+        let seen = draft.seen();
+        let ahead = self.names.origin.expect_completion(&seen);
+        let (sent, ()) = tokio::join!(join_all(sends), ahead);
+        for sent in sent {
             if let Err(error) = sent {
                 tracing::debug!(%error, "part not sent yet");
             }
@@ -131,7 +134,10 @@ impl Writer {
             self.transfer(draft, upload, part, want)
         });
         let transfers: Vec<_> = transfers.collect();
-        for done in join_all(transfers).await {
+        let seen = draft.seen();
+        let ahead = self.names.origin.expect_completion(&seen);
+        let (transfers, ()) = tokio::join!(join_all(transfers), ahead);
+        for done in transfers {
             done?;
         }
         draft.whole(&wanted).map_err(|_| OriginError::NoSuchUpload.into())

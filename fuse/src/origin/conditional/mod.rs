@@ -276,8 +276,10 @@ impl Origin for Conditional {
         writer: &str,
         parts: PartKind,
     ) -> Result<String, OriginError> {
-        self.guard_bodies().await;
-        self.inner.create_upload(key, writer, parts).await
+        let create = self.inner.create_upload(key, writer, parts);
+        // Needed for its parts only.
+        let (id, ()) = tokio::join!(create, self.guard_bodies());
+        id
     }
 
     async fn create_copy(&self, source: &CopySource, to: &str) -> Result<String, OriginError> {
@@ -303,6 +305,12 @@ impl Origin for Conditional {
         number: u32,
     ) -> Result<Part, OriginError> {
         copy::copy_part(self, source, range, key, upload_id, number).await
+    }
+
+    async fn expect_completion(&self, condition: &Condition) {
+        if let Some(kind) = ConditionKind::of_complete(condition) {
+            self.verdict(Question::Condition(kind)).await;
+        }
     }
 
     async fn complete_upload(

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use futures_util::TryFutureExt;
 use rand::Rng;
 
 use super::verdicts::{Question, Verdict};
@@ -62,13 +63,18 @@ impl Prober<'_> {
     async fn round(&self, question: Question) -> Result<Verdict, OriginError> {
         let kind = match question {
             Question::Checksums => return self.checksums().await,
+            Question::Condition(ConditionKind::PutAbsent) => {
+                let verdict = self.put_absent().await;
+                self.remove(self.key).await;
+                return verdict;
+            }
             Question::Condition(kind) => kind,
         };
         let stage = self.stage(kind).await?;
         let verdict = match kind {
-            ConditionKind::PutAbsent
-            | ConditionKind::CompleteAbsent
-            | ConditionKind::CopyAbsent => self.absent(kind, &stage).await,
+            ConditionKind::CompleteAbsent | ConditionKind::CopyAbsent => {
+                self.absent(kind, &stage).await
+            }
             _ => self.matches(kind, &stage).await,
         };
         self.clear(kind, stage).await;
@@ -78,13 +84,38 @@ impl Prober<'_> {
     async fn checksums(&self) -> Result<Verdict, OriginError> {
         let crc32c = !crc32c::crc32c(CONTENT);
         let body = UploadBody::Memory { bytes: CONTENT.into(), crc32c };
-        let sent = self.origin.put(self.key, body, &intent(Condition::Always)).await;
-        self.remove(self.key).await;
-        match sent {
-            Ok(_) => Ok(Verdict::Ignored),
-            Err(OriginError::Invalid(_)) => Ok(Verdict::Obeyed),
-            Err(error) if error.is_digest_mismatch() => Ok(Verdict::Obeyed),
-            Err(error) => Err(error),
+        let error = match self.origin.put(self.key, body, &intent(Condition::Always)).await {
+            Ok(_) => {
+                self.remove(self.key).await;
+                return Ok(Verdict::Ignored);
+            }
+            Err(error) => error,
+        };
+        match matches!(error, OriginError::Invalid(_)) || error.is_digest_mismatch() {
+            true => Ok(Verdict::Obeyed),
+            false => {
+                // It may have come to something all the same.
+                self.remove(self.key).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Most often there is nothing before, and a PUT that passes is all the preparation it takes.
+    async fn put_absent(&self) -> Result<Verdict, OriginError> {
+        let put = || async {
+            let body = UploadBody::of(CONTENT);
+            self.origin.put(self.key, body, &intent(Condition::Absent)).await
+        };
+        match put().await {
+            Ok(_) => match put().await {
+                Ok(_) => Ok(Verdict::Ignored),
+                Err(OriginError::Conflict) => Ok(Verdict::Obeyed),
+                Err(error) => refusal(error),
+            },
+            // It was refused already; what is left is that it passes.
+            Err(OriginError::Conflict) => self.passes(self.key, put().map_ok(|_| ())).await,
+            Err(error) => refusal(error),
         }
     }
 
@@ -163,7 +194,7 @@ impl Prober<'_> {
     ) -> Result<(), OriginError> {
         use ConditionKind as Kind;
         let sent = match (kind, &condition, &stage.upload) {
-            (Kind::PutAbsent | Kind::PutMatches, ..) => {
+            (Kind::PutMatches, ..) => {
                 let body = UploadBody::of(CONTENT);
                 self.origin.put(self.key, body, &intent(condition)).await.map(|_| ())
             }
@@ -231,11 +262,20 @@ impl Prober<'_> {
             Err(error) => return refusal(error),
         }
         let about = if kind == ConditionKind::CopyAbsent { self.copy_key } else { self.key };
+        self.passes(about, self.send(kind, Condition::Absent, stage)).await
+    }
+
+    /// Whether what was refused over the object `about` passes where there is none.
+    async fn passes(
+        &self,
+        about: &str,
+        send: impl Future<Output = Result<(), OriginError>>,
+    ) -> Result<Verdict, OriginError> {
         if self.origin.delete(about, &Condition::Always).await.is_err() {
-            // That it passes where there is nothing cannot be tried without the right to remove.
+            // That cannot be tried without the right to remove.
             return Ok(Verdict::Obeyed);
         }
-        match self.send(kind, Condition::Absent, stage).await {
+        match send.await {
             // An upload may be of no use any more once its completion was refused.
             Ok(()) | Err(OriginError::NoSuchUpload) => Ok(Verdict::Obeyed),
             Err(OriginError::Conflict) => match self.origin.head(about).await {
