@@ -175,6 +175,26 @@ async fn an_endpoint_is_asked_once_for_each_kind_and_not_without_a_condition() {
 }
 
 #[tokio::test]
+async fn a_completion_that_was_expected_is_one_request() {
+    for condition in [Condition::Absent, Condition::Matches(wrong())] {
+        let world = world(Behaviour::default());
+        world.origin.expect_completion(&condition).await;
+        let id = world.origin.create_upload("new", "w", PartKind::Sent).await.unwrap();
+        let parts = [world.origin.upload_part("new", &id, 1, UploadBody::of("x")).await.unwrap()];
+        world.faulty.inject_nth(Op::Put, 1, Fault::Fail(OriginError::TimedOut));
+        world.faulty.inject_nth(Op::Complete, 2, Fault::Fail(OriginError::TimedOut));
+        let write = intent(condition.clone());
+        let done = world.origin.complete_upload("new", &id, &parts, &write).await;
+        match condition {
+            Condition::Absent => drop(done.unwrap()),
+            _ => assert!(matches!(done, Err(OriginError::Conflict | OriginError::NotFound))),
+        }
+        let again = world.origin.complete_upload("new", &id, &parts, &write).await;
+        assert!(matches!(again, Err(OriginError::TimedOut)), "{again:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_probe_that_proves_nothing_is_made_again_later() {
     let world = world(behaviour([Kind::PutMatches], Obedience::Ignored));
     let question = Question::Condition(Kind::PutMatches);
