@@ -14,7 +14,7 @@ use hyper_util::server::conn::auto;
 use s3s::auth::SimpleAuth;
 use s3s::dto::*;
 use s3s::service::S3ServiceBuilder;
-use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
+use s3s::{S3, S3Error, S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 use tokio::io::AsyncSeekExt;
 use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, JoinSet};
@@ -419,20 +419,28 @@ impl S3 for Store {
         &self,
         req: S3Request<UploadPartInput>,
     ) -> S3Result<S3Response<UploadPartOutput>> {
-        self.inner.upload_part(req).await
+        self.inner.upload_part(req).await.map_err(no_such_upload)
     }
 
     async fn complete_multipart_upload(
         &self,
         req: S3Request<CompleteMultipartUploadInput>,
     ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
-        self.inner.complete_multipart_upload(req).await
+        self.inner.complete_multipart_upload(req).await.map_err(no_such_upload)
     }
 
     async fn abort_multipart_upload(
         &self,
         req: S3Request<AbortMultipartUploadInput>,
     ) -> S3Result<S3Response<AbortMultipartUploadOutput>> {
-        self.inner.abort_multipart_upload(req).await
+        self.inner.abort_multipart_upload(req).await.map_err(no_such_upload)
+    }
+}
+
+/// What S3 answers for an upload that is gone, where s3s-fs denies access: there is one user here.
+fn no_such_upload(error: S3Error) -> S3Error {
+    match error.code() {
+        S3ErrorCode::AccessDenied => s3_error!(NoSuchUpload),
+        _ => error,
     }
 }

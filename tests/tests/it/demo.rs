@@ -21,7 +21,9 @@ fn the_demo_shows_its_table_and_leaves_nothing_behind() {
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}{log}");
+    assert!(!log.contains("WARN") && !log.contains("ERROR"), "{log}");
     for words in [
         "model, from NVMe",
         "walk and stat, again",
