@@ -36,6 +36,7 @@ use crate::model::attr::Ownership;
 use crate::namespace::NamespaceSettings;
 use crate::origin::conditional::Verdicts;
 use crate::read::Reader;
+use crate::write::draft::LiveUploads;
 use crate::write::leftovers::Leftovers;
 use owner::Processes;
 use verdicts::KeptVerdicts;
@@ -56,6 +57,8 @@ pub struct Engine {
     /// What earlier runs were writing when they ended.
     pub(crate) leftovers: Leftovers,
     pub(crate) verdicts: Arc<dyn Verdicts>,
+    /// What this run sends by parts.
+    pub(crate) live_uploads: Arc<LiveUploads>,
 }
 
 impl Engine {
@@ -77,7 +80,17 @@ impl Engine {
         );
         let leftovers = Leftovers::of(&cache);
         let verdicts = Arc::new(KeptVerdicts::new(cache.clone()));
-        Arc::new(Self { cache, buffers, metrics, reader, runtime, processes, leftovers, verdicts })
+        Arc::new(Self {
+            cache,
+            buffers,
+            metrics,
+            reader,
+            runtime,
+            processes,
+            leftovers,
+            verdicts,
+            live_uploads: Arc::default(),
+        })
     }
 }
 

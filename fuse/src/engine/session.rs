@@ -88,7 +88,8 @@ impl Session {
             bucket: origin.bucket_id().as_str().to_owned(),
             identity: settings.names.access.identity.clone(),
         };
-        let uploads = Arc::new(LoneUploads::new(engine.cache.clone(), owner));
+        let live = engine.live_uploads.clone();
+        let uploads = Arc::new(LoneUploads::new(engine.cache.clone(), owner, live.clone()));
         let origin = Conditional::new(origin, &settings.names.prefix, verdicts, uploads);
         let origin = Arc::new(origin);
         let names = Namespace::new(origin, engine.cache.clone(), hidden, settings.names.clone());
@@ -97,6 +98,7 @@ impl Session {
             engine.metrics.clone(),
             engine.runtime.clone(),
             settings.write_part,
+            live,
         );
         let handles = Handles::new(settings.names.first_ino);
         let access = Access::new(&settings.names.access, &engine.cache, &*names.origin);

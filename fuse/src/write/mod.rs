@@ -36,7 +36,7 @@ use crate::namespace::dir::Dir;
 use crate::namespace::file::FileNode;
 use crate::namespace::{LookupError, Namespace};
 use crate::origin::{Condition, OriginError};
-use draft::{Author, Beginning, Draft, Owner, Spares};
+use draft::{Author, Beginning, Draft, LiveUploads, Owner, Spares};
 use gates::DirGates;
 use pace::Pace;
 use parts::PartPlan;
@@ -54,18 +54,20 @@ pub struct Writer {
     /// Whether the endpoint copies ranges of objects, as far as is known.
     copies: AtomicBool,
     spares: Arc<Spares>,
+    live: Arc<LiveUploads>,
     rename_rate: RenameRate,
     /// Files under change, by nodeid.
     drafts: Mutex<HashMap<u64, Arc<Draft>>>,
 }
 
 impl Writer {
-    /// `part_bytes` is the size of the first parts of an upload.
+    /// `part_bytes` is the size of the first parts of an upload; `live` knows those of all mounts.
     pub fn new(
         names: Arc<Namespace>,
         metrics: Arc<Metrics>,
         runtime: Handle,
         part_bytes: u64,
+        live: Arc<LiveUploads>,
     ) -> Arc<Self> {
         Arc::new(Self {
             names,
@@ -75,6 +77,7 @@ impl Writer {
             pace: Pace::new(),
             copies: AtomicBool::new(true),
             spares: Arc::default(),
+            live,
             rename_rate: RenameRate::default(),
             drafts: Mutex::default(),
         })

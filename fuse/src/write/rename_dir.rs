@@ -58,6 +58,8 @@ struct Passenger {
     number: usize,
     old: VersionKey,
     new_key: String,
+    /// What it replaces there: nothing, but for the marker of an empty directory.
+    over: Condition,
     copy: Option<Stored>,
     /// Whether the last copy asked for may have been made without an answer.
     in_doubt: bool,
@@ -78,14 +80,17 @@ impl Writer {
             Node::Dir(found) if Arc::ptr_eq(&found, source) => {}
             _ => return Err(WriteError::Absent),
         }
-        match self.names.lookup(to.dir, to.name).await {
+        let replaces = match self.names.lookup(to.dir, to.name).await {
             Ok(_) if no_replace => return Err(WriteError::Exists),
             Ok(Node::File(_)) => return Err(WriteError::NotDir),
             Ok(Node::Dir(target)) if Arc::ptr_eq(&target, source) => return Ok(()),
-            Ok(Node::Dir(target)) => self.check_empty(&target).await?,
-            Err(LookupError::Absent) => {}
+            Ok(Node::Dir(target)) => {
+                self.check_empty(&target).await?;
+                true
+            }
+            Err(LookupError::Absent) => false,
             Err(error) => return Err(error.into()),
-        }
+        };
         let (old_prefix, new_prefix) = (source.prefix(), to.dir.prefix().child(to.name));
         if new_prefix.as_str().starts_with(old_prefix.as_str()) {
             return Err(OriginError::Invalid("a directory cannot move into itself".into()).into());
@@ -103,8 +108,11 @@ impl Writer {
             self.commit_held(draft).await?;
         }
         let mut objects = self.objects_below(old_prefix.as_str(), new_prefix.as_str()).await?;
+        if replaces {
+            self.see_marker(new_prefix.as_str(), &mut objects).await?;
+        }
         let began = Instant::now();
-        let planned = objects.iter().map(|of| (&of.old, &*of.new_key, &Condition::Absent));
+        let planned = objects.iter().map(|of| (&of.old, &*of.new_key, &of.over));
         let record = tokio::task::block_in_place(|| self.note_rename(planned));
         let moved = self.move_all(&record, &mut objects, from).await;
         record.end();
@@ -162,7 +170,8 @@ impl Writer {
                 let bucket = self.names.bucket().clone();
                 let old = VersionKey { bucket, key: key.into(), version };
                 let number = out.len();
-                out.push(Passenger { number, old, new_key, copy: None, in_doubt: false });
+                let over = Condition::Absent;
+                out.push(Passenger { number, old, new_key, over, copy: None, in_doubt: false });
             }
             if out.len() > RENAME_MAX || self.rename_rate.time_of(out.len()) > PATIENCE {
                 return Err(WriteError::TooMuch);
@@ -172,6 +181,19 @@ impl Writer {
                 return Ok(out);
             }
         }
+    }
+
+    /// An empty directory is replaced, and so is its marker, by that of the one that is moved.
+    async fn see_marker(&self, marker: &str, objects: &mut [Passenger]) -> Result<(), WriteError> {
+        let Some(object) = objects.iter_mut().find(|object| object.new_key == marker) else {
+            return Ok(());
+        };
+        if let Some(present) = self.present(marker).await?
+            && present.size == 0
+        {
+            object.over = present.etag.map_or(Condition::Absent, Condition::Matches);
+        }
+        Ok(())
     }
 
     /// The outer error: nothing has another name; the inner one: some have both.
@@ -202,12 +224,13 @@ impl Writer {
         Err(if error.is_conflict() { WriteError::NotEmpty } else { error })
     }
 
-    /// Removes the copies that this rename made.
+    /// Removes the copies that this rename made; a marker that was replaced is as good as before.
     async fn undo(&self, record: &RenameRecord, objects: &[Passenger]) {
         if objects.iter().any(|object| object.in_doubt) {
             record.leave();
         }
-        let made = objects.iter().filter_map(|object| {
+        let made = objects.iter().filter(|object| object.over == Condition::Absent);
+        let made = made.filter_map(|object| {
             let etag = object.copy.as_ref()?.etag.as_ref()?;
             Some(self.remove_version(&object.new_key, etag).boxed())
         });
@@ -225,7 +248,7 @@ impl Writer {
         for _ in 0..CHASES_MAX {
             let target = match object.copy.as_ref().and_then(|copy| copy.etag.clone()) {
                 Some(etag) => Condition::Matches(etag),
-                None => Condition::Absent,
+                None => object.over.clone(),
             };
             record.copying(object.number, &object.old.version);
             let copied = self.copy(&object.old, &object.new_key, &target).await;

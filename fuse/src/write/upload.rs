@@ -104,9 +104,10 @@ impl Writer {
             true => PartKind::Mixed,
             false => PartKind::Sent,
         };
+        let live = self.live.ask(&key);
         let id = self.names.origin.create_upload(&key, &writer, parts).await?;
         let upload = UploadId { key, id, writer };
-        draft.begin_upload(upload.clone(), layout);
+        draft.begin_upload(upload.clone(), layout, live);
         Ok(upload)
     }
 
@@ -295,7 +296,8 @@ impl Writer {
         answered
     }
 
-    /// Aborts uploads of a key that were begun since, by a process that never learnt their ids.
+    /// Aborts uploads of a key that were begun since, by a process that never learnt their ids:
+    /// not those that are under way here.
     pub(super) async fn abort_begun(&self, key: &str, since: SystemTime) -> bool {
         let pending = match self.names.origin.list_uploads(key).await {
             Ok(pending) => pending,
@@ -304,6 +306,7 @@ impl Writer {
                 return false;
             }
         };
+        let pending = self.live.others(key, pending).await;
         // S3 tells whole seconds, and its clock is another one.
         let since = since - Duration::from_secs(5);
         let mut gone = true;

@@ -205,6 +205,12 @@ on_each_server! {
         sh(&mount.path(), "mkdir c && cp a/two c/x && mv c a/b/ && test \"$(cat a/b/c/x)\" = one");
         assert_eq!(bucket.get("a/b/c/x").unwrap(), b"one\n");
         assert!(!bucket.keys().iter().any(|key| key.starts_with("c/")));
+        // Over an empty directory, and not over one that is not empty.
+        sh(&mount.path(), "mkdir new empty && echo one > new/x && mv -T new empty && test ! -e new");
+        assert_eq!(bucket.get("empty/x").unwrap(), b"one\n");
+        let output = try_sh(&mount.path(), "mkdir new && mv -T new empty");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("not empty"));
+        sh(&mount.path(), "rmdir new && rm -r empty");
         let output = try_sh(&mount.path(), "rmdir a/b");
         assert!(String::from_utf8_lossy(&output.stderr).contains("not empty"));
         assert!(try_sh(&mount.path(), "mkdir a").stderr.ends_with(b"File exists\n"));

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::sync::Arc;
 
+use super::live::{LiveUpload, LiveUploads};
 use super::record::{Begins, Line, Owner, path_of};
 use crate::cache::{NodeCache, StagingFile};
 use crate::origin::uploads::{LoggedUpload, UploadLog};
@@ -14,15 +15,19 @@ use crate::write::lines;
 pub struct LoneUploads {
     cache: Arc<NodeCache>,
     owner: Owner,
+    live: Arc<LiveUploads>,
 }
 
-/// The record of one; without, where none could be made.
-struct LoneUpload(Option<(StagingFile, File)>);
+struct LoneUpload {
+    /// Without, where none could be made.
+    record: Option<(StagingFile, File)>,
+    live: LiveUpload,
+}
 
 impl LoneUploads {
     /// Those of the mounts of one owner.
-    pub fn new(cache: Arc<NodeCache>, owner: Owner) -> Self {
-        Self { cache, owner }
+    pub fn new(cache: Arc<NodeCache>, owner: Owner, live: Arc<LiveUploads>) -> Self {
+        Self { cache, owner, live }
     }
 
     fn record(&self, staging: &StagingFile, key: &str) -> io::Result<File> {
@@ -52,13 +57,14 @@ impl UploadLog for LoneUploads {
         if let Err(error) = &noted {
             tracing::warn!(key, %error, "no record of an upload: a crash would leave it behind");
         }
-        Box::new(LoneUpload(noted.ok()))
+        Box::new(LoneUpload { record: noted.ok(), live: self.live.ask(key) })
     }
 }
 
 impl LoggedUpload for LoneUpload {
     fn begun(&self, id: &str) {
-        let Some((staging, record)) = &self.0 else { return };
+        self.live.begun(id);
+        let Some((staging, record)) = &self.record else { return };
         let line = Line { upload: Some(id.to_owned()), ..Line::default() };
         if let Err(error) = lines::append(record, [line]) {
             let path = staging.path().display();
@@ -67,7 +73,7 @@ impl LoggedUpload for LoneUpload {
     }
 
     fn ended(self: Box<Self>) {
-        if let Some((staging, _)) = &self.0 {
+        if let Some((staging, _)) = &self.record {
             remove(staging);
         }
     }
@@ -91,7 +97,7 @@ mod tests {
         let settings = CacheSettings::one(dir.path(), u64::MAX, 0);
         let cache = NodeCache::open(&settings, Arc::new(Metrics::new().unwrap())).unwrap();
         let owner = Owner { bucket: "s3\u{1f}b".into(), identity: "me".into() };
-        let log = LoneUploads::new(cache.clone(), owner.clone());
+        let log = LoneUploads::new(cache.clone(), owner.clone(), Arc::default());
         let staged = || {
             let files = fs::read_dir(dir.path().join("staging")).unwrap();
             leftovers(files.map(|file| file.unwrap().path()).collect())

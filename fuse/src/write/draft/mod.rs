@@ -15,6 +15,7 @@ mod changes;
 mod contents;
 mod inquiry;
 mod leftover;
+mod live;
 mod lone;
 pub mod phase;
 mod record;
@@ -36,6 +37,7 @@ use std::time::SystemTime;
 use tokio::sync::{Notify, watch};
 
 pub use leftover::{Leftover, PendingId, leftovers};
+pub use live::LiveUploads;
 pub use lone::LoneUploads;
 pub use phase::{Operation, Outcome, Phase, Refusal};
 pub use record::{Author, Owner};

@@ -4,6 +4,7 @@ use std::io;
 use std::ops::Range;
 use std::time::SystemTime;
 
+use super::live::LiveUpload;
 use super::upload::Upload;
 use super::{Base, Draft, PartState, Phase, Snapshot, State, UploadId};
 use crate::origin::{Condition, CopySource, Part};
@@ -30,12 +31,13 @@ impl Draft {
         self.state().begins = None;
     }
 
-    pub(in crate::write) fn begin_upload(&self, id: UploadId, layout: Layout) {
+    pub(in crate::write) fn begin_upload(&self, id: UploadId, layout: Layout, live: LiveUpload) {
+        live.begun(&id.id);
         self.record.upload(Some(&id.id));
         let mut state = self.state();
         state.begins = None;
         state.contents.eager_from(layout.plan_start());
-        state.upload = Some(Upload::new(id, layout));
+        state.upload = Some(Upload::new(id, layout, live));
     }
 
     /// Takes the upload out, as one that is of no use any more.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::contents::PartState;
+use super::live::LiveUpload;
 use crate::origin::Part;
 use crate::write::layout::Layout;
 
@@ -10,6 +11,8 @@ use crate::write::layout::Layout;
 pub(super) struct Upload {
     pub(super) id: UploadId,
     pub(super) layout: Layout,
+    /// Tells that it is this process's for as long as it lives.
+    _live: LiveUpload,
     parts: HashMap<u32, (PartState, Part)>,
     /// Parts that are being sent, and in which state.
     sending: HashMap<u32, PartState>,
@@ -25,8 +28,8 @@ pub(in crate::write) struct UploadId {
 }
 
 impl Upload {
-    pub(super) fn new(id: UploadId, layout: Layout) -> Self {
-        Self { id, layout, parts: HashMap::new(), sending: HashMap::new() }
+    pub(super) fn new(id: UploadId, layout: Layout, live: LiveUpload) -> Self {
+        Self { id, layout, _live: live, parts: HashMap::new(), sending: HashMap::new() }
     }
 
     /// Claims a part for sending. `false`: this state of it was sent, or is being sent.

@@ -108,7 +108,8 @@ impl Lab {
         let hidden = HiddenKeys::new(self.metrics.clone());
         let names = Namespace::new(origin, self.cache.clone(), hidden, settings);
         let runtime = self.runtime.handle().clone();
-        let mut writer = Writer::new(names.clone(), self.metrics.clone(), runtime, BLOCK);
+        let (metrics, live) = (self.metrics.clone(), Arc::default());
+        let mut writer = Writer::new(names.clone(), metrics, runtime, BLOCK, live);
         Arc::get_mut(&mut writer).unwrap().plan = PartPlan::of_blocks(1);
         Node { names, writer }
     }

@@ -12,6 +12,7 @@ mod check;
 mod deltas;
 mod inquiry;
 mod lab;
+mod live;
 mod model;
 mod ops;
 mod orders;
