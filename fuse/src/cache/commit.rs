@@ -143,18 +143,19 @@ impl Committer {
         }
     }
 
-    /// Like [`Committer::flush`], but waits no longer than `patience`.
-    pub(super) fn flush_within(&self, patience: Duration) {
+    /// Like [`Committer::flush`], but waits no longer than `patience`. Says whether it is done.
+    pub(super) fn flush_within(&self, patience: Duration) -> bool {
         let until = Instant::now() + patience;
         let (mut queue, target) = self.ask();
         while queue.made < target && !queue.closed {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return;
+                return false;
             }
             let waited = self.done.wait_timeout(queue, left);
             queue = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
+        true
     }
 
     /// Asks for batches that cover all that is queued; says the number of the last of them.

@@ -79,6 +79,12 @@ impl Index {
         self.path.symlink_metadata().map_or(0, |metadata| metadata.len())
     }
 
+    /// Keeps commits waiting while `act` runs, as a busy disk does.
+    #[cfg(test)]
+    pub(super) fn stalled<T>(&self, act: impl FnOnce() -> T) -> T {
+        self.with(|db| Ok((db.begin_write()?, act()).1)).unwrap()
+    }
+
     fn with<T>(
         &self,
         act: impl FnOnce(&Database) -> Result<T, redb::Error>,

@@ -107,8 +107,13 @@ impl Gate {
 
     /// Waits until a request has come to it.
     pub async fn reached(&self) {
+        self.reached_by(1).await;
+    }
+
+    /// Waits until so many requests have come to it.
+    pub async fn reached_by(&self, requests: usize) {
         // The sender is held here, so that the wait ends by its condition alone.
-        let _ = self.0.subscribe().wait_for(|state| state.arrived > 0).await;
+        let _ = self.0.subscribe().wait_for(|state| state.arrived >= requests).await;
     }
 
     async fn pass(&self) {

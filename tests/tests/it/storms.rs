@@ -211,6 +211,30 @@ fn a_stalled_body_is_fetched_again_and_not_waited_for() {
 }
 
 #[test]
+fn uploads_that_stall_keep_no_reader_waiting() {
+    let (bucket, storm) = stormy();
+    bucket.put("cold", random_bytes(1, 8 * MIB));
+    let mount = Mount::flags(&bucket, "--memory-target 15MiB --write-part-size 5MiB");
+    let path = mount.path().to_owned();
+    storm.rage(|asked| asked.path.contains("partNumber=").then_some(Fault::Stall));
+    let write = move |n: u64| fs::write(path.join(format!("f{n}")), random_bytes(n, 30 * MIB));
+    let writers: Vec<_> = (2..4)
+        .map(|n| {
+            let write = write.clone();
+            std::thread::spawn(move || write(n))
+        })
+        .collect();
+    eventually("as much is under way as there is memory", || storm.met() >= 3);
+    assert!(read_in_storm(&mount.join("cold"), &random_bytes(1, 8 * MIB)));
+    assert!(writers.iter().all(|writer| !writer.is_finished()));
+    storm.calm();
+    for (n, writer) in (2..4).zip(writers) {
+        writer.join().unwrap().unwrap();
+        assert!(bucket.get(&format!("f{n}")).unwrap() == random_bytes(n, 30 * MIB));
+    }
+}
+
+#[test]
 fn a_mapping_gets_sigbus_when_s3_goes_away_under_it() {
     let (bucket, storm) = stormy();
     bucket.put("model", random_bytes(1, 64 * MIB));

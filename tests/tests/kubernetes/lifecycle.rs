@@ -2,6 +2,7 @@
 
 use serde_json::json;
 use weir_tests::bucket::{Bucket, Server};
+use weir_tests::cluster::Cluster;
 use weir_tests::random_bytes;
 
 use super::{MIB, installed, md5, node_pod, nothing_is_left, with_static_pod};
@@ -49,6 +50,48 @@ fn a_pod_that_is_deleted_while_it_writes_leaves_no_upload() {
     // What was written is there, or nothing is: never a part of it.
     let stored = bucket.get("unfinished").map(|bytes| bytes.len());
     assert!(stored.is_none_or(|len| len == 30_000_000), "{stored:?}");
+}
+
+#[test]
+fn what_is_not_stored_when_its_pod_goes_is_told_with_its_key_and_place() {
+    let bucket = Bucket::new(Server::Minio);
+    let (cluster, manifest) = with_static_pod(&bucket);
+    let mut values = cluster.values();
+    values["node"]["unpublishDeadlineSeconds"] = json!(5);
+    cluster.install(&values);
+    // Whoever writes it outlives the pod: nobody closes the file, and nobody is told an error.
+    let uid = cluster.kubectl(&["get", "pod", "static", "-o", "jsonpath={.metadata.uid}"]);
+    let volume = format!("/var/lib/kubelet/pods/{uid}/volumes/kubernetes.io~csi/assets/mount");
+    let write = format!("(echo precious; exec sleep 1000) >{volume}/unstored 2>/dev/null &");
+    assert!(cluster.on_node(&["sh", "-c", &write]).status.success());
+    cluster.eventually("it is being written", |cluster| {
+        let size = cluster.on_node(&["stat", "-c", "%s", &format!("{volume}/unstored")]);
+        size.stdout.starts_with(b"9")
+    });
+    cluster.cut_s3(true);
+    cluster.kubectl(&["delete", "pod", "static", "--wait=false"]);
+    let told = |object: &str| {
+        let events = cluster.get(&["events", "-n", "default"]);
+        let events = events["items"].as_array().unwrap().iter();
+        let mut texts = events
+            .filter(|event| event["reason"] == "NotStored" && event["type"] == "Warning")
+            .filter(|event| event["involvedObject"]["kind"] == object)
+            .filter_map(|event| event["message"].as_str());
+        texts.any(|text| text.contains(": unstored") && text.contains("lost/ of this node"))
+    };
+    for object in ["Pod", "PersistentVolume", "PersistentVolumeClaim"] {
+        cluster.eventually(&format!("the {object} tells it"), |_| told(object));
+    }
+    let gone = |cluster: &Cluster| cluster.try_kubectl(&["get", "pod", "static"]).is_err();
+    cluster.eventually("the pod is gone all the same", gone);
+    // The bytes are where the Event says.
+    let node = ["exec", "-n", "weir", "daemonset/weir-node", "-c", "node", "--", "/bin/weir"];
+    let list = [&node[..], &["lost", "list", "--cache-dir", "/cache"]].concat();
+    let listed = cluster.kubectl(&list);
+    assert!(listed.contains(&bucket.name) && listed.contains("unstored"), "{listed}");
+    cluster.cut_s3(false);
+    cluster.delete(&manifest);
+    nothing_is_left(&cluster);
 }
 
 #[test]

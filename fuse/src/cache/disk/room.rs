@@ -21,6 +21,17 @@ pub trait Pressure: Send + Sync {
     fn relieve(&self) -> bool;
 }
 
+/// What came of asking those who keep versions in use.
+#[derive(PartialEq, Eq)]
+enum Relief {
+    /// A victim may be found now.
+    Given,
+    /// A commit that may bring one is not done yet.
+    Late,
+    /// Nobody has anything to let go of.
+    None,
+}
+
 /// Room set aside in the cache; given back when dropped, by when what was stored is counted.
 pub struct Room {
     shared: Arc<Shared>,
@@ -54,7 +65,8 @@ impl DiskCache {
             if bytes > self.shared.space.limits().max_size {
                 return None;
             }
-            if !self.evict_one() && !self.relieve() {
+            // Who reads behind it does not wait for a disk that is busy: there is the origin.
+            if !self.evict_one() && self.relieve() != Relief::Given {
                 return None;
             }
         }
@@ -77,7 +89,7 @@ impl DiskCache {
             if let Some(given) = claim(Bound::MinFree) {
                 return Some(given);
             }
-            if !self.evict_one() && !self.relieve() {
+            if !self.evict_one() && self.relieve() == Relief::None {
                 // Others may have made room since the last look.
                 self.shared.space.look_again();
                 return claim(Bound::MinFree);
@@ -112,8 +124,8 @@ impl DiskCache {
 
     /// Asks those who keep versions in use without need: backing ids that nobody has open, then
     /// the committer, for which a version is in use until it is in the index. That costs a
-    /// commit, so not again soon. Says whether a victim may be found now.
-    fn relieve(&self) -> bool {
+    /// commit, so not again soon.
+    fn relieve(&self) -> Relief {
         let pressure = self.pressure.lock().unwrap_or_else(PoisonError::into_inner);
         let holders: Vec<_> = pressure.iter().filter_map(Weak::upgrade).collect();
         drop(pressure);
@@ -123,19 +135,19 @@ impl DiskCache {
             any |= holder.relieve();
         }
         if any {
-            return true;
+            return Relief::Given;
         }
         {
             let mut last = self.flushed.lock().unwrap_or_else(PoisonError::into_inner);
             if last.is_some_and(|at| at.elapsed() < FLUSH_EVERY) {
-                return false;
+                return Relief::None;
             }
             *last = Some(Instant::now());
         }
-        self.shared.committer.flush_within(FLUSH_PATIENCE);
+        let done = self.shared.committer.flush_within(FLUSH_PATIENCE);
         // An index that takes nothing must not keep what would make place for it.
         self.shared.committer.let_go();
-        true
+        if done { Relief::Given } else { Relief::Late }
     }
 
     /// Registers somebody to be asked when room is short.
@@ -154,5 +166,43 @@ impl DiskCache {
         }
         drop(active);
         self.remove(id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::buffers::Buffers;
+    use crate::cache::DiskSettings;
+    use crate::metrics::Metrics;
+    use crate::model::blocks::BLOCK;
+    use crate::model::version::{BucketId, ETag, Version};
+
+    #[test]
+    fn nobody_waits_for_room_until_a_slow_commit_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = DiskSettings::new(dir.path().to_owned(), 10 * BLOCK, 0);
+        let cache = DiskCache::open(&settings, 0, Arc::new(Metrics::new().unwrap())).unwrap();
+        let key = VersionKey {
+            bucket: BucketId::new("http://s3", "b"),
+            key: "f".into(),
+            version: Version { etag: ETag::new("e").unwrap(), size: 8 * BLOCK },
+        };
+        let len = 8 * BLOCK as usize;
+        let blocks = Buffers::new(0).try_share(len).unwrap().buffer(len).freeze();
+        let (told, answer) = mpsc::channel();
+        let room = cache.index.stalled(|| {
+            // In use until it is in the index, and all that could make place.
+            cache.acquire(&key).store(0, &blocks).unwrap();
+            let asked = cache.clone();
+            std::thread::spawn(move || told.send(asked.make_room(4 * BLOCK).is_some()));
+            answer.recv_timeout(Duration::from_secs(30))
+        });
+        assert_eq!(room, Ok(false));
+        cache.shared.committer.flush();
+        assert!(cache.make_room(4 * BLOCK).is_some());
+        cache.close();
     }
 }
