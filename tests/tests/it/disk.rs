@@ -35,6 +35,10 @@ fn reads_right(bucket: &Bucket, cache: &Path) -> u64 {
         assert!(fs::read(mount.join(name)).unwrap() == random_bytes(seed as u64, *size), "{name}");
     }
     let fetched = mount.fetched();
+    // What was mended is stored behind the read.
+    for (name, _) in FILES {
+        eventually("it is cached", || is_cached(&mount.join(name)));
+    }
     mount.unmount();
     fetched
 }
