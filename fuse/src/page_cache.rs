@@ -1,8 +1,9 @@
 //! What the kernel keeps of a file in memory.
 
 use std::fs::File;
-use std::io::IoSliceMut;
+use std::io::{self, IoSliceMut};
 use std::num::NonZeroU64;
+use std::ops::Range;
 
 use bytes::Bytes;
 use rustix::fs::Advice;
@@ -11,30 +12,34 @@ use rustix::io::{ReadWriteFlags, preadv2};
 /// Alignment of memory that is read into: a line of the processor's cache.
 const ALIGN: usize = 64;
 
-/// Fills `into` from `offset` on without waiting for the disk. `false`: not all of it is in memory,
-/// or the file is shorter.
+/// Fills `into` from `offset` on without waiting for the disk.
+///
+/// # Errors
+/// `WouldBlock` where not all of it is in memory, `UnexpectedEof` where the file is shorter, or what
+/// preadv2 reports.
 ///
 /// preadv2(2), RWF_NOWAIT. Memory is best aligned to [`ALIGN`]: the kernel copies to the user by
 /// `rep movsb`, which on some processors (AMD EPYC) is eight times slower to an address that is 16
 /// more than a multiple of 64, and there is where the allocator puts all large buffers.
-pub(crate) fn read(file: &File, mut into: &mut [u8], mut offset: u64) -> bool {
+pub(crate) fn read(file: &File, mut into: &mut [u8], mut offset: u64) -> io::Result<()> {
     while !into.is_empty() {
         let slices = &mut [IoSliceMut::new(into)];
         match preadv2(file, slices, offset, ReadWriteFlags::NOWAIT) {
-            Ok(0) | Err(_) => return false,
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Err(error) => return Err(error.into()),
             Ok(filled) => {
                 into = &mut into[filled..];
                 offset += filled as u64;
             }
         }
     }
-    true
+    Ok(())
 }
 
 /// Bytes of a file, and where they begin in memory that was aligned.
 pub(crate) struct Chunk {
     memory: Vec<u8>,
-    start: usize,
+    bytes: Range<usize>,
 }
 
 impl Chunk {
@@ -42,19 +47,17 @@ impl Chunk {
     pub(crate) fn new(len: usize) -> Self {
         let memory = vec![0; len + ALIGN];
         let start = memory.as_ptr().align_offset(ALIGN).min(ALIGN);
-        Self { memory, start }
+        Self { memory, bytes: start..start + len }
     }
 
     /// The bytes to fill.
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        let end = self.start + self.memory.len() - ALIGN;
-        &mut self.memory[self.start..end]
+        &mut self.memory[self.bytes.clone()]
     }
 
     /// Makes it immutable.
     pub(crate) fn into_bytes(self) -> Bytes {
-        let end = self.start + self.memory.len() - ALIGN;
-        Bytes::from(self.memory).slice(self.start..end)
+        Bytes::from(self.memory).slice(self.bytes)
     }
 }
 
@@ -77,13 +80,13 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"0123456789").unwrap();
         let mut into = [0; 4];
-        assert!(read(&file, &mut into, 3));
+        read(&file, &mut into, 3).unwrap();
         assert_eq!(&into, b"3456");
-        assert!(!read(&file, &mut into, 7));
-        assert!(read(&file, &mut [], 10));
+        read(&file, &mut into, 7).unwrap_err();
+        read(&file, &mut [], 10).unwrap();
         let mut chunk = Chunk::new(7);
         assert!(chunk.bytes_mut().as_ptr().addr().is_multiple_of(ALIGN));
-        assert!(read(&file, chunk.bytes_mut(), 3));
+        read(&file, chunk.bytes_mut(), 3).unwrap();
         assert_eq!(chunk.into_bytes(), "3456789");
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::draft::{Draft, Operation, Outcome, Remains};
 use super::gates::DirGates;
-use super::{WriteError, Writer, upload};
+use super::{WriteError, Writer, body};
 use crate::cache::LostRow;
 use crate::model::version::ObjectInfo;
 
@@ -76,7 +76,7 @@ impl Writer {
         let key = self.names.version_key(&draft.node)?;
         let (size, mtime) = draft.node.size_and_mtime();
         let is_whole = size > 0 && key.version.size == size;
-        tokio::task::block_in_place(|| match is_whole.then(|| upload::sums(draft, size)) {
+        tokio::task::block_in_place(|| match is_whole.then(|| body::sums(draft, size)) {
             Some(Ok(sums)) => self.names.cache.adopt(&key, draft.staging(), &sums),
             Some(Err(_)) | None => draft.staging().remove(),
         });

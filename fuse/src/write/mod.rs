@@ -4,6 +4,7 @@
 //! locks of memory: a draft's, a directory's state. No lock is held while bytes move, and no gate
 //! while the kernel or the mounter is told something.
 
+mod body;
 mod clean;
 pub mod draft;
 mod finish;

@@ -1,32 +1,22 @@
-//! Moving bytes: ranges of a staging file, and the parts of an upload.
+//! Moving bytes: the parts of an upload, begun, sent, copied and given up.
 
-use std::fs::File;
-use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::join_all;
 
-use super::draft::{Claim, Draft, PartState, Snapshot, UploadId, by_block};
+use super::body;
+use super::draft::{Claim, Draft, PartState, Snapshot, UploadId};
 use super::gates::DirGates;
 use super::layout::Layout;
 use super::pace::Slot;
 use super::{WriteError, Writer, new_nonce};
-use crate::model::blocks::BLOCK;
-use crate::model::crc;
 use crate::origin::{CopySource, OriginError, Part, PartKind, UploadBody, retry};
-use crate::page_cache::{self, Chunk};
 
-/// Ranges up to this size are read into memory; larger ones go out of the staging file, so that an
-/// upload takes no share of the readers' memory.
-const MEMORY_MAX: u64 = 1 << 20;
 /// How often a range that changes while it is sent is sent from where it is; then from a copy.
 const LIVE_TRIES: u32 = 2;
-/// What the name of a copy of a range ends with: for a moment it has one.
-pub(super) const FROZEN: &str = "frozen";
 /// How often an abort is repeated until the upload is gone: parts under way may land after it, and
 /// there are servers (MinIO) that never say that it is gone.
 const ABORTS_MAX: u32 = 3;
@@ -60,14 +50,23 @@ impl Writer {
             }
         };
         let sends = parts.into_iter().map(|part| self.send_passed_part(draft, &upload, part));
-        let seen = draft.seen();
-        let ahead = self.names.origin.expect_completion(&seen);
-        let (sent, ()) = tokio::join!(join_all(sends), ahead);
-        for sent in sent {
+        for sent in self.before_completion(draft, sends).await {
             if let Err(error) = sent {
                 tracing::debug!(%error, "part not sent yet");
             }
         }
+    }
+
+    /// Moves parts, all at once, while it is found out what their completion will have to know.
+    async fn before_completion<T>(
+        &self,
+        draft: &Draft,
+        moves: impl Iterator<Item = impl Future<Output = T>>,
+    ) -> Vec<T> {
+        let seen = draft.seen();
+        let ahead = self.names.origin.expect_completion(&seen);
+        let (moved, ()) = tokio::join!(join_all(moves), ahead);
+        moved
     }
 
     async fn send_passed_part(
@@ -134,11 +133,7 @@ impl Writer {
             let want = wanted[part as usize - 1];
             self.transfer(draft, upload, part, want)
         });
-        let transfers: Vec<_> = transfers.collect();
-        let seen = draft.seen();
-        let ahead = self.names.origin.expect_completion(&seen);
-        let (transfers, ()) = tokio::join!(join_all(transfers), ahead);
-        for done in transfers {
+        for done in self.before_completion(draft, transfers).await {
             done?;
         }
         draft.whole(&wanted).map_err(|_| OriginError::NoSuchUpload.into())
@@ -230,9 +225,10 @@ impl Writer {
         let (mut tries, mut changes) = (0, 0);
         loop {
             let frozen = changes >= LIVE_TRIES;
-            let body = match at_hand(draft, of).filter(|_| !frozen) {
+            let at_hand = if frozen { None } else { body::at_hand(draft, of) };
+            let body = match at_hand {
                 Some(body) => body,
-                None => tokio::task::block_in_place(|| read_range(draft, of, frozen))?,
+                None => tokio::task::block_in_place(|| body::from_disk(draft, of, frozen))?,
             };
             let error = match send(body).await {
                 Ok(done) => return Ok(done),
@@ -315,105 +311,4 @@ impl Writer {
         }
         gone
     }
-}
-
-/// The checksums of all blocks of a file of `size` bytes that nobody writes any more.
-pub(super) fn sums(draft: &Draft, size: u64) -> io::Result<Vec<u32>> {
-    let sum = |block: Range<u64>| match draft.sum(block.start / BLOCK) {
-        Some(sum) => Ok(sum),
-        None => file_sum(draft.file(), block),
-    };
-    by_block(0..size).map(sum).collect()
-}
-
-/// A range of the staging file as a body, where that needs nothing of the disk.
-fn at_hand(draft: &Draft, of: PartState) -> Option<UploadBody> {
-    let (offset, len) = (of.start, of.len);
-    if len <= MEMORY_MAX {
-        let mut chunk = Chunk::new(len as usize);
-        let is_read = page_cache::read(draft.file(), chunk.bytes_mut(), offset);
-        return is_read.then(|| UploadBody::of(chunk.into_bytes()));
-    }
-    let noted = |range| noted_sum(draft, &range).ok_or_else(|| io::ErrorKind::WouldBlock.into());
-    let crc32c = combined(by_block(of.range()), noted).ok()?;
-    Some(UploadBody::File { file: draft.file().clone(), offset, len, crc32c })
-}
-
-/// A range of the staging file as a body.
-fn read_range(draft: &Draft, of: PartState, frozen: bool) -> io::Result<UploadBody> {
-    let (offset, len) = (of.start, of.len);
-    if len <= MEMORY_MAX {
-        let mut chunk = Chunk::new(len as usize);
-        draft.file().read_exact_at(chunk.bytes_mut(), offset)?;
-        return Ok(UploadBody::of(chunk.into_bytes()));
-    }
-    if frozen {
-        let file = Arc::new(copy_of(draft, offset, len)?);
-        let crc32c = combined(by_block(0..len), |range| file_sum(&file, range))?;
-        return Ok(UploadBody::File { file, offset: 0, len, crc32c });
-    }
-    let crc32c = combined(by_block(of.range()), |range| known_sum(draft, of, range))?;
-    Ok(UploadBody::File { file: draft.file().clone(), offset, len, crc32c })
-}
-
-/// The checksum of bytes within one block of a part: as they were written, or read now.
-fn known_sum(draft: &Draft, of: PartState, range: Range<u64>) -> io::Result<u32> {
-    if let Some(sum) = noted_sum(draft, &range) {
-        return Ok(sum);
-    }
-    let sum = file_sum(draft.file(), range.clone())?;
-    if is_block(draft, &range) {
-        draft.block_read(of, range, sum);
-    }
-    Ok(sum)
-}
-
-/// The checksum of a block as it was written.
-fn noted_sum(draft: &Draft, range: &Range<u64>) -> Option<u32> {
-    is_block(draft, range).then(|| draft.sum(range.start / BLOCK)).flatten()
-}
-
-/// Whether a range is a whole block: one that goes on beyond the range is another one.
-fn is_block(draft: &Draft, range: &Range<u64>) -> bool {
-    range.start.is_multiple_of(BLOCK)
-        && (range.end.is_multiple_of(BLOCK) || range.end == draft.size())
-}
-
-/// A nameless copy of a range.
-fn copy_of(draft: &Draft, mut offset: u64, mut len: u64) -> io::Result<File> {
-    let path = draft.path().with_extension(FROZEN);
-    let mut options = File::options();
-    let copy = options.read(true).write(true).create_new(true).open(&path)?;
-    std::fs::remove_file(&path)?;
-    let mut at = 0;
-    while len > 0 {
-        let step = usize::try_from(len.min(1 << 30)).unwrap_or(usize::MAX);
-        let (mut from, mut to) = (offset, at);
-        let copied =
-            rustix::fs::copy_file_range(draft.file(), Some(&mut from), &copy, Some(&mut to), step)?;
-        if copied == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        (offset, at, len) = (from, to, len - copied as u64);
-    }
-    Ok(copy)
-}
-
-/// The CRC32C of ranges that follow one another, from those of each.
-fn combined(
-    mut ranges: impl Iterator<Item = Range<u64>>,
-    sum: impl Fn(Range<u64>) -> io::Result<u32>,
-) -> io::Result<u32> {
-    let Some(first) = ranges.next() else { return Ok(0) };
-    ranges.try_fold(sum(first)?, |crc, range| {
-        let len = range.end - range.start;
-        Ok(crc::combine(crc, sum(range)?, len))
-    })
-}
-
-/// The CRC32C of a range of a file of at most a block.
-fn file_sum(file: &File, range: Range<u64>) -> io::Result<u32> {
-    let mut chunk = Chunk::new((range.end - range.start) as usize);
-    file.read_exact_at(chunk.bytes_mut(), range.start)?;
-    Ok(crc32c::crc32c(chunk.bytes_mut()))
 }

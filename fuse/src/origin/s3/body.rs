@@ -188,7 +188,8 @@ impl Pieces {
     fn at_hand(&self) -> Option<Bytes> {
         let Source::File(file) = &self.source else { return None };
         let mut piece = Piece::new(PIECE.min(self.end - self.at) as usize).ok()?;
-        page_cache::read(file, piece.bytes_mut(), self.at).then(|| Bytes::from_owner(piece))
+        page_cache::read(file, piece.bytes_mut(), self.at).ok()?;
+        Some(Bytes::from_owner(piece))
     }
 
     fn begin_reading(&mut self, at: u64) {
