@@ -24,11 +24,11 @@ async fn a_put_whose_reply_was_lost_is_no_conflict() {
         // The probe for conditions comes first; the lost reply is the file's own.
         if exclusive {
             let probe = create(&session, "probed", true).await;
-            session.fsync(probe).await.unwrap();
+            session.fsync(probe, 0).await.unwrap();
             session.release(probe).await;
         }
         node.faulty.inject_once(Op::Put, Fault::LoseReply(unavailable()));
-        assert_eq!(session.fsync(fh).await, Ok(()), "{name}");
+        assert_eq!(session.fsync(fh, 0).await, Ok(()), "{name}");
         session.release(fh).await;
         assert_eq!(&node.memory.bytes(name).unwrap()[..], b"bytes");
     }
@@ -45,7 +45,7 @@ async fn a_completion_whose_reply_was_lost_is_no_failure() {
     }
     node.faulty.inject_once(Op::UploadPart, Fault::Fail(unavailable()));
     node.faulty.inject_once(Op::Complete, Fault::LoseReply(unavailable()));
-    assert_eq!(session.fsync(fh).await, Ok(()));
+    assert_eq!(session.fsync(fh, 0).await, Ok(()));
     session.release(fh).await;
     assert!(node.memory.bytes("big").unwrap() == bytes);
     assert_eq!(node.memory.open_uploads(), 0);
@@ -62,7 +62,7 @@ async fn an_upload_that_somebody_removed_is_made_again() {
     let fh = create(&session, "big", false).await;
     session.write(fh, 0, &vec![5; 11 * MIB]).unwrap();
     node.faulty.inject_once(Op::Complete, Fault::Fail(OriginError::NoSuchUpload));
-    assert_eq!(session.fsync(fh).await, Ok(()));
+    assert_eq!(session.fsync(fh, 0).await, Ok(()));
     assert_eq!(node.memory.bytes("big").unwrap().len(), 11 * MIB);
 }
 
@@ -75,8 +75,8 @@ async fn bytes_that_nobody_was_told_about_are_kept_and_counted() {
     session.write(told, 0, b"reported").unwrap();
     session.write(untold, 0, b"prec").unwrap();
     node.faulty.fail_all(Some(OriginError::Denied("AccessDenied".into())));
-    assert_eq!(session.fsync(told).await, Err(Errno::ACCESS));
-    assert_eq!(session.fsync(untold).await, Err(Errno::ACCESS));
+    assert_eq!(session.fsync(told, 0).await, Err(Errno::ACCESS));
+    assert_eq!(session.fsync(untold, 0).await, Err(Errno::ACCESS));
     // Through a mapping, after the last close.
     session.write(untold, 4, b"ious").unwrap();
     session.release(told).await;
@@ -98,10 +98,10 @@ async fn a_handle_of_an_earlier_engine_is_never_answered_with_success() {
     before.write(writer, 0, b"bytes").unwrap();
     let after = node.session();
     assert_eq!(after.flush(writer, 0).await, Err(Errno::IO));
-    assert_eq!(after.fsync(writer).await, Err(Errno::IO));
+    assert_eq!(after.fsync(writer, 0).await, Err(Errno::IO));
     assert_eq!(after.write(writer, 0, b"x"), Err(Errno::IO));
     assert_eq!(after.write(reader, 0, b"x"), Err(Errno::BADF));
-    assert_eq!(after.fsync(reader).await, Ok(()));
+    assert_eq!(after.fsync(reader, 0).await, Ok(()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -117,10 +117,10 @@ async fn a_handle_whose_record_is_clean_closes_without_error_whatever_engine_is_
     let stored = create(&session, "stored", false).await;
     session.write(stored, 0, b"bytes").unwrap();
     let (_, joined) = open("stored", &write).await;
-    session.fsync(stored).await.unwrap();
+    session.fsync(stored, 0).await.unwrap();
     let dirty = create(&session, "dirty", false).await;
     session.write(dirty, 0, b"bytes").unwrap();
-    session.fsync(dirty).await.unwrap();
+    session.fsync(dirty, 0).await.unwrap();
     session.write(dirty, 5, b" more").unwrap();
     // Two that were there before the file was emptied through one of them.
     let (ino, emptied) = open("over", &write).await;
@@ -128,7 +128,7 @@ async fn a_handle_whose_record_is_clean_closes_without_error_whatever_engine_is_
     let change = AttrChange { size: Some(0), handle: Some(emptied), ..AttrChange::default() };
     session.setattr(ino, &change).await.unwrap();
     session.write(emptied, 0, b"anew").unwrap();
-    session.fsync(emptied).await.unwrap();
+    session.fsync(emptied, 0).await.unwrap();
     let removed = create(&session, "removed", false).await;
     session.write(removed, 0, b"bytes").unwrap();
     session.unlink(ROOT, "removed").await.unwrap();
@@ -140,7 +140,7 @@ async fn a_handle_whose_record_is_clean_closes_without_error_whatever_engine_is_
         let other = node.session_of("another", engine);
         for fh in clean {
             assert_eq!(next.flush(fh, 0).await, Ok(()), "engine {engine}");
-            assert_eq!(next.fsync(fh).await, Ok(()), "engine {engine}");
+            assert_eq!(next.fsync(fh, 0).await, Ok(()), "engine {engine}");
             assert_eq!(other.flush(fh, 0).await, Err(Errno::IO), "it is not its handle");
         }
         assert_eq!(next.flush(dirty, 0).await, Err(Errno::IO), "engine {engine}");
@@ -175,7 +175,7 @@ async fn what_a_dead_process_had_not_stored_is_kept_with_its_key() {
     let (stored, lost) =
         (create(&session, "stored", false).await, create(&session, "f", false).await);
     session.write(stored, 0, b"acknowledged").unwrap();
-    session.fsync(stored).await.unwrap();
+    session.fsync(stored, 0).await.unwrap();
     session.write(lost, 0, b"not stored").unwrap();
     std::fs::write(node.staging().join("ffff"), "of nobody knows whom").unwrap();
     let later = node.killed();
@@ -212,16 +212,16 @@ async fn a_removal_that_is_refused_changes_nothing() {
     let session = node.session();
     let fh = create(&session, "f", false).await;
     session.write(fh, 0, b"first").unwrap();
-    session.fsync(fh).await.unwrap();
+    session.fsync(fh, 0).await.unwrap();
     session.write(fh, 5, b", second").unwrap();
     // The endpoint is probed at the first removal.
     let other = create(&session, "other", false).await;
-    session.fsync(other).await.unwrap();
+    session.fsync(other, 0).await.unwrap();
     session.unlink(ROOT, "other").await.unwrap();
     let refused = Fault::Fail(OriginError::Denied("AccessDenied".into()));
     node.faulty.inject_once(Op::Delete, refused);
     assert_eq!(session.unlink(ROOT, "f").await, Err(Errno::ACCESS));
-    assert_eq!(session.fsync(fh).await, Ok(()));
+    assert_eq!(session.fsync(fh, 0).await, Ok(()));
     session.release(fh).await;
     assert_eq!(&node.memory.bytes("f").unwrap()[..], b"first, second");
 }
@@ -233,7 +233,7 @@ async fn fsync_stores_the_file_whatever_the_descriptor() {
     let fh = create(&session, "f", false).await;
     session.write(fh, 0, b"bytes").unwrap();
     let reader = open(&session, ROOT, "f").await;
-    assert_eq!(session.fsync(reader).await, Ok(()));
+    assert_eq!(session.fsync(reader, 0).await, Ok(()));
     assert_eq!(&node.memory.bytes("f").unwrap()[..], b"bytes");
     session.release(reader).await;
     session.release(fh).await;
@@ -247,15 +247,15 @@ async fn a_part_that_was_short_is_sent_again_once_bytes_follow_it() {
     // The endpoint is probed at the first completion.
     let other = create(&session, "other", false).await;
     session.write(other, 0, &vec![0; 6 * MIB]).unwrap();
-    session.fsync(other).await.unwrap();
+    session.fsync(other, 0).await.unwrap();
     // Two parts of 5 MiB, and a third of 3.
     session.write(fh, 0, &vec![1; 13 * MIB]).unwrap();
     let refused = Fault::Fail(OriginError::Denied("AccessDenied".into()));
     node.faulty.inject_once(Op::Complete, refused);
-    assert_eq!(session.fsync(fh).await, Err(Errno::ACCESS));
+    assert_eq!(session.fsync(fh, 0).await, Err(Errno::ACCESS));
     // Over a hole: no byte of the third part is written.
     session.write(fh, 15 << 20, &vec![2; MIB]).unwrap();
-    assert_eq!(session.fsync(fh).await, Ok(()));
+    assert_eq!(session.fsync(fh, 0).await, Ok(()));
     session.release(fh).await;
     let stored = node.memory.bytes("f").unwrap();
     assert_eq!(stored.len(), 16 * MIB);
@@ -272,7 +272,7 @@ async fn a_name_that_appeared_meanwhile_is_not_overwritten() {
         let fh = create(&session, "log", exclusive).await;
         session.write(fh, 0, b"mine").unwrap();
         node.memory.insert("log", "theirs");
-        assert_eq!(session.fsync(fh).await, Err(errno));
+        assert_eq!(session.fsync(fh, 0).await, Err(errno));
         session.release(fh).await;
         assert_eq!(&node.memory.bytes("log").unwrap()[..], b"theirs");
         session.unlink(ROOT, "log").await.unwrap();
@@ -288,7 +288,7 @@ async fn an_upload_that_somebody_removed_while_parts_were_missing_is_made_again(
     for _ in 0..2 {
         node.faulty.inject_once(Op::UploadPart, Fault::Fail(OriginError::NoSuchUpload));
     }
-    assert_eq!(session.fsync(fh).await, Ok(()));
+    assert_eq!(session.fsync(fh, 0).await, Ok(()));
     session.release(fh).await;
     assert_eq!(node.memory.bytes("big").unwrap().len(), 12 * MIB);
 }
@@ -307,7 +307,7 @@ async fn a_file_is_written_on_while_and_after_it_is_renamed() {
     session.rename(ROOT, "d", ROOT, "e", false).await.unwrap();
     session.write(fh, 12 << 20, b"one more line").unwrap();
     expected.extend_from_slice(b"one more line");
-    assert_eq!(session.fsync(fh).await, Ok(()));
+    assert_eq!(session.fsync(fh, 0).await, Ok(()));
     session.release(fh).await;
     assert!(node.memory.bytes("e/g").unwrap() == expected);
     assert_eq!(node.memory.bytes("d/f"), None);
@@ -351,7 +351,7 @@ async fn a_rename_never_removes_what_was_stored_meanwhile() {
 async fn close_against(node: &Node, session: &Arc<Session>, names: &[&str], gate: &Gate) {
     // The endpoint is probed at the first write.
     let first = create(session, "first", false).await;
-    session.fsync(first).await.unwrap();
+    session.fsync(first, 0).await.unwrap();
     session.release(first).await;
     for name in names {
         let fh = create(session, name, false).await;
@@ -382,7 +382,7 @@ async fn a_rename_whose_removal_was_not_answered_does_not_lose_the_file() {
     for (name, dir) in [("f", false), ("d", true)] {
         // The endpoint is probed at the first removal.
         let probed = create(&session, "probed", false).await;
-        session.fsync(probed).await.unwrap();
+        session.fsync(probed, 0).await.unwrap();
         session.unlink(ROOT, "probed").await.unwrap();
         session.release(probed).await;
         session.lookup(ROOT, name).await.unwrap();

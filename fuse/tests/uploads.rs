@@ -28,7 +28,7 @@ async fn write(session: &Arc<Session>, name: &str, data: &[u8]) -> u64 {
 }
 
 async fn sync(session: &Arc<Session>, fh: u64) {
-    let stored = tokio::time::timeout(PATIENCE, session.fsync(fh)).await;
+    let stored = tokio::time::timeout(PATIENCE, session.fsync(fh, 0)).await;
     assert_eq!(stored, Ok(Ok(())));
 }
 

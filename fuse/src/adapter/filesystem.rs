@@ -427,7 +427,7 @@ impl fuser::Filesystem for FuseSession {
 
     fn fsync(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         _datasync: bool,
@@ -436,8 +436,8 @@ impl fuser::Filesystem for FuseSession {
         let Some((_turn, pass, reply)) = self.door.enter(RequestKind::Change, reply) else {
             return;
         };
-        let session = self.session.clone();
-        let work = async move { session.fsync(fh.0).await };
+        let (session, thread) = (self.session.clone(), req.pid());
+        let work = async move { session.fsync(fh.0, thread).await };
         self.later("fsync", (pass, None), work, move |r| send_empty(reply, r));
     }
 

@@ -128,7 +128,7 @@ impl Session {
         };
         match open.inode.draft() {
             Some(draft) if draft.is_dirty() && self.is_last_close(open, opener, thread) => {
-                self.store(&draft).await
+                self.store(&draft, thread).await
             }
             _ => Ok(()),
         }
@@ -139,11 +139,11 @@ impl Session {
     ///
     /// # Errors
     /// As [`Session::flush`].
-    pub async fn fsync(self: &Arc<Self>, fh: u64) -> Result<(), Errno> {
+    pub async fn fsync(self: &Arc<Self>, fh: u64, thread: u32) -> Result<(), Errno> {
         let Some(handle) = self.handles.get(fh) else { return self.unknown(fh) };
         let Handle::File(open) = &*handle else { return Ok(()) };
         match open.inode.draft() {
-            Some(draft) => self.store(&draft).await,
+            Some(draft) => self.store(&draft, thread).await,
             None => Ok(()),
         }
     }
@@ -185,14 +185,17 @@ impl Session {
         true
     }
 
-    /// Stores a file under change, in a task that goes on when nobody waits for it any more.
-    pub(super) async fn store(self: &Arc<Self>, draft: &Arc<Draft>) -> Result<(), Errno> {
+    /// Stores a file under change, in a task that goes on when nobody waits for it any more. That it
+    /// failed is told to the thread that asked, if that is there to hear it.
+    async fn store(self: &Arc<Self>, draft: &Arc<Draft>, thread: u32) -> Result<(), Errno> {
         let (session, draft) = (self.clone(), draft.clone());
         self.task(async move {
             let generation = draft.generation();
             let done = session.finishing(session.writer.commit(&draft)).await;
             done.map_err(|error| {
-                draft.report(generation);
+                if !session.engine.processes.is_dying(thread) {
+                    draft.report(generation);
+                }
                 error.errno()
             })
         })

@@ -14,6 +14,10 @@ pub trait Processes: Send + Sync {
     /// Whether a process is there.
     fn is_alive(&self, process: u32) -> bool;
 
+    /// Whether a thread takes no answer any more: it was killed, or exits, or is gone. `false` where
+    /// that cannot be seen.
+    fn is_dying(&self, thread: u32) -> bool;
+
     /// Whether a process has a descriptor of this file open for writing; `false` where that
     /// cannot be seen.
     fn holds(&self, process: u32, file: &FileId<'_>) -> bool;
@@ -30,7 +34,13 @@ pub struct FileId<'a> {
     pub name: &'a str,
 }
 
-/// The processes of this pid namespace. Facts: proc(5), `/proc/pid/status`, `/proc/pid/fdinfo`
+/// Flag of a task that has begun to exit (include/linux/sched.h).
+const PF_EXITING: u64 = 0x4;
+/// The bit of SIGKILL in a mask of signals.
+const KILLED: u64 = 1 << (9 - 1);
+
+/// The processes of this pid namespace. Facts: proc(5), `/proc/pid/stat`, `/proc/pid/status`
+/// (whoever is about to die has SIGKILL pending, whichever signal it was), `/proc/pid/fdinfo`
 /// (`ino` since Linux 5.14) and `/proc/pid/mountinfo`.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Proc;
@@ -44,6 +54,23 @@ impl Processes for Proc {
 
     fn is_alive(&self, process: u32) -> bool {
         process != 0 && fs::exists(format!("/proc/{process}")).unwrap_or(false)
+    }
+
+    fn is_dying(&self, thread: u32) -> bool {
+        // One of a pid namespace that is not seen from here.
+        if thread == 0 {
+            return false;
+        }
+        let of = |name: &str| fs::read_to_string(format!("/proc/{thread}/{name}"));
+        let (Ok(stat), Ok(status)) = (of("stat"), of("status")) else { return true };
+        // The name of the program, in brackets, may hold anything.
+        let flags = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(6));
+        let is_exiting = flags.and_then(|flags| flags.parse().ok()).unwrap_or(0) & PF_EXITING != 0;
+        let pending = status.lines().filter_map(|line| {
+            let mask = line.strip_prefix("SigPnd:").or(line.strip_prefix("ShdPnd:"))?;
+            u64::from_str_radix(mask.trim(), 16).ok()
+        });
+        is_exiting || pending.fold(0, |all, mask| all | mask) & KILLED != 0
     }
 
     fn holds(&self, process: u32, file: &FileId<'_>) -> bool {
@@ -107,5 +134,6 @@ mod tests {
         assert_eq!(Proc.process_of(me as u32), std::process::id());
         assert_eq!(Proc.process_of(u32::MAX), 0);
         assert!(Proc.is_alive(std::process::id()) && !Proc.is_alive(0));
+        assert!(!Proc.is_dying(me as u32) && !Proc.is_dying(0) && Proc.is_dying(u32::MAX));
     }
 }

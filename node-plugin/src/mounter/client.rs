@@ -260,9 +260,17 @@ impl Processes for Mounter {
     }
 
     fn is_alive(&self, process: u32) -> bool {
-        let answer = self.call(&Request::IsAlive { process }, None);
+        let answer = self.call(&Request::IsAlive { process, and_stays: false }, None);
         // Who cannot be asked about counts as gone: then the close stores the file.
         matches!(answer, Ok((Reply::Is(true), _)))
+    }
+
+    fn is_dying(&self, thread: u32) -> bool {
+        if thread == 0 {
+            return false;
+        }
+        let question = Request::IsAlive { process: thread, and_stays: true };
+        matches!(self.call(&question, None), Ok((Reply::Is(false), _)))
     }
 
     fn holds(&self, process: u32, file: &FileId<'_>) -> bool {

@@ -8,7 +8,9 @@ use super::protocol::{Reply, Request};
 pub(super) fn answer(request: &Request) -> Option<Reply> {
     Some(match request {
         Request::ProcessOf { thread } => Reply::Process(Proc.process_of(*thread)),
-        Request::IsAlive { process } => Reply::Is(Proc.is_alive(*process)),
+        Request::IsAlive { process, and_stays } => {
+            Reply::Is(Proc.is_alive(*process) && !(*and_stays && Proc.is_dying(*process)))
+        }
         Request::Holds { process, device, ino, name } => {
             // Without CAP_SYS_PTRACE only some processes can be looked into; of the others
             // every close of the opener counts as its last, which costs a PUT more at most.

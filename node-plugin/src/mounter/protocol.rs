@@ -70,10 +70,13 @@ pub enum Request {
         /// Id of the thread, in the mounter's pid namespace.
         thread: u32,
     },
-    /// Is this process there?
+    /// Is this process, or this thread, there?
     IsAlive {
         /// Its id.
         process: u32,
+        /// One that was killed, or exits, does not count. A mounter of an earlier release counts it.
+        #[serde(default)]
+        and_stays: bool,
     },
     /// Has this process the file open for writing?
     Holds {

@@ -218,7 +218,7 @@ impl Files for SessionFiles {
     }
 
     fn fsync(&mut self, fd: Fd) -> Result<(), Errno> {
-        runtime().block_on(self.session.fsync(fd))
+        runtime().block_on(self.session.fsync(fd, 0))
     }
 
     fn close(&mut self, fd: Fd) -> Result<(), Errno> {

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -176,4 +177,32 @@ fn a_volume_whose_bytes_cannot_be_stored_is_away_after_the_deadline() {
     let lost = folder::list(&node.cache_dir()).unwrap();
     assert_eq!(fs::read(lost[0].path()).unwrap(), b"bytes");
     assert!(node.logs().contains("not everything that was written is stored"));
+}
+
+/// A close that fails tells its process, if that is there to hear it.
+#[test]
+fn what_a_process_that_is_gone_was_told_in_vain_is_kept() {
+    let bucket = Bucket::new(Server::Minio);
+    let storm = Storm::new(&bucket.url);
+    let node = CsiNode::new(&bucket);
+    let volume = TestVolume::new(&bucket, "pod").attribute("endpointUrl", &storm.url());
+    let target = node.publish(&volume).unwrap();
+    storm.rage(|asked| (asked.method == hyper::Method::PUT).then_some(Fault::Status(403)));
+    for (name, end) in [("closed", "exec >&-"), ("killed", "kill -9 $$"), ("ended", "exit 0")] {
+        // Through the one descriptor: a copy of it that is closed would tell, too.
+        let script = format!("exec >{name}; echo {name}; {end}");
+        let mut shell =
+            Command::new("sh").args(["-c", &script]).current_dir(&target).spawn().unwrap();
+        shell.wait().unwrap();
+    }
+    let kept = || {
+        let lost = folder::list(&node.cache_dir()).unwrap();
+        let mut kept: Vec<_> =
+            lost.iter().map(|lost| fs::read_to_string(lost.path()).unwrap()).collect();
+        kept.sort();
+        kept
+    };
+    eventually("two are kept", || kept().len() >= 2);
+    node.unpublish(&volume).unwrap();
+    assert_eq!(kept(), ["ended\n", "killed\n"]);
 }

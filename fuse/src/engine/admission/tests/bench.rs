@@ -201,7 +201,7 @@ impl Bench {
             }
             Inode::Superseded => {
                 self.memory.insert(NAME, "of somebody faster");
-                assert_eq!(self.session.fsync(writer.fh).await, Err(Errno::STALE));
+                assert_eq!(self.session.fsync(writer.fh, 0).await, Err(Errno::STALE));
             }
             _ => {}
         }
