@@ -315,8 +315,11 @@ pub struct StandbyArgs {
 #[derive(Args, Debug, Clone)]
 pub struct MounterArgs {
     /// Socket for the node.
-    #[arg(long, value_name = "SOCKET", default_value = "/mounter/mounter.sock")]
+    #[arg(long, value_name = "SOCKET", default_value = "/mounter/engine/mounter.sock")]
     pub socket: PathBuf,
+    /// Socket for the standby, in a folder that the node's is not in.
+    #[arg(long, value_name = "SOCKET", default_value = "/mounter/visitor/mounter.sock")]
+    pub visitor_socket: PathBuf,
     /// Folder for the mounts of sessions, shared with the host.
     #[arg(
         long,
@@ -324,9 +327,13 @@ pub struct MounterArgs {
         default_value = "/var/lib/kubelet/plugins/s3.csi.weir.dev/sessions"
     )]
     pub sessions_dir: PathBuf,
-    /// Folder below which volumes may be shown; may be given several times.
+    /// kubelet's folder of pods, below which volumes may be shown; may be given several times.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet/pods")]
     pub target_root: Vec<PathBuf>,
+    /// Folder of the node's cache: only files on its disk are registered for passthrough. May be
+    /// given several times.
+    #[arg(long, value_name = "DIR")]
+    pub cache_dir: Vec<PathBuf>,
     /// Seconds that a mount waits for a node that does not come back.
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     pub orphan_timeout: u64,

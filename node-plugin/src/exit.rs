@@ -103,7 +103,7 @@ impl From<MountError> for Failure {
                 Kind::Mountpoint
             }
             MountError::NoDevice(_) | MountError::NotPermitted => Kind::Kernel,
-            MountError::Failed(..) => Kind::Other,
+            MountError::Context(_) | MountError::Failed(..) => Kind::Other,
         };
         Self::new(kind, error.to_string())
     }

@@ -90,7 +90,7 @@ async fn until_needed(socket: &Path, mounter: &Path) {
         let asked = mounter.to_owned();
         let needed = move || {
             let mounter = Mounter::visit(&asked);
-            Ok::<_, std::io::Error>(!mounter.has_engine()? && !mounter.mounts()?.is_empty())
+            Ok::<_, std::io::Error>(!mounter.has_engine()? && mounter.is_showing()?)
         };
         let needed = !is_served && matches!(blocking(needed).await, Some(Ok(true)));
         looks = if needed { looks + 1 } else { 0 };

@@ -148,6 +148,10 @@ impl CsiNode {
             .arg("mounter")
             .arg("--socket")
             .arg(self.join("mounter.sock"))
+            .arg("--visitor-socket")
+            .arg(self.join("visitor.sock"))
+            .arg("--cache-dir")
+            .arg(self.cache.path())
             .arg("--sessions-dir")
             .arg(self.join("sessions"))
             .arg("--target-root")
@@ -212,6 +216,17 @@ impl CsiNode {
         self.mounter.take().unwrap()
     }
 
+    /// Gives flags to the next run of the node, after those that it has.
+    pub fn set_node_flags(&mut self, flags: Vec<String>) {
+        self.setup.node_flags.retain(|flag| !flag.starts_with("--endpoint-url"));
+        self.setup.node_flags.extend(flags);
+    }
+
+    /// Process id of the mounter.
+    pub fn mounter_pid(&self) -> u32 {
+        self.mounter.as_ref().unwrap().pid()
+    }
+
     /// Process id of the node.
     pub fn node_pid(&self) -> u32 {
         self.node.as_ref().unwrap().pid()
@@ -233,6 +248,7 @@ impl CsiNode {
     pub fn publish(&self, volume: &TestVolume) -> Result<PathBuf, Status> {
         let mut client = self.client();
         let target = self.target(&volume.pod);
+        self.prepare(&target);
         let request = NodePublishVolumeRequest {
             volume_id: volume.id.clone(),
             target_path: target.to_str().unwrap().to_owned(),
@@ -253,6 +269,14 @@ impl CsiNode {
         };
         self.wait(client.node_publish_volume(request))?;
         Ok(target)
+    }
+
+    /// Makes what kubelet makes before it has a volume published.
+    pub fn prepare(&self, target: &Path) {
+        let folder = target.parent().unwrap();
+        fs::create_dir_all(folder).unwrap();
+        let data = r#"{"driverName": "s3.csi.weir.dev", "specVolID": "data"}"#;
+        fs::write(folder.join("vol_data.json"), data).unwrap();
     }
 
     /// Where a pod's volume is shown.

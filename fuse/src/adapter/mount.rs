@@ -1,9 +1,10 @@
 //! mount(2) and umount(2) for FUSE, without a helper program.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
@@ -12,6 +13,9 @@ use rustix::mount::{MountFlags, UnmountFlags};
 
 /// Kernel read-ahead on a mount, in KiB.
 const READ_AHEAD_KIB: u32 = 1024;
+
+/// Longest SELinux context, in bytes: more than 1,024 categories by name are not met.
+const CONTEXT_MAX: usize = 4096;
 
 /// File system type in the mount table.
 pub const FS_TYPE: &str = "fuse.weir";
@@ -49,6 +53,9 @@ pub enum MountError {
     /// No right to mount.
     #[error("mounting needs root (CAP_SYS_ADMIN)")]
     NotPermitted,
+    /// A context that could say more to the kernel than what it is.
+    #[error("SELinux context {0:?}: only letters, digits and _ . : , - can be in one")]
+    Context(String),
     /// Anything else.
     #[error("mount on {0}: {1}")]
     Failed(PathBuf, io::Error),
@@ -57,6 +64,8 @@ pub enum MountError {
 /// One line of the mount table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountEntry {
+    /// Id of the mount, as in `mnt_id` of `/proc/self/fdinfo`.
+    pub id: u64,
     /// Device number, as `major:minor`.
     pub device: String,
     /// Where it is mounted.
@@ -67,30 +76,59 @@ pub struct MountEntry {
     pub source: String,
 }
 
-/// The mount table of this process. Facts: proc(5), `/proc/pid/mountinfo`.
+impl MountEntry {
+    /// Whether it is a mount of Weir's.
+    pub fn is_ours(&self) -> bool {
+        self.fs_type == FS_TYPE
+    }
+}
+
+/// The mount table of this process. A line that is not understood is left out: names in it are
+/// bytes that anybody may have chosen. Facts: proc(5), `/proc/pid/mountinfo`.
 ///
 /// # Errors
 /// What reading it reports.
 pub fn mount_table() -> io::Result<Vec<MountEntry>> {
-    let text = fs::read_to_string("/proc/self/mountinfo")?;
-    Ok(text.lines().filter_map(parse_line).collect())
+    let table = fs::read("/proc/self/mountinfo")?;
+    Ok(table.split(|byte| *byte == b'\n').filter_map(parse_line).collect())
 }
 
-fn parse_line(line: &str) -> Option<MountEntry> {
-    let (left, right) = line.split_once(" - ")?;
-    let mut left = left.split(' ').skip(2);
-    let device = left.next()?.to_owned();
-    let mountpoint = unescape(left.nth(1)?).into();
-    let mut right = right.split(' ');
-    let fs_type = right.next()?.to_owned();
-    let source = unescape(right.next()?);
-    Some(MountEntry { device, mountpoint, fs_type, source })
+/// The mount that an open file or folder is on; asks the file system nothing. `None` for one that is
+/// mounted nowhere in this namespace any more. Facts: proc(5), `/proc/pid/fdinfo`.
+///
+/// # Errors
+/// What reading the table reports.
+pub fn mount_of(file: BorrowedFd<'_>) -> io::Result<Option<MountEntry>> {
+    let id = mount_id(file)?;
+    Ok(mount_table()?.into_iter().find(|entry| entry.id == id))
+}
+
+/// Id of the mount that an open file or folder is on.
+///
+/// # Errors
+/// What reading it reports.
+pub fn mount_id(file: BorrowedFd<'_>) -> io::Result<u64> {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()))?;
+    let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
+    id.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "fdinfo names no mount"))
+}
+
+fn parse_line(line: &[u8]) -> Option<MountEntry> {
+    let text = |bytes: &[u8]| std::str::from_utf8(bytes).ok().map(str::to_owned);
+    let mut fields = line.split(|byte| *byte == b' ');
+    let id = text(fields.next()?)?.parse().ok()?;
+    let device = text(fields.nth(1)?)?;
+    let mountpoint = OsString::from_vec(unescape(fields.nth(1)?)).into();
+    let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
+    let fs_type = text(rest.next()?)?;
+    let source = String::from_utf8_lossy(&unescape(rest.next()?)).into_owned();
+    Some(MountEntry { id, device, mountpoint, fs_type, source })
 }
 
 /// Space, tab, newline and backslash stand as octal in the table.
-fn unescape(text: &str) -> String {
+fn unescape(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
+    let mut rest = text;
     while let Some((first, tail)) = rest.split_first() {
         let octal = tail.get(..3).filter(|_| *first == b'\\');
         let code = octal.and_then(|o| u8::from_str_radix(std::str::from_utf8(o).ok()?, 8).ok());
@@ -105,7 +143,14 @@ fn unescape(text: &str) -> String {
             }
         }
     }
-    String::from_utf8_lossy(&out).into_owned()
+    out
+}
+
+/// Whether a text can be an SELinux context, and nothing else that the kernel would read as an
+/// option. Categories are separated by commas.
+pub fn is_selinux_context(text: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "_.:,-".contains(c);
+    !text.is_empty() && text.len() <= CONTEXT_MAX && text.chars().all(allowed)
 }
 
 /// Checks that a mountpoint can be used.
@@ -131,7 +176,8 @@ pub fn check_mountpoint(path: &Path) -> Result<PathBuf, MountError> {
 /// Opens /dev/fuse and mounts it. The kernel's INIT request then waits on the result.
 ///
 /// # Errors
-/// [`MountError::NoDevice`], [`MountError::NotPermitted`] or [`MountError::Failed`].
+/// [`MountError::NoDevice`], [`MountError::NotPermitted`], [`MountError::Context`] or
+/// [`MountError::Failed`].
 pub fn mount_device(options: &MountOptions) -> Result<OwnedFd, MountError> {
     let device = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(|e| MountError::NoDevice(e.into()))?;
@@ -145,6 +191,9 @@ pub fn mount_device(options: &MountOptions) -> Result<OwnedFd, MountError> {
         data.push_str(",allow_other");
     }
     if let Some(context) = &options.selinux_context {
+        if !is_selinux_context(context) {
+            return Err(MountError::Context(context.clone()));
+        }
         data.push_str(&format!(",context=\"{context}\""));
     }
     let failed = |e: io::Error| MountError::Failed(options.mountpoint.clone(), e);
@@ -190,11 +239,40 @@ mod tests {
 
     #[test]
     fn lines_of_the_table_are_read_with_their_escapes() {
-        let line = "36 35 98:0 /root /mnt/a\\040b rw,noatime master:1 - fuse.weir s3://b/x rw";
+        let line = b"36 35 98:0 /root /mnt/a\\040b rw,noatime master:1 - fuse.weir s3://b/x rw";
         let entry = parse_line(line).unwrap();
+        assert_eq!(entry.id, 36);
         assert_eq!(entry.mountpoint, Path::new("/mnt/a b"));
         assert_eq!((entry.device.as_str(), entry.fs_type.as_str()), ("98:0", "fuse.weir"));
         assert_eq!(entry.source, "s3://b/x");
+    }
+
+    #[test]
+    fn a_name_that_is_no_text_hides_no_line() {
+        let line = b"36 35 8:1 /\xff /pods/\xfe rw shared:1 - ext4 /dev/sda1 rw";
+        let entry = parse_line(line).unwrap();
+        assert_eq!(entry.mountpoint.as_os_str().as_encoded_bytes(), b"/pods/\xfe");
+        assert!(!entry.is_ours());
+        for bad in [&b""[..], b"36", b"x 35 8:1 / / rw - a b", b"36 35 8:1 / /mnt rw shared:1"] {
+            assert_eq!(parse_line(bad), None);
+        }
+    }
+
+    #[test]
+    fn an_open_folder_tells_its_mount() {
+        let root = fs::File::open("/").unwrap();
+        let proc = fs::File::open("/proc").unwrap();
+        let of = |file: &fs::File| mount_of(file.as_fd()).unwrap().unwrap();
+        assert_eq!(of(&proc).fs_type, "proc");
+        assert_ne!(of(&root).id, of(&proc).id);
+    }
+
+    #[test]
+    fn a_context_can_add_no_option() {
+        assert!(is_selinux_context("system_u:object_r:container_file_t:s0:c1,c2"));
+        for bad in ["", "s0\",max_read=1,x=\"", "a b", "s0\n", &"s".repeat(CONTEXT_MAX + 1)] {
+            assert!(!is_selinux_context(bad), "{bad}");
+        }
     }
 
     #[test]

@@ -27,6 +27,7 @@ pub mod xattr;
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
 use crate::buffers::Buffers;
@@ -104,7 +105,8 @@ pub const SMALL_MAX: u64 = crate::model::blocks::BLOCK;
 pub const PASSTHROUGH_MIN: u64 = 4096;
 
 /// How one mount behaves.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(default)]
 pub struct SessionSettings {
     /// What is shown, and for how long it is true.
     pub names: NamespaceSettings,
@@ -116,4 +118,17 @@ pub struct SessionSettings {
     pub passthrough: bool,
     /// Size of the first parts of an upload, in bytes.
     pub write_part: u64,
+}
+
+/// What a mount has where nothing else is said.
+impl Default for SessionSettings {
+    fn default() -> Self {
+        Self {
+            names: NamespaceSettings::default(),
+            ownership: Ownership::default(),
+            read_only: false,
+            passthrough: true,
+            write_part: 8 << 20,
+        }
+    }
 }

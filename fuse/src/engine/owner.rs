@@ -39,6 +39,10 @@ const PF_EXITING: u64 = 0x4;
 /// The bit of SIGKILL in a mask of signals.
 const KILLED: u64 = 1 << (9 - 1);
 
+/// Descriptors of a process that are looked at: it chooses how many it has. Beyond them a close
+/// counts as the last one, which costs a PUT more at most.
+const DESCRIPTORS_MAX: usize = 1024;
+
 /// The processes of this pid namespace. Facts: proc(5), `/proc/pid/stat`, `/proc/pid/status`
 /// (whoever is about to die has SIGKILL pending, whichever signal it was), `/proc/pid/fdinfo`
 /// (`ino` since Linux 5.14) and `/proc/pid/mountinfo`.
@@ -47,7 +51,7 @@ pub struct Proc;
 
 impl Processes for Proc {
     fn process_of(&self, thread: u32) -> u32 {
-        let status = fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
+        let status = text_of(format!("/proc/{thread}/status"));
         let line = status.lines().find_map(|line| line.strip_prefix("Tgid:"));
         line.and_then(|text| text.trim().parse().ok()).unwrap_or(0)
     }
@@ -61,8 +65,11 @@ impl Processes for Proc {
         if thread == 0 {
             return false;
         }
-        let of = |name: &str| fs::read_to_string(format!("/proc/{thread}/{name}"));
-        let (Ok(stat), Ok(status)) = (of("stat"), of("status")) else { return true };
+        let of = |name: &str| text_of(format!("/proc/{thread}/{name}"));
+        let (stat, status) = (of("stat"), of("status"));
+        if stat.is_empty() || status.is_empty() {
+            return true;
+        }
         // The name of the program, in brackets, may hold anything.
         let flags = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(6));
         let is_exiting = flags.and_then(|flags| flags.parse().ok()).unwrap_or(0) & PF_EXITING != 0;
@@ -75,8 +82,8 @@ impl Processes for Proc {
 
     fn holds(&self, process: u32, file: &FileId<'_>) -> bool {
         let Ok(entries) = fs::read_dir(format!("/proc/{process}/fdinfo")) else { return false };
-        entries.flatten().any(|entry| {
-            let info = fs::read_to_string(entry.path()).unwrap_or_default();
+        entries.flatten().take(DESCRIPTORS_MAX).any(|entry| {
+            let info = text_of(entry.path());
             let field =
                 |key: &str| info.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
             let same = field("ino:").and_then(|v| v.parse().ok()) == Some(file.ino);
@@ -92,9 +99,14 @@ impl Processes for Proc {
     }
 }
 
+/// What a file of /proc says. The names in it may be any bytes.
+fn text_of(path: impl AsRef<std::path::Path>) -> String {
+    fs::read(path).map_or_else(|_| String::new(), |bytes| String::from_utf8_lossy(&bytes).into())
+}
+
 /// Whether a mount, by its id in the process's mount table, is of this device.
 fn is_on(process: u32, mount: &str, device: &str) -> bool {
-    let table = fs::read_to_string(format!("/proc/{process}/mountinfo")).unwrap_or_default();
+    let table = text_of(format!("/proc/{process}/mountinfo"));
     table.lines().any(|line| {
         let mut fields = line.split(' ');
         fields.next() == Some(mount) && fields.nth(1) == Some(device)

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// The longest file name that Linux shows, in bytes (`NAME_MAX`).
 pub const NAME_MAX_BYTES: usize = 255;
 
@@ -15,7 +17,8 @@ pub const PROBE_NAME: &str = ".weir-probe";
 pub const PROBE_COPY_NAME: &str = ".weir-probe-copy";
 
 /// A key prefix that names a directory: empty (the root of the bucket) or ending in `/`.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct DirPrefix(Box<str>);
 
 impl DirPrefix {
@@ -77,6 +80,26 @@ impl DirPrefix {
             Ok(()) if is_dir => KeyRole::Dir(name),
             Ok(()) => KeyRole::File(name),
         }
+    }
+}
+
+impl Default for DirPrefix {
+    fn default() -> Self {
+        Self::root()
+    }
+}
+
+impl TryFrom<String> for DirPrefix {
+    type Error = BadName;
+
+    fn try_from(text: String) -> Result<Self, BadName> {
+        Self::parse(&text)
+    }
+}
+
+impl From<DirPrefix> for String {
+    fn from(prefix: DirPrefix) -> Self {
+        prefix.0.into()
     }
 }
 

@@ -3,8 +3,10 @@
 use std::str::FromStr;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// The lifetime of metadata.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MetadataTtl {
     /// Ask the origin at every lookup and open.
     Minimal,
@@ -22,6 +24,13 @@ impl MetadataTtl {
             Self::For(d) => d,
             Self::Indefinite => Duration::from_secs(10 * 365 * 24 * 3600),
         }
+    }
+}
+
+/// What a mount has where nothing else is said.
+impl Default for MetadataTtl {
+    fn default() -> Self {
+        Self::For(Duration::from_secs(1))
     }
 }
 

@@ -18,6 +18,8 @@ pub use inode::Node;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use crate::cache::NodeCache;
 use crate::model::key::{self, DirPrefix};
 use crate::model::ttl::MetadataTtl;
@@ -30,7 +32,8 @@ use hidden::HiddenKeys;
 use inode::InodeTable;
 
 /// How a mount shows its bucket.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(default)]
 pub struct NamespaceSettings {
     /// What of the bucket is shown.
     pub prefix: DirPrefix,
@@ -49,7 +52,8 @@ pub struct NamespaceSettings {
 }
 
 /// With whose credentials a mount speaks to its origin.
-#[derive(Clone, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(default)]
 pub struct AccessSettings {
     /// Names them: equal for mounts that may see the same. Not a secret.
     pub identity: String,

@@ -38,6 +38,7 @@ impl Severity {
 
 /// Where a volume is used: what is known of it without asking the API server.
 #[derive(Clone, PartialEq, Eq, Hash, Default, Debug, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Subject {
     /// Name of the PersistentVolume; `None` for an inline volume.
     pub(crate) volume: Option<String>,
@@ -48,7 +49,7 @@ pub(crate) struct Subject {
     /// Uid of the pod.
     pub(crate) pod_uid: String,
     /// Whether it is about the node as a whole.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(crate) on_node: bool,
 }
 

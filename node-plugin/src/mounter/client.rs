@@ -11,8 +11,10 @@ use std::time::{Duration, Instant};
 use weir_fuse::engine::kernel::KernelPort;
 use weir_fuse::engine::owner::{FileId, Processes};
 
-use super::protocol::{Bind, Deposit, Mount, Reply, Request, Shown, VERSION};
-use super::wire;
+use super::protocol::{
+    Bind, Deposit, Expiry, KEYS_MAX, Mount, RECORD_MAX, Reply, Request, VERSION,
+};
+use super::{sealed, wire};
 
 /// How long a call waits for a mounter that restarts.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -25,6 +27,32 @@ const POOL_MAX: usize = 8;
 struct Line {
     socket: OwnedFd,
     buffer: Vec<u8>,
+}
+
+/// What is kept of a session.
+pub struct Kept {
+    /// Engines that have served it.
+    pub generation: u16,
+    /// What an engine has deposited, if any has.
+    pub record: Option<Vec<u8>>,
+    /// What it needs to sign, if that is kept.
+    pub keys: Option<Vec<u8>>,
+    /// The FUSE connection.
+    pub device: OwnedFd,
+}
+
+/// What is given into custody.
+pub struct Given<'a> {
+    /// The session.
+    pub session: &'a str,
+    /// Engines that have served it, this one included.
+    pub generation: u16,
+    /// All that another engine needs to serve it, but no secret.
+    pub record: &'a [u8],
+    /// What it needs to sign, and until when that is of use.
+    pub keys: Option<(&'a [u8], Expiry)>,
+    /// The FUSE connection.
+    pub device: &'a OwnedFd,
 }
 
 /// Speaks to the mounter of this node.
@@ -100,8 +128,9 @@ impl Mounter {
 
     fn connect(&self) -> io::Result<Line> {
         let mut line = Line { socket: wire::connect(&self.socket)?, buffer: Vec::new() };
-        match line.exchange(&self.hello, None)? {
-            (Reply::Hello { .. }, _) => Ok(line),
+        match line.exchange(&self.hello, &[])? {
+            (Reply::Hello { version: VERSION }, _) => Ok(line),
+            (Reply::Failed { text, .. }, _) => Err(io::Error::other(text)),
             _ => Err(io::Error::other("the mounter does not know this version of Weir")),
         }
     }
@@ -109,14 +138,14 @@ impl Mounter {
     fn call(
         &self,
         request: &Request,
-        descriptor: Option<BorrowedFd<'_>>,
-    ) -> io::Result<(Reply, Option<OwnedFd>)> {
+        along: &[BorrowedFd<'_>],
+    ) -> io::Result<(Reply, Vec<OwnedFd>)> {
         let until = Instant::now() + self.patience;
         loop {
             let pooled = self.pool().pop();
             let line = pooled.map_or_else(|| self.connect(), Ok);
             let answered = line.and_then(|mut line| {
-                let answer = line.exchange(request, descriptor)?;
+                let answer = line.exchange(request, along)?;
                 let mut pool = self.pool();
                 if pool.len() < POOL_MAX {
                     pool.push(line);
@@ -130,6 +159,8 @@ impl Mounter {
                 }
                 Ok((Reply::Failed { errno: None, text }, _)) => return Err(io::Error::other(text)),
                 Ok(answer) => return Ok(answer),
+                // No other try is shorter.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(error),
                 Err(error) if Instant::now() >= until => {
                     let text = format!("mounter at {}: {error}", self.socket.display());
                     return Err(io::Error::new(error.kind(), text));
@@ -139,8 +170,8 @@ impl Mounter {
         }
     }
 
-    fn done(&self, request: &Request, descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
-        match self.call(request, descriptor)? {
+    fn done(&self, request: &Request, along: &[BorrowedFd<'_>]) -> io::Result<()> {
+        match self.call(request, along)? {
             (Reply::Done, _) => Ok(()),
             _ => Err(unexpected()),
         }
@@ -151,8 +182,10 @@ impl Mounter {
     /// # Errors
     /// What the mounter reports.
     pub fn mount(&self, mount: Mount) -> io::Result<(OwnedFd, String)> {
-        match self.call(&Request::Mount(mount), None)? {
-            (Reply::Mounted { device }, Some(descriptor)) => Ok((descriptor, device)),
+        match self.call(&Request::Mount(mount), &[])? {
+            (Reply::Mounted { device }, mut along) => {
+                Ok((along.pop().ok_or_else(unexpected)?, device))
+            }
             _ => Err(unexpected()),
         }
     }
@@ -161,29 +194,70 @@ impl Mounter {
     ///
     /// # Errors
     /// What the mounter reports.
-    pub fn deposit(&self, deposit: Deposit, device: &OwnedFd) -> io::Result<()> {
-        self.done(&Request::Deposit(deposit), Some(device.as_fd()))
+    pub fn deposit(&self, given: &Given<'_>) -> io::Result<()> {
+        let record = sealed::write("weir-record", given.record)?;
+        let keys = given.keys.map(|(keys, _)| sealed::write("weir-keys", keys)).transpose()?;
+        let deposit = Deposit {
+            session: given.session.to_owned(),
+            generation: given.generation,
+            keys: given.keys.map(|(_, expiry)| expiry),
+            device: true,
+        };
+        let along = [Some(record.as_fd()), keys.as_ref().map(AsFd::as_fd)];
+        let along: Vec<_> = along.into_iter().flatten().chain([given.device.as_fd()]).collect();
+        self.done(&Request::Deposit(deposit), &along)
     }
 
-    /// What is in custody.
+    /// The sessions in custody.
     ///
     /// # Errors
     /// What the mounter reports.
-    pub fn list(&self) -> io::Result<Vec<Deposit>> {
-        match self.call(&Request::List, None)? {
-            (Reply::Custody(all), _) => Ok(all),
-            _ => Err(unexpected()),
+    pub fn sessions(&self) -> io::Result<Vec<String>> {
+        let mut all: Vec<String> = Vec::new();
+        loop {
+            let after = all.last().cloned().unwrap_or_default();
+            match self.call(&Request::Sessions { after }, &[])? {
+                (Reply::Sessions(page), _) if page.is_empty() => return Ok(all),
+                (Reply::Sessions(page), _) => all.extend(page),
+                _ => return Err(unexpected()),
+            }
         }
     }
 
-    /// The connection of a session in custody.
+    /// What is kept of a session.
+    ///
+    /// # Errors
+    /// What the mounter reports: NotFound when it is not in custody.
+    pub fn take(&self, session: &str) -> io::Result<Kept> {
+        let (reply, along) = self.call(&Request::Take { session: session.to_owned() }, &[])?;
+        let Reply::Taken { generation, record, keys } = reply else { return Err(unexpected()) };
+        let mut along = along.into_iter();
+        let mut next = |max| along.next().ok_or_else(unexpected).map(|file| (file, max));
+        let record = record.then(|| next(RECORD_MAX)).transpose()?;
+        let keys = keys.then(|| next(KEYS_MAX)).transpose()?;
+        let read = |(file, max)| sealed::read(file, max);
+        Ok(Kept {
+            generation,
+            record: record.map(read).transpose()?,
+            keys: keys.map(read).transpose()?,
+            device: along.next().ok_or_else(unexpected)?,
+        })
+    }
+
+    /// Where a session is shown.
     ///
     /// # Errors
     /// What the mounter reports.
-    pub fn take(&self, session: &str) -> io::Result<OwnedFd> {
-        match self.call(&Request::Take { session: session.to_owned() }, None)? {
-            (Reply::Done, Some(descriptor)) => Ok(descriptor),
-            _ => Err(unexpected()),
+    pub fn targets(&self, session: &str) -> io::Result<Vec<PathBuf>> {
+        let mut all: Vec<PathBuf> = Vec::new();
+        loop {
+            let after = all.last().cloned().unwrap_or_default();
+            let request = Request::Targets { session: session.to_owned(), after };
+            match self.call(&request, &[])? {
+                (Reply::Targets(page), _) if page.is_empty() => return Ok(all),
+                (Reply::Targets(page), _) => all.extend(page),
+                _ => return Err(unexpected()),
+            }
         }
     }
 
@@ -192,7 +266,7 @@ impl Mounter {
     /// # Errors
     /// What the mounter reports.
     pub fn bind(&self, bind: Bind) -> io::Result<()> {
-        self.done(&Request::Bind(bind), None)
+        self.done(&Request::Bind(bind), &[])
     }
 
     /// Removes what is shown at a target, and the target.
@@ -200,7 +274,7 @@ impl Mounter {
     /// # Errors
     /// What the mounter reports.
     pub fn unbind(&self, target: &Path) -> io::Result<()> {
-        self.done(&Request::Unbind { target: target.to_owned() }, None)
+        self.done(&Request::Unbind { target: target.to_owned() }, &[])
     }
 
     /// Unmounts a session and forgets it.
@@ -208,7 +282,16 @@ impl Mounter {
     /// # Errors
     /// What the mounter reports.
     pub fn unmount(&self, session: &str) -> io::Result<()> {
-        self.done(&Request::Unmount { session: session.to_owned() }, None)
+        self.done(&Request::Unmount { session: session.to_owned(), force: false }, &[])
+    }
+
+    /// Ends the connection of a session, so that whoever waits for it gets an error, unmounts it and
+    /// forgets it.
+    ///
+    /// # Errors
+    /// What the mounter reports.
+    pub fn end(&self, session: &str) -> io::Result<()> {
+        self.done(&Request::Unmount { session: session.to_owned(), force: true }, &[])
     }
 
     /// Whether an engine is there.
@@ -216,19 +299,19 @@ impl Mounter {
     /// # Errors
     /// What the mounter reports.
     pub fn has_engine(&self) -> io::Result<bool> {
-        match self.call(&Request::HasEngine, None)? {
+        match self.call(&Request::HasEngine, &[])? {
             (Reply::Is(there), _) => Ok(there),
             _ => Err(unexpected()),
         }
     }
 
-    /// What is mounted below the target folders.
+    /// Whether any volume is shown to a pod.
     ///
     /// # Errors
     /// What the mounter reports.
-    pub fn mounts(&self) -> io::Result<Vec<Shown>> {
-        match self.call(&Request::Mounts, None)? {
-            (Reply::Mounts(all), _) => Ok(all),
+    pub fn is_showing(&self) -> io::Result<bool> {
+        match self.call(&Request::IsShowing, &[])? {
+            (Reply::Is(showing), _) => Ok(showing),
             _ => Err(unexpected()),
         }
     }
@@ -238,9 +321,9 @@ impl Line {
     fn exchange(
         &mut self,
         request: &Request,
-        descriptor: Option<BorrowedFd<'_>>,
-    ) -> io::Result<(Reply, Option<OwnedFd>)> {
-        wire::send(&self.socket, request, descriptor)?;
+        along: &[BorrowedFd<'_>],
+    ) -> io::Result<(Reply, Vec<OwnedFd>)> {
+        wire::send(&self.socket, request, along)?;
         wire::receive(&self.socket, &mut self.buffer)?.ok_or_else(|| {
             io::Error::new(io::ErrorKind::ConnectionReset, "it closed the connection")
         })
@@ -253,14 +336,14 @@ fn unexpected() -> io::Error {
 
 impl Processes for Mounter {
     fn process_of(&self, thread: u32) -> u32 {
-        match self.call(&Request::ProcessOf { thread }, None) {
+        match self.call(&Request::ProcessOf { thread }, &[]) {
             Ok((Reply::Process(process), _)) => process,
             _ => 0,
         }
     }
 
     fn is_alive(&self, process: u32) -> bool {
-        let answer = self.call(&Request::IsAlive { process, and_stays: false }, None);
+        let answer = self.call(&Request::IsAlive { process, and_stays: false }, &[]);
         // Who cannot be asked about counts as gone: then the close stores the file.
         matches!(answer, Ok((Reply::Is(true), _)))
     }
@@ -270,7 +353,7 @@ impl Processes for Mounter {
             return false;
         }
         let question = Request::IsAlive { process: thread, and_stays: true };
-        matches!(self.call(&question, None), Ok((Reply::Is(false), _)))
+        matches!(self.call(&question, &[]), Ok((Reply::Is(false), _)))
     }
 
     fn holds(&self, process: u32, file: &FileId<'_>) -> bool {
@@ -280,7 +363,7 @@ impl Processes for Mounter {
             ino: file.ino,
             name: file.name.to_owned(),
         };
-        matches!(self.call(&question, None), Ok((Reply::Is(true), _)))
+        matches!(self.call(&question, &[]), Ok((Reply::Is(true), _)))
     }
 }
 
@@ -295,7 +378,7 @@ pub struct SessionPort {
 impl KernelPort for SessionPort {
     fn open_backing(&self, file: &File) -> io::Result<u32> {
         let request = Request::OpenBacking { session: self.session.clone() };
-        match self.mounter.call(&request, Some(file.as_fd()))? {
+        match self.mounter.call(&request, &[file.as_fd()])? {
             (Reply::Backing(id), _) => Ok(id),
             _ => Err(unexpected()),
         }
@@ -303,7 +386,7 @@ impl KernelPort for SessionPort {
 
     fn close_backing(&self, id: u32) {
         let request = Request::CloseBacking { session: self.session.clone(), id };
-        if let Err(error) = self.mounter.done(&request, None) {
+        if let Err(error) = self.mounter.done(&request, &[]) {
             tracing::debug!(%error, id, "backing id not closed");
         }
     }

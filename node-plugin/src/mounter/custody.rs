@@ -2,15 +2,23 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Bound;
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::protocol::Deposit;
+use super::protocol::{Deposit, Expiry, KEYS_MAX, RECORD_MAX, SESSIONS_PAGE};
+use super::sealed;
+
+/// Descriptors that one session costs: its connection, the root of its mount, record and keys.
+const DESCRIPTORS_OF_A_SESSION: u64 = 4;
+/// Descriptors that are for conversations, and for what they carry.
+const DESCRIPTORS_ELSE: u64 = 512;
 
 /// Sessions, and whether an engine is there.
 pub(super) struct Custody {
     orphan_timeout: Duration,
+    sessions_max: usize,
     state: Mutex<State>,
 }
 
@@ -25,13 +33,33 @@ struct State {
 
 struct Kept {
     device: OwnedFd,
-    deposit: Option<Deposit>,
+    /// The root of its mount, where that is known.
+    root: Option<Arc<OwnedFd>>,
+    generation: u16,
+    record: Option<OwnedFd>,
+    keys: Option<(OwnedFd, Expiry)>,
+    backings: usize,
+}
+
+/// What an engine takes of a session.
+pub(super) struct Taken {
+    pub(super) generation: u16,
+    pub(super) record: Option<OwnedFd>,
+    pub(super) keys: Option<OwnedFd>,
+    pub(super) device: OwnedFd,
+}
+
+/// How many sessions leave descriptors for conversations, where a process may have `descriptors`.
+pub(super) fn sessions_max(descriptors: u64) -> usize {
+    let sessions = descriptors.saturating_sub(DESCRIPTORS_ELSE) / DESCRIPTORS_OF_A_SESSION;
+    usize::try_from(sessions).unwrap_or(usize::MAX).max(1)
 }
 
 impl Custody {
-    pub(super) fn new(orphan_timeout: Duration) -> Self {
+    pub(super) fn new(orphan_timeout: Duration, sessions_max: usize) -> Self {
         Self {
             orphan_timeout,
+            sessions_max,
             state: Mutex::new(State {
                 sessions: BTreeMap::new(),
                 engine: None,
@@ -77,31 +105,95 @@ impl Custody {
         }
     }
 
-    /// Keeps the descriptor of a session.
-    pub(super) fn keep(&self, session: &str, device: OwnedFd) {
-        self.state().sessions.insert(session.to_owned(), Kept { device, deposit: None });
-    }
-
-    /// Keeps what an engine says about a session.
+    /// Whether one more session can be kept.
     ///
     /// # Errors
-    /// `NotFound` when the session is not in custody and no descriptor came along.
-    pub(super) fn deposit(&self, deposit: Deposit, device: Option<OwnedFd>) -> io::Result<()> {
+    /// When it would take the descriptors that conversations need.
+    pub(super) fn has_room(&self) -> io::Result<()> {
+        match self.state().sessions.len() < self.sessions_max {
+            true => Ok(()),
+            false => Err(full(self.sessions_max)),
+        }
+    }
+
+    /// Keeps the descriptor of a session, and the root of its mount.
+    ///
+    /// # Errors
+    /// As [`Custody::has_room`].
+    pub(super) fn keep(&self, session: &str, device: OwnedFd, root: OwnedFd) -> io::Result<()> {
         let mut state = self.state();
-        match (state.sessions.get_mut(&deposit.session), device) {
-            (Some(kept), _) => kept.deposit = Some(deposit),
-            (None, Some(device)) => {
-                let session = deposit.session.clone();
-                state.sessions.insert(session, Kept { device, deposit: Some(deposit) });
+        if state.sessions.len() >= self.sessions_max && !state.sessions.contains_key(session) {
+            return Err(full(self.sessions_max));
+        }
+        let kept = Kept {
+            device,
+            root: Some(Arc::new(root)),
+            generation: 0,
+            record: None,
+            keys: None,
+            backings: 0,
+        };
+        state.sessions.insert(session.to_owned(), kept);
+        Ok(())
+    }
+
+    /// Keeps what an engine says about a session, in place of what was kept.
+    ///
+    /// # Errors
+    /// `NotFound` when the session is not in custody and no FUSE descriptor came along;
+    /// `InvalidData` when something else came along than the message says, or too much.
+    pub(super) fn deposit(&self, deposit: &Deposit, along: Vec<OwnedFd>) -> io::Result<()> {
+        let mut along = along.into_iter();
+        let mut next = |expected: bool| match (expected, expected.then(|| along.next()).flatten()) {
+            (true, None) => Err(io::Error::new(io::ErrorKind::InvalidData, "too little came along")),
+            (_, file) => Ok(file),
+        };
+        let record = next(true)?;
+        let keys = next(deposit.keys.is_some())?;
+        let device = next(deposit.device)?;
+        for (file, max) in [(&record, RECORD_MAX), (&keys, KEYS_MAX)] {
+            file.as_ref().map(|file| sealed::check(file, max)).transpose()?;
+        }
+        let mut state = self.state();
+        let known = state.sessions.len();
+        if !state.sessions.contains_key(&deposit.session) {
+            let device = device.ok_or_else(|| absent(&deposit.session))?;
+            if known >= self.sessions_max {
+                return Err(full(self.sessions_max));
             }
-            (None, None) => return Err(absent(&deposit.session)),
+            let kept =
+                Kept { device, root: None, generation: 0, record: None, keys: None, backings: 0 };
+            state.sessions.insert(deposit.session.clone(), kept);
+        }
+        if let Some(kept) = state.sessions.get_mut(&deposit.session) {
+            kept.generation = deposit.generation;
+            kept.record = record;
+            kept.keys = keys.zip(deposit.keys);
         }
         Ok(())
     }
 
-    /// Sessions that an engine has deposited.
-    pub(super) fn list(&self) -> Vec<Deposit> {
-        self.state().sessions.values().filter_map(|kept| kept.deposit.clone()).collect()
+    /// Names of sessions after this one, in order; a page of them.
+    pub(super) fn names(&self, after: &str) -> Vec<String> {
+        let state = self.state();
+        let range = (Bound::Excluded(after), Bound::Unbounded);
+        state.sessions.range::<str, _>(range).map(|(id, _)| id.clone()).take(SESSIONS_PAGE).collect()
+    }
+
+    /// Copies of what is kept of a session.
+    ///
+    /// # Errors
+    /// `NotFound` when it is not in custody.
+    pub(super) fn take(&self, session: &str) -> io::Result<Taken> {
+        let state = self.state();
+        let kept = state.sessions.get(session).ok_or_else(|| absent(session))?;
+        let copy = |file: &OwnedFd| file.try_clone();
+        Ok(Taken {
+            generation: kept.generation,
+            record: kept.record.as_ref().map(copy).transpose()?,
+            keys: kept.keys.as_ref().map(|(file, _)| copy(file)).transpose()?,
+            device: kept.device.try_clone()?,
+        })
     }
 
     /// A copy of a session's descriptor.
@@ -110,6 +202,42 @@ impl Custody {
     /// `NotFound` when it is not in custody.
     pub(super) fn device(&self, session: &str) -> io::Result<OwnedFd> {
         self.state().sessions.get(session).ok_or_else(|| absent(session))?.device.try_clone()
+    }
+
+    /// The root of a session's mount, where that is known.
+    ///
+    /// # Errors
+    /// `NotFound` when it is not in custody.
+    pub(super) fn root(&self, session: &str) -> io::Result<Option<Arc<OwnedFd>>> {
+        Ok(self.state().sessions.get(session).ok_or_else(|| absent(session))?.root.clone())
+    }
+
+    /// Notes the root of a session's mount.
+    pub(super) fn set_root(&self, session: &str, root: Arc<OwnedFd>) {
+        if let Some(kept) = self.state().sessions.get_mut(session) {
+            kept.root = Some(root);
+        }
+    }
+
+    /// Counts backing files of a session: one more where `max` is not reached, or one less.
+    ///
+    /// # Errors
+    /// `NotFound` when it is not in custody, or when there are `max` of them.
+    pub(super) fn add_backing(&self, session: &str, max: usize) -> io::Result<()> {
+        let mut state = self.state();
+        let kept = state.sessions.get_mut(session).ok_or_else(|| absent(session))?;
+        if kept.backings >= max {
+            return Err(io::Error::other(format!("{max} backing files are registered already")));
+        }
+        kept.backings += 1;
+        Ok(())
+    }
+
+    /// Notes that a backing file of a session is not registered any more.
+    pub(super) fn drop_backing(&self, session: &str) {
+        if let Some(kept) = self.state().sessions.get_mut(session) {
+            kept.backings = kept.backings.saturating_sub(1);
+        }
     }
 
     /// Whether a session is in custody.
@@ -131,45 +259,25 @@ impl Custody {
         }
         std::mem::take(&mut state.sessions).into_keys().collect()
     }
+
+    /// Lets go of keys that are of no use any more.
+    pub(super) fn drop_keys_expired_at(&self, now: SystemTime) {
+        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        for kept in self.state().sessions.values_mut() {
+            kept.keys.take_if(|(_, expiry)| expiry.at.is_some_and(|at| at <= now));
+        }
+    }
 }
 
 fn absent(session: &str) -> io::Error {
     io::Error::new(io::ErrorKind::NotFound, format!("session {session} is not in custody"))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn descriptor() -> OwnedFd {
-        std::fs::File::open("/dev/null").unwrap().into()
-    }
-
-    fn deposit(session: &str) -> Deposit {
-        let handshake = weir_fuse::adapter::Handshake { request: Vec::new(), reply: Vec::new() };
-        Deposit { session: session.into(), handshake, generation: 1, record: "canary".into() }
-    }
-
-    #[test]
-    fn sessions_wait_for_an_engine_until_the_deadline() {
-        let custody = Custody::new(Duration::ZERO);
-        custody.keep("a", descriptor());
-        custody.deposit(deposit("a"), None).unwrap();
-        assert!(custody.deposit(deposit("b"), None).is_err());
-        custody.deposit(deposit("b"), Some(descriptor())).unwrap();
-        let connection = custody.attach("one", descriptor());
-        assert!(custody.take_orphans().is_empty());
-        let other = custody.attach("two", descriptor());
-        // The end of a connection that was closed for another engine says nothing.
-        custody.detach(connection);
-        assert!(custody.take_orphans().is_empty() && custody.list().len() == 2);
-        custody.detach(other);
-        assert_eq!(custody.take_orphans(), ["a", "b"]);
-        assert!(custody.device("a").is_err());
-    }
-
-    #[test]
-    fn records_are_not_printed() {
-        assert!(!format!("{:?}", deposit("a")).contains("canary"));
-    }
+fn full(sessions: usize) -> io::Error {
+    io::Error::other(format!(
+        "{sessions} volumes are mounted, which is all that this mounter's limit of open files allows"
+    ))
 }
+
+#[cfg(test)]
+mod tests;

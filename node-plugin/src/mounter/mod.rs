@@ -1,37 +1,56 @@
-//! `weir mounter`: the one privileged process of a node. It mounts, binds and unmounts below the
-//! folders it was given, registers backing files, and keeps every FUSE connection in custody, so
-//! that none ends with the process that serves it. No network, no S3, no async runtime.
+//! `weir mounter`: the one privileged process of a node. It mounts, shows and unmounts volumes where
+//! kubelet has made a place for them, registers files of the cache for passthrough, and keeps every
+//! FUSE connection in custody, so that none ends with the process that serves it. No network, no S3,
+//! no async runtime.
 
+mod backing;
 pub mod client;
 mod custody;
+mod locks;
+mod mounts;
 mod privilege;
 mod process;
 pub mod protocol;
 mod roots;
+pub mod sealed;
 mod serve;
 pub mod wire;
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use rustix::process::Resource;
 
 use crate::cli::MounterArgs;
 use crate::exit::{Failure, Kind};
-use crate::logging;
+use crate::{assembly, logging};
 
-/// Runs the command; returns only when it cannot go on.
+/// Runs the command; returns only when it cannot start.
 ///
 /// # Errors
 /// Why it cannot start.
 pub fn run(args: &MounterArgs) -> Result<(), Failure> {
     logging::start_plain(args.log_level, args.log_format);
+    assembly::raise_file_limit();
     let failed =
         |what: &str, error: std::io::Error| Failure::new(Kind::Other, format!("{what}: {error}"));
     let roots = roots::Roots::open(&args.sessions_dir, &args.target_root)
         .map_err(|e| failed("folders of the mounter", e))?;
+    let backing = backing::Backing::new(&args.cache_dir);
+    for folder in backing.missing() {
+        tracing::warn!(folder = %folder.display(), "no such cache folder: no passthrough from there");
+    }
     // Before any thread is started: each has its own.
     privilege::keep_only_sys_admin().map_err(|e| failed("dropping capabilities", e))?;
-    let listener = wire::listen(&args.socket)
-        .map_err(|e| failed(&format!("socket {}", args.socket.display()), e))?;
-    let custody = custody::Custody::new(Duration::from_secs(args.orphan_timeout));
-    tracing::info!(socket = %args.socket.display(), "mounter ready");
-    serve::run(&listener, roots, custody).map_err(|e| failed("serving", e))
+    let listen = |socket: &std::path::Path| {
+        wire::listen(socket).map_err(|e| failed(&format!("socket {}", socket.display()), e))
+    };
+    let (engines, visitors) = (listen(&args.socket)?, listen(&args.visitor_socket)?);
+    let descriptors = rustix::process::getrlimit(Resource::Nofile).current;
+    // No limit is more than anybody has.
+    let sessions_max = custody::sessions_max(descriptors.unwrap_or(u64::MAX));
+    let custody = custody::Custody::new(Duration::from_secs(args.orphan_timeout), sessions_max);
+    let mounts = mounts::Mounts { roots, custody, backing, locks: Default::default() };
+    tracing::info!(socket = %args.socket.display(), sessions_max, "mounter ready");
+    serve::run(engines, visitors, Arc::new(mounts)).map_err(|e| failed("serving", e))
 }

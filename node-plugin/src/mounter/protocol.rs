@@ -5,41 +5,59 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use weir_fuse::adapter::Handshake;
 
 /// Version of the protocol.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
+/// Longest record of a session, in bytes: its settings, and every target that shows it.
+pub const RECORD_MAX: u64 = 1 << 20;
+/// Longest keys of a session, in bytes.
+pub const KEYS_MAX: u64 = 64 << 10;
+/// Sessions named in one answer.
+pub const SESSIONS_PAGE: usize = 256;
+/// Targets named in one answer.
+pub const TARGETS_PAGE: usize = 32;
 
 /// What the node asks.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Request {
-    /// First on every connection. A new engine takes the place of the one before, whose
-    /// connections are closed.
+    /// First on every connection of an engine, at the engine's socket. A new engine takes the place
+    /// of the one before, whose connections are closed.
     Hello {
         /// [`VERSION`] of the node.
         version: u32,
         /// Names this run of the node.
         engine: String,
     },
-    /// First on a connection of somebody who is no engine: such a one may ask whether an engine is
-    /// there and what is mounted and, while none is there, take volumes away from targets.
+    /// First on every connection at the visitors' socket: a visitor may ask whether an engine is
+    /// there and whether anything is shown and, while none is there, take volumes away from targets.
     Visit {
         /// [`VERSION`] of the visitor.
         version: u32,
     },
     /// Is an engine there?
     HasEngine,
+    /// Is any session shown anywhere?
+    IsShowing,
     /// Mount a session. The reply carries the FUSE descriptor; the mounter keeps a copy.
     Mount(Mount),
-    /// Keep this about a session, in place of what was kept. After a restart of the mounter the
-    /// FUSE descriptor comes along.
+    /// Keep this about a session, in place of what was kept.
     Deposit(Deposit),
-    /// What is in custody?
-    List,
-    /// The reply carries the FUSE descriptor of a session.
+    /// Which sessions are in custody? In order, [`SESSIONS_PAGE`] at most.
+    Sessions {
+        /// Those after this one; empty for the first.
+        after: String,
+    },
+    /// The reply carries what is kept of a session.
     Take {
         /// Which.
         session: String,
+    },
+    /// Where is a session shown? In order, [`TARGETS_PAGE`] at most.
+    Targets {
+        /// Which.
+        session: String,
+        /// Those after this one; empty for the first.
+        after: PathBuf,
     },
     /// Show a session at a target.
     Bind(Bind),
@@ -52,6 +70,9 @@ pub enum Request {
     Unmount {
         /// Which.
         session: String,
+        /// End its connection, so that whoever waits for it gets an error.
+        #[serde(default)]
+        force: bool,
     },
     /// Register the file that comes along for passthrough.
     OpenBacking {
@@ -74,7 +95,7 @@ pub enum Request {
     IsAlive {
         /// Its id.
         process: u32,
-        /// One that was killed, or exits, does not count. A mounter of an earlier release counts it.
+        /// One that was killed, or exits, does not count.
         #[serde(default)]
         and_stays: bool,
     },
@@ -89,8 +110,6 @@ pub enum Request {
         /// Name of the file.
         name: String,
     },
-    /// What is mounted below the target folders?
-    Mounts,
 }
 
 /// How to mount a session.
@@ -104,26 +123,25 @@ pub struct Mount {
     pub selinux_context: Option<String>,
 }
 
-/// What is kept of a session, beside its descriptor.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// What is kept of a session. The message says what comes along, in this order: the record; the
+/// keys, where there are any; after a restart of the mounter, the FUSE descriptor.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Deposit {
     /// Its id.
     pub session: String,
-    /// What kernel and first engine agreed on.
-    pub handshake: Handshake,
     /// Engines that have served it, the present one included.
     pub generation: u16,
-    /// Whatever the node needs to serve it again. May hold credentials: never printed.
-    pub record: String,
+    /// Whether keys come along; what was kept is dropped else.
+    pub keys: Option<Expiry>,
+    /// Whether the FUSE descriptor comes along.
+    pub device: bool,
 }
 
-impl std::fmt::Debug for Deposit {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Deposit")
-            .field("session", &self.session)
-            .field("generation", &self.generation)
-            .finish_non_exhaustive()
-    }
+/// Until when keys are kept.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Expiry {
+    /// Seconds since 1970; `None` for keys that do not say.
+    pub at: Option<u64>,
 }
 
 /// Where to show a session.
@@ -135,15 +153,6 @@ pub struct Bind {
     pub target: PathBuf,
     /// Whether nobody may write there.
     pub read_only: bool,
-}
-
-/// Something mounted below the target folders.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Shown {
-    /// Where.
-    pub target: PathBuf,
-    /// The session, if it is one of ours.
-    pub session: Option<String>,
 }
 
 /// What the mounter answers.
@@ -161,16 +170,26 @@ pub enum Reply {
         /// The device.
         device: String,
     },
-    /// What is in custody.
-    Custody(Vec<Deposit>),
+    /// Names of sessions in custody.
+    Sessions(Vec<String>),
+    /// What is kept of a session. Along come the record, the keys where they are kept, and the FUSE
+    /// descriptor.
+    Taken {
+        /// Engines that have served it.
+        generation: u16,
+        /// Whether a record comes along: none does if no engine has deposited one.
+        record: bool,
+        /// Whether keys come along.
+        keys: bool,
+    },
+    /// Where a session is shown.
+    Targets(Vec<PathBuf>),
     /// A backing id.
     Backing(u32),
     /// A process id; 0 for none.
     Process(u32),
     /// Yes or no.
     Is(bool),
-    /// What is mounted.
-    Mounts(Vec<Shown>),
     /// It failed.
     Failed {
         /// The errno, where the system gave one.

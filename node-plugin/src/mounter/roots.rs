@@ -1,14 +1,36 @@
-//! Paths that are looked up below the folders of the mounter, never through a symlink.
+//! Where sessions are mounted and volumes are shown. Places are looked up below the mounter's
+//! folders, never through a symlink or another mount, and a target only where kubelet has made it
+//! for this driver.
 
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
+use serde::Deserialize;
+use weir_fuse::adapter::mount::{self, MountEntry};
+
+use crate::csi::DRIVER;
 
 const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+/// How every path is resolved. `NO_XDEV`: a mount on the way leads elsewhere, as kubelet's own of
+/// subPath volumes do.
+const BENEATH: ResolveFlags = ResolveFlags::BENEATH
+    .union(ResolveFlags::NO_SYMLINKS)
+    .union(ResolveFlags::NO_MAGICLINKS)
+    .union(ResolveFlags::NO_XDEV);
+/// What kubelet writes about a volume beside its target, before it has it published, and removes
+/// after it was taken away (pkg/volume/csi/csi_util.go).
+const VOLUME_DATA: &str = "vol_data.json";
+/// More than kubelet writes there, in bytes.
+const VOLUME_DATA_MAX: u64 = 64 << 10;
+/// kubelet's name for the folder of CSI volumes in a pod.
+const CSI_VOLUMES: &str = "kubernetes.io~csi";
+/// Mounts on top of each other that are taken away at once.
+const STACKED_MAX: usize = 64;
 
 /// A folder below which paths may lie.
 struct Root {
@@ -36,25 +58,12 @@ impl Root {
         Ok(Self { path, folder })
     }
 
-    /// Opens a path below this root; with `make`, folders that are not there are made.
-    fn descend(&self, relative: &Path, make: bool) -> io::Result<OwnedFd> {
-        let beneath =
-            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        let open =
-            |path: &Path| rustix::fs::openat2(&self.folder, path, FOLDER, Mode::empty(), beneath);
-        let relative = if relative.as_os_str().is_empty() { Path::new(".") } else { relative };
-        match open(relative) {
-            Err(Errno::NOENT) if make => {
-                let parent = self.descend(relative.parent().unwrap_or(Path::new("")), true)?;
-                let name = relative.file_name().ok_or(Errno::INVAL)?;
-                match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o750)) {
-                    Ok(()) | Err(Errno::EXIST) => {}
-                    Err(error) => return Err(error.into()),
-                }
-                Ok(open(relative)?)
-            }
-            other => Ok(other?),
-        }
+    fn place(&self, relative: &Path) -> io::Result<Place> {
+        let name = relative.file_name().ok_or(Errno::INVAL)?.into();
+        let parent = relative.parent().unwrap_or(Path::new(""));
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        let parent = rustix::fs::openat2(&self.folder, parent, FOLDER, Mode::empty(), BENEATH)?;
+        Ok(Place { parent, name })
     }
 }
 
@@ -66,41 +75,51 @@ impl Roots {
     }
 
     /// The place of a session's mount.
-    pub(super) fn session(&self, id: &str, make: bool) -> io::Result<Place> {
+    pub(super) fn session(&self, id: &str) -> io::Result<Place> {
         let hex = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
         if id.is_empty() || id.len() > 64 || !id.chars().all(hex) {
             return Err(refused(format!("{id:?} is no session")));
         }
-        place(&self.sessions, Path::new(id), make)
+        self.sessions.place(Path::new(id))
     }
 
-    /// The place of a target.
-    pub(super) fn target(&self, path: &Path, make: bool) -> io::Result<Place> {
-        let plain = |c: Component<'_>| matches!(c, Component::RootDir | Component::Normal(_));
-        let root = self.targets.iter().find(|root| path.starts_with(&root.path));
-        match root {
-            Some(root) if path.components().all(plain) => {
-                let relative = path.strip_prefix(&root.path).unwrap_or(path);
-                place(root, relative, make)
-            }
-            _ => Err(refused(format!("{} is not below a folder for targets", path.display()))),
+    /// The place of a target: [`Roots::is_target`].
+    pub(super) fn target(&self, path: &Path) -> io::Result<Place> {
+        match self.below(path) {
+            Some((root, relative)) => root.place(relative),
+            None => Err(refused(format!("{} is no target of kubelet's", path.display()))),
         }
     }
 
-    /// The session that is mounted at this path of the mount table, if it is one.
-    pub(super) fn session_at(&self, path: &Path) -> Option<String> {
-        let name = path.strip_prefix(&self.sessions.path).ok()?;
-        (name.components().count() == 1).then(|| name.to_string_lossy().into_owned())
-    }
-
-    /// Whether a path of the mount table lies below a folder for targets.
+    /// Whether a path has the form of kubelet's targets,
+    /// `<pods>/<pod uid>/volumes/kubernetes.io~csi/<volume>/<name>`. kubelet's name is `mount`; the
+    /// conformance suite of CSI has others.
     pub(super) fn is_target(&self, path: &Path) -> bool {
-        self.targets.iter().any(|root| path.starts_with(&root.path))
+        self.below(path).is_some()
     }
 
-    /// The path of a session's mount in the mount table.
-    pub(super) fn session_path(&self, id: &str) -> PathBuf {
-        self.sessions.path.join(id)
+    fn below<'a>(&self, path: &'a Path) -> Option<(&Root, &'a Path)> {
+        let root = self.targets.iter().find(|root| path.starts_with(&root.path))?;
+        let relative = path.strip_prefix(&root.path).ok()?;
+        let parts: Option<Vec<&str>> = relative
+            .components()
+            .map(|part| match part {
+                Component::Normal(part) => part.to_str(),
+                _ => None,
+            })
+            .collect();
+        let is_plain = |part: &str| {
+            part.len() <= 255 && !part.chars().any(|c| c.is_control() || c == '\\')
+        };
+        let is_uid = |part: &str| part.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
+        match *parts?.as_slice() {
+            [pod, "volumes", CSI_VOLUMES, volume, name]
+                if is_uid(pod) && is_plain(volume) && is_plain(name) && name != VOLUME_DATA =>
+            {
+                Some((root, relative))
+            }
+            _ => None,
+        }
     }
 }
 
@@ -108,22 +127,47 @@ fn refused(text: String) -> io::Error {
     io::Error::new(io::ErrorKind::PermissionDenied, text)
 }
 
-fn place(root: &Root, relative: &Path, make: bool) -> io::Result<Place> {
-    let name = relative.file_name().ok_or(Errno::INVAL)?;
-    let parent = root.descend(relative.parent().unwrap_or(Path::new("")), make)?;
-    if make {
-        match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o750)) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(Place { parent, name: name.into() })
+/// The part of kubelet's file that is asked for.
+#[derive(Deserialize)]
+struct VolumeData {
+    #[serde(rename = "driverName")]
+    driver: String,
 }
 
 impl Place {
+    /// Makes the directory, where it is not there; nothing above it.
+    pub(super) fn make(&self) -> io::Result<()> {
+        match rustix::fs::mkdirat(&self.parent, &self.name, Mode::from_raw_mode(0o750)) {
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Checks that kubelet has made this target for our driver.
+    ///
+    /// # Errors
+    /// `PermissionDenied` where it has not, or says nothing.
+    pub(super) fn check_provenance(&self) -> io::Result<()> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let opened =
+            rustix::fs::openat2(&self.parent, VOLUME_DATA, flags, Mode::empty(), BENEATH);
+        let file = match opened {
+            Ok(file) => File::from(file),
+            Err(error) => return Err(refused(format!("kubelet's {VOLUME_DATA}: {error}"))),
+        };
+        let mut text = Vec::new();
+        file.take(VOLUME_DATA_MAX).read_to_end(&mut text)?;
+        let data: VolumeData = serde_json::from_slice(&text)
+            .map_err(|error| refused(format!("kubelet's {VOLUME_DATA}: {error}")))?;
+        match data.driver == DRIVER {
+            true => Ok(()),
+            false => Err(refused(format!("this target is of the driver {:?}", data.driver))),
+        }
+    }
+
     /// Opens what is there now: a mount's root, where something is mounted.
     pub(super) fn folder(&self) -> io::Result<OwnedFd> {
-        let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::BENEATH;
+        let resolve = BENEATH.difference(ResolveFlags::NO_XDEV);
         Ok(rustix::fs::openat2(&self.parent, &self.name, FOLDER, Mode::empty(), resolve)?)
     }
 
@@ -132,44 +176,97 @@ impl Place {
         format!("/proc/self/fd/{}", folder.as_raw_fd())
     }
 
-    fn path(&self) -> PathBuf {
-        Path::new(&Self::path_of(&self.parent)).join(&self.name)
+    /// What is mounted here; `None` where nothing is, or there is no such directory.
+    ///
+    /// # Errors
+    /// What looking reports.
+    pub(super) fn mounted(&self) -> io::Result<Option<MountEntry>> {
+        let folder = match self.folder() {
+            Ok(folder) => folder,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if mount::mount_id(folder.as_fd())? == mount::mount_id(self.parent.as_fd())? {
+            return Ok(None);
+        }
+        mount::mount_of(folder.as_fd())
     }
 
-    /// Shows `from` here.
-    pub(super) fn bind(&self, from: &OwnedFd, read_only: bool) -> io::Result<()> {
+    /// Shows the mount here whose root is `from`. No name is asked where that is, and nothing that is
+    /// mounted here is covered.
+    ///
+    /// # Errors
+    /// `AlreadyExists` where something is mounted; what the system reports.
+    pub(super) fn show(&self, from: &OwnedFd, read_only: bool) -> io::Result<()> {
+        if let Some(entry) = self.mounted()? {
+            let text = format!("{} is mounted there already", entry.source);
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
+        }
         let target = self.folder()?;
-        rustix::mount::mount_bind(Self::path_of(from), Self::path_of(&target))?;
+        let clone = OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_EMPTY_PATH;
+        let tree = rustix::mount::open_tree(from, "", clone)?;
+        let by_descriptors =
+            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        rustix::mount::move_mount(&tree, "", &target, "", by_descriptors)?;
         if read_only {
-            let shown = self.folder()?;
             let flags = MountFlags::BIND
                 | MountFlags::RDONLY
                 | MountFlags::NOSUID
                 | MountFlags::NODEV
                 | MountFlags::NOATIME;
-            if let Err(error) = rustix::mount::mount_remount(Self::path_of(&shown), flags, "") {
-                drop(shown);
-                let _ = self.unmount(true);
+            if let Err(error) = rustix::mount::mount_remount(Self::path_of(&tree), flags, "") {
+                drop(tree);
+                let _ = self.unmount();
                 return Err(error.into());
             }
         }
         Ok(())
     }
 
-    /// Unmounts what is mounted here; EINVAL where nothing is. With `force`, the connection of a
-    /// FUSE mount is ended: whoever waits for it gets an error.
-    pub(super) fn unmount(&self, force: bool) -> io::Result<()> {
-        let nofollow = UnmountFlags::NOFOLLOW;
-        if force {
-            let _ = rustix::mount::unmount(self.path(), nofollow | UnmountFlags::FORCE);
+    /// Ends the connection of the FUSE mount here: whoever waits for it gets an error.
+    pub(super) fn abort(&self) {
+        if self.mounted().is_ok_and(|mounted| mounted.is_some_and(|entry| entry.is_ours())) {
+            // It says EBUSY where somebody is in it; the connection has ended then, too.
+            let flags = UnmountFlags::NOFOLLOW | UnmountFlags::FORCE;
+            let _ = rustix::mount::unmount(self.path(), flags);
         }
+    }
+
+    /// Unmounts what of ours is mounted here, one on top of the other.
+    ///
+    /// # Errors
+    /// `PermissionDenied` where something else is mounted; what the system reports.
+    pub(super) fn clear(&self) -> io::Result<()> {
+        for _ in 0..STACKED_MAX {
+            match self.mounted()? {
+                None => return Ok(()),
+                Some(entry) if entry.is_ours() => self.unmount()?,
+                Some(entry) => {
+                    let text = format!("a {} is mounted there, which is not ours", entry.fs_type);
+                    return Err(refused(text));
+                }
+            }
+        }
+        Err(io::Error::other(format!("more than {STACKED_MAX} mounts on one folder")))
+    }
+
+    fn unmount(&self) -> io::Result<()> {
+        let nofollow = UnmountFlags::NOFOLLOW;
         match rustix::mount::unmount(self.path(), nofollow) {
             // Somebody is in it: it ends with the last of them.
             Err(Errno::BUSY) => {
                 Ok(rustix::mount::unmount(self.path(), nofollow | UnmountFlags::DETACH)?)
             }
+            // Taken away meanwhile.
+            Err(Errno::INVAL) => Ok(()),
             other => Ok(other?),
         }
+    }
+
+    fn path(&self) -> PathBuf {
+        Path::new(&Self::path_of(&self.parent)).join(&self.name)
     }
 
     /// Removes the empty directory.
@@ -182,32 +279,4 @@ impl Place {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::symlink;
-
-    use super::*;
-
-    #[test]
-    fn nothing_outside_the_folders_is_reached() {
-        let dir = tempfile::tempdir().unwrap();
-        let (sessions, pods) = (dir.path().join("sessions"), dir.path().join("pods"));
-        let roots = Roots::open(&sessions, std::slice::from_ref(&pods)).unwrap();
-        let outside = dir.path().join("outside");
-        std::fs::create_dir(&outside).unwrap();
-        symlink(&outside, pods.join("link")).unwrap();
-        for bad in ["/etc", "/", "outside", "pods/../outside"] {
-            assert!(roots.target(&dir.path().join(bad), true).is_err(), "{bad}");
-        }
-        // A symlink is not followed, neither on the way nor at its end.
-        assert!(roots.target(&pods.join("link/x"), true).is_err());
-        assert!(roots.target(&pods.join("link"), true).unwrap().folder().is_err());
-        assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0);
-        for bad in ["", "..", "a/b", "ABC", "x"] {
-            assert!(roots.session(bad, true).is_err(), "{bad}");
-        }
-        roots.target(&pods.join("a/b/mount"), true).unwrap().folder().unwrap();
-        assert!(pods.join("a/b/mount").is_dir());
-        roots.target(&pods.join("a/b/mount"), false).unwrap().remove().unwrap();
-        assert!(!pods.join("a/b/mount").exists());
-    }
-}
+mod tests;

@@ -1,232 +1,174 @@
-//! A thread for each connection, and one that watches for orphans.
+//! A thread for each connection, and one that watches for orphans. Nothing that a conversation
+//! meets, and no lack that passes, ends the mounter: every mount of the node would end with it.
 
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustix::net::SocketFlags;
-use weir_fuse::adapter::mount::{self, MountOptions};
-use weir_fuse::adapter::passthrough::DevFusePort;
-use weir_fuse::engine::kernel::KernelPort;
 
 use super::custody::Custody;
-use super::protocol::{Bind, Mount, Reply, Request, Shown, VERSION};
-use super::roots::{Place, Roots};
-use super::{process, wire};
+use super::mounts::Mounts;
+use super::protocol::{Reply, Request, VERSION};
+use super::wire;
 
-/// Connections served at once.
+/// Connections served at once, at each socket.
 const CONNECTIONS_MAX: usize = 64;
 /// How often orphans are looked for.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
+/// How long nobody is let in after a connection could not be served.
+const PAUSE: Duration = Duration::from_millis(100);
 
-struct Mounter {
-    roots: Roots,
-    custody: Custody,
+/// Who may connect to a socket: what is not there for them cannot be said by claiming to be another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Peer {
+    /// The node plugin.
+    Engine,
+    /// Anybody else.
+    Visitor,
 }
 
-/// Serves until the listener fails.
+/// An answer, and the descriptors that go with it.
+type Answer = io::Result<(Reply, Vec<OwnedFd>)>;
+
+/// The connection of an engine, until it ends: also by a panic.
+struct Attached<'a> {
+    custody: &'a Custody,
+    number: u64,
+}
+
+impl Drop for Attached<'_> {
+    fn drop(&mut self) {
+        self.custody.detach(self.number);
+    }
+}
+
+/// Serves at both sockets, for ever.
 ///
 /// # Errors
-/// What accept reports.
-pub(super) fn run(listener: &OwnedFd, roots: Roots, custody: Custody) -> io::Result<()> {
-    let mounter = Arc::new(Mounter { roots, custody });
-    let watched = mounter.clone();
-    std::thread::Builder::new().name("orphans".into()).spawn(move || watched.watch())?;
+/// When the threads that this needs cannot be started.
+pub(super) fn run(engines: OwnedFd, visitors: OwnedFd, mounts: Arc<Mounts>) -> io::Result<()> {
+    let watched = mounts.clone();
+    std::thread::Builder::new().name("orphans".into()).spawn(move || watch(&watched))?;
+    let visited = mounts.clone();
+    std::thread::Builder::new()
+        .name("visitors".into())
+        .spawn(move || accept(&visitors, &visited, Peer::Visitor))?;
+    accept(&engines, &mounts, Peer::Engine)
+}
+
+fn accept(listener: &OwnedFd, mounts: &Arc<Mounts>, peer: Peer) -> ! {
+    let open = Arc::new(());
     loop {
-        let accept = || rustix::net::accept_with(listener, SocketFlags::CLOEXEC);
-        let connection = rustix::io::retry_on_intr(accept)?;
-        if Arc::strong_count(&mounter) > CONNECTIONS_MAX + 2 {
-            tracing::warn!("too many connections; one is refused");
-            continue;
+        let accepted = rustix::io::retry_on_intr(|| {
+            rustix::net::accept_with(listener, SocketFlags::CLOEXEC)
+        });
+        let served = accepted.map_err(io::Error::from).and_then(|connection| {
+            if Arc::strong_count(&open) > CONNECTIONS_MAX {
+                return Err(io::Error::other("too many connections"));
+            }
+            let (mounts, open) = (mounts.clone(), open.clone());
+            let converse = move || {
+                converse(&mounts, &connection, peer);
+                drop(open);
+            };
+            std::thread::Builder::new().name("connection".into()).spawn(converse).map(|_| ())
+        });
+        if let Err(error) = served {
+            // Out of descriptors, memory or threads: that passes.
+            tracing::warn!(?peer, %error, "a connection is not served");
+            std::thread::sleep(PAUSE);
         }
-        let mounter = mounter.clone();
-        std::thread::Builder::new()
-            .name("connection".into())
-            .spawn(move || mounter.converse(&connection))?;
     }
 }
 
-impl Mounter {
-    fn watch(&self) {
-        loop {
-            std::thread::sleep(WATCH_EVERY);
-            for session in self.custody.take_orphans() {
-                tracing::error!(session, "no engine came for this session; its connection ends");
-                if let Err(error) = self.end(&session, true) {
-                    tracing::error!(session, %error, "an orphan could not be unmounted");
-                }
+fn watch(mounts: &Mounts) {
+    loop {
+        std::thread::sleep(WATCH_EVERY);
+        mounts.custody.drop_keys_expired_at(SystemTime::now());
+        for session in mounts.custody.take_orphans() {
+            tracing::error!(session, "no engine came for this session; its connection ends");
+            if let Err(error) = mounts.end(&session, true) {
+                tracing::error!(session, %error, "an orphan could not be unmounted");
             }
         }
     }
+}
 
-    fn converse(&self, connection: &OwnedFd) {
-        let mut buffer = Vec::new();
-        let mut number = None;
-        let mut visits = false;
-        loop {
-            let (request, descriptor) = match wire::receive::<Request>(connection, &mut buffer) {
-                Ok(Some(message)) => message,
-                Ok(None) => break,
-                Err(error) => {
-                    tracing::warn!(%error, "a connection ends");
-                    break;
-                }
-            };
-            let answered = match (&request, number) {
-                (Request::Hello { engine, .. }, None) => connection.try_clone().map(|copy| {
-                    number = Some(self.custody.attach(engine, copy));
-                    (Reply::Hello { version: VERSION }, None)
-                }),
-                (Request::Visit { .. }, None) => {
-                    visits = true;
-                    Ok((Reply::Hello { version: VERSION }, None))
-                }
-                (_, None) if visits => self.answer_visitor(request),
-                (_, None) => Err(io::Error::other("the first message must be Hello or Visit")),
-                _ => self.answer(request, descriptor),
-            };
-            let (reply, descriptor) = answered.unwrap_or_else(|error| {
-                let failed = Reply::Failed { errno: error.raw_os_error(), text: error.to_string() };
-                (failed, None)
-            });
-            if wire::send(connection, &reply, descriptor.as_ref().map(AsFd::as_fd)).is_err() {
+fn converse(mounts: &Mounts, connection: &OwnedFd, peer: Peer) {
+    let mut buffer = Vec::new();
+    let mut greeted = false;
+    let mut attached = None;
+    loop {
+        let (request, along) = match wire::receive::<Request>(connection, &mut buffer) {
+            Ok(Some(message)) => message,
+            Ok(None) => break,
+            Err(error) => {
+                tracing::warn!(?peer, %error, "a connection ends");
                 break;
             }
-        }
-        if let Some(number) = number {
-            self.custody.detach(number);
-        }
-    }
-
-    fn answer(
-        &self,
-        request: Request,
-        descriptor: Option<OwnedFd>,
-    ) -> io::Result<(Reply, Option<OwnedFd>)> {
-        if let Some(reply) = process::answer(&request) {
-            return Ok((reply, None));
-        }
-        let reply = match request {
-            Request::Mount(mount) => return self.mount(&mount),
-            Request::Take { session } => {
-                return Ok((Reply::Done, Some(self.custody.device(&session)?)));
-            }
-            Request::Deposit(deposit) => {
-                self.custody.deposit(deposit, descriptor)?;
-                Reply::Done
-            }
-            Request::List => Reply::Custody(self.custody.list()),
-            Request::Bind(bind) => self.bind(&bind)?,
-            Request::Unbind { target } => self.unbind(&target)?,
-            Request::Unmount { session } => {
-                self.custody.forget(&session);
-                self.end(&session, false)?;
-                Reply::Done
-            }
-            Request::OpenBacking { session } => {
-                let file = descriptor.ok_or_else(|| io::Error::other("no file came along"))?;
-                let port = DevFusePort::new(self.custody.device(&session)?);
-                Reply::Backing(port.open_backing(&File::from(file))?)
-            }
-            Request::CloseBacking { session, id } => {
-                // Of a session that is gone, the kernel has closed them.
-                if let Ok(device) = self.custody.device(&session) {
-                    DevFusePort::new(device).close_backing(id);
-                }
-                Reply::Done
-            }
-            Request::Mounts => Reply::Mounts(self.shown()?),
-            Request::HasEngine => Reply::Is(self.custody.has_engine()),
-            Request::Hello { .. } | Request::Visit { .. } => {
-                return Err(io::Error::other("Hello was said already"));
-            }
-            Request::ProcessOf { .. } | Request::IsAlive { .. } | Request::Holds { .. } => {
-                return Err(io::Error::other("a question without an answer"));
-            }
         };
-        Ok((reply, None))
-    }
-
-    fn answer_visitor(&self, request: Request) -> io::Result<(Reply, Option<OwnedFd>)> {
-        match request {
-            Request::Unbind { .. } if self.custody.has_engine() => {
-                Err(io::Error::other("an engine is there: it is the one to do that"))
+        let answered = match (&request, peer) {
+            (Request::Hello { version, engine }, Peer::Engine) if !greeted => {
+                check_version(*version).and_then(|()| {
+                    let number = mounts.custody.attach(engine, connection.try_clone()?);
+                    attached = Some(Attached { custody: &mounts.custody, number });
+                    greeted = true;
+                    log_peer(connection, engine);
+                    Ok((Reply::Hello { version: VERSION }, Vec::new()))
+                })
             }
-            Request::HasEngine | Request::Mounts | Request::Unbind { .. } => {
-                self.answer(request, None)
+            (Request::Visit { version }, Peer::Visitor) if !greeted => {
+                check_version(*version).map(|()| {
+                    greeted = true;
+                    (Reply::Hello { version: VERSION }, Vec::new())
+                })
             }
-            _ => Err(io::Error::other("visitors may not ask that")),
-        }
-    }
-
-    fn mount(&self, wanted: &Mount) -> io::Result<(Reply, Option<OwnedFd>)> {
-        if self.custody.has(&wanted.session) {
-            let text = format!("session {} is mounted already", wanted.session);
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
-        }
-        let place = self.roots.session(&wanted.session, true)?;
-        // What an earlier run left here serves nobody: nobody holds its connection.
-        while place.unmount(true).is_ok() {}
-        let folder = place.folder()?;
-        let options = MountOptions {
-            source: wanted.source.clone(),
-            mountpoint: PathBuf::from(Place::path_of(&folder)),
-            allow_other: true,
-            read_only: false,
-            selinux_context: wanted.selinux_context.clone(),
+            _ if !greeted => Err(io::Error::other("the first message must be a greeting")),
+            (_, Peer::Visitor) => answer_visitor(mounts, request),
+            (_, Peer::Engine) => mounts.answer(request, along),
         };
-        let device = mount::mount_device(&options).map_err(io::Error::other)?;
-        let number = mount::device_of(&self.roots.session_path(&wanted.session));
-        if let Some(number) = &number {
-            mount::set_read_ahead(number);
+        let (reply, along) = answered.unwrap_or_else(|error| {
+            let failed = Reply::Failed { errno: error.raw_os_error(), text: error.to_string() };
+            (failed, Vec::new())
+        });
+        let along: Vec<BorrowedFd<'_>> = along.iter().map(AsFd::as_fd).collect();
+        if let Err(error) = wire::send(connection, &reply, &along) {
+            tracing::debug!(%error, "an answer is not sent");
+            break;
         }
-        self.custody.keep(&wanted.session, device.try_clone()?);
-        Ok((Reply::Mounted { device: number.unwrap_or_default() }, Some(device)))
     }
+    drop(attached);
+}
 
-    fn bind(&self, wanted: &Bind) -> io::Result<Reply> {
-        let session = self.roots.session(&wanted.session, false)?;
-        let from = session.folder()?;
-        let target = self.roots.target(&wanted.target, true)?;
-        target.bind(&from, wanted.read_only)?;
-        Ok(Reply::Done)
-    }
-
-    fn unbind(&self, path: &std::path::Path) -> io::Result<Reply> {
-        let target = match self.roots.target(path, false) {
-            Ok(target) => target,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Reply::Done),
-            Err(error) => return Err(error),
-        };
-        // Each bind on top of another one, if a publish was repeated.
-        while self.shown()?.iter().any(|shown| shown.target == path) {
-            target.unmount(false)?;
+/// What visitors may ask: nothing of any one session, and nothing is changed while an engine is
+/// there, which knows what it has shown.
+fn answer_visitor(mounts: &Mounts, request: Request) -> Answer {
+    match request {
+        Request::Unbind { .. } if mounts.custody.has_engine() => {
+            Err(io::Error::other("an engine is there: it is the one to do that"))
         }
-        target.remove()?;
-        Ok(Reply::Done)
+        Request::HasEngine | Request::IsShowing | Request::Unbind { .. } => {
+            mounts.answer(request, Vec::new())
+        }
+        _ => Err(io::Error::other("visitors may not ask that")),
     }
+}
 
-    fn end(&self, session: &str, force: bool) -> io::Result<()> {
-        let place = match self.roots.session(session, false) {
-            Ok(place) => place,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        while place.unmount(force).is_ok() {}
-        place.remove()
+fn check_version(of_peer: u32) -> io::Result<()> {
+    match of_peer == VERSION {
+        true => Ok(()),
+        false => Err(io::Error::other(format!(
+            "this mounter speaks version {VERSION} and not {of_peer}: delete its pod (weir-mounter) \
+             on this node, so that it is replaced"
+        ))),
     }
+}
 
-    fn shown(&self) -> io::Result<Vec<Shown>> {
-        let table = mount::mount_table()?;
-        let sessions: Vec<(String, String)> = table
-            .iter()
-            .filter_map(|e| Some((e.device.clone(), self.roots.session_at(&e.mountpoint)?)))
-            .collect();
-        let of = |device: &str| sessions.iter().find(|(d, _)| d == device).map(|(_, s)| s.clone());
-        let targets = table.into_iter().filter(|e| self.roots.is_target(&e.mountpoint));
-        Ok(targets.map(|e| Shown { session: of(&e.device), target: e.mountpoint }).collect())
+fn log_peer(connection: &OwnedFd, engine: &str) {
+    if let Ok(peer) = rustix::net::sockopt::socket_peercred(connection) {
+        let (pid, uid) = (peer.pid.as_raw_pid(), peer.uid.as_raw());
+        tracing::debug!(engine, pid, uid, "an engine has connected");
     }
 }

@@ -1,11 +1,11 @@
-//! Messages over a SOCK_SEQPACKET socket, with at most one descriptor each.
+//! Messages over a SOCK_SEQPACKET socket, with a few descriptors each.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use rustix::fs::Mode;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
@@ -13,8 +13,11 @@ use rustix::net::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Longest message, in bytes: custody of a full node with its records.
-const MESSAGE_MAX: usize = 1 << 20;
+/// Longest message, in bytes. It passes whatever the system's buffers are set to
+/// (`net.core.wmem_default` is 208 KiB).
+const MESSAGE_MAX: usize = 64 << 10;
+/// Descriptors that come with a message.
+const DESCRIPTORS_MAX: usize = 3;
 
 /// A socket at `path` for this user alone, that gets its name once it listens.
 ///
@@ -27,9 +30,10 @@ pub fn listen(path: &Path) -> io::Result<OwnedFd> {
     let unnamed = path.with_extension("new");
     let _ = std::fs::remove_file(&unnamed);
     let socket = socket()?;
+    // The name gets the mode of the socket: it is nobody else's at any time (unix(7)).
+    rustix::fs::fchmod(&socket, Mode::from_raw_mode(0o600))?;
     rustix::net::bind(&socket, &SocketAddrUnix::new(&unnamed)?)?;
     rustix::net::listen(&socket, 64)?;
-    std::fs::set_permissions(&unnamed, std::fs::Permissions::from_mode(0o600))?;
     std::fs::rename(&unnamed, path)?;
     Ok(socket)
 }
@@ -45,33 +49,28 @@ pub fn connect(path: &Path) -> io::Result<OwnedFd> {
 }
 
 fn socket() -> io::Result<OwnedFd> {
-    let socket = rustix::net::socket_with(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
-    // Beyond the usual limit where this process may; else as far as the limit lets it.
-    let _ = rustix::net::sockopt::set_socket_send_buffer_size_force(&socket, 2 * MESSAGE_MAX)
-        .or_else(|_| rustix::net::sockopt::set_socket_send_buffer_size(&socket, 2 * MESSAGE_MAX));
-    Ok(socket)
+    let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+    Ok(rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?)
 }
 
 /// Sends one message.
 ///
 /// # Errors
-/// What the system reports: EPIPE when the other side is gone.
+/// What the system reports: EPIPE when the other side is gone. `InvalidInput` for one that is too
+/// long.
 pub fn send<T: Serialize>(
     socket: &OwnedFd,
     message: &T,
-    descriptor: Option<BorrowedFd<'_>>,
+    descriptors: &[BorrowedFd<'_>],
 ) -> io::Result<()> {
     let text = serde_json::to_vec(message).map_err(io::Error::other)?;
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    if text.len() > MESSAGE_MAX || descriptors.len() > DESCRIPTORS_MAX {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a message is too long"));
+    }
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let descriptors: Vec<BorrowedFd<'_>> = descriptor.into_iter().collect();
     if !descriptors.is_empty() {
-        control.push(SendAncillaryMessage::ScmRights(&descriptors));
+        control.push(SendAncillaryMessage::ScmRights(descriptors));
     }
     rustix::net::sendmsg(socket, &[IoSlice::new(&text)], &mut control, SendFlags::NOSIGNAL)?;
     Ok(())
@@ -84,29 +83,30 @@ pub fn send<T: Serialize>(
 pub fn receive<T: DeserializeOwned>(
     socket: impl AsFd,
     buffer: &mut Vec<u8>,
-) -> io::Result<Option<(T, Option<OwnedFd>)>> {
+) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
     // Zeroed once, not for each message.
     buffer.resize(MESSAGE_MAX, 0);
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut slices = [IoSliceMut::new(buffer)];
     let got = rustix::io::retry_on_intr(|| {
         rustix::net::recvmsg(&socket, &mut slices, &mut control, RecvFlags::CMSG_CLOEXEC)
     })?;
-    let mut descriptor = None;
+    let mut descriptors = Vec::new();
     for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(mut descriptors) = message {
-            descriptor = descriptors.next();
+        if let RecvAncillaryMessage::ScmRights(came) = message {
+            descriptors.extend(came);
         }
     }
     if got.bytes == 0 {
         return Ok(None);
     }
-    if got.flags.contains(ReturnFlags::TRUNC) {
+    // Descriptors are lost where this process has no room for them, too.
+    if got.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "a message is too long"));
     }
     // The text of the error would repeat the message, which may hold credentials.
     let message = serde_json::from_slice(&buffer[..got.bytes])
         .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, format!("{:?}", e.classify())))?;
-    Ok(Some((message, descriptor)))
+    Ok(Some((message, descriptors)))
 }

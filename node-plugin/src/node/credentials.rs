@@ -6,13 +6,16 @@ use std::time::{Duration, SystemTime};
 
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::{self, ProvideCredentials, future};
-use serde::Deserialize;
+use aws_smithy_types::DateTime;
+use aws_smithy_types::date_time::Format;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use weir_csi::Error;
 use weir_csi::request::{Publish, Secrets};
 
 use super::sts::Sts;
 use crate::cli::S3Args;
+use crate::mounter::protocol::Expiry;
 
 /// How long the SDK may use credentials before it asks for them again, so that new ones are
 /// used soon after they came.
@@ -23,7 +26,7 @@ const RENEWED_BEFORE: Duration = Duration::from_secs(120);
 const AUDIENCE: &str = "sts.amazonaws.com";
 
 /// Keys from a secret.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Keys {
     access_key: String,
     secret_key: String,
@@ -33,17 +36,33 @@ pub(crate) struct Keys {
 }
 
 /// A service-account token, and the role that it is traded for.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct WebIdentity {
     pub(super) token: String,
+    /// When the token is of no use any more, in seconds since 1970, if kubelet says.
+    #[serde(default)]
+    pub(super) expires: Option<u64>,
     pub(super) role_arn: Option<String>,
     pub(super) region: Option<String>,
     /// `namespace/service account`.
     pub(super) account: String,
 }
 
+/// Where credentials come from.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Kind {
+    /// [`Source::Driver`].
+    #[default]
+    Driver,
+    /// [`Source::Secret`].
+    Secret,
+    /// [`Source::Pod`].
+    Pod,
+}
+
 /// Whose credentials.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Source {
     /// The node's own: the chain of the SDK.
     Driver,
@@ -55,7 +74,7 @@ pub(super) enum Source {
 
 impl fmt::Debug for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.kind())
+        self.kind().fmt(f)
     }
 }
 
@@ -77,13 +96,35 @@ impl Source {
         }
     }
 
-    /// Its name.
-    pub(super) fn kind(&self) -> &'static str {
+    /// Which it is.
+    pub(super) fn kind(&self) -> Kind {
         match self {
-            Self::Driver => "driver",
-            Self::Secret(_) => "secret",
-            Self::Pod(_) => "pod",
+            Self::Driver => Kind::Driver,
+            Self::Secret(_) => Kind::Secret,
+            Self::Pod(_) => Kind::Pod,
         }
+    }
+
+    /// What is needed to sign, as it is kept in custody, and until when; `None` for the driver's,
+    /// which each run of the node has by itself.
+    pub(super) fn keys(&self) -> Option<(Vec<u8>, Expiry)> {
+        let at = match self {
+            Self::Driver => return None,
+            Self::Secret(_) => None,
+            Self::Pod(web) => web.expires,
+        };
+        // Strings alone: it can always be written.
+        Some((serde_json::to_vec(self).unwrap_or_default(), Expiry { at }))
+    }
+
+    /// Reads what [`Source::keys`] made, for a session whose credentials are of this kind. `None`
+    /// where nothing was kept, or nothing that can be used: then kubelet's next publish brings them.
+    pub(super) fn kept(kind: Kind, keys: Option<&[u8]>) -> Option<Self> {
+        if kind == Kind::Driver {
+            return Some(Self::Driver);
+        }
+        let source: Self = serde_json::from_slice(keys?).ok()?;
+        (source.kind() == kind).then_some(source)
     }
 
     /// Names whose permissions these are; no secret can be read from it.
@@ -168,8 +209,10 @@ impl Keys {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Token {
     token: String,
+    expiration_timestamp: Option<String>,
 }
 
 impl WebIdentity {
@@ -186,10 +229,15 @@ impl WebIdentity {
         // Without the parser's own words, which would repeat the token.
         let mut tokens: std::collections::HashMap<String, Token> = serde_json::from_str(tokens)
             .map_err(|_| Error::Invalid("serviceAccount.tokens is not JSON".into()))?;
-        let token = tokens.remove(AUDIENCE).ok_or_else(missing)?.token;
+        let token = tokens.remove(AUDIENCE).ok_or_else(missing)?;
+        let expires = token.expiration_timestamp.and_then(|text| {
+            let at = DateTime::from_str(&text, Format::DateTime).ok()?;
+            u64::try_from(at.secs()).ok()
+        });
         let part = |key| get(key).unwrap_or_default();
         Ok(Self {
-            token,
+            token: token.token,
+            expires,
             role_arn: get("roleArn").map(str::to_owned),
             region: get("stsRegion").map(str::to_owned),
             account: format!(
@@ -208,19 +256,20 @@ pub(super) struct Rotating {
 }
 
 struct State {
-    source: Source,
+    /// `None` until kubelet publishes the volume again.
+    source: Option<Source>,
     session: Option<Credentials>,
 }
 
 impl fmt::Debug for Rotating {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.state().source.fmt(f)
+        self.state().source.as_ref().map(Source::kind).fmt(f)
     }
 }
 
 impl Rotating {
     /// A provider of what `source` gives.
-    pub(super) fn new(source: Source, sts: Sts) -> Arc<Self> {
+    pub(super) fn new(source: Option<Source>, sts: Sts) -> Arc<Self> {
         Arc::new(Self { sts, state: Mutex::new(State { source, session: None }) })
     }
 
@@ -231,11 +280,16 @@ impl Rotating {
     /// Uses this source from now on; says whether it differs.
     pub(super) fn replace(&self, source: Source) -> bool {
         let mut state = self.state();
-        if state.source == source {
+        if state.source.as_ref() == Some(&source) {
             return false;
         }
-        state.source = source;
+        state.source = Some(source);
         true
+    }
+
+    /// What is needed to sign, as it is kept in custody.
+    pub(super) fn keys(&self) -> Option<(Vec<u8>, Expiry)> {
+        self.state().source.as_ref().and_then(Source::keys)
     }
 
     async fn provide(&self) -> provider::Result {
@@ -243,7 +297,9 @@ impl Rotating {
             let state = self.state();
             (state.source.clone(), state.session.clone())
         };
-        match source {
+        let awaited = "no keys until kubelet publishes the volume again, about a minute";
+        let awaited = || provider::error::CredentialsError::not_loaded(awaited);
+        match source.ok_or_else(awaited)? {
             Source::Driver => Err(provider::error::CredentialsError::not_loaded("not rotating")),
             Source::Secret(keys) => {
                 let mut credentials = keys.credentials();

@@ -1,5 +1,6 @@
 //! `weir node`: serves every volume of a Kubernetes node, without a capability of its own.
 
+mod adoption;
 mod backend;
 mod credentials;
 mod ending;
@@ -115,7 +116,7 @@ pub fn run(args: &NodeArgs) -> Result<(), Failure> {
         if let Some(address) = args.log.metrics_listen {
             metrics::serve(address, counted.clone(), None).await?;
         }
-        tokio::task::block_in_place(|| sessions.adopt());
+        sessions.adopt().await;
         let backend = backend::Backend {
             registrar: registrar.clone(),
             cache: engine.cache.clone(),

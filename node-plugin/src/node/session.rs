@@ -19,17 +19,17 @@ use weir_fuse::namespace::first_ino;
 use weir_fuse::origin::Origin;
 use weir_fuse::origin::measured::LastAnswer;
 
-use super::credentials::{Rotating, Source};
+use super::credentials::{Kind, Rotating, Source};
 use super::ending::Ending;
-use super::record::{Published, Record, Request};
+use super::record::{Published, Record};
 use super::sts::Sts;
-use super::volume::Volume;
+use super::volume::{Settings, Volume};
 use crate::assembly;
-use crate::exit::{Failure, Kind};
+use crate::exit::{self, Failure};
 use crate::kubernetes::events::Subject;
 use crate::mount::preflight;
-use crate::mounter::client::{Mounter, SessionPort};
-use crate::mounter::protocol::{Deposit, Mount};
+use crate::mounter::client::{Given, Kept, Mounter, SessionPort};
+use crate::mounter::protocol::Mount;
 
 /// How long the end of a session waits for what is being stored, where nobody asks again.
 pub(super) const STORE_PATIENCE: Duration = Duration::from_secs(10);
@@ -48,6 +48,13 @@ struct Remote {
     last: Arc<LastAnswer>,
 }
 
+/// A session whose requests are taken.
+struct Begun {
+    session: Arc<Session>,
+    remote: Remote,
+    serving: adapter::Serving,
+}
+
 /// A session that is served.
 pub(super) struct Served {
     pub(super) id: String,
@@ -56,7 +63,6 @@ pub(super) struct Served {
     bucket: BucketId,
     remote: Remote,
     device: OwnedFd,
-    handshake: Handshake,
     generation: u16,
     record: Mutex<Record>,
     door: Arc<Door>,
@@ -64,129 +70,156 @@ pub(super) struct Served {
     pub(super) ending: Ending,
     /// Whether its connection is gone.
     ended: Arc<AtomicBool>,
+    /// Whether its pods were told that it was made with other settings than they would get now.
+    told: AtomicBool,
 }
 
 /// A failure in the terms of CSI.
 pub(crate) fn failed(failure: Failure) -> Error {
     let text = failure.text.replace("--", "");
     match failure.kind {
-        Kind::Usage => Error::Invalid(text),
-        Kind::Credentials => Error::Denied(text),
-        Kind::Bucket => Error::NotFound(text),
-        Kind::Endpoint => Error::Unavailable(text),
-        Kind::Other | Kind::Mountpoint | Kind::Cache | Kind::Kernel => Error::Internal(text),
+        exit::Kind::Usage => Error::Invalid(text),
+        exit::Kind::Credentials => Error::Denied(text),
+        exit::Kind::Bucket => Error::NotFound(text),
+        exit::Kind::Endpoint => Error::Unavailable(text),
+        exit::Kind::Other | exit::Kind::Mountpoint | exit::Kind::Cache | exit::Kind::Kernel => {
+            Error::Internal(text)
+        }
     }
 }
 
 impl Maker {
-    async fn origin(&self, volume: &Volume) -> Result<(Arc<dyn Origin>, Remote), Error> {
-        let rotating = Rotating::new(volume.credentials.clone(), self.sts.clone());
-        let mut settings = volume.s3.clone();
-        if volume.credentials != Source::Driver {
+    async fn origin(
+        &self,
+        settings: &Settings,
+        credentials: Option<Source>,
+    ) -> Result<(Arc<dyn Origin>, Remote), Error> {
+        let rotating = Rotating::new(credentials, self.sts.clone());
+        let mut s3 = settings.s3.clone();
+        if settings.source != Kind::Driver {
             let provider: Arc<dyn ProvideCredentials> = rotating.clone();
-            settings.credentials = Some(SharedCredentialsProvider::new(provider));
+            s3.credentials = Some(SharedCredentialsProvider::new(provider));
         }
-        let explained = |error| failed(preflight::explain(&error, &volume.s3));
-        let (origin, last) =
-            assembly::origin(settings, &self.engine.metrics).await.map_err(explained)?;
-        Ok((origin, Remote { source: volume.source(), rotating, last }))
+        let explained = |error| failed(preflight::explain(&error, &settings.s3));
+        let (origin, last) = assembly::origin(s3, &self.engine.metrics).await.map_err(explained)?;
+        Ok((origin, Remote { source: settings.source(), rotating, last }))
     }
 
     /// Mounts a session after a look at its bucket.
     ///
     /// # Errors
     /// What is wrong, as the volume's user can mend it.
-    pub(super) async fn make(
-        &self,
-        id: &str,
-        volume: &Volume,
-        request: Request,
-    ) -> Result<Served, Error> {
-        let (origin, remote) = self.origin(volume).await?;
-        preflight::check_bucket(&*origin, &volume.s3, &volume.session.names.prefix)
+    pub(super) async fn make(&self, id: &str, volume: &Volume) -> Result<Served, Error> {
+        let settings = &volume.settings;
+        let (origin, remote) = self.origin(settings, Some(volume.credentials.clone())).await?;
+        preflight::check_bucket(&*origin, &settings.s3, &settings.session.names.prefix)
             .await
             .map_err(failed)?;
         let mount = Mount {
             session: id.to_owned(),
-            source: volume.source(),
-            selinux_context: volume.selinux_context.clone(),
+            source: settings.source(),
+            selinux_context: settings.selinux_context.clone(),
         };
-        let internal = |e: io::Error| Error::Internal(format!("mounting {}: {e}", volume.source()));
+        let internal =
+            |e: io::Error| Error::Internal(format!("mounting {}: {e}", settings.source()));
         let (device, number) =
             tokio::task::block_in_place(|| self.mounter.mount(mount)).map_err(internal)?;
-        let mut settings = volume.session.clone();
-        settings.names.mount = format!("{:032x}", rand::random::<u128>());
-        let mount = settings.names.mount.clone();
-        let record = Record { request, device: number, mount, targets: Default::default() };
-        let session = Session::new(self.engine.clone(), origin, settings);
-        let served = self.serve(id, session, remote, device, None, (1, record));
+        let mut session = settings.session.clone();
+        session.names.mount = format!("{:032x}", rand::random::<u128>());
+        let mount = session.names.mount.clone();
+        let session = Session::new(self.engine.clone(), origin, session);
+        let begun = self.begin(id, session, remote, &device, None, &number);
+        let served = begun.and_then(|begun| {
+            let handshake = begun.serving.handshake.clone();
+            let record = Record::new(settings.clone(), handshake, number, mount);
+            self.served(id, begun, device, 1, record)
+        });
         served.map_err(|error| {
-            let _ = self.mounter.unmount(id);
+            // Whoever has looked into it meanwhile must not wait for ever.
+            let _ = self.mounter.end(id);
             internal(error)
         })
     }
 
-    /// Serves a session that an earlier run of the node left.
+    /// Serves a session that an earlier run of the node left, as it was made.
     ///
     /// # Errors
     /// Why it cannot be.
     pub(super) async fn adopt(
         &self,
-        deposit: Deposit,
+        id: &str,
+        kept: Kept,
         record: Record,
-        volume: &Volume,
     ) -> Result<Served, Error> {
-        let (origin, remote) = self.origin(volume).await?;
-        let generation = deposit.generation.saturating_add(1);
-        let mut settings = volume.session.clone();
-        settings.names.first_ino = first_ino(generation);
-        settings.names.mount.clone_from(&record.mount);
-        let session = Session::new(self.engine.clone(), origin, settings);
-        let internal =
-            |e: io::Error| Error::Internal(format!("taking over {}: {e}", deposit.session));
-        let device = self.mounter.take(&deposit.session).map_err(internal)?;
-        let before = Some(deposit.handshake);
-        self.serve(&deposit.session, session, remote, device, before, (generation, record))
-            .map_err(internal)
+        let settings = &record.settings;
+        let credentials = Source::kept(settings.source, kept.keys.as_deref());
+        let (origin, remote) = self.origin(settings, credentials).await?;
+        let generation = kept.generation.saturating_add(1);
+        let mut session = settings.session.clone();
+        session.names.first_ino = first_ino(generation);
+        session.names.mount.clone_from(&record.mount);
+        let session = Session::new(self.engine.clone(), origin, session);
+        let before = Some(record.handshake.clone());
+        let number = record.device.clone();
+        let keys = remote.rotating.keys();
+        let bytes = record.bytes();
+        // Before it answers anything: the next engine must count this one.
+        let given = Given {
+            session: id,
+            generation,
+            record: &bytes,
+            keys: keys.as_ref().map(|(keys, expiry)| (keys.as_slice(), *expiry)),
+            device: &kept.device,
+        };
+        let served = self.mounter.deposit(&given).and_then(|()| {
+            let begun = self.begin(id, session, remote, &kept.device, before, &number)?;
+            self.served(id, begun, kept.device, generation, record)
+        });
+        served.map_err(|e| Error::Internal(format!("taking it over: {e}")))
     }
 
-    fn serve(
+    /// Begins to take a session's requests.
+    fn begin(
         &self,
         id: &str,
         session: Arc<Session>,
         remote: Remote,
-        device: OwnedFd,
+        device: &OwnedFd,
         before: Option<Handshake>,
-        (generation, record): (u16, Record),
-    ) -> io::Result<Served> {
-        session.set_device(&record.device);
+        number: &str,
+    ) -> io::Result<Begun> {
+        session.set_device(number);
         let port = SessionPort { mounter: self.mounter.clone(), session: id.to_owned() };
-        let kept = device.try_clone()?;
-        let adopted = before.clone();
-        let keep = |served: &Served| self.mounter.deposit(served.deposit(), &served.device);
-        if let Some(handshake) = adopted {
-            // Before it answers anything: the next engine must count this one.
-            let text = serde_json::to_string(&record).map_err(io::Error::other)?;
-            let session = id.to_owned();
-            let deposit = Deposit { session, handshake, generation, record: text };
-            self.mounter.deposit(deposit, &kept)?;
-        }
+        let device = device.try_clone()?;
         let serving = tokio::task::block_in_place(|| {
             adapter::serve(&session, device, before, Arc::new(port))
         })?;
+        Ok(Begun { session, remote, serving })
+    }
+
+    /// Notes that a session is served, here and in custody.
+    fn served(
+        &self,
+        id: &str,
+        begun: Begun,
+        device: OwnedFd,
+        generation: u16,
+        record: Record,
+    ) -> io::Result<Served> {
+        let Begun { session, remote, serving } = begun;
         let served = Served {
             id: id.to_owned(),
             source: remote.source.clone(),
             bucket: session.bucket().clone(),
             session,
             remote,
-            device: kept,
-            handshake: serving.handshake.clone(),
+            device,
             generation,
             record: Mutex::new(record),
             door: serving.door.clone(),
             ending: Ending::default(),
             ended: Arc::default(),
+            told: AtomicBool::new(false),
         };
         tracing::info!(session = id, generation, passthrough = serving.passthrough, "serving");
         let (name, ended) = (id.to_owned(), served.ended.clone());
@@ -197,7 +230,7 @@ impl Maker {
             }
             ended.store(true, Ordering::Release);
         })?;
-        keep(&served)?;
+        served.keep(&self.mounter)?;
         Ok(served)
     }
 }
@@ -207,22 +240,19 @@ impl Served {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn deposit(&self) -> Deposit {
-        Deposit {
-            session: self.id.clone(),
-            handshake: self.handshake.clone(),
-            generation: self.generation,
-            // A map of strings always is JSON.
-            record: serde_json::to_string(&*self.record()).unwrap_or_default(),
-        }
-    }
-
     /// Gives what is to be kept into custody again.
     ///
     /// # Errors
     /// What the mounter reports.
     pub(super) fn keep(&self, mounter: &Mounter) -> io::Result<()> {
-        mounter.deposit(self.deposit(), &self.device)
+        let keys = self.remote.rotating.keys();
+        mounter.deposit(&Given {
+            session: &self.id,
+            generation: self.generation,
+            record: &self.record().bytes(),
+            keys: keys.as_ref().map(|(keys, expiry)| (keys.as_slice(), *expiry)),
+            device: &self.device,
+        })
     }
 
     /// Whether its connection is gone: unmounted, or ended by an administrator.
@@ -264,13 +294,24 @@ impl Served {
     }
 
     /// Uses these credentials from now on; says whether they are new.
-    pub(super) fn refresh(&self, volume: &Volume, request: Request) -> bool {
+    pub(super) fn refresh(&self, volume: &Volume) -> bool {
         if !self.remote.rotating.replace(volume.credentials.clone()) {
             return false;
         }
-        self.session.credentials_changed(&volume.session.names.access.identity);
-        self.record().request = request;
+        let identity = &volume.settings.session.names.access.identity;
+        self.session.credentials_changed(identity);
+        self.record().settings.session.names.access.identity.clone_from(identity);
         true
+    }
+
+    /// Says whether this is the first time that it is asked.
+    pub(super) fn tell_once(&self) -> bool {
+        !self.told.swap(true, Ordering::Relaxed)
+    }
+
+    /// Whether it was made with other settings than these.
+    pub(super) fn differs_from(&self, settings: &Settings) -> bool {
+        !self.record().settings.serves_as(settings)
     }
 
     /// What is mounted, for people.

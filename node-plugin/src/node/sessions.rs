@@ -1,6 +1,7 @@
 //! The sessions of the node by id, and the targets that show them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,25 +14,25 @@ use weir_fuse::engine::Engine;
 use super::ending::{self, Next};
 use super::place::Place;
 use super::pod_gpus::PodGpus;
-use super::record::{Published, Record, Request};
+use super::record::Published;
 use super::session::{Maker, STORE_PATIENCE, Served};
 use super::sts::Sts;
 use super::volume::{Defaults, Volume, subject};
 use crate::kubernetes::events::{Announcer, Note, Severity, Subject};
 use crate::mounter::client::Mounter;
-use crate::mounter::protocol::{Bind, Deposit};
+use crate::mounter::protocol::Bind;
 
 /// Held while a session is made, shown, hidden or ended.
 type Slot = Arc<tokio::sync::Mutex<Option<Arc<Served>>>>;
 
 /// All sessions. Lock order: a slot, then the maps.
 pub(super) struct Sessions {
-    maker: Maker,
+    pub(super) maker: Maker,
     defaults: Defaults,
     slots: Mutex<HashMap<String, Slot>>,
-    served: Mutex<HashMap<String, Arc<Served>>>,
-    targets: Mutex<HashMap<PathBuf, String>>,
-    announcer: Announcer,
+    pub(super) served: Mutex<HashMap<String, Arc<Served>>>,
+    pub(super) targets: Mutex<HashMap<PathBuf, String>>,
+    pub(super) announcer: Announcer,
     nearness: Nearness,
     changed: Notify,
     /// Whether the process is about to end.
@@ -46,7 +47,7 @@ pub(super) struct Nearness {
     pub(super) pods: Arc<PodGpus>,
 }
 
-fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
     of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -80,7 +81,7 @@ impl Sessions {
     }
 
     /// Takes the slot of a session.
-    async fn slot(&self, id: &str) -> OwnedMutexGuard<Option<Arc<Served>>> {
+    pub(super) async fn slot(&self, id: &str) -> OwnedMutexGuard<Option<Arc<Served>>> {
         loop {
             let slot = lock(&self.slots).entry(id.to_owned()).or_default().clone();
             let held = slot.clone().lock_owned().await;
@@ -125,7 +126,7 @@ impl Sessions {
         }
         let id = match lock(&self.targets).get(&target) {
             Some(id) => id.clone(),
-            None => volume.session_id(&publish.target.to_string()),
+            None => volume.session_id(&publish.volume_id, &publish.target.to_string()),
         };
         let mut held = self.slot(&id).await;
         if let Some(served) = held.take_if(|served| served.has_ended()) {
@@ -134,49 +135,101 @@ impl Sessions {
         let published = Published {
             volume_id: publish.volume_id.as_str().to_owned(),
             read_only: volume.read_only,
-            shape: volume.shape.clone(),
             subject: volume.subject.clone(),
         };
-        if let Some(served) = held.clone() {
+        if let Some(served) = &*held {
+            // Whatever else it asks for: who republishes has newer keys.
+            if served.refresh(&volume) {
+                self.keep(served);
+            }
             let known = served.targets().into_iter().find(|(path, _)| *path == target);
             if let Some((_, before)) = known {
-                if before != published {
-                    return Err(Error::Exists(format!(
-                        "{} shows {} in another way; unpublish it first",
-                        publish.target, before.volume_id
-                    )));
-                }
-                if served.refresh(&volume, Request::of(publish)) {
-                    self.keep(&served);
-                }
-                return Ok(());
+                return self.published_again(served, &before, &published, &volume);
             }
         }
         let served = match held.clone() {
-            Some(served) => {
-                served.refresh(&volume, Request::of(publish));
-                served
-            }
-            None => {
-                let made = self.maker.make(&id, &volume, Request::of(publish)).await?;
-                let made = Arc::new(made);
-                *held = Some(made.clone());
-                lock(&self.served).insert(id.clone(), made.clone());
-                made
-            }
+            Some(served) => served,
+            None => self.make(&mut held, &id, &volume).await?,
         };
-        self.show(&served, target, published, publish).await.inspect_err(|_| {
-            tracing::warn!(session = id, "nothing is shown");
-        })?;
+        let mut served = served;
+        let mut shown = self.show(&served, &target, published.read_only);
+        if shown.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::NotConnected) {
+            // Somebody has unmounted it everywhere: nobody sees it any more.
+            self.end_unseen(&mut held, &served).await;
+            served = self.make(&mut held, &id, &volume).await?;
+            shown = self.show(&served, &target, published.read_only);
+        }
+        if let Err(error) = shown {
+            if served.is_nowhere() {
+                self.end_unseen(&mut held, &served).await;
+            }
+            return Err(Error::Internal(format!("showing {}: {error}", publish.target)));
+        }
+        self.note_shown(&served, target, published);
         Ok(())
+    }
+
+    /// Answers a publish at a target that shows the session already.
+    fn published_again(
+        &self,
+        served: &Arc<Served>,
+        before: &Published,
+        published: &Published,
+        volume: &Volume,
+    ) -> Result<(), Error> {
+        let same = |p: &Published| (p.volume_id.clone(), p.read_only);
+        if same(before) != same(published) {
+            return Err(Error::Exists(format!(
+                "the target shows {} in another way; unpublish it first",
+                before.volume_id
+            )));
+        }
+        if served.differs_from(&volume.settings) && served.tell_once() {
+            let text = "the volume's settings, or the node's defaults for them, are not those that                         it was mounted with; the change takes effect when the pod restarts";
+            tracing::info!(session = served.id, text);
+            self.announcer.say(Note {
+                severity: Severity::Normal,
+                reason: "SettingsChanged",
+                text: text.into(),
+                about: published.subject.clone(),
+                tell_pod: true,
+            });
+        }
+        Ok(())
+    }
+
+    async fn make(
+        &self,
+        held: &mut Option<Arc<Served>>,
+        id: &str,
+        volume: &Volume,
+    ) -> Result<Arc<Served>, Error> {
+        let made = Arc::new(self.maker.make(id, volume).await?);
+        *held = Some(made.clone());
+        lock(&self.served).insert(id.to_owned(), made.clone());
+        Ok(made)
+    }
+
+    /// Ends a session that no pod has seen, or can see any more.
+    async fn end_unseen(&self, held: &mut Option<Arc<Served>>, served: &Served) {
+        *held = None;
+        lock(&self.served).remove(&served.id);
+        for (target, _) in served.targets() {
+            lock(&self.targets).remove(&target);
+        }
+        let until = Instant::now() + STORE_PATIENCE;
+        if let Err(error) = served.end(&self.maker.mounter, until).await {
+            tracing::warn!(session = served.id, %error, "not unmounted");
+        }
     }
 
     /// Clears away what is left of a session whose connection is gone. The pods that had it see
     /// errors until they start again; new ones get a new session.
     async fn forget(&self, served: &Served) {
         tracing::warn!(session = served.id, "its connection is gone; it is mounted anew");
-        for (target, _) in served.targets() {
+        for (target, published) in served.targets() {
             lock(&self.targets).remove(&target);
+            self.announcer.say(lost(published.subject, "its connection has ended"));
         }
         lock(&self.served).remove(&served.id);
         let until = Instant::now() + STORE_PATIENCE;
@@ -192,25 +245,19 @@ impl Sessions {
         published.any(|(path, of)| path != target && of.volume_id == id.as_str())
     }
 
-    async fn show(
-        &self,
-        served: &Arc<Served>,
-        target: PathBuf,
-        published: Published,
-        publish: &Publish,
-    ) -> Result<(), Error> {
-        let bind = Bind {
-            session: served.id.clone(),
-            target: target.clone(),
-            read_only: published.read_only,
-        };
+    /// Shows a session at a target.
+    fn show(&self, served: &Served, target: &Path, read_only: bool) -> io::Result<()> {
+        let session = served.id.clone();
+        let bind = Bind { session, target: target.to_owned(), read_only };
         let mounter = &self.maker.mounter;
-        let shown = tokio::task::block_in_place(|| {
+        tokio::task::block_in_place(|| {
             // What an earlier mount left at the target would be hidden, not gone.
-            mounter.unbind(&target)?;
+            mounter.unbind(target)?;
             mounter.bind(bind)
-        });
-        shown.map_err(|e| Error::Internal(format!("showing {}: {e}", publish.target)))?;
+        })
+    }
+
+    fn note_shown(&self, served: &Arc<Served>, target: PathBuf, published: Published) {
         lock(&self.targets).insert(target.clone(), served.id.clone());
         self.prefer_near_disks(served.clone(), published.subject.clone());
         let about = published.subject.clone();
@@ -224,7 +271,6 @@ impl Sessions {
         served.shown(target, published);
         self.keep(served);
         self.changed.notify_one();
-        Ok(())
     }
 
     /// Finds out which disks of the cache are near to a pod's GPUs, behind.
@@ -239,7 +285,7 @@ impl Sessions {
         });
     }
 
-    fn keep(&self, served: &Served) {
+    pub(super) fn keep(&self, served: &Served) {
         let kept = tokio::task::block_in_place(|| served.keep(&self.maker.mounter));
         if let Err(error) = kept {
             tracing::error!(session = served.id, %error, "the mounter does not know of a change");
@@ -318,61 +364,6 @@ impl Sessions {
         }
     }
 
-    /// Serves what earlier runs of the node left. One session that cannot be served does not
-    /// keep the others waiting.
-    pub(super) fn adopt(&self) {
-        let deposits = match self.maker.mounter.list() {
-            Ok(deposits) => deposits,
-            Err(error) => {
-                tracing::warn!(%error, "nothing is known of earlier sessions");
-                return;
-            }
-        };
-        let shown = self.maker.mounter.mounts().ok();
-        let shown: Option<HashSet<PathBuf>> =
-            shown.map(|all| all.into_iter().map(|shown| shown.target).collect());
-        for deposit in deposits {
-            let id = deposit.session.clone();
-            let adopted =
-                tokio::runtime::Handle::current().block_on(self.adopt_one(deposit, shown.as_ref()));
-            if let Err(error) = adopted {
-                tracing::error!(session = id, %error, "a session could not be taken over");
-            }
-        }
-    }
-
-    async fn adopt_one(
-        &self,
-        deposit: Deposit,
-        shown: Option<&HashSet<PathBuf>>,
-    ) -> Result<(), Error> {
-        let unreadable = || Error::Internal("its record cannot be read".into());
-        let record: Record = serde_json::from_str(&deposit.record).map_err(|_| unreadable())?;
-        let publish = record.request.clone().publish()?;
-        let volume = Volume::parse(&publish, &self.defaults)?;
-        let id = deposit.session.clone();
-        let mut held = self.slot(&id).await;
-        let served = Arc::new(self.maker.adopt(deposit, record, &volume).await?);
-        // Those that were taken away while no node was there.
-        let is_gone = |target: &PathBuf| shown.is_some_and(|shown| !shown.contains(target));
-        for (target, _) in served.targets() {
-            if is_gone(&target) {
-                served.hidden(&target);
-            } else {
-                lock(&self.targets).insert(target, id.clone());
-            }
-        }
-        if served.is_nowhere() {
-            tracing::info!(session = id, "shown nowhere any more");
-            let ended = served.end(&self.maker.mounter, Instant::now() + STORE_PATIENCE).await;
-            return ended.map(|_| ()).map_err(|e| Error::Internal(format!("unmounting: {e}")));
-        }
-        self.keep(&served);
-        lock(&self.served).insert(id, served.clone());
-        *held = Some(served);
-        Ok(())
-    }
-
     /// All of them.
     pub(super) fn all(&self) -> Vec<Arc<Served>> {
         lock(&self.served).values().cloned().collect()
@@ -385,5 +376,16 @@ impl Sessions {
                 tracing::error!(session = served.id, %error, "not in custody");
             }
         }
+    }
+}
+
+/// What pods are told whose mount has ended under them.
+pub(super) fn lost(about: Subject, why: &str) -> Note {
+    Note {
+        severity: Severity::Warning,
+        reason: "MountLost",
+        text: format!("the volume is gone from the running pod: {why}; restart the pod"),
+        about,
+        tell_pod: true,
     }
 }

@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use weir_csi::Error;
-use weir_csi::request::Publish;
+use weir_csi::request::{Publish, VolumeId};
+use weir_fuse::adapter::mount::{self, MountError};
 use weir_fuse::engine::SessionSettings;
 use weir_fuse::namespace::AccessSettings;
 use weir_fuse::origin::s3::S3Settings;
 
-use super::credentials::Source;
+use super::credentials::{Kind, Source};
 use super::options;
 use crate::cli::S3Args;
 use crate::config::{s3, view};
@@ -41,22 +43,59 @@ pub(super) struct Defaults {
     pub(super) inline_driver_credentials: bool,
 }
 
-/// What is to be mounted.
-pub(super) struct Volume {
+/// Most of settings, and of keys, that one publish may bring, in bytes as they are kept: the mounter
+/// keeps them in memory for every volume of the node.
+const PUBLISH_MAX: usize = 16 << 10;
+
+/// What a session is made with, all resolved: no default of the node is applied to it later, so that
+/// it goes on as it was made when the node's defaults change.
+#[derive(Clone, Default, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Settings {
     /// The bucket; without credentials.
     pub(super) s3: S3Settings,
     /// How it is shown.
     pub(super) session: SessionSettings,
-    /// Whose credentials are used.
-    pub(super) credentials: Source,
+    /// Where its credentials come from.
+    pub(super) source: Kind,
     /// SELinux context of everything in it.
     pub(super) selinux_context: Option<String>,
+}
+
+impl Settings {
+    /// As one text: equal for settings that are alike.
+    fn text(&self) -> String {
+        // Strings and numbers: it can always be written.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// Whether a session that was made with these is as one made with `other` would be. Who signs is
+    /// not looked at: keys are refreshed in place.
+    pub(super) fn serves_as(&self, other: &Self) -> bool {
+        let text = |settings: &Self| {
+            let mut settings = settings.clone();
+            settings.session.names.access.identity.clear();
+            settings.text()
+        };
+        text(self) == text(other)
+    }
+
+    /// What is mounted, for people.
+    pub(super) fn source(&self) -> String {
+        format!("s3://{}/{}", self.s3.bucket, self.session.names.prefix)
+    }
+}
+
+/// What is to be mounted.
+pub(super) struct Volume {
+    /// With what.
+    pub(super) settings: Settings,
+    /// Whose credentials are used.
+    pub(super) credentials: Source,
     /// Whether this pod may only read.
     pub(super) read_only: bool,
     /// For which pod.
     pub(super) subject: Subject,
-    /// Everything but the credentials, as one text: equal for publishes that are alike.
-    pub(super) shape: String,
 }
 
 impl Volume {
@@ -116,30 +155,29 @@ impl Volume {
             revocable: matches!(credentials, Source::Pod(_)),
         };
         let s3 = s3::s3_settings(bucket.to_owned(), &options.s3).map_err(invalid)?;
+        if let Some(context) = &selinux_context
+            && !mount::is_selinux_context(context)
+        {
+            return Err(Error::Invalid(MountError::Context(context.clone()).to_string()));
+        }
         let read_only = publish.read_only || session.read_only;
-        let shape = format!(
-            "{} {:?} {:?} {selinux_context:?} {:?} {}",
-            publish.volume_id,
-            (&s3.bucket, &s3.endpoint_url, &s3.region, &s3.profile, &s3.sse, &s3.storage_class),
-            (&session.names.prefix, session.names.ttl, session.names.negative_ttl),
-            (&session.ownership, session.write_part, session.passthrough, session.read_only),
-            credentials.kind(),
-        );
-        Ok(Self {
-            s3,
-            session,
-            credentials,
-            selinux_context,
-            read_only,
-            subject: subject(publish),
-            shape,
-        })
+        let source = credentials.kind();
+        let settings = Settings { s3, session, source, selinux_context };
+        let keys = credentials.keys().map_or(0, |(keys, _)| keys.len());
+        for (what, bytes) in [("the settings", settings.text().len()), ("the keys", keys)] {
+            if bytes > PUBLISH_MAX {
+                return Err(Error::Invalid(format!(
+                    "{what} of the volume take {bytes} bytes; at most {PUBLISH_MAX} are kept"
+                )));
+            }
+        }
+        Ok(Self { settings, credentials, read_only, subject: subject(publish) })
     }
 
     /// Names the session that serves this publish: the same for publishes that can share one.
-    pub(super) fn session_id(&self, target: &str) -> String {
+    pub(super) fn session_id(&self, volume_id: &VolumeId, target: &str) -> String {
         let mut hash = Sha256::new();
-        for part in [&self.shape, &self.session.names.access.identity] {
+        for part in [volume_id.as_str(), &self.settings.text()] {
             hash.update((part.len() as u64).to_be_bytes());
             hash.update(part);
         }
@@ -148,11 +186,6 @@ impl Volume {
             hash.update(target);
         }
         hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
-    }
-
-    /// What is mounted, for people.
-    pub(super) fn source(&self) -> String {
-        format!("s3://{}/{}", self.s3.bucket, self.session.names.prefix)
     }
 }
 

@@ -6,6 +6,7 @@ mod bad_input;
 mod cache;
 mod commands;
 mod csi;
+mod custody;
 mod demo;
 mod disk;
 mod disks;

@@ -1,6 +1,7 @@
 //! The CSI project's own conformance suite against the real services.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use weir_tests::bucket::{Bucket, Server};
@@ -16,11 +17,28 @@ fn csi_sanity_passes() {
     node.start_controller();
     let parameters = node.join("parameters.yaml");
     fs::write(&parameters, format!("bucketName: {}\n", bucket.name)).unwrap();
-    fs::create_dir_all(node.pods()).unwrap();
+    // As kubelet makes them: the suite adds the last part of a target's path by itself.
+    let folder = node.target("sanity").parent().unwrap().to_owned();
+    let script = |name: &str, text: &str| {
+        let path = node.join(name);
+        fs::write(&path, format!("#!/bin/sh\nset -e\n{text}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    };
+    let data = r#"{"driverName": "s3.csi.weir.dev"}"#;
+    let make = format!("mkdir -p \"$1\"\necho '{data}' > \"$1/vol_data.json\"\necho \"$1\"");
+    let make = script("make-target", &make);
+    let remove = script("remove-target", "rm -f \"$1/vol_data.json\"\nrmdir \"$1\"");
+    let check = "if [ -f \"$1\" ]; then echo file; elif [ -d \"$1\" ]; then echo directory; \
+                 elif [ -e \"$1\" ]; then echo other; else echo not_found; fi";
+    let check = script("check-path", check);
     let ran = Command::new(tools::path("csi-sanity"))
         .arg(format!("--csi.endpoint=unix://{}", node.socket().display()))
         .arg(format!("--csi.controllerendpoint=unix://{}", node.controller_socket().display()))
-        .arg(format!("--csi.mountdir={}", node.pods().join("sanity-mount").display()))
+        .arg(format!("--csi.mountdir={}", folder.display()))
+        .arg(format!("--csi.createmountpathcmd={}", make.display()))
+        .arg(format!("--csi.removemountpathcmd={}", remove.display()))
+        .arg(format!("--csi.checkpathcmd={}", check.display()))
         .arg(format!("--csi.stagingdir={}", node.pods().join("sanity-staging").display()))
         .arg(format!("--csi.testvolumeparameters={}", parameters.display()))
         .arg("--ginkgo.no-color")

@@ -18,6 +18,7 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::config::RequestChecksumCalculation;
 use aws_sdk_s3::types::{ServerSideEncryption, StorageClass};
 use aws_types::service_config::ServiceConfigKey;
+use serde::{Deserialize, Serialize};
 
 use super::http::Http;
 use crate::origin::OriginError;
@@ -28,7 +29,8 @@ const CONNECT: Duration = Duration::from_secs(5);
 const READ: Duration = Duration::from_secs(20);
 
 /// Which bucket, where, and how to speak to it.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct S3Settings {
     /// Name of the bucket.
     pub bucket: String,
@@ -57,6 +59,7 @@ pub struct S3Settings {
     /// Send CRC32C with every upload.
     pub upload_checksums: bool,
     /// Credentials given by the caller; the SDK's chain where absent.
+    #[serde(skip)]
     pub credentials: Option<SharedCredentialsProvider>,
 }
 

@@ -1,0 +1,317 @@
+//! What the mounter keeps, what it lets others do, and what becomes of a session that nobody can
+//! serve.
+
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::process::Resource;
+use weir_fuse::adapter::mount::mount_table;
+use weir_node::mounter::client::{Given, Mounter};
+use weir_node::mounter::protocol::{Bind, Mount};
+use weir_tests::bucket::{Bucket, Server};
+use weir_tests::csi_node::{CsiNode, Setup, TestVolume};
+use weir_tests::{eventually, random_bytes};
+
+/// Mounts a file system of memory.
+fn tmpfs(at: &Path) {
+    fs::create_dir_all(at).unwrap();
+    rustix::mount::mount("tmpfs", at, "tmpfs", MountFlags::empty(), None).unwrap();
+}
+
+fn detach(at: &Path) {
+    rustix::mount::unmount(at, UnmountFlags::DETACH).unwrap();
+}
+
+/// Another engine, which says that it is the node's: one that somebody has broken into.
+fn hostile(node: &CsiNode) -> std::sync::Arc<Mounter> {
+    Mounter::new(&node.join("mounter.sock"), "hostile".into())
+}
+
+#[test]
+fn sessions_of_a_full_node_are_taken_over() {
+    let bucket = Bucket::new(Server::Minio);
+    bucket.put("f", "bytes");
+    let mut node = CsiNode::new(&bucket);
+    // Each is a session of its own; kubelet's tokens and a long attribute that is ignored come along.
+    let tokens = format!(r#"{{"sts.amazonaws.com": {{"token": "{}"}}}}"#, "t".repeat(1150));
+    let volume = |number: u32| {
+        TestVolume { group: Some(1000 + number), ..TestVolume::new(&bucket, &format!("p{number}")) }
+            .attribute("csi.storage.k8s.io/serviceAccount.tokens", &tokens)
+            .attribute("cacheNote", &"\"".repeat(30_000))
+    };
+    let all: Vec<_> = (0..90).map(volume).collect();
+    let targets: Vec<_> = all.iter().map(|volume| node.publish(volume).unwrap()).collect();
+    for round in 0..2 {
+        match round {
+            0 => node.take_node().kill(),
+            _ => node.take_node().terminate(),
+        }
+        node.start_node();
+        for (volume, target) in all.iter().zip(&targets) {
+            assert_eq!(fs::read(target.join("f")).unwrap(), b"bytes", "{target:?}");
+            node.publish(volume).unwrap();
+        }
+    }
+    for volume in &all {
+        node.unpublish(volume).unwrap();
+    }
+    assert_eq!(node.mounts(), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn what_cannot_be_taken_over_is_ended_and_can_be_mounted_again() {
+    let bucket = Bucket::new(Server::Minio);
+    bucket.put("f", "bytes");
+    let mut node = CsiNode::new(&bucket);
+    let (good, bad) = (TestVolume::new(&bucket, "good"), TestVolume::new(&bucket, "bad"));
+    let bad = TestVolume { group: Some(2000), ..bad };
+    let (served, lost) = (node.publish(&good).unwrap(), node.publish(&bad).unwrap());
+    node.take_node().kill();
+    // As a later release might, or a broken node.
+    let mounter = hostile(&node);
+    let session = mounter
+        .sessions()
+        .unwrap()
+        .into_iter()
+        .find(|session| mounter.targets(session).unwrap().contains(&lost))
+        .unwrap();
+    let kept = mounter.take(&session).unwrap();
+    let record = br#"{"schema": 1000000}"#;
+    let (session, device) = (session.as_str(), &kept.device);
+    mounter.deposit(&Given { session, generation: 1, record, keys: None, device }).unwrap();
+    drop((kept.device, mounter));
+    let waiting = {
+        let path = lost.join("f");
+        std::thread::spawn(move || fs::read(path))
+    };
+    node.start_node();
+    eventually("who waits gets an error", || waiting.is_finished());
+    let error = waiting.join().unwrap().unwrap_err();
+    assert!(
+        matches!(error.kind(), io::ErrorKind::NotConnected | io::ErrorKind::ConnectionAborted),
+        "{error}"
+    );
+    assert_eq!(fs::read(served.join("f")).unwrap(), b"bytes");
+    assert!(node.logs().contains("its record cannot be read"));
+    let again = node.publish(&bad).unwrap();
+    assert_eq!(fs::read(again.join("f")).unwrap(), b"bytes");
+}
+
+#[test]
+fn a_session_goes_on_as_it_was_made_when_the_defaults_of_the_node_change() {
+    let (bucket, other) = (Bucket::new(Server::Minio), Bucket::new(Server::Minio));
+    bucket.put("f", "bytes");
+    let mut node = CsiNode::new(&bucket);
+    let volume = TestVolume::new(&bucket, "pod").keys(&bucket.access_key, &bucket.secret_key);
+    let target = node.publish(&volume).unwrap();
+    node.take_node().kill();
+    node.set_node_flags(vec![format!("--endpoint-url={}", other.url), "--region=eu-west-9".into()]);
+    node.start_node();
+    fs::write(target.join("g"), "more").unwrap();
+    assert_eq!(bucket.get("g").unwrap(), b"more");
+    // Keys are refreshed all the same, and a repeat is no error.
+    node.publish(&volume.clone().keys("nobody", "wrong")).unwrap();
+    eventually("the new keys are used", || fs::write(target.join("h"), "x").is_err());
+    node.publish(&volume).unwrap();
+    eventually("the right keys are used", || fs::write(target.join("h"), "x").is_ok());
+    assert!(node.logs().contains("takes effect when the pod restarts"));
+}
+
+#[test]
+fn a_broken_node_reaches_no_target_but_its_own() {
+    let bucket = Bucket::new(Server::Minio);
+    bucket.put("f", "bytes");
+    let node = CsiNode::new(&bucket);
+    let volume = TestVolume::new(&bucket, "pod");
+    node.publish(&volume).unwrap();
+    let pods = node.pods();
+    // What kubelet has in other pods: a token, a configuration, another driver's volume, and a
+    // folder of the host that it shows for subPath.
+    let token = pods.join("victim/volumes/kubernetes.io~projected/kube-api-access-x");
+    let other = pods.join("victim/volumes/kubernetes.io~csi/theirs/mount");
+    let (host, subpath) = (node.join("etc"), pods.join("victim/volume-subpaths/hostetc/agent/0"));
+    for folder in [&token, &other] {
+        tmpfs(folder);
+        fs::write(folder.join("secret"), "theirs").unwrap();
+    }
+    let data = r#"{"driverName": "other.csi.example"}"#;
+    fs::write(other.parent().unwrap().join("vol_data.json"), data).unwrap();
+    fs::create_dir_all(host.join("volumes/kubernetes.io~csi/x")).unwrap();
+    fs::create_dir_all(&subpath).unwrap();
+    rustix::mount::mount_bind(&host, &subpath).unwrap();
+    // A mount on the way to what has the right form, with kubelet's own file in it.
+    let bound = pods.join("bound");
+    fs::create_dir_all(&bound).unwrap();
+    rustix::mount::mount_bind(&host, &bound).unwrap();
+    node.prepare(&bound.join("volumes/kubernetes.io~csi/x/mount"));
+    let covered = pods.join("covered/volumes/kubernetes.io~csi/data/mount");
+    node.prepare(&covered);
+    tmpfs(&covered);
+    // Of nobody: kubelet has written nothing.
+    let bare = pods.join("bare/volumes/kubernetes.io~csi/data/mount");
+    fs::create_dir_all(bare.parent().unwrap()).unwrap();
+
+    let mounter = hostile(&node);
+    let session = mounter.sessions().unwrap().remove(0);
+    let targets = [
+        token.clone(),
+        other.clone(),
+        subpath.clone(),
+        subpath.join("cron.d"),
+        bound.join("volumes/kubernetes.io~csi/x/mount"),
+        covered.clone(),
+        bare.clone(),
+        pods.clone(),
+        pods.join("victim"),
+        pods.join("victim/../pod/volumes/kubernetes.io~csi/data/mount"),
+        node.join("etc"),
+        "/etc".into(),
+        "/".into(),
+        "relative".into(),
+    ];
+    let before = mount_table().unwrap();
+    for target in &targets {
+        for read_only in [false, true] {
+            let bind = Bind { session: session.clone(), target: target.clone(), read_only };
+            assert!(mounter.bind(bind).is_err(), "{target:?}");
+        }
+        // Either it is refused, or there is nothing of ours to take away.
+        let _ = mounter.unbind(target);
+    }
+    let context = Some("s0\",max_read=1,x=\"".to_owned());
+    let mount = Mount { session: "ab".into(), source: "s3://x/".into(), selinux_context: context };
+    assert!(mounter.mount(mount).is_err());
+    assert_eq!(mount_table().unwrap(), before);
+    for folder in [&token, &other] {
+        assert_eq!(fs::read(folder.join("secret")).unwrap(), b"theirs");
+    }
+    assert!(!bare.exists() && fs::read_dir(&host).unwrap().count() == 1);
+    for mounted in [&token, &other, &subpath, &bound, &covered] {
+        detach(mounted);
+    }
+}
+
+#[test]
+fn visitors_learn_and_change_nothing_but_what_is_left_behind() {
+    let bucket = Bucket::new(Server::Minio);
+    let mut node = CsiNode::new(&bucket);
+    let volume = TestVolume::new(&bucket, "pod");
+    let target = node.publish(&volume).unwrap();
+    // Each socket is for one kind of peer, whatever that says of itself.
+    assert!(Mounter::visit(&node.join("mounter.sock")).has_engine().is_err());
+    let visitor = Mounter::visit(&node.join("visitor.sock"));
+    assert!(visitor.has_engine().unwrap() && visitor.is_showing().unwrap());
+    for refused in [
+        visitor.sessions().map(|_| ()),
+        visitor.take("ab").map(|_| ()),
+        visitor.targets("ab").map(|_| ()),
+        visitor.end("ab"),
+        visitor.unbind(&target),
+    ] {
+        assert!(refused.is_err());
+    }
+    assert!(fs::read_dir(&target).is_ok());
+    node.take_node().kill();
+    eventually("nobody is there", || !visitor.has_engine().unwrap());
+    visitor.unbind(&target).unwrap();
+    assert!(!visitor.is_showing().unwrap() && !target.exists());
+}
+
+#[test]
+fn a_name_that_is_no_text_stops_nobody() {
+    let bucket = Bucket::new(Server::Minio);
+    let node = CsiNode::new(&bucket);
+    let volume = TestVolume::new(&bucket, "pod");
+    // As kubelet shows a folder of an emptyDir by a subPath that leads to it.
+    let folder = node.join("emptydir").join(std::ffi::OsStr::from_bytes(b"\xff"));
+    let subpath = node.pods().join("other/volume-subpaths/e/c/0");
+    fs::create_dir_all(&folder).unwrap();
+    fs::create_dir_all(&subpath).unwrap();
+    rustix::mount::mount_bind(&folder, &subpath).unwrap();
+    let target = node.publish(&volume).unwrap();
+    fs::read_dir(&target).unwrap();
+    node.unpublish(&volume).unwrap();
+    detach(&subpath);
+}
+
+#[test]
+fn a_folder_of_the_nodes_disk_is_never_shown() {
+    let bucket = Bucket::new(Server::Minio);
+    bucket.put("f", "bytes");
+    let node = CsiNode::new(&bucket);
+    let (one, two) = (TestVolume::new(&bucket, "one"), TestVolume::new(&bucket, "two"));
+    let first = node.publish(&one).unwrap();
+    let session = fs::read_dir(node.join("sessions")).unwrap().next().unwrap().unwrap().path();
+    detach(&session);
+    // The pod that has it shows where it is.
+    let second = node.publish(&two).unwrap();
+    fs::write(second.join("g"), "more").unwrap();
+    assert_eq!(bucket.get("g").unwrap(), b"more");
+    node.unpublish(&one).unwrap();
+    node.unpublish(&two).unwrap();
+    assert!(!first.exists() && node.mounts().is_empty());
+    // Nobody has it: it is mounted anew.
+    let first = node.publish(&one).unwrap();
+    detach(&first);
+    detach(&fs::read_dir(node.join("sessions")).unwrap().next().unwrap().unwrap().path());
+    let second = node.publish(&two).unwrap();
+    assert_eq!(fs::read(second.join("f")).unwrap(), b"bytes");
+}
+
+#[test]
+fn a_mounter_without_descriptors_keeps_what_it_has() {
+    let bucket = Bucket::new(Server::Minio);
+    bucket.put("big", random_bytes(1, 1 << 20));
+    let mut node = CsiNode::with(&bucket, Setup::default());
+    let volume = TestVolume::new(&bucket, "pod");
+    let target = node.publish(&volume).unwrap();
+    let pid = rustix::process::Pid::from_raw(node.mounter_pid() as i32);
+    let limit = |current| {
+        let limit = rustix::process::Rlimit { current: Some(current), maximum: Some(4096) };
+        rustix::process::prlimit(pid, Resource::Nofile, limit).unwrap();
+    };
+    let open = fs::read_dir(format!("/proc/{}/fd", node.mounter_pid())).unwrap().count();
+    limit(open as u64 - 1);
+    // None of them can be served.
+    let refused: Vec<_> = (0..20).map(|_| Mounter::visit(&node.join("visitor.sock"))).collect();
+    let asking: Vec<_> = refused
+        .iter()
+        .map(|visitor| {
+            let visitor = visitor.clone();
+            std::thread::spawn(move || visitor.has_engine())
+        })
+        .collect();
+    eventually("the lack is told", || node.logs().contains("a connection is not served"));
+    limit(4096);
+    for asked in asking {
+        let _ = asked.join().unwrap();
+    }
+    node.take_node().kill();
+    node.start_node();
+    assert!(fs::read(target.join("big")).unwrap() == random_bytes(1, 1 << 20));
+}
+
+#[test]
+fn the_kernel_reads_no_file_but_the_caches() {
+    let bucket = Bucket::new(Server::Minio);
+    bucket.put("f", "bytes");
+    let node = CsiNode::new(&bucket);
+    node.publish(&TestVolume::new(&bucket, "pod")).unwrap();
+    let mounter = hostile(&node);
+    let session = mounter.sessions().unwrap().remove(0);
+    let port = weir_node::mounter::client::SessionPort { mounter, session };
+    use weir_fuse::engine::kernel::KernelPort;
+    let mine = node.cache_dir().join("file");
+    fs::write(&mine, "bytes").unwrap();
+    let id = port.open_backing(&fs::File::open(&mine).unwrap()).unwrap();
+    port.close_backing(id);
+    let writable = fs::File::options().read(true).write(true).open(&mine).unwrap();
+    let elsewhere = fs::File::open("/proc/self/mounts").unwrap();
+    for file in [writable, elsewhere, fs::File::open(node.cache_dir()).unwrap()] {
+        let error = port.open_backing(&file).unwrap_err();
+        assert!(error.to_string().contains("a backing file must be"), "{error}");
+    }
+}
