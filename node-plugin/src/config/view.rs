@@ -18,7 +18,8 @@ pub fn session_settings(
     prefix: DirPrefix,
     (owner, group): (u32, u32),
 ) -> Result<SessionSettings, Failure> {
-    let write_part = view.write_part_size.map_or(SessionSettings::default().write_part, |size| size.0);
+    let write_part =
+        view.write_part_size.map_or(SessionSettings::default().write_part, |size| size.0);
     if !((5 << 20)..=(2 << 30)).contains(&write_part) {
         return Err(usage("--write-part-size must be between 5MiB and 2GiB (S3's limits)"));
     }

@@ -145,7 +145,9 @@ impl Custody {
     pub(super) fn deposit(&self, deposit: &Deposit, along: Vec<OwnedFd>) -> io::Result<()> {
         let mut along = along.into_iter();
         let mut next = |expected: bool| match (expected, expected.then(|| along.next()).flatten()) {
-            (true, None) => Err(io::Error::new(io::ErrorKind::InvalidData, "too little came along")),
+            (true, None) => {
+                Err(io::Error::new(io::ErrorKind::InvalidData, "too little came along"))
+            }
             (_, file) => Ok(file),
         };
         let record = next(true)?;
@@ -177,7 +179,12 @@ impl Custody {
     pub(super) fn names(&self, after: &str) -> Vec<String> {
         let state = self.state();
         let range = (Bound::Excluded(after), Bound::Unbounded);
-        state.sessions.range::<str, _>(range).map(|(id, _)| id.clone()).take(SESSIONS_PAGE).collect()
+        state
+            .sessions
+            .range::<str, _>(range)
+            .map(|(id, _)| id.clone())
+            .take(SESSIONS_PAGE)
+            .collect()
     }
 
     /// Copies of what is kept of a session.

@@ -44,9 +44,7 @@ impl Mounts {
             return alone(reply);
         }
         match request {
-            Request::Mount(mount) => {
-                self.locks.hold(&mount.session, || self.mount(&mount))
-            }
+            Request::Mount(mount) => self.locks.hold(&mount.session, || self.mount(&mount)),
             Request::Take { session } => self.custody.take(&session).map(taken),
             Request::Deposit(deposit) => {
                 self.roots.session(&deposit.session)?;
@@ -56,9 +54,7 @@ impl Mounts {
             Request::Targets { session, after } => {
                 alone(Reply::Targets(self.targets_after(&session, &after)?))
             }
-            Request::Bind(bind) => {
-                self.locks.hold(&bind.session, || self.bind(&bind)).map(done)
-            }
+            Request::Bind(bind) => self.locks.hold(&bind.session, || self.bind(&bind)).map(done),
             Request::Unbind { target } => self.unbind(&target).map(done),
             Request::Unmount { session, force } => {
                 let end = || {
@@ -217,8 +213,7 @@ impl Mounts {
 /// What is kept, as an answer.
 fn taken(taken: Taken) -> (Reply, Vec<OwnedFd>) {
     let Taken { generation, record, keys, device } = taken;
-    let reply =
-        Reply::Taken { generation, record: record.is_some(), keys: keys.is_some() };
+    let reply = Reply::Taken { generation, record: record.is_some(), keys: keys.is_some() };
     (reply, record.into_iter().chain(keys).chain([device]).collect())
 }
 

@@ -108,9 +108,8 @@ impl Roots {
                 _ => None,
             })
             .collect();
-        let is_plain = |part: &str| {
-            part.len() <= 255 && !part.chars().any(|c| c.is_control() || c == '\\')
-        };
+        let is_plain =
+            |part: &str| part.len() <= 255 && !part.chars().any(|c| c.is_control() || c == '\\');
         let is_uid = |part: &str| part.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
         match *parts?.as_slice() {
             [pod, "volumes", CSI_VOLUMES, volume, name]
@@ -149,8 +148,7 @@ impl Place {
     /// `PermissionDenied` where it has not, or says nothing.
     pub(super) fn check_provenance(&self) -> io::Result<()> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let opened =
-            rustix::fs::openat2(&self.parent, VOLUME_DATA, flags, Mode::empty(), BENEATH);
+        let opened = rustix::fs::openat2(&self.parent, VOLUME_DATA, flags, Mode::empty(), BENEATH);
         let file = match opened {
             Ok(file) => File::from(file),
             Err(error) => return Err(refused(format!("kubelet's {VOLUME_DATA}: {error}"))),

@@ -61,9 +61,8 @@ pub(super) fn run(engines: OwnedFd, visitors: OwnedFd, mounts: Arc<Mounts>) -> i
 fn accept(listener: &OwnedFd, mounts: &Arc<Mounts>, peer: Peer) -> ! {
     let open = Arc::new(());
     loop {
-        let accepted = rustix::io::retry_on_intr(|| {
-            rustix::net::accept_with(listener, SocketFlags::CLOEXEC)
-        });
+        let accepted =
+            rustix::io::retry_on_intr(|| rustix::net::accept_with(listener, SocketFlags::CLOEXEC));
         let served = accepted.map_err(io::Error::from).and_then(|connection| {
             if Arc::strong_count(&open) > CONNECTIONS_MAX {
                 return Err(io::Error::other("too many connections"));

@@ -30,6 +30,9 @@ fn hostile(node: &CsiNode) -> std::sync::Arc<Mounter> {
     Mounter::new(&node.join("mounter.sock"), "hostile".into())
 }
 
+/// Sessions of a full node, unless `WEIR_SESSIONS` says so.
+const SESSIONS: u32 = 90;
+
 #[test]
 fn sessions_of_a_full_node_are_taken_over() {
     let bucket = Bucket::new(Server::Minio);
@@ -42,7 +45,8 @@ fn sessions_of_a_full_node_are_taken_over() {
             .attribute("csi.storage.k8s.io/serviceAccount.tokens", &tokens)
             .attribute("cacheNote", &"\"".repeat(30_000))
     };
-    let all: Vec<_> = (0..90).map(volume).collect();
+    let sessions = std::env::var("WEIR_SESSIONS").map_or(SESSIONS, |text| text.parse().unwrap());
+    let all: Vec<_> = (0..sessions).map(volume).collect();
     let targets: Vec<_> = all.iter().map(|volume| node.publish(volume).unwrap()).collect();
     for round in 0..2 {
         match round {
