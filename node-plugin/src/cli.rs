@@ -228,6 +228,14 @@ pub struct LogArgs {
     pub log_file: Option<PathBuf>,
 }
 
+/// Where kubelet's probes are answered.
+#[derive(Args, Debug, Clone)]
+pub struct ProbeArgs {
+    /// Answer kubelet's probes at http://ADDRESS/healthz and /readyz.
+    #[arg(long, value_name = "ADDRESS")]
+    pub health_listen: Option<SocketAddr>,
+}
+
 /// Options of `weir controller`.
 #[derive(Args, Debug, Clone)]
 pub struct ControllerArgs {
@@ -237,6 +245,9 @@ pub struct ControllerArgs {
     /// What volumes use that name nothing else.
     #[command(flatten)]
     pub s3: S3Args,
+    /// Where probes are answered.
+    #[command(flatten)]
+    pub probes: ProbeArgs,
     /// Options of what is logged and counted.
     #[command(flatten)]
     pub log: LogArgs,
@@ -292,6 +303,9 @@ pub struct NodeArgs {
     /// Options of the end.
     #[command(flatten)]
     pub end: EndArgs,
+    /// Where probes are answered.
+    #[command(flatten)]
+    pub probes: ProbeArgs,
     /// Options of what is logged and counted.
     #[command(flatten)]
     pub log: LogArgs,
@@ -306,6 +320,9 @@ pub struct StandbyArgs {
     /// Socket of the mounter.
     #[arg(long, value_name = "SOCKET", default_value = "/mounter/mounter.sock")]
     pub mounter_socket: PathBuf,
+    /// Where probes are answered.
+    #[command(flatten)]
+    pub probes: ProbeArgs,
     /// Options of what is logged and counted.
     #[command(flatten)]
     pub log: LogArgs,

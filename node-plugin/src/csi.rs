@@ -13,11 +13,23 @@ use weir_csi::{Calls, Plugin};
 use weir_fuse::metrics::Metrics;
 
 use crate::exit::{Failure, Kind};
+use crate::readiness::{Flag, Readiness};
 
 /// Name of the CSI driver.
 pub const DRIVER: &str = "s3.csi.weir.dev";
 /// How long a socket that another process serves is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What it means that the socket is not served.
+pub(crate) const NOT_SERVED: &str = "the CSI socket is not served";
+
+/// Whether the plugin can serve.
+pub(crate) struct Ready {
+    /// Is told whether the socket is served.
+    pub(crate) serving: Flag,
+    /// What CSI's Probe answers.
+    pub(crate) readiness: Readiness,
+}
 
 /// What happens when a signal ends the serving.
 pub(crate) struct OnSignal<F> {
@@ -28,14 +40,14 @@ pub(crate) struct OnSignal<F> {
 }
 
 /// Serves these services at `socket` until SIGTERM or SIGINT, and until the calls under way have
-/// ended or are late. `ready` says whether the plugin can serve now.
+/// ended or are late.
 ///
 /// # Errors
 /// What the socket reports.
 pub(crate) async fn serve(
     socket: &Path,
     services: Services,
-    ready: impl Fn() -> bool + Send + Sync + 'static,
+    ready: Ready,
     counted: Arc<Metrics>,
     on_signal: OnSignal<impl FnOnce()>,
 ) -> Result<(), Failure> {
@@ -45,12 +57,15 @@ pub(crate) async fn serve(
     let mut int = signal(SignalKind::interrupt()).map_err(failed)?;
     let OnSignal { call, patience } = on_signal;
     let (told, heard) = oneshot::channel();
+    let Ready { serving, readiness } = ready;
+    let served = serving.clone();
     let ended = async move {
         tokio::select! {
             _ = term.recv() => {}
             _ = int.recv() => {}
         }
         tracing::info!("signal received");
+        served.set(false);
         call();
         let _ = told.send(());
     };
@@ -62,6 +77,8 @@ pub(crate) async fn serve(
         }
     };
     let listener = listen(socket).await.map_err(failed)?;
+    serving.set(true);
+    let ready = move || readiness.lack().is_none();
     tokio::select! {
         done = answer(listener, services, ready, counted, ended) => done.map_err(failed),
         () = late => {

@@ -18,7 +18,8 @@ use crate::cli::StandbyArgs;
 use crate::exit::{Failure, Kind};
 use crate::mounter::client::Mounter;
 use crate::node::registered::Registered;
-use crate::{assembly, csi, logging, metrics};
+use crate::readiness::Readiness;
+use crate::{assembly, csi, logging, metrics, probes};
 
 /// How often it looks whether it is needed: each look is a connection to the node plugin.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -38,9 +39,12 @@ pub fn run(args: &StandbyArgs) -> Result<(), Failure> {
         let counted = assembly::metrics()?;
         let registered = Registered::beside(&args.csi_socket);
         if let Some(address) = args.log.metrics_listen {
+            metrics::serve(address, counted.clone()).await?;
+        }
+        if let Some(address) = args.probes.health_listen {
             let registered = registered.clone();
             let is_current = Arc::new(move || registered.is_current());
-            metrics::serve(address, counted.clone(), Some(is_current)).await?;
+            probes::serve(address, Readiness::default(), Some(is_current))?;
         }
         let failed = |e| Failure::new(Kind::Other, format!("signal handler: {e}"));
         let mut term = signal(SignalKind::terminate()).map_err(failed)?;

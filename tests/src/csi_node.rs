@@ -76,6 +76,7 @@ pub struct CsiNode {
     node: Option<Role>,
     mounter: Option<Role>,
     controller: Option<Role>,
+    standby: Option<Role>,
     dir: TempDir,
     cache: TempDir,
     setup: Setup,
@@ -101,6 +102,7 @@ impl CsiNode {
             node: None,
             mounter: None,
             controller: None,
+            standby: None,
             dir: tempfile::Builder::new().prefix("weir-csi-").tempdir().unwrap(),
             cache: cache_dir(),
             setup,
@@ -139,6 +141,29 @@ impl CsiNode {
     /// Everything that its processes logged.
     pub fn logs(&self) -> String {
         fs::read_to_string(self.join("log")).unwrap_or_default()
+    }
+
+    /// Starts a standby, which serves metrics and probes.
+    pub fn start_standby(&mut self) {
+        let mut command = Command::new(program());
+        command
+            .arg("standby")
+            .arg("--csi-socket")
+            .arg(self.socket())
+            .arg("--mounter-socket")
+            .arg(self.join("mounter.sock"))
+            .args(["--metrics-listen=127.0.0.1:0", "--health-listen=127.0.0.1:0"]);
+        self.standby = Some(Role::start(&mut command, &self.join("standby-log")));
+    }
+
+    /// Process id of the standby.
+    pub fn standby_pid(&self) -> u32 {
+        self.standby.as_ref().unwrap().pid()
+    }
+
+    /// Everything that the standby logged.
+    pub fn standby_logs(&self) -> String {
+        fs::read_to_string(self.join("standby-log")).unwrap_or_default()
     }
 
     /// Starts a mounter.
@@ -320,7 +345,7 @@ impl CsiNode {
 
 impl Drop for CsiNode {
     fn drop(&mut self) {
-        drop((self.node.take(), self.mounter.take(), self.controller.take()));
+        drop((self.node.take(), self.mounter.take(), self.controller.take(), self.standby.take()));
         if std::thread::panicking() {
             eprintln!("{}", self.logs());
         }

@@ -13,7 +13,8 @@ use weir_csi::server::Services;
 
 use crate::cli::ControllerArgs;
 use crate::exit::Failure;
-use crate::{assembly, csi, kubernetes, logging, metrics};
+use crate::readiness::{Flag, Readiness};
+use crate::{assembly, csi, kubernetes, logging, metrics, probes};
 
 /// Runs the command until a signal ends it.
 ///
@@ -25,7 +26,12 @@ pub fn run(args: &ControllerArgs) -> Result<(), Failure> {
     runtime.block_on(async {
         let counted = assembly::metrics()?;
         if let Some(address) = args.log.metrics_listen {
-            metrics::serve(address, counted.clone(), None).await?;
+            metrics::serve(address, counted.clone()).await?;
+        }
+        let serving = Flag::default();
+        let readiness = Readiness::new(vec![(csi::NOT_SERVED, serving.clone())]);
+        if let Some(address) = args.probes.health_listen {
+            probes::serve(address, readiness.clone(), None)?;
         }
         if let Some(client) = kubernetes::client() {
             tokio::spawn(reconcile::run(client));
@@ -33,6 +39,7 @@ pub fn run(args: &ControllerArgs) -> Result<(), Failure> {
         let provisioner = provision::Provisioner::new(args.s3.clone(), counted.clone());
         let services = Services { node: None, controller: Some(Arc::new(provisioner)) };
         let on_signal = csi::OnSignal { call: || {}, patience: Duration::from_secs(20) };
-        csi::serve(&args.csi_socket, services, || true, counted, on_signal).await
+        let ready = csi::Ready { serving, readiness };
+        csi::serve(&args.csi_socket, services, ready, counted, on_signal).await
     })
 }

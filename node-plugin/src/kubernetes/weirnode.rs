@@ -25,8 +25,11 @@ pub(crate) fn resource() -> ApiResource {
 pub(crate) struct NodeReport {
     /// Version of Weir.
     pub(crate) version: String,
-    /// Whether pods can be served: the mounter answers.
+    /// Whether pods can be served, as kubelet's probe is told.
     pub(crate) ready: bool,
+    /// Why they cannot, if they cannot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) problem: Option<String>,
     /// Topology segments that the node should have.
     pub(crate) segments: BTreeMap<String, String>,
     /// In short, for tables.

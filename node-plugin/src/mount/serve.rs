@@ -49,7 +49,7 @@ pub fn run(config: &MountConfig, log: &LogArgs, ready: Option<Ready>) -> Result<
             None => None,
             Some(address) => {
                 let counted = service.session.engine().metrics.clone();
-                match metrics::serve(address, counted, None).await {
+                match metrics::serve(address, counted).await {
                     Ok(taken) => Some(taken),
                     Err(failure) => {
                         service.end().await;

@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,6 +14,7 @@ use super::protocol::{
     Bind, Deposit, Expiry, KEYS_MAX, Mount, RECORD_MAX, Reply, Request, VERSION,
 };
 use super::{sealed, wire};
+use crate::readiness::Flag;
 
 /// How long a call waits for a mounter that restarts.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -61,7 +61,7 @@ pub struct Mounter {
     hello: Request,
     patience: Duration,
     pool: Mutex<Vec<Line>>,
-    attached: AtomicBool,
+    attached: Flag,
 }
 
 impl Mounter {
@@ -81,7 +81,7 @@ impl Mounter {
             hello,
             patience,
             pool: Mutex::default(),
-            attached: AtomicBool::new(false),
+            attached: Flag::default(),
         })
     }
 
@@ -92,6 +92,7 @@ impl Mounter {
     /// When no thread can be started.
     pub fn attach(self: &Arc<Self>, again: impl Fn() + Send + 'static) -> io::Result<()> {
         let mounter = Arc::downgrade(self);
+        let attached = self.attached.clone();
         let run = move || {
             let mut first = true;
             while let Some(mounter) = mounter.upgrade() {
@@ -106,10 +107,11 @@ impl Mounter {
                     tracing::info!("the mounter is back, and knows of every session again");
                 }
                 first = false;
-                mounter.attached.store(true, Ordering::Relaxed);
+                attached.set(true);
                 drop(mounter);
                 // It says nothing more on this connection; its end wakes us.
                 let _ = wire::receive::<Reply>(&line.socket, &mut line.buffer);
+                attached.set(false);
                 tracing::warn!("the mounter is gone; waiting for it");
             }
         };
@@ -117,9 +119,9 @@ impl Mounter {
         Ok(())
     }
 
-    /// Whether the mounter has answered so far.
-    pub fn is_attached(&self) -> bool {
-        self.attached.load(Ordering::Relaxed)
+    /// Whether the mounter has this engine's connection now.
+    pub(crate) fn attached(&self) -> Flag {
+        self.attached.clone()
     }
 
     fn pool(&self) -> std::sync::MutexGuard<'_, Vec<Line>> {

@@ -32,10 +32,11 @@ use crate::kubernetes::api::Events;
 use crate::kubernetes::events::Announcer;
 use crate::kubernetes::nodes::{ApiObjects, OwnObjects};
 use crate::mounter::client::Mounter;
+use crate::readiness::{Flag, Readiness};
 use crate::topology::NVML_DEADLINE;
 use crate::topology::nvml::Library;
 use crate::topology::sysfs::Sysfs;
-use crate::{assembly, csi, kubernetes, logging, metrics};
+use crate::{assembly, csi, kubernetes, logging, metrics, probes};
 use pod_gpus::PodGpus;
 
 pub(crate) use credentials::Keys;
@@ -55,11 +56,22 @@ pub fn run(args: &NodeArgs) -> Result<(), Failure> {
         let counted = assembly::metrics()?;
         let engine_name = engine_name();
         let mounter = Mounter::new(&args.mounter_socket, engine_name);
+        let (opened, adopted, serving) = (Flag::default(), Flag::default(), Flag::default());
+        let readiness = Readiness::new(vec![
+            ("the index of the cache is not open", opened.clone()),
+            ("the mounter is not connected", mounter.attached()),
+            ("sessions of earlier runs are not taken over yet", adopted.clone()),
+            (csi::NOT_SERVED, serving.clone()),
+        ]);
+        if let Some(address) = args.probes.health_listen {
+            probes::serve(address, readiness.clone(), None)?;
+        }
         let processes = mounter.clone();
         let handle = runtime.handle().clone();
         let engine = tokio::task::block_in_place(|| {
             assembly::engine(&cache, counted.clone(), handle, processes)
         })?;
+        opened.set(true);
         let volumes = volume::Defaults {
             s3: args.s3.clone(),
             inline_driver_credentials: args.inline_driver_credentials,
@@ -103,7 +115,7 @@ pub fn run(args: &NodeArgs) -> Result<(), Failure> {
         let reporter = report::Reporter {
             engine: engine.clone(),
             sessions: sessions.clone(),
-            mounter: mounter.clone(),
+            readiness: readiness.clone(),
             registrar: registrar.clone(),
             objects,
             every: Duration::from_secs(args.topology_interval.max(1)),
@@ -114,16 +126,17 @@ pub fn run(args: &NodeArgs) -> Result<(), Failure> {
             .attach(move || again.deposit_all())
             .map_err(|e| Failure::new(Kind::Other, format!("mounter: {e}")))?;
         if let Some(address) = args.log.metrics_listen {
-            metrics::serve(address, counted.clone(), None).await?;
+            metrics::serve(address, counted.clone()).await?;
         }
         sessions.adopt().await;
+        adopted.set(true);
         let backend = backend::Backend {
             registrar: registrar.clone(),
             cache: engine.cache.clone(),
             sessions: sessions.clone(),
         };
         let services = Services { node: Some(Arc::new(backend)), controller: None };
-        let ready = move || mounter.is_attached();
+        let ready = csi::Ready { serving, readiness };
         let grace = args.end.grace();
         let mut until = Instant::now();
         let on_signal = csi::OnSignal {

@@ -12,7 +12,7 @@ use crate::kubernetes::nodes::OwnObjects;
 use crate::kubernetes::weirnode::{
     CacheReport, DiskReport, NodeReport, Summary, VolumeReport, human,
 };
-use crate::mounter::client::Mounter;
+use crate::readiness::Readiness;
 use crate::topology::labels::GPU_PRODUCT;
 use crate::topology::sysfs::Sysfs;
 
@@ -29,7 +29,7 @@ const FORMER_MAX: usize = 256;
 pub(super) struct Reporter {
     pub(super) engine: Arc<Engine>,
     pub(super) sessions: Arc<Sessions>,
-    pub(super) mounter: Arc<Mounter>,
+    pub(super) readiness: Readiness,
     pub(super) registrar: Arc<Registrar>,
     pub(super) objects: Option<Arc<dyn OwnObjects>>,
     /// How often the node is looked at.
@@ -60,7 +60,16 @@ impl Reporter {
             tokio::select! {
                 () = tokio::time::sleep(self.every) => {}
                 () = self.sessions.changed() => tokio::time::sleep(SOON).await,
+                () = self.readier_or_less() => {}
             }
+        }
+    }
+
+    /// Waits until the node can serve and could not, or the other way round.
+    async fn readier_or_less(&self) {
+        let before = self.readiness.lack();
+        while self.readiness.lack() == before {
+            tokio::time::sleep(SOON).await;
         }
     }
 
@@ -133,9 +142,11 @@ impl Reporter {
             })
             .collect();
         let cache = self.cache_report();
+        let problem = self.readiness.lack();
         NodeReport {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            ready: self.mounter.is_attached(),
+            ready: problem.is_none(),
+            problem: problem.map(str::to_owned),
             summary: Summary {
                 gpu: segments.get(GPU_PRODUCT).cloned().unwrap_or_default(),
                 gpus: u32::try_from(topology.gpu.gpus.len()).unwrap_or(u32::MAX),

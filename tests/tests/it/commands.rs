@@ -107,7 +107,6 @@ fn metrics_have_the_names_that_dashboards_use() {
         assert!(metrics.contains_key(name), "{name}");
     }
     assert_eq!(metrics["weir_cache_misses_total"], 1.0);
-    assert!(mount.http("/healthz").ends_with("ok\n"));
     assert!(mount.http("/other").starts_with("HTTP/1.1 404"));
 }
 

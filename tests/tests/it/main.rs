@@ -18,6 +18,7 @@ mod metadata;
 mod model;
 mod orderly;
 mod orders;
+mod ports;
 mod promises;
 mod reading;
 mod sanity;

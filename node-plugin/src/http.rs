@@ -1,0 +1,94 @@
+//! Small pages over HTTP for whoever can reach a port: what one client does costs the others
+//! nothing, however many connections it makes and whatever it leaves unsaid.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+
+/// Connections at once; for one more the oldest is ended, so that a new client is always heard.
+const CONNECTIONS_MAX: usize = 64;
+/// How long a client may take to say what it wants.
+const HEADER_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a connection may last.
+const CONNECTION_PATIENCE: Duration = Duration::from_secs(30);
+/// Bytes of a request's head, at most: the least that hyper allows.
+const HEADER_MAX: usize = 8192;
+/// After an accept that failed for want of descriptors or memory: until then nothing is tried.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+
+/// What is answered to a path; `None` where there is nothing.
+pub(crate) type Pages = Arc<dyn Fn(&str) -> Option<(StatusCode, String)> + Send + Sync>;
+
+/// Answers at a listening socket for as long as it is polled.
+pub(crate) async fn serve(listener: TcpListener, pages: Pages) {
+    let mut open: VecDeque<JoinHandle<()>> = VecDeque::new();
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) if is_of_one_client(&error) => continue,
+            Err(error) => {
+                tracing::warn!(%error, "accept failed; the next one is after a pause");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        open.retain(|connection| !connection.is_finished());
+        if open.len() >= CONNECTIONS_MAX
+            && let Some(oldest) = open.pop_front()
+        {
+            oldest.abort();
+            // Its descriptor is closed when this is over.
+            let _ = oldest.await;
+        }
+        open.push_back(tokio::spawn(connection(stream, pages.clone())));
+    }
+}
+
+/// Whether an accept failed because of the client whose connection it was: accept(2), "Error
+/// handling". Each such failure takes a connection off the queue, so that none comes twice.
+fn is_of_one_client(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
+}
+
+/// One request.
+async fn connection(stream: TcpStream, pages: Pages) {
+    let service = service_fn(move |request| {
+        let answer = answer(&request, &pages);
+        async move { Ok::<_, Infallible>(answer) }
+    });
+    let serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_PATIENCE)
+        .max_buf_size(HEADER_MAX)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    match tokio::time::timeout(CONNECTION_PATIENCE, serving).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "connection ended"),
+        Err(_) => tracing::debug!("connection ended: it took too long"),
+    }
+}
+
+fn answer(request: &Request<Incoming>, pages: &Pages) -> Response<Full<Bytes>> {
+    let page = pages(request.uri().path());
+    let (status, body) = page.unwrap_or((StatusCode::NOT_FOUND, "nothing is here\n".to_owned()));
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    let text = HeaderValue::from_static("text/plain; version=0.0.4");
+    response.headers_mut().insert(CONTENT_TYPE, text);
+    response
+}
