@@ -30,7 +30,7 @@ struct Line {
 }
 
 /// What is kept of a session.
-pub struct Kept {
+pub struct Entry {
     /// Engines that have served it.
     pub generation: u16,
     /// What an engine has deposited, if any has.
@@ -42,7 +42,7 @@ pub struct Kept {
 }
 
 /// What is given into custody.
-pub struct Given<'a> {
+pub struct NewEntry<'a> {
     /// The session.
     pub session: &'a str,
     /// Engines that have served it, this one included.
@@ -196,17 +196,17 @@ impl Mounter {
     ///
     /// # Errors
     /// What the mounter reports.
-    pub fn deposit(&self, given: &Given<'_>) -> io::Result<()> {
-        let record = sealed::write("weir-record", given.record)?;
-        let keys = given.keys.map(|(keys, _)| sealed::write("weir-keys", keys)).transpose()?;
+    pub fn deposit(&self, entry: &NewEntry<'_>) -> io::Result<()> {
+        let record = sealed::write("weir-record", entry.record)?;
+        let keys = entry.keys.map(|(keys, _)| sealed::write("weir-keys", keys)).transpose()?;
         let deposit = Deposit {
-            session: given.session.to_owned(),
-            generation: given.generation,
-            keys: given.keys.map(|(_, expiry)| expiry),
+            session: entry.session.to_owned(),
+            generation: entry.generation,
+            keys: entry.keys.map(|(_, expiry)| expiry),
             device: true,
         };
         let along = [Some(record.as_fd()), keys.as_ref().map(AsFd::as_fd)];
-        let along: Vec<_> = along.into_iter().flatten().chain([given.device.as_fd()]).collect();
+        let along: Vec<_> = along.into_iter().flatten().chain([entry.device.as_fd()]).collect();
         self.done(&Request::Deposit(deposit), &along)
     }
 
@@ -230,15 +230,15 @@ impl Mounter {
     ///
     /// # Errors
     /// What the mounter reports: NotFound when it is not in custody.
-    pub fn take(&self, session: &str) -> io::Result<Kept> {
+    pub fn take(&self, session: &str) -> io::Result<Entry> {
         let (reply, along) = self.call(&Request::Take { session: session.to_owned() }, &[])?;
-        let Reply::Taken { generation, record, keys } = reply else { return Err(unexpected()) };
+        let Reply::Entry { generation, record, keys } = reply else { return Err(unexpected()) };
         let mut along = along.into_iter();
         let mut next = |max| along.next().ok_or_else(unexpected).map(|file| (file, max));
         let record = record.then(|| next(RECORD_MAX)).transpose()?;
         let keys = keys.then(|| next(KEYS_MAX)).transpose()?;
         let read = |(file, max)| sealed::read(file, max);
-        Ok(Kept {
+        Ok(Entry {
             generation,
             record: record.map(read).transpose()?,
             keys: keys.map(read).transpose()?,

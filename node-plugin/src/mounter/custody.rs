@@ -23,7 +23,7 @@ pub(super) struct Custody {
 }
 
 struct State {
-    sessions: BTreeMap<String, Kept>,
+    sessions: BTreeMap<String, Entry>,
     engine: Option<String>,
     /// Open connections of the engine, by number, to close them when it is replaced.
     connections: BTreeMap<u64, OwnedFd>,
@@ -31,7 +31,7 @@ struct State {
     alone_since: Instant,
 }
 
-struct Kept {
+struct Entry {
     device: OwnedFd,
     /// The root of its mount, where that is known.
     root: Option<Arc<OwnedFd>>,
@@ -42,7 +42,7 @@ struct Kept {
 }
 
 /// What an engine takes of a session.
-pub(super) struct Taken {
+pub(super) struct EntryCopy {
     pub(super) generation: u16,
     pub(super) record: Option<OwnedFd>,
     pub(super) keys: Option<OwnedFd>,
@@ -125,7 +125,7 @@ impl Custody {
         if state.sessions.len() >= self.sessions_max && !state.sessions.contains_key(session) {
             return Err(full(self.sessions_max));
         }
-        let kept = Kept {
+        let kept = Entry {
             device,
             root: Some(Arc::new(root)),
             generation: 0,
@@ -164,7 +164,7 @@ impl Custody {
                 return Err(full(self.sessions_max));
             }
             let kept =
-                Kept { device, root: None, generation: 0, record: None, keys: None, backings: 0 };
+                Entry { device, root: None, generation: 0, record: None, keys: None, backings: 0 };
             state.sessions.insert(deposit.session.clone(), kept);
         }
         if let Some(kept) = state.sessions.get_mut(&deposit.session) {
@@ -191,11 +191,11 @@ impl Custody {
     ///
     /// # Errors
     /// `NotFound` when it is not in custody.
-    pub(super) fn take(&self, session: &str) -> io::Result<Taken> {
+    pub(super) fn take(&self, session: &str) -> io::Result<EntryCopy> {
         let state = self.state();
         let kept = state.sessions.get(session).ok_or_else(|| absent(session))?;
         let copy = |file: &OwnedFd| file.try_clone();
-        Ok(Taken {
+        Ok(EntryCopy {
             generation: kept.generation,
             record: kept.record.as_ref().map(copy).transpose()?,
             keys: kept.keys.as_ref().map(|(file, _)| copy(file)).transpose()?,

@@ -10,7 +10,7 @@ use weir_fuse::adapter::passthrough::DevFusePort;
 use weir_fuse::engine::kernel::KernelPort;
 
 use super::backing::{BACKINGS_MAX, Backing};
-use super::custody::{Custody, Taken};
+use super::custody::{Custody, EntryCopy};
 use super::locks::Locks;
 use super::process;
 use super::protocol::{Bind, Mount, Reply, Request, TARGETS_PAGE};
@@ -45,7 +45,7 @@ impl Mounts {
         }
         match request {
             Request::Mount(mount) => self.locks.hold(&mount.session, || self.mount(&mount)),
-            Request::Take { session } => self.custody.take(&session).map(taken),
+            Request::Take { session } => self.custody.take(&session).map(entry),
             Request::Deposit(deposit) => {
                 self.roots.session(&deposit.session)?;
                 self.custody.deposit(&deposit, along).map(done)
@@ -211,9 +211,9 @@ impl Mounts {
 }
 
 /// What is kept, as an answer.
-fn taken(taken: Taken) -> (Reply, Vec<OwnedFd>) {
-    let Taken { generation, record, keys, device } = taken;
-    let reply = Reply::Taken { generation, record: record.is_some(), keys: keys.is_some() };
+fn entry(copy: EntryCopy) -> (Reply, Vec<OwnedFd>) {
+    let EntryCopy { generation, record, keys, device } = copy;
+    let reply = Reply::Entry { generation, record: record.is_some(), keys: keys.is_some() };
     (reply, record.into_iter().chain(keys).chain([device]).collect())
 }
 

@@ -174,7 +174,7 @@ pub enum Reply {
     Sessions(Vec<String>),
     /// What is kept of a session. Along come the record, the keys where they are kept, and the FUSE
     /// descriptor.
-    Taken {
+    Entry {
         /// Engines that have served it.
         generation: u16,
         /// Whether a record comes along: none does if no engine has deposited one.

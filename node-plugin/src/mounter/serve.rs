@@ -33,12 +33,12 @@ pub(super) enum Peer {
 type Answer = io::Result<(Reply, Vec<OwnedFd>)>;
 
 /// The connection of an engine, until it ends: also by a panic.
-struct Attached<'a> {
+struct Attachment<'a> {
     custody: &'a Custody,
     number: u64,
 }
 
-impl Drop for Attached<'_> {
+impl Drop for Attachment<'_> {
     fn drop(&mut self) {
         self.custody.detach(self.number);
     }
@@ -98,7 +98,7 @@ fn watch(mounts: &Mounts) {
 fn converse(mounts: &Mounts, connection: &OwnedFd, peer: Peer) {
     let mut buffer = Vec::new();
     let mut greeted = false;
-    let mut attached = None;
+    let mut attachment = None;
     loop {
         let (request, along) = match wire::receive::<Request>(connection, &mut buffer) {
             Ok(Some(message)) => message,
@@ -112,7 +112,7 @@ fn converse(mounts: &Mounts, connection: &OwnedFd, peer: Peer) {
             (Request::Hello { version, engine }, Peer::Engine) if !greeted => {
                 check_version(*version).and_then(|()| {
                     let number = mounts.custody.attach(engine, connection.try_clone()?);
-                    attached = Some(Attached { custody: &mounts.custody, number });
+                    attachment = Some(Attachment { custody: &mounts.custody, number });
                     greeted = true;
                     log_peer(connection, engine);
                     Ok((Reply::Hello { version: VERSION }, Vec::new()))
@@ -138,7 +138,7 @@ fn converse(mounts: &Mounts, connection: &OwnedFd, peer: Peer) {
             break;
         }
     }
-    drop(attached);
+    drop(attachment);
 }
 
 /// What visitors may ask: nothing of any one session, and nothing is changed while an engine is

@@ -28,7 +28,7 @@ use crate::assembly;
 use crate::exit::{self, Failure};
 use crate::kubernetes::events::Subject;
 use crate::mount::preflight;
-use crate::mounter::client::{Given, Kept, Mounter, SessionPort};
+use crate::mounter::client::{Entry, Mounter, NewEntry, SessionPort};
 use crate::mounter::protocol::Mount;
 
 /// How long the end of a session waits for what is being stored, where nobody asks again.
@@ -49,7 +49,7 @@ struct Remote {
 }
 
 /// A session whose requests are taken.
-struct Begun {
+struct Service {
     session: Arc<Session>,
     remote: Remote,
     serving: adapter::Serving,
@@ -128,11 +128,11 @@ impl Maker {
         session.names.mount = format!("{:032x}", rand::random::<u128>());
         let mount = session.names.mount.clone();
         let session = Session::new(self.engine.clone(), origin, session);
-        let begun = self.begin(id, session, remote, &device, None, &number);
-        let served = begun.and_then(|begun| {
-            let handshake = begun.serving.handshake.clone();
+        let service = self.begin(id, session, remote, &device, None, &number);
+        let served = service.and_then(|service| {
+            let handshake = service.serving.handshake.clone();
             let record = Record::new(settings.clone(), handshake, number, mount);
-            self.served(id, begun, device, 1, record)
+            self.served(id, service, device, 1, record)
         });
         served.map_err(|error| {
             // Whoever has looked into it meanwhile must not wait for ever.
@@ -148,7 +148,7 @@ impl Maker {
     pub(super) async fn adopt(
         &self,
         id: &str,
-        kept: Kept,
+        kept: Entry,
         record: Record,
     ) -> Result<Served, Error> {
         let settings = &record.settings;
@@ -164,16 +164,16 @@ impl Maker {
         let keys = remote.rotating.keys();
         let bytes = record.bytes();
         // Before it answers anything: the next engine must count this one.
-        let given = Given {
+        let entry = NewEntry {
             session: id,
             generation,
             record: &bytes,
             keys: keys.as_ref().map(|(keys, expiry)| (keys.as_slice(), *expiry)),
             device: &kept.device,
         };
-        let served = self.mounter.deposit(&given).and_then(|()| {
-            let begun = self.begin(id, session, remote, &kept.device, before, &number)?;
-            self.served(id, begun, kept.device, generation, record)
+        let served = self.mounter.deposit(&entry).and_then(|()| {
+            let service = self.begin(id, session, remote, &kept.device, before, &number)?;
+            self.served(id, service, kept.device, generation, record)
         });
         served.map_err(|e| Error::Internal(format!("taking it over: {e}")))
     }
@@ -187,26 +187,26 @@ impl Maker {
         device: &OwnedFd,
         before: Option<Handshake>,
         number: &str,
-    ) -> io::Result<Begun> {
+    ) -> io::Result<Service> {
         session.set_device(number);
         let port = SessionPort { mounter: self.mounter.clone(), session: id.to_owned() };
         let device = device.try_clone()?;
         let serving = tokio::task::block_in_place(|| {
             adapter::serve(&session, device, before, Arc::new(port))
         })?;
-        Ok(Begun { session, remote, serving })
+        Ok(Service { session, remote, serving })
     }
 
     /// Notes that a session is served, here and in custody.
     fn served(
         &self,
         id: &str,
-        begun: Begun,
+        service: Service,
         device: OwnedFd,
         generation: u16,
         record: Record,
     ) -> io::Result<Served> {
-        let Begun { session, remote, serving } = begun;
+        let Service { session, remote, serving } = service;
         let served = Served {
             id: id.to_owned(),
             source: remote.source.clone(),
@@ -246,7 +246,7 @@ impl Served {
     /// What the mounter reports.
     pub(super) fn keep(&self, mounter: &Mounter) -> io::Result<()> {
         let keys = self.remote.rotating.keys();
-        mounter.deposit(&Given {
+        mounter.deposit(&NewEntry {
             session: &self.id,
             generation: self.generation,
             record: &self.record().bytes(),

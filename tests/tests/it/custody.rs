@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::Resource;
 use weir_fuse::adapter::mount::mount_table;
-use weir_node::mounter::client::{Given, Mounter};
+use weir_node::mounter::client::{Mounter, NewEntry};
 use weir_node::mounter::protocol::{Bind, Mount};
 use weir_tests::bucket::{Bucket, Server};
 use weir_tests::csi_node::{CsiNode, Setup, TestVolume};
@@ -85,7 +85,7 @@ fn what_cannot_be_taken_over_is_ended_and_can_be_mounted_again() {
     let kept = mounter.take(&session).unwrap();
     let record = br#"{"schema": 1000000}"#;
     let (session, device) = (session.as_str(), &kept.device);
-    mounter.deposit(&Given { session, generation: 1, record, keys: None, device }).unwrap();
+    mounter.deposit(&NewEntry { session, generation: 1, record, keys: None, device }).unwrap();
     drop((kept.device, mounter));
     let waiting = {
         let path = lost.join("f");
