@@ -111,6 +111,7 @@ impl Sessions {
                 text: error.to_string(),
                 about: subject(publish),
                 tell_pod: false,
+                once: false,
             });
         }
         done
@@ -213,13 +214,15 @@ impl Sessions {
         shown.map_err(|e| Error::Internal(format!("showing {}: {e}", publish.target)))?;
         lock(&self.targets).insert(target.clone(), served.id.clone());
         self.prefer_near_disks(served.clone(), published.subject.clone());
-        let about = published.subject.clone();
+        // Of the volume, not of each of its pods.
+        let about = Subject { volume: published.subject.volume.clone(), ..Subject::default() };
         self.announcer.say(Note {
             severity: Severity::Normal,
             reason: "Mounted",
-            text: format!("{} is shown to {}/{}", served.source(), about.namespace, about.pod),
+            text: format!("{} is shown to pods of this node", served.source()),
             about,
             tell_pod: false,
+            once: true,
         });
         served.shown(target, published);
         self.keep(served);
