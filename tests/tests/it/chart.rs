@@ -115,6 +115,22 @@ fn probes_have_ports_of_their_own_and_metrics_are_read_from_where_a_value_says()
 }
 
 #[test]
+fn the_image_is_nobodys_and_each_container_says_otherwise_where_it_must() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/Dockerfile");
+    let file = std::fs::read_to_string(file).unwrap();
+    assert!(file.lines().any(|line| line == "USER 65532:65532"));
+    // An image is an argument, so that a release can give it by digest.
+    for line in file.lines().filter(|line| line.starts_with("FROM ")) {
+        assert!(line.starts_with("FROM ${"), "{line}");
+    }
+    let all = template(&[]).unwrap();
+    let mounter = object(&all, "DaemonSet", "weir-mounter").unwrap();
+    assert_eq!(mounter.matches("runAsUser: 0").count(), 3);
+    let node = object(&all, "DaemonSet", "weir-node").unwrap();
+    assert_eq!(node.matches("runAsUser: 0").count(), 1);
+}
+
+#[test]
 fn the_cache_leaves_kubelet_what_it_wants() {
     assert!(template(&[]).unwrap().contains("--cache-min-free=20%"));
 }
