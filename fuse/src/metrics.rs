@@ -42,6 +42,8 @@ pub struct Metrics {
     pub uploads: IntGauge,
     /// Files whose last bytes could not be stored after their last close.
     pub lost_closes: IntCounter,
+    /// Events that the API server was spared.
+    pub events_dropped: IntCounter,
     fuse_seconds: HistogramVec,
     s3_seconds: HistogramVec,
     csi_seconds: HistogramVec,
@@ -120,6 +122,10 @@ impl Metrics {
             lost_closes: counter(
                 "weir_failed_releases_total",
                 "Files whose last bytes could not be stored after their last close.",
+            )?,
+            events_dropped: counter(
+                "weir_kubernetes_events_dropped_total",
+                "Events that were not written, since there were too many.",
             )?,
             fuse_seconds: histogram(
                 "weir_fuse_request_duration_seconds",

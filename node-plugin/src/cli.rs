@@ -36,6 +36,8 @@ pub enum Command {
     Demo(DemoArgs),
     /// Make and remove volumes for a cluster: the CSI controller service.
     Controller(Box<ControllerArgs>),
+    /// Make labels, taints and annotations of a cluster follow what its nodes tell.
+    Reconciler(ReconcilerArgs),
     /// Serve the volumes of a Kubernetes node: the CSI node service and every mount.
     Node(Box<NodeArgs>),
     /// Show GPUs, NVLinks, and the drives and networks next to them.
@@ -245,6 +247,17 @@ pub struct ControllerArgs {
     /// What volumes use that name nothing else.
     #[command(flatten)]
     pub s3: S3Args,
+    /// Where probes are answered.
+    #[command(flatten)]
+    pub probes: ProbeArgs,
+    /// Options of what is logged and counted.
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// Options of `weir reconciler`.
+#[derive(Args, Debug, Clone)]
+pub struct ReconcilerArgs {
     /// Where probes are answered.
     #[command(flatten)]
     pub probes: ProbeArgs,

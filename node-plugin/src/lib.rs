@@ -62,6 +62,7 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
         Command::Topology(args) => topology::command::run(&args),
         Command::Demo(demo) => demo::run(&demo),
         Command::Controller(args) => controller::run(&args),
+        Command::Reconciler(args) => controller::run_reconciler(&args),
         Command::Node(args) => node::run(&args),
         Command::Mounter(args) => mounter::run(&args),
         Command::Standby(args) => standby::run(&args),

@@ -1,4 +1,5 @@
-//! `weir controller`: makes and removes volumes for a cluster.
+//! What a cluster has once: `weir controller` makes and removes volumes, `weir reconciler` makes
+//! the cluster follow what its nodes tell.
 
 mod handle;
 mod parameters;
@@ -9,10 +10,11 @@ pub(crate) mod uninstall;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::signal::unix::{SignalKind, signal};
 use weir_csi::server::Services;
 
-use crate::cli::ControllerArgs;
-use crate::exit::Failure;
+use crate::cli::{ControllerArgs, ReconcilerArgs};
+use crate::exit::{Failure, Kind};
 use crate::readiness::{Flag, Readiness};
 use crate::{assembly, csi, kubernetes, logging, metrics, probes};
 
@@ -33,13 +35,38 @@ pub fn run(args: &ControllerArgs) -> Result<(), Failure> {
         if let Some(address) = args.probes.health_listen {
             probes::serve(address, readiness.clone(), None)?;
         }
-        if let Some(client) = kubernetes::client() {
-            tokio::spawn(reconcile::run(client));
-        }
         let provisioner = provision::Provisioner::new(args.s3.clone(), counted.clone());
         let services = Services { node: None, controller: Some(Arc::new(provisioner)) };
         let on_signal = csi::OnSignal { call: || {}, patience: Duration::from_secs(20) };
         let ready = csi::Ready { serving, readiness };
         csi::serve(&args.csi_socket, services, ready, counted, on_signal).await
+    })
+}
+
+/// Runs `weir reconciler` until a signal ends it.
+///
+/// # Errors
+/// Why it cannot start: outside of a cluster there is nothing to do.
+pub fn run_reconciler(args: &ReconcilerArgs) -> Result<(), Failure> {
+    logging::start_plain(args.log.log_level, args.log.log_format);
+    let runtime = assembly::runtime()?;
+    runtime.block_on(async {
+        let failed = |text: String| Failure::new(Kind::Other, text);
+        let client = kubernetes::client().ok_or_else(|| failed("not in a cluster".into()))?;
+        if let Some(address) = args.log.metrics_listen {
+            metrics::serve(address, assembly::metrics()?).await?;
+        }
+        if let Some(address) = args.probes.health_listen {
+            probes::serve(address, Readiness::default(), None)?;
+        }
+        let broken = |e: std::io::Error| failed(format!("signal handler: {e}"));
+        let mut term = signal(SignalKind::terminate()).map_err(broken)?;
+        let mut int = signal(SignalKind::interrupt()).map_err(broken)?;
+        tokio::select! {
+            () = reconcile::run(client) => {}
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        Ok(())
     })
 }

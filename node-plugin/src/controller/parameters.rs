@@ -90,6 +90,7 @@ fn own_prefix(path: &str) -> Result<DirPrefix, Error> {
 fn expand(pattern: &str, create: &Create) -> Result<String, Error> {
     let mut out = String::new();
     let mut rest = pattern;
+    let mut is_first = true;
     while let Some((before, after)) = rest.split_once("${") {
         let (field, tail) = after.split_once('}').ok_or_else(|| {
             Error::Invalid(format!("pathPattern {pattern:?}: a brace is not closed"))
@@ -110,10 +111,54 @@ fn expand(pattern: &str, create: &Create) -> Result<String, Error> {
                 "pathPattern: {key} was not given; the provisioner needs --extra-create-metadata"
             ))
         })?;
+        if !is_first && !before.contains('/') {
+            return Err(Error::Invalid(format!(
+                "pathPattern {pattern:?}: two fields without a / between them; other values could \
+                 give the same path"
+            )));
+        }
+        is_first = false;
         out.push_str(before);
         out.push_str(value);
         rest = tail;
     }
     out.push_str(rest);
     Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use weir_csi::request::{Context, Secrets, VolumeName};
+
+    use super::*;
+
+    #[test]
+    fn two_fields_are_kept_apart_by_a_slash() {
+        let expanded = |pattern: &str| {
+            let known = [
+                ("csi.storage.k8s.io/pvc/namespace", "a"),
+                ("csi.storage.k8s.io/pvc/name", "b-c"),
+                ("csi.storage.k8s.io/pv/name", "pvc-1"),
+            ];
+            let known = known.map(|(key, value)| (key.to_owned(), value.to_owned()));
+            let create = Create {
+                name: VolumeName::parse("v".into()).unwrap(),
+                required_bytes: 0,
+                limit_bytes: None,
+                capabilities: Vec::new(),
+                parameters: Context::parse(BTreeMap::from(known), "parameters").unwrap(),
+                secrets: Secrets::parse(BTreeMap::new()).unwrap(),
+                topologies: None,
+            };
+            expand(pattern, &create).map_err(|error| error.to_string())
+        };
+        assert_eq!(expanded("x-${.pvc.namespace}/${.pvc.name}-y").unwrap(), "x-a/b-c-y");
+        for pattern in [
+            "${.pvc.namespace}-${.pvc.name}",
+            "${.pvc.namespace}${.pvc.name}",
+            "${.pvc.namespace}/${.pvc.name}-${.pv.name}",
+        ] {
+            assert!(expanded(pattern).unwrap_err().contains("without a /"), "{pattern}");
+        }
+    }
 }

@@ -28,9 +28,7 @@ pub(crate) fn check() -> Result<(), Failure> {
         for node in nodes {
             let report: NodeReport =
                 serde_json::from_value(node.data["status"].clone()).unwrap_or_default();
-            let name = node.metadata.name.unwrap_or_default();
-            let volumes = report.volumes.into_iter().filter(|volume| volume.pods > 0);
-            used.extend(volumes.map(|volume| format!("{} on {name}", volume.persistent_volume)));
+            used.extend(in_use(&node.metadata.name.unwrap_or_default(), report));
         }
         match used.is_empty() {
             true => Ok(()),
@@ -41,4 +39,37 @@ pub(crate) fn check() -> Result<(), Failure> {
             ))),
         }
     })
+}
+
+/// What pods of a node use, for people.
+fn in_use(node: &str, report: NodeReport) -> Vec<String> {
+    let volumes = report.volumes.into_iter().filter(|volume| volume.pods > 0);
+    let mut used: Vec<String> =
+        volumes.map(|volume| format!("{} on {node}", volume.persistent_volume)).collect();
+    if report.inline_volumes > 0 {
+        used.push(format!("{} inline on {node}", report.inline_volumes));
+    }
+    used
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kubernetes::weirnode::VolumeReport;
+
+    #[test]
+    fn inline_volumes_are_in_use_too() {
+        let volume = |name: &str, pods| VolumeReport {
+            persistent_volume: name.into(),
+            pods,
+            ..VolumeReport::default()
+        };
+        let report = NodeReport {
+            volumes: vec![volume("a", 1), volume("b", 0)],
+            inline_volumes: 2,
+            ..NodeReport::default()
+        };
+        assert_eq!(in_use("n", report), ["a on n", "2 inline on n"]);
+        assert!(in_use("n", NodeReport::default()).is_empty());
+    }
 }

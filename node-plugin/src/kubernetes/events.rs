@@ -9,10 +9,11 @@ use async_trait::async_trait;
 use lru::LruCache;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
+use weir_fuse::metrics::Metrics;
 
 /// How long the same thing about the same volume is not said again.
 const AGAIN_AFTER: Duration = Duration::from_secs(300);
-/// Notes that may wait; more are dropped, and counted in the log.
+/// Notes that may wait; more are dropped, and counted.
 const WAITING_MAX: usize = 256;
 /// Things that are remembered as said.
 const SAID_MAX: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4095);
@@ -75,11 +76,14 @@ pub(crate) struct Note {
     pub(crate) severity: Severity,
     /// One word in CamelCase.
     pub(crate) reason: &'static str,
-    /// A sentence.
+    /// A sentence. The same twice is a repeat, so nothing that changes by itself, as a number of
+    /// bytes, belongs into what is said while something lasts.
     pub(crate) text: String,
     pub(crate) about: Subject,
     /// Whether the pod hears of it, too: not what kubelet tells it anyway.
     pub(crate) tell_pod: bool,
+    /// Whether it is said once for as long as the process lives, not again after a while.
+    pub(crate) once: bool,
 }
 
 /// Brings notes to people. The real one writes Events; the one for tests remembers.
@@ -94,7 +98,7 @@ type Said = LruCache<(Subject, &'static str, String), Instant>;
 /// Takes notes, without waiting, and drops repeats.
 #[derive(Clone)]
 pub(crate) struct Announcer {
-    sender: Option<mpsc::Sender<Note>>,
+    sender: Option<(mpsc::Sender<Note>, Arc<Metrics>)>,
     said: Arc<Mutex<Said>>,
 }
 
@@ -104,30 +108,36 @@ impl Announcer {
         Self { sender: None, said: Arc::new(Mutex::new(LruCache::new(SAID_MAX))) }
     }
 
-    /// One whose notes `herald` brings.
-    pub(crate) fn new(herald: impl Herald) -> Self {
+    /// One whose notes `herald` brings; `counted` counts those that it cannot.
+    pub(crate) fn new(herald: impl Herald, counted: Arc<Metrics>) -> Self {
         let (sender, mut notes) = mpsc::channel::<Note>(WAITING_MAX);
         tokio::spawn(async move {
             while let Some(note) = notes.recv().await {
                 herald.tell(note).await;
             }
         });
-        Self { sender: Some(sender), ..Self::silent() }
+        Self { sender: Some((sender, counted)), ..Self::silent() }
     }
 
     /// Says something, unless it was said a short while ago.
     pub(crate) fn say(&self, note: Note) {
-        let Some(sender) = &self.sender else { return };
+        self.say_at(note, Instant::now());
+    }
+
+    fn say_at(&self, note: Note, now: Instant) {
+        let Some((sender, counted)) = &self.sender else { return };
         let key = (note.about.clone(), note.reason, note.text.clone());
         {
             let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-            if said.get(&key).is_some_and(|at| at.elapsed() < AGAIN_AFTER) {
+            let is_repeat =
+                |at: &Instant| note.once || now.saturating_duration_since(*at) < AGAIN_AFTER;
+            if said.get(&key).is_some_and(is_repeat) {
                 return;
             }
-            said.put(key, Instant::now());
+            said.put(key, now);
         }
         if sender.try_send(note).is_err() {
-            tracing::warn!("too many events wait for the API server; one is dropped");
+            counted.events_dropped.inc();
         }
     }
 }
@@ -145,17 +155,43 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn the_same_is_said_once() {
-        let (sender, mut told) = mpsc::unbounded_channel();
-        let announcer = Announcer::new(Remembers(sender));
-        let note = |text: &str| Note {
+    fn announcer() -> (Announcer, mpsc::UnboundedReceiver<Note>) {
+        let (sender, told) = mpsc::unbounded_channel();
+        let counted = Arc::new(Metrics::new().unwrap());
+        (Announcer::new(Remembers(sender), counted), told)
+    }
+
+    fn note(text: &str) -> Note {
+        Note {
             severity: Severity::Warning,
             reason: "OriginRefuses",
             text: text.into(),
             about: Subject::default(),
             tell_pod: true,
-        };
+            once: false,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_repeat_is_said_after_a_while_or_never() {
+        let (announcer, mut told) = announcer();
+        let start = Instant::now();
+        let once = Note { once: true, ..note("once") };
+        for at in [start, start + AGAIN_AFTER / 2, start + AGAIN_AFTER] {
+            announcer.say_at(note("again"), at);
+            announcer.say_at(once.clone(), at);
+        }
+        drop(announcer);
+        let mut texts = Vec::new();
+        while let Some(note) = told.recv().await {
+            texts.push(note.text);
+        }
+        assert_eq!(texts, ["again", "once", "again"]);
+    }
+
+    #[tokio::test]
+    async fn the_same_is_said_once() {
+        let (announcer, mut told) = announcer();
         for text in ["a", "a", "b", "a"] {
             announcer.say(note(text));
         }

@@ -3,6 +3,7 @@
 pub(crate) mod api;
 pub(crate) mod events;
 pub(crate) mod nodes;
+mod rate;
 pub(crate) mod weirnode;
 
 use kube::Client;

@@ -38,6 +38,8 @@ pub(crate) struct NodeReport {
     pub(crate) cache: CacheReport,
     /// Volumes that were used on this node since its start.
     pub(crate) volumes: Vec<VolumeReport>,
+    /// Volumes without a PersistentVolume that pods use now.
+    pub(crate) inline_volumes: u32,
     /// GPUs, drives, networks.
     pub(crate) topology: Topology,
 }

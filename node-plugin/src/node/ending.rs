@@ -79,6 +79,7 @@ impl Ending {
             ),
             about: self.state().as_ref().map(|begun| begun.subject.clone()).unwrap_or_default(),
             tell_pod: true,
+            once: false,
         }
     }
 }

@@ -80,9 +80,10 @@ pub fn run(args: &NodeArgs) -> Result<(), Failure> {
             .map_err(|e| Failure::new(Kind::Other, e.to_string()))?;
         let client = kubernetes::client();
         let node = args.node_id.as_str();
-        let announcer = client
-            .clone()
-            .map_or_else(Announcer::silent, |client| Announcer::new(Events::new(client, node)));
+        let announcer = client.clone().map_or_else(Announcer::silent, |client| {
+            let events = Events::new(client, node, counted.clone());
+            Announcer::new(events, counted.clone())
+        });
         let objects = client.map(|client| Arc::new(ApiObjects::new(client, node)));
         let objects = objects.map(|objects| objects as Arc<dyn OwnObjects>);
         let place = place::Place::new(

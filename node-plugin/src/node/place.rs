@@ -182,6 +182,7 @@ impl Place {
             text: format!("the label {NVIDIA_PRODUCT} says {theirs}, Weir sees {ours}: {advice}"),
             about: Subject::node(),
             tell_pod: false,
+            once: false,
         });
     }
 

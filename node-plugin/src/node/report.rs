@@ -120,8 +120,13 @@ impl Reporter {
     fn report(&self, segments: BTreeMap<String, String>, counted: &Counted) -> NodeReport {
         let topology = self.registrar.place.topology().map(|t| (*t).clone()).unwrap_or_default();
         let mut pods: HashMap<String, (u32, Option<String>)> = HashMap::new();
+        let mut inline_volumes = 0;
         for served in self.sessions.all() {
-            for volume in served.subjects().into_iter().filter_map(|subject| subject.volume) {
+            for subject in served.subjects() {
+                let Some(volume) = subject.volume else {
+                    inline_volumes += 1;
+                    continue;
+                };
                 let entry = pods.entry(volume).or_default();
                 entry.0 += 1;
                 entry.1 = entry.1.take().or_else(|| served.problem());
@@ -156,6 +161,7 @@ impl Reporter {
             segments,
             cache,
             volumes,
+            inline_volumes,
             topology,
         }
     }

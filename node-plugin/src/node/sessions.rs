@@ -112,6 +112,7 @@ impl Sessions {
                 text: error.to_string(),
                 about: subject(publish),
                 tell_pod: false,
+                once: false,
             });
         }
         done
@@ -193,6 +194,7 @@ impl Sessions {
                 text: text.into(),
                 about: published.subject.clone(),
                 tell_pod: true,
+                once: false,
             });
         }
         Ok(())
@@ -260,13 +262,15 @@ impl Sessions {
     fn note_shown(&self, served: &Arc<Served>, target: PathBuf, published: Published) {
         lock(&self.targets).insert(target.clone(), served.id.clone());
         self.prefer_near_disks(served.clone(), published.subject.clone());
-        let about = published.subject.clone();
+        // Of the volume, not of each of its pods.
+        let about = Subject { volume: published.subject.volume.clone(), ..Subject::default() };
         self.announcer.say(Note {
             severity: Severity::Normal,
             reason: "Mounted",
-            text: format!("{} is shown to {}/{}", served.source(), about.namespace, about.pod),
+            text: format!("{} is shown to pods of this node", served.source()),
             about,
             tell_pod: false,
+            once: true,
         });
         served.shown(target, published);
         self.keep(served);
@@ -387,5 +391,6 @@ pub(super) fn lost(about: Subject, why: &str) -> Note {
         text: format!("the volume is gone from the running pod: {why}; restart the pod"),
         about,
         tell_pod: true,
+        once: false,
     }
 }

@@ -47,6 +47,13 @@ impl Warming {
     }
 }
 
+/// How many bytes were read past the cache is in the metrics: in the text it would make each look
+/// at a lasting cause a new one.
+fn cache_degraded() -> (Severity, &'static str, String) {
+    let text = "the cache took no more, and files were read past it; its disk is full or failing";
+    (Severity::Warning, "CacheDegraded", text.to_owned())
+}
+
 /// Looks for as long as the process lives.
 pub(super) async fn run(sessions: Arc<Sessions>, engine: Arc<Engine>, announcer: Announcer) {
     let mut problems: HashMap<String, String> = HashMap::new();
@@ -55,7 +62,7 @@ pub(super) async fn run(sessions: Arc<Sessions>, engine: Arc<Engine>, announcer:
     loop {
         tokio::time::sleep(EVERY).await;
         let now = engine.metrics.cache_bypassed_bytes.get();
-        let degraded = (now > bypassed).then_some(now - bypassed);
+        let is_degraded = now > bypassed;
         bypassed = now;
         let all = sessions.all();
         problems.retain(|id, _| all.iter().any(|served| served.id == *id));
@@ -80,13 +87,7 @@ pub(super) async fn run(sessions: Arc<Sessions>, engine: Arc<Engine>, announcer:
                 Some(problem) => problems.insert(served.id.clone(), problem),
                 None => problems.remove(&served.id),
             };
-            let cache = degraded.map(|bytes| {
-                let text = format!(
-                    "the cache took no more: {bytes} bytes were read past it; its disk is full or \
-                     failing"
-                );
-                (Severity::Warning, "CacheDegraded", text)
-            });
+            let cache = is_degraded.then(cache_degraded);
             let warmed = warming.entry(served.id.clone()).or_default();
             let warmed = warmed.look(served.fetched_bytes(), Instant::now());
             let warmed = warmed.map(|(bytes, took)| {
@@ -97,7 +98,8 @@ pub(super) async fn run(sessions: Arc<Sessions>, engine: Arc<Engine>, announcer:
             for (severity, reason, text) in change.into_iter().chain(cache).chain(warmed) {
                 for about in served.subjects() {
                     let text = text.clone();
-                    announcer.say(Note { severity, reason, text, about, tell_pod: true });
+                    let (tell_pod, once) = (true, false);
+                    announcer.say(Note { severity, reason, text, about, tell_pod, once });
                 }
             }
         }
@@ -107,6 +109,12 @@ pub(super) async fn run(sessions: Arc<Sessions>, engine: Arc<Engine>, announcer:
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_lasts_is_said_in_the_same_words() {
+        let (_, _, text) = cache_degraded();
+        assert!(!text.contains(|c: char| c.is_ascii_digit()), "{text}");
+    }
 
     #[test]
     fn a_volume_is_warm_when_nothing_comes_any_more() {

@@ -4,6 +4,7 @@
 mod access;
 mod bad_input;
 mod cache;
+mod chart;
 mod commands;
 mod csi;
 mod custody;

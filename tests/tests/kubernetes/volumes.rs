@@ -56,7 +56,7 @@ fn a_bucket_as_a_persistent_volume() {
     for object in ["pv", "pvc"] {
         cluster.eventually("the mount is told", |cluster| {
             let described = cluster.kubectl(&["describe", object, "assets"]);
-            described.contains("Mounted") && described.contains("is shown to default/static")
+            described.contains("Mounted") && described.contains("is shown to pods of this node")
         });
     }
     cluster.delete(second);

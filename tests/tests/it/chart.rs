@@ -1,0 +1,136 @@
+//! What the chart makes, as helm renders it without a cluster.
+
+use std::path::Path;
+use std::process::Command;
+
+use weir_tests::cluster::Cluster;
+use weir_tests::tools;
+
+/// What helm prints for a Kubernetes of today.
+fn template(args: &[&str]) -> Result<String, String> {
+    template_for("1.34.0", args)
+}
+
+/// What helm prints for a version of Kubernetes, or its error.
+fn template_for(version: &str, args: &[&str]) -> Result<String, String> {
+    let output = Command::new(tools::path("helm"))
+        .args([
+            "template",
+            "weir",
+            &Cluster::chart(),
+            "--namespace",
+            "weir",
+            "--kube-version",
+            version,
+        ])
+        .args(args)
+        .output()
+        .unwrap();
+    match output.status.success() {
+        true => Ok(String::from_utf8(output.stdout).unwrap()),
+        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+    }
+}
+
+/// The documents of this kind and name.
+fn object<'a>(all: &'a str, kind: &str, name: &str) -> Option<&'a str> {
+    let is_it = |text: &&str| {
+        let lines: Vec<_> = text.lines().collect();
+        lines.contains(&&*format!("kind: {kind}")) && lines.contains(&&*format!("  name: {name}"))
+    };
+    all.split("\n---\n").find(is_it)
+}
+
+#[test]
+fn a_node_may_write_its_own_report_alone_however_weir_is_installed() {
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kustomize/base/weir.yaml");
+    let base = std::fs::read_to_string(base).unwrap();
+    let today = template(&[]).unwrap();
+    assert_eq!(base, today, "deploy/kustomize/build has not been run");
+    for rendered in [base, template_for("1.30.0", &[]).unwrap()] {
+        let names = "weir-own-weirnode";
+        assert!(object(&rendered, "ValidatingAdmissionPolicy", names).is_some());
+        assert!(object(&rendered, "ValidatingAdmissionPolicyBinding", names).is_some());
+    }
+    let before = template_for("1.29.0", &[]).unwrap();
+    assert!(!before.contains("ValidatingAdmissionPolicy"));
+}
+
+#[test]
+fn secrets_are_read_in_named_namespaces_alone() {
+    let usual = template(&[]).unwrap();
+    assert!(!usual.contains("resources: [secrets]"));
+    let named = template(&["--set", "controller.secretNamespaces={team-a}"]).unwrap();
+    let role = object(&named, "Role", "weir-provisioner-secrets").unwrap();
+    assert!(role.contains("namespace: team-a") && role.contains("resources: [secrets]"));
+    assert!(object(&named, "ClusterRole", "weir-provisioner").unwrap().contains("claims"));
+    assert_eq!(named.matches("resources: [secrets]").count(), 1);
+}
+
+#[test]
+fn each_role_has_an_account_of_its_own_with_annotations() {
+    let annotation = "serviceAccounts.node.annotations.eks\\.amazonaws\\.com/role-arn=arn";
+    let all = template(&["--set", annotation]).unwrap();
+    let node = object(&all, "ServiceAccount", "weir-node").unwrap();
+    assert!(node.contains("eks.amazonaws.com/role-arn: arn"), "{node}");
+    let check = template(&["--show-only", "templates/uninstall.yaml"]).unwrap();
+    assert!(check.contains("serviceAccountName: weir-uninstall-check"));
+    let controller = object(&all, "Deployment", "weir-controller").unwrap();
+    assert!(controller.contains("serviceAccountName: weir-controller"));
+    // Who has S3 and the provisioner has no right to change Nodes.
+    let rights = object(&all, "ClusterRoleBinding", "weir-reconciler").unwrap();
+    assert!(rights.contains("name: weir-reconciler, namespace") && !rights.contains("controller"));
+    let provisioner = object(&all, "ClusterRole", "weir-provisioner").unwrap();
+    assert!(provisioner.contains("resources: [nodes], verbs: [get, list, watch]"));
+}
+
+#[test]
+fn a_class_may_say_where_its_volumes_are() {
+    let class = r#"storageClasses=[{"name": "near", "parameters": {"bucketName": "b"},
+        "allowedTopologies": [{"matchLabelExpressions":
+        [{"key": "topology.weir.dev/gpu-product", "values": ["H200"]}]}]}]"#;
+    let all = template(&["--set-json", class]).unwrap();
+    assert!(object(&all, "StorageClass", "near").unwrap().contains("gpu-product"));
+}
+
+#[test]
+fn probes_have_ports_of_their_own_and_metrics_are_read_from_where_a_value_says() {
+    let all = template(&["--set", "node.maxUnavailable=10%"]).unwrap();
+    let node = object(&all, "DaemonSet", "weir-node").unwrap();
+    for wanted in
+        ["maxUnavailable: 10%", "path: /readyz, port: health", "path: /healthz, port: health"]
+    {
+        assert!(node.contains(wanted), "{wanted}");
+    }
+    assert!(!all.contains("port: metrics}"), "a probe asks the port of metrics");
+    let policy = object(&all, "NetworkPolicy", "weir").unwrap();
+    for wanted in ["metadata.name: monitoring", "port: 9464", "port: 9465", "port: 9466"] {
+        assert!(policy.contains(wanted), "{wanted}");
+    }
+    assert!(!policy.contains("port: 9467"));
+    let from = r#"networkPolicy.metricsFrom=[{"podSelector": {"matchLabels": {"app": "prom"}}}]"#;
+    let policy = template(&["--set-json", from]).unwrap();
+    let policy = object(&policy, "NetworkPolicy", "weir").unwrap();
+    assert!(policy.contains("app: prom") && !policy.contains("monitoring"));
+}
+
+#[test]
+fn the_image_is_nobodys_and_each_container_says_otherwise_where_it_must() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/Dockerfile");
+    let file = std::fs::read_to_string(file).unwrap();
+    assert!(file.lines().any(|line| line == "USER 65532:65532"));
+    // An image is an argument, so that a release can give it by digest.
+    for line in file.lines().filter(|line| line.starts_with("FROM ")) {
+        assert!(line.starts_with("FROM ${"), "{line}");
+    }
+    let all = template(&[]).unwrap();
+    let mounter = object(&all, "DaemonSet", "weir-mounter").unwrap();
+    assert_eq!(mounter.matches("runAsUser: 0").count(), 3);
+    let node = object(&all, "DaemonSet", "weir-node").unwrap();
+    assert_eq!(node.matches("runAsUser: 0").count(), 1);
+}
+
+#[test]
+fn the_cache_leaves_kubelet_what_it_wants() {
+    assert!(template(&[]).unwrap().contains("--cache-min-free=20%"));
+}
