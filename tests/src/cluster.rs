@@ -356,7 +356,7 @@ impl Cluster {
     /// What Weir's pods log.
     pub fn logs(&self) -> String {
         let mut all = String::new();
-        for role in ["mounter", "node", "controller"] {
+        for role in ["mounter", "node", "controller", "reconciler"] {
             let selector = format!("app.kubernetes.io/component={role}");
             let args =
                 ["logs", "-n", "weir", "-l", &selector, "--all-containers", "--tail=1000000"];
@@ -408,10 +408,11 @@ impl Cluster {
             let drivers = ["get", "csinodes", "-o", "jsonpath={.items[*].spec.drivers[*].name}"];
             cluster.kubectl(&drivers).contains("s3.csi.weir.dev")
         });
-        for set in ["daemonset/weir-mounter", "daemonset/weir-node", "deployment/weir-controller"] {
-            if set != "daemonset/weir-mounter" {
-                self.kubectl(&["rollout", "status", "-n", "weir", set, "--timeout=120s"]);
-            }
+        // Not the mounter, which is never rolled.
+        for set in
+            ["daemonset/weir-node", "deployment/weir-controller", "deployment/weir-reconciler"]
+        {
+            self.kubectl(&["rollout", "status", "-n", "weir", set, "--timeout=120s"]);
         }
     }
 

@@ -11,6 +11,7 @@ pub mod cached;
 pub mod cluster;
 pub mod csi_node;
 pub mod failing_disk;
+pub mod hostile;
 pub mod link;
 pub mod minio;
 pub mod model;

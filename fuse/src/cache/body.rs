@@ -78,8 +78,7 @@ pub(super) fn is_gone(error: &io::Error) -> bool {
 impl Body {
     /// What the index says of a version: these blocks, as of this epoch.
     pub(super) fn new(path: PathBuf, size: u64, map: BlockMap, verified_epoch: u32) -> Self {
-        let held = (0..map.len()).filter(|block| map.has(*block));
-        let held_bytes = held.map(|block| blocks::len_of(block, size) as u64).sum();
+        let held_bytes = map.held_blocks().map(|block| blocks::len_of(block, size) as u64).sum();
         let life = if map.held() > 0 { Life::Present } else { Life::Absent };
         let state = State { life, incarnation: 0, file: None, map, held_bytes, verified_epoch };
         Self { path, size, state: Mutex::new(state), settled: Condvar::new() }
@@ -203,15 +202,15 @@ impl Body {
     }
 
     /// Gives this incarnation up, with all its blocks; says by how many bytes what is held has
-    /// changed.
-    pub(super) fn forget_all(&self, incarnation: u64) -> i64 {
+    /// changed, and in which segments.
+    pub(super) fn forget_all(&self, incarnation: u64) -> (i64, Vec<u32>) {
         let mut state = self.settled();
         if state.incarnation != incarnation {
-            return 0;
+            return (0, Vec::new());
         }
-        let before = state.held_bytes;
+        let (before, segments) = (state.held_bytes, state.map.segments().collect());
         state.renew();
-        difference(0, before)
+        (difference(0, before), segments)
     }
 
     /// Puts what was written to the file onto the medium. A file that is gone needs none.

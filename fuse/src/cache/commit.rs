@@ -98,7 +98,7 @@ impl Committer {
     pub(super) fn version_changed(
         &self,
         version: &Arc<CachedVersion>,
-        segments: Range<u32>,
+        segments: impl IntoIterator<Item = u32>,
         bytes: u64,
     ) {
         let mut queue = self.lock();

@@ -30,6 +30,16 @@ impl HotBlocks {
         self.lock().blocks.get(&(id, block)).cloned()
     }
 
+    /// The numbers of the blocks of the version with id `id`, in order.
+    pub fn blocks_of(&self, id: u64) -> Vec<u32> {
+        let inner = self.lock();
+        let of = |((version, block), _): (&(u64, u32), &Block)| (*version == id).then_some(*block);
+        let mut blocks: Vec<u32> = inner.blocks.iter().filter_map(of).collect();
+        drop(inner);
+        blocks.sort_unstable();
+        blocks
+    }
+
     /// Adds consecutive blocks.
     pub fn insert(&self, id: u64, first: u32, data: &[Block]) {
         let mut inner = self.lock();
@@ -98,6 +108,7 @@ mod tests {
         }
         assert!(hot.get(1, 0).is_some() && hot.get(1, 1).is_none() && hot.get(1, 3).is_some());
         hot.insert(1, 0, &[block()]);
+        assert_eq!((hot.blocks_of(1), hot.blocks_of(2)), (vec![0, 2, 3], vec![]));
         assert!(hot.reclaim(usize::MAX) && !hot.reclaim(1));
         assert_eq!(buffers.used(), 0);
     }

@@ -2,11 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::blocks::BlockMap;
+use crate::model::blocks::{BlockMap, SEGMENT};
 use crate::model::version::{BucketId, ETag, Version, VersionKey};
-
-/// Number of blocks whose checksums share a row: 64 MiB of data.
-pub const SEGMENT: u32 = 512;
 
 /// A row of the table `objects`.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
@@ -83,11 +80,11 @@ pub struct UploadRow {
 
 /// Encodes one segment of a range map: a bit per block, then the checksums of the held ones.
 pub fn encode_segment(map: &BlockMap, segment: u32) -> Vec<u8> {
-    let first = segment * SEGMENT;
+    let first = segment.saturating_mul(SEGMENT);
     let mut bits = vec![0_u8; (SEGMENT / 8) as usize];
     let mut sums = Vec::new();
     for at in 0..SEGMENT {
-        if let Some(crc) = map.get(first + at) {
+        if let Some(crc) = map.get(first.saturating_add(at)) {
             bits[(at / 8) as usize] |= 1 << (at % 8);
             sums.extend_from_slice(&crc.to_le_bytes());
         }
@@ -106,7 +103,8 @@ pub fn decode_segment(map: &mut BlockMap, segment: u32, row: &[u8]) -> bool {
     }
     let held = (0..SEGMENT).filter(|at| bits[(at / 8) as usize] & (1 << (at % 8)) != 0);
     for (at, crc) in held.zip(sums) {
-        map.insert(segment * SEGMENT + at, u32::from_le_bytes(*crc));
+        let block = segment.saturating_mul(SEGMENT).saturating_add(at);
+        map.insert(block, u32::from_le_bytes(*crc));
     }
     true
 }

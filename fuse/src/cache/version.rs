@@ -9,10 +9,10 @@ use std::time::SystemTime;
 use super::body::{Body, OpenBody, UNVERIFIED, Unusable, is_gone};
 use super::file::CacheFile;
 use super::flight::Flights;
-use super::records::{ObjectRow, SEGMENT};
+use super::records::ObjectRow;
 use super::shared::Shared;
 use crate::buffers::{Block, Buffers, Share};
-use crate::model::blocks::{self, BlockMap};
+use crate::model::blocks::{self, BlockMap, SEGMENT};
 use crate::model::version::VersionKey;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
@@ -114,8 +114,7 @@ impl CachedVersion {
 
     /// The runs of blocks in `wanted` that are not held.
     pub fn missing(&self, wanted: Range<u32>) -> Vec<Range<u32>> {
-        let state = self.body.state();
-        BlockMap::runs(wanted, |b| !state.map.has(b))
+        self.body.state().map.missing(wanted)
     }
 
     /// Notes a use, for the order of eviction, which is to survive a restart.
@@ -200,7 +199,8 @@ impl CachedVersion {
     pub(super) fn whole(&self) -> Option<(OpenBody, Vec<u32>)> {
         let epoch = self.shared.epoch;
         let opened = self.body.open_with(|state| {
-            let sums = state.sums(0..state.map.len())?;
+            let whole = state.map.is_complete().then_some(0..state.map.len())?;
+            let sums = state.sums(whole)?;
             (state.verified_epoch == epoch).then_some(sums)
         });
         let (opened, sums) = opened.ok()??;
@@ -255,10 +255,8 @@ impl CachedVersion {
     /// Checks every held block and forgets those that fail. Says whether all were right.
     pub fn verify(self: &Arc<Self>, buffers: &Arc<Buffers>) -> bool {
         let mut right = true;
-        for block in 0..blocks::count(self.size()) {
-            if !self.has(block) {
-                continue;
-            }
+        let held: Vec<u32> = self.body.state().map.held_blocks().collect();
+        for block in held {
             let Some(mut share) = buffers.try_share(blocks::BLOCK as usize) else { return false };
             right &= self.read_run(block..block + 1, &mut share).is_ok();
         }
@@ -307,9 +305,9 @@ impl CachedVersion {
     }
 
     fn forget_all(self: &Arc<Self>, incarnation: u64) {
-        let lost = self.body.forget_all(incarnation);
+        let (lost, segments) = self.body.forget_all(incarnation);
         self.account(lost);
-        self.queue(0..blocks::count(self.size()));
+        self.shared.committer.version_changed(self, segments, lost.unsigned_abs());
     }
 
     /// Notes that bytes may not have reached the disk: all of them are checked before the kernel

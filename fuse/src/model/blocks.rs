@@ -1,5 +1,7 @@
 //! The division of a version into blocks, and which of them are held.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::Range;
 
 /// The unit of the range map, of checksums and of what is served: 128 KiB.
@@ -7,6 +9,10 @@ use std::ops::Range;
 /// It is the largest request that FUSE readahead makes by default, and a multiple of every page
 /// size (4 KiB to 64 KiB). Changing it changes the format on disk.
 pub const BLOCK: u64 = 128 * 1024;
+
+/// The largest object that there can be, in bytes: S3's limit is 50 TB (Amazon S3 user guide, "Uploading
+/// objects"), which is taken for powers of two. Its blocks can be numbered.
+pub const OBJECT_MAX: u64 = 50 << 40;
 
 /// Number of blocks of a file of `size` bytes.
 pub fn count(size: u64) -> u32 {
@@ -40,23 +46,28 @@ fn count_floor(offset: u64) -> u32 {
     u32::try_from(offset / BLOCK).unwrap_or(u32::MAX)
 }
 
-/// Which blocks of a version are held, with their checksums.
+/// Number of blocks whose checksums lie together, in memory and in a row of the index: 64 MiB of data.
+pub const SEGMENT: u32 = 512;
+
+/// Which blocks of a version are held, with their checksums. It takes memory for what is held, not for
+/// the size that somebody gave the version.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BlockMap {
-    /// CRC32C of each held block, by block number.
-    sums: Vec<Option<u32>>,
+    blocks: u32,
+    /// CRC32C of each held block, by segment; a segment of which none is held is not there.
+    segments: BTreeMap<u32, Box<[Option<u32>; SEGMENT as usize]>>,
     held: u32,
 }
 
 impl BlockMap {
     /// A map that holds none of `blocks` blocks.
     pub fn empty(blocks: u32) -> Self {
-        Self { sums: vec![None; blocks as usize], held: 0 }
+        Self { blocks, segments: BTreeMap::new(), held: 0 }
     }
 
     /// The checksum of a block, if it is held.
     pub fn get(&self, block: u32) -> Option<u32> {
-        self.sums.get(block as usize).copied().flatten()
+        self.segments.get(&(block / SEGMENT))?[(block % SEGMENT) as usize]
     }
 
     /// Whether a block is held.
@@ -66,7 +77,10 @@ impl BlockMap {
 
     /// Notes a block as held. Numbers beyond the end are ignored.
     pub fn insert(&mut self, block: u32, crc: u32) {
-        if let Some(slot) = self.sums.get_mut(block as usize) {
+        if block < self.blocks {
+            let none = || Box::new([None; SEGMENT as usize]);
+            let segment = self.segments.entry(block / SEGMENT).or_insert_with(none);
+            let slot = &mut segment[(block % SEGMENT) as usize];
             self.held += u32::from(slot.is_none());
             *slot = Some(crc);
         }
@@ -74,8 +88,14 @@ impl BlockMap {
 
     /// Forgets a block; says whether it was held.
     pub fn remove(&mut self, block: u32) -> bool {
-        let was = self.sums.get_mut(block as usize).is_some_and(|slot| slot.take().is_some());
+        let Entry::Occupied(mut segment) = self.segments.entry(block / SEGMENT) else {
+            return false;
+        };
+        let was = segment.get_mut()[(block % SEGMENT) as usize].take().is_some();
         self.held -= u32::from(was);
+        if was && segment.get().iter().all(Option::is_none) {
+            segment.remove();
+        }
         was
     }
 
@@ -84,34 +104,57 @@ impl BlockMap {
         self.held
     }
 
+    /// The blocks that are held, in order.
+    pub fn held_blocks(&self) -> impl Iterator<Item = u32> {
+        self.segments.iter().flat_map(|(number, segment)| {
+            let first = number * SEGMENT;
+            (first..).zip(segment.iter()).filter_map(|(block, sum)| sum.map(|_| block))
+        })
+    }
+
+    /// The segments of which a block is held, in order.
+    pub fn segments(&self) -> impl Iterator<Item = u32> {
+        self.segments.keys().copied()
+    }
+
     /// How many blocks there are.
     pub fn len(&self) -> u32 {
-        // Built from a u32.
-        self.sums.len() as u32
+        self.blocks
     }
 
     /// Whether the version has no blocks at all.
     pub fn is_empty(&self) -> bool {
-        self.sums.is_empty()
+        self.blocks == 0
     }
 
     /// Whether every block is held.
     pub fn is_complete(&self) -> bool {
-        self.held == self.len()
+        self.held == self.blocks
     }
 
-    /// The runs of blocks in `wanted` for which `absent` says true.
-    pub fn runs(wanted: Range<u32>, mut absent: impl FnMut(u32) -> bool) -> Vec<Range<u32>> {
+    /// The runs of blocks in `wanted` that are not held.
+    pub fn missing(&self, wanted: Range<u32>) -> Vec<Range<u32>> {
         let mut out: Vec<Range<u32>> = Vec::new();
-        for block in wanted {
-            if !absent(block) {
-                continue;
-            }
-            match out.last_mut() {
-                Some(run) if run.end == block => run.end += 1,
-                _ => out.push(block..block + 1),
+        if wanted.is_empty() {
+            return out;
+        }
+        let mut add = |absent: Range<u32>| match out.last_mut() {
+            Some(run) if run.end == absent.start => run.end = absent.end,
+            _ if absent.is_empty() => {}
+            _ => out.push(absent),
+        };
+        let mut from = wanted.start;
+        let segments = wanted.start / SEGMENT..wanted.end.div_ceil(SEGMENT);
+        for (number, segment) in self.segments.range(segments) {
+            let first = number * SEGMENT;
+            for (block, sum) in (first..).zip(segment.iter()) {
+                if sum.is_some() && wanted.contains(&block) {
+                    add(from..block);
+                    from = block + 1;
+                }
             }
         }
+        add(from..wanted.end.max(from));
         out
     }
 }
@@ -140,9 +183,50 @@ mod tests {
         map.insert(1, 8);
         map.insert(9, 1);
         assert_eq!((map.held(), map.get(1), map.is_complete()), (1, Some(8), false));
-        assert_eq!(BlockMap::runs(0..4, |b| !map.has(b)), vec![0..1, 2..4]);
+        assert_eq!(map.missing(0..4), vec![0..1, 2..4]);
+        assert_eq!(map.missing(1..2), vec![]);
         assert!(map.remove(1) && !map.remove(1));
         assert_eq!(map.held(), 0);
         assert!(BlockMap::empty(0).is_complete());
+    }
+
+    #[test]
+    fn a_map_takes_memory_for_what_is_held_alone() {
+        let blocks = count(OBJECT_MAX);
+        assert!(blocks < u32::MAX);
+        let mut map = BlockMap::empty(blocks);
+        for block in [0, SEGMENT - 1, SEGMENT, blocks / 2, blocks - 1] {
+            map.insert(block, 7);
+        }
+        assert_eq!(map.segments().count(), 4);
+        assert_eq!(map.missing(0..blocks).len(), 3);
+        assert_eq!(map.missing(SEGMENT - 1..SEGMENT + 2), vec![SEGMENT + 1..SEGMENT + 2]);
+        let held: Vec<_> = map.held_blocks().collect();
+        assert_eq!(held, [0, SEGMENT - 1, SEGMENT, blocks / 2, blocks - 1]);
+        for block in held {
+            assert!(map.remove(block));
+        }
+        assert_eq!((map.held(), map.segments().count()), (0, 0));
+        assert_eq!(map.missing(0..blocks), vec![0..blocks]);
+    }
+
+    #[test]
+    fn what_is_missing_is_what_is_not_held() {
+        let mut state = 1_u32;
+        let mut random = |below: u32| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) % below
+        };
+        for _ in 0..300 {
+            let mut map = BlockMap::empty(2000);
+            for _ in 0..random(2000) {
+                map.insert(random(2000), 1);
+            }
+            let from = random(2100);
+            let wanted = from..from + random(2100);
+            let missing: Vec<u32> = map.missing(wanted.clone()).into_iter().flatten().collect();
+            let expected: Vec<u32> = wanted.filter(|block| !map.has(*block)).collect();
+            assert_eq!(missing, expected);
+        }
     }
 }

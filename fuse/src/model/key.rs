@@ -158,6 +158,9 @@ pub enum BadName {
     /// More than [`KEY_MAX_BYTES`].
     #[error("a key over 1024 bytes")]
     KeyTooLong,
+    /// A size beyond [`super::blocks::OBJECT_MAX`], or below none: a fault of the server.
+    #[error("a size that no object has")]
+    Size,
 }
 
 /// Checks one path component.

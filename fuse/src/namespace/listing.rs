@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use super::hidden::HiddenKeys;
 use crate::cache::records::{FileEntry, ListingEntry, ListingRow};
+use crate::model::blocks::OBJECT_MAX;
 use crate::model::key::{BadName, DirPrefix, KeyRole};
 use crate::model::version::{ETag, ObjectInfo};
 use crate::origin::ListPage;
@@ -43,6 +44,7 @@ impl Listing {
                         hidden.note(&key, BadName::MarkerWithContent);
                     }
                 }
+                KeyRole::File(_) if info.size > OBJECT_MAX => hidden.note(&key, BadName::Size),
                 KeyRole::File(name) => self.add_file(name, info, hidden, &key),
                 // A delimited listing groups these; an undelimited one does not.
                 KeyRole::Dir(name) => self.add_dir(name, hidden, prefix),
@@ -108,7 +110,9 @@ impl Listing {
             });
             (entry.name.into(), info)
         };
-        let entries = row.entries.into_iter().map(entry).collect();
+        let can_be =
+            |entry: &ListingEntry| entry.file.as_ref().is_none_or(|f| f.size <= OBJECT_MAX);
+        let entries = row.entries.into_iter().filter(can_be).map(entry).collect();
         (Self { entries, pages: row.pages, marker: row.marker }, age)
     }
 }

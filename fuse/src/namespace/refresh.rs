@@ -8,6 +8,7 @@ use super::dir::kernel_cache::Snapshot;
 use super::dir::{Ask, Dir};
 use super::listing::Listing;
 use super::pages::{self, Pages};
+use crate::model::blocks::OBJECT_MAX;
 use crate::model::key::BadName;
 use crate::model::ttl::MetadataTtl;
 use crate::origin::OriginError;
@@ -148,6 +149,11 @@ impl Namespace {
                     Err(error) => return Err(error),
                 }
                 Some(None)
+            }
+            (Ok(info), Ok(false) | Err(_)) if info.size > OBJECT_MAX => {
+                self.hidden.note(&key, BadName::Size);
+                let text = format!("the endpoint says that it has {} bytes", info.size);
+                return Err(OriginError::TooLarge(text));
             }
             (Ok(info), Ok(false)) => Some(Some(info)),
             (Ok(info), Err(refused)) if refused.is_refusal() => Some(Some(info)),

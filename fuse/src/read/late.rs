@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use super::Reader;
 use crate::buffers::{Block, RUN};
 use crate::cache::CachedVersion;
-use crate::model::blocks;
 use crate::sync::unpoisoned;
 
 /// How soon it is tried again where there was no room, or where the disk failed.
@@ -71,18 +70,19 @@ impl Reader {
     /// Stores what is in memory of a version and not on the disk; says whether there was room
     /// for all of it.
     pub(super) fn store_now(&self, version: &Arc<CachedVersion>) -> bool {
-        for missing in version.missing(0..blocks::count(version.size())) {
-            let mut at = missing.start;
-            while at < missing.end {
-                let end = missing.end.min((at / RUN + 1) * RUN);
-                let in_memory =
-                    (at..end).take_while(|block| self.is_in_memory_only(version, *block));
-                let run: Vec<Block> =
-                    in_memory.map_while(|block| self.hot.get(version.number, block)).collect();
-                if !run.is_empty() && !self.store_run(version, at, &run) {
+        // What is in memory is bounded; how many blocks a version has, others say.
+        let mut blocks = self.hot.blocks_of(version.number);
+        blocks.retain(|block| self.is_in_memory_only(version, *block));
+        for run in blocks.chunk_by(|a, b| a + 1 == *b && a / RUN == b / RUN) {
+            let mut rest = run;
+            while let [first, more @ ..] = rest {
+                let get = |block: &u32| self.hot.get(version.number, *block);
+                let data: Vec<Block> = rest.iter().map_while(get).collect();
+                if !data.is_empty() && !self.store_run(version, *first, &data) {
                     return false;
                 }
-                at += (run.len() as u32).max(1);
+                // One that left memory meanwhile is passed over.
+                rest = if data.is_empty() { more } else { &rest[data.len()..] };
             }
         }
         true

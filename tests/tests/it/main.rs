@@ -12,6 +12,7 @@ mod demo;
 mod disk;
 mod disks;
 mod drive;
+mod hostile;
 mod kernel;
 mod killed;
 mod kills;

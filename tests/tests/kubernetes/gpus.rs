@@ -220,9 +220,9 @@ fn a_changed_gpu_changes_the_label_and_never_costs_the_registration() {
     cluster.eventually("and is known", |cluster| drivers(cluster).contains(PRODUCT));
 
     // Nobody changes the label now: the old value is kept, through restarts of all of it.
-    cluster.kubectl(&["scale", "-n", "weir", "deployment/weir-controller", "--replicas=0"]);
-    cluster.eventually("the controller is gone", |cluster| {
-        let label = "app.kubernetes.io/component=controller";
+    cluster.kubectl(&["scale", "-n", "weir", "deployment/weir-reconciler", "--replicas=0"]);
+    cluster.eventually("nobody changes it", |cluster| {
+        let label = "app.kubernetes.io/component=reconciler";
         cluster.kubectl(&["get", "pods", "-n", "weir", "-l", label, "-o", "name"]).is_empty()
     });
     cluster.set_gpus("dgx-h100");
@@ -240,7 +240,7 @@ fn a_changed_gpu_changes_the_label_and_never_costs_the_registration() {
     assert_eq!(label(&cluster), "NVIDIA-L40S");
     assert!(drivers(&cluster).contains("s3.csi.weir.dev"));
     // When it can be changed again, it is.
-    cluster.kubectl(&["scale", "-n", "weir", "deployment/weir-controller", "--replicas=1"]);
+    cluster.kubectl(&["scale", "-n", "weir", "deployment/weir-reconciler", "--replicas=1"]);
     cluster.eventually("the label follows", |cluster| label(cluster) == "NVIDIA-H100-80GB-HBM3");
     cluster.delete(&manifest);
     nothing_is_left(&cluster);

@@ -100,8 +100,9 @@ fn time_of(time: Option<&aws_sdk_s3::primitives::DateTime>) -> SystemTime {
     time.and_then(|t| SystemTime::try_from(*t).ok()).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
+/// A size as a server gives it; one below nothing is one that no object has.
 fn size_of(size: Option<i64>) -> u64 {
-    u64::try_from(size.unwrap_or(0)).unwrap_or(0)
+    u64::try_from(size.unwrap_or(0)).unwrap_or(u64::MAX)
 }
 
 /// Splits a condition into the values of If-Match and If-None-Match.

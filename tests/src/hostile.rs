@@ -1,0 +1,67 @@
+//! A server that says of itself that it speaks S3, and answers what a test tells it to.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+
+/// A request, as far as tests look at it.
+#[derive(Debug)]
+pub struct Question {
+    /// Method.
+    pub method: String,
+    /// Path and query.
+    pub target: String,
+    /// First and last byte of the range that is asked for.
+    pub range: Option<(u64, u64)>,
+}
+
+/// An answer, as it is written: head and body.
+pub type Answer = Vec<u8>;
+
+/// A 200 with these headers, each with its line end, and a body.
+pub fn answer(headers: &str, body: &[u8]) -> Answer {
+    let length = match headers.contains("Content-Length") {
+        true => String::new(),
+        false => format!("Content-Length: {}\r\n", body.len()),
+    };
+    let all = format!("HTTP/1.1 200 OK\r\nConnection: close\r\n{length}{headers}\r\n");
+    [all.as_bytes(), body].concat()
+}
+
+/// Serves at a port of loopback for as long as the process lives. Returns its URL.
+pub fn start(answer: impl Fn(&Question) -> Answer + Send + Sync + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let answer = Arc::new(answer);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let answer = answer.clone();
+            std::thread::spawn(move || {
+                // A client that goes away is no failure of ours.
+                let _ = converse(&stream, &*answer);
+            });
+        }
+    });
+    url
+}
+
+fn converse(mut stream: &TcpStream, answer: &dyn Fn(&Question) -> Answer) -> std::io::Result<()> {
+    let mut lines = BufReader::new(stream).lines();
+    let first = lines.next().unwrap_or(Ok(String::new()))?;
+    let mut words = first.split(' ');
+    let (method, target) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
+    let mut range = None;
+    for line in lines {
+        let line = line?.to_lowercase();
+        if line.is_empty() {
+            break;
+        }
+        if let Some((from, to)) =
+            line.strip_prefix("range: bytes=").and_then(|text| text.split_once('-'))
+        {
+            range = from.parse().ok().zip(to.parse().ok());
+        }
+    }
+    let question = Question { method: method.into(), target: target.into(), range };
+    stream.write_all(&answer(&question))
+}
