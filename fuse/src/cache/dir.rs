@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, OFlags};
 
 use super::error::CacheError;
+use super::mark::mark;
 
 /// The least room, beyond what is to stay free, with which a cache is worth having.
 const LEAST_BYTES: u64 = 16 * 1024 * 1024;
@@ -26,16 +27,18 @@ pub struct CacheDir {
 }
 
 impl CacheDir {
-    /// Makes the directory where needed and takes ownership. What is wider than mode 0700 is
-    /// narrowed.
+    /// Makes the directory where needed and takes ownership: of one that is empty, or marked as a
+    /// cache of ours; another is left as it is. What is wider than mode 0700 is narrowed.
     ///
     /// # Errors
-    /// [`CacheError::Unusable`], [`CacheError::Foreign`], [`CacheError::InUse`] or
-    /// [`CacheError::Full`].
+    /// [`CacheError::Unusable`], [`CacheError::Foreign`], [`CacheError::NotACache`],
+    /// [`CacheError::InUse`] or [`CacheError::Full`].
     pub fn own(root: &Path, min_free: u64) -> Result<Self, CacheError> {
         let unusable = |error| CacheError::Unusable { dir: root.to_owned(), error };
         make_folder(root).map_err(unusable)?;
         let handle = File::open(root).map_err(unusable)?;
+        check_owner(root, &handle)?;
+        mark(root, &handle)?;
         keep_private(root, &handle)?;
         for name in FOLDERS {
             let folder = root.join(name);
@@ -149,9 +152,11 @@ impl CacheDir {
     }
 }
 
-/// The id that a file is named after.
+/// The id that a file of ours is named after: sixteen hexadecimal digits, whatever its suffix.
 fn id_of(path: &Path) -> Option<u64> {
-    u64::from_str_radix(path.file_stem()?.to_str()?, 16).ok()
+    let stem = path.file_stem()?.to_str()?;
+    let id = u64::from_str_radix(stem, 16).ok()?;
+    (stem == format!("{id:016x}")).then_some(id)
 }
 
 /// Size in bytes of the file system on which `path` is or, if it is not there yet, its nearest
@@ -176,15 +181,22 @@ fn open_folder(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path)
 }
 
-/// Refuses a folder of somebody else's, who could put other files in the place of ours, and
-/// closes one that lets others in.
+/// Refuses a folder of somebody else's, who could put other files in the place of ours.
+fn check_owner(path: &Path, folder: &File) -> Result<(), CacheError> {
+    let unusable = |error| CacheError::Unusable { dir: path.to_owned(), error };
+    let owner = folder.metadata().map_err(unusable)?.uid();
+    let us = rustix::process::geteuid().as_raw();
+    match owner == 0 || owner == us {
+        true => Ok(()),
+        false => Err(CacheError::Foreign { dir: path.to_owned(), owner, us }),
+    }
+}
+
+/// Refuses a folder of somebody else's, and closes one that lets others in.
 fn keep_private(path: &Path, folder: &File) -> Result<(), CacheError> {
+    check_owner(path, folder)?;
     let unusable = |error| CacheError::Unusable { dir: path.to_owned(), error };
     let metadata = folder.metadata().map_err(unusable)?;
-    let (owner, us) = (metadata.uid(), rustix::process::geteuid().as_raw());
-    if owner != 0 && owner != us {
-        return Err(CacheError::Foreign { dir: path.to_owned(), owner, us });
-    }
     if metadata.mode() & OTHERS != 0 {
         let narrow = fs::Permissions::from_mode(metadata.mode() & 0o7700);
         if let Err(error) = folder.set_permissions(narrow) {
@@ -284,8 +296,8 @@ mod tests {
     fn what_lets_others_in_is_closed() {
         let temp = tempfile::tempdir().unwrap();
         let root = temp.path().join("cache");
+        drop(CacheDir::own(&root, 0).unwrap());
         for path in [root.clone(), root.join("objects")] {
-            fs::create_dir(&path).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
         }
         fs::write(root.join("lock"), "").unwrap();
@@ -299,8 +311,20 @@ mod tests {
     }
 
     #[test]
+    fn names_of_others_are_none_of_ours() {
+        for name in ["12.txt", "+5", "000000000000000A", "0000000000000001x", "ffff"] {
+            assert_eq!(id_of(Path::new(name)), None, "{name}");
+        }
+        for name in ["000000000000000a", "000000000000000a.json"] {
+            assert_eq!(id_of(Path::new(name)), Some(10), "{name}");
+        }
+    }
+
+    #[test]
     fn a_folder_that_is_a_symlink_is_refused() {
         let (temp, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        drop(CacheDir::own(temp.path(), 0).unwrap());
+        fs::remove_dir(temp.path().join("staging")).unwrap();
         std::os::unix::fs::symlink(other.path(), temp.path().join("staging")).unwrap();
         let error = CacheDir::own(temp.path(), 0).map(|_| ()).unwrap_err();
         assert!(matches!(error, CacheError::Unusable { .. }), "{error}");

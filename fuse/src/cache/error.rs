@@ -54,6 +54,17 @@ pub enum CacheError {
         /// User id of this process.
         us: u32,
     },
+    /// It holds something else than a cache.
+    #[error(
+        "{dir} is no cache directory of Weir's and not empty (it holds {found:?}): nothing in it was \
+         touched; give an empty directory, or one that is not there yet, with --cache-dir"
+    )]
+    NotACache {
+        /// The directory.
+        dir: PathBuf,
+        /// A name in it.
+        found: String,
+    },
     /// The index failed in a way that starting afresh does not mend.
     #[error("index of cache directory {dir}: {error}")]
     Index {

@@ -17,6 +17,7 @@ pub mod health;
 pub mod hot;
 pub mod index;
 pub mod lost;
+mod mark;
 mod moves;
 pub mod node;
 pub mod records;

@@ -75,6 +75,9 @@ impl Node {
         for entry in std::fs::read_dir(self.staging()).unwrap().flatten() {
             std::fs::copy(entry.path(), staging.join(entry.file_name())).unwrap();
         }
+        let tag = "CACHEDIR.TAG";
+        let dir = staging.parent().unwrap();
+        std::fs::copy(self.staging().with_file_name(tag), dir.join(tag)).unwrap();
         Self::over(self.memory.clone(), next)
     }
 

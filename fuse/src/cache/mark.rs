@@ -1,0 +1,118 @@
+//! The tag of a cache directory: nothing is changed in one that has none and is not empty.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+use rustix::fs::FlockOperation;
+
+use super::dir::open_private;
+use super::error::CacheError;
+
+/// How a file of redb's begins (its design document, "Super-header").
+const REDB: &[u8] = b"redb\x1a\n\xa9\r\n";
+
+/// What marks a directory as a cache: to programs that make backups by its first line (Cache Directory
+/// Tagging Specification, bford.info/cachedir), to us by the second.
+const TAG: &str = "Signature: 8a477f597d28d172789f06886806bc55\n# A cache directory of Weir's.\n";
+
+/// Makes sure that a directory is a cache of ours, by its tag, which is the first thing that is put
+/// into an empty one. An index counts as the tag: earlier releases wrote none.
+pub(super) fn mark(root: &Path, handle: &File) -> Result<(), CacheError> {
+    let unusable = |error: io::Error| CacheError::Unusable { dir: root.to_owned(), error };
+    // Two that begin at once see an empty directory or a tag, nothing in between.
+    rustix::fs::flock(handle, FlockOperation::LockExclusive).map_err(|e| unusable(e.into()))?;
+    let done = mark_alone(root);
+    rustix::fs::flock(handle, FlockOperation::Unlock).map_err(|e| unusable(e.into()))?;
+    match done.map_err(unusable)? {
+        None => Ok(()),
+        Some(found) => Err(CacheError::NotACache { dir: root.to_owned(), found }),
+    }
+}
+
+/// The name of something else that is there; `None` once the tag is.
+fn mark_alone(root: &Path) -> io::Result<Option<String>> {
+    let tag = root.join("CACHEDIR.TAG");
+    if beginning(&tag, TAG.len()).is_some_and(|text| text == TAG.as_bytes()) {
+        return Ok(None);
+    }
+    if !is_index(&root.join("index.redb")) {
+        for entry in fs::read_dir(root)? {
+            let name = entry?.file_name();
+            if name != "lost+found" {
+                return Ok(Some(name.to_string_lossy().into_owned()));
+            }
+        }
+    }
+    open_private(&tag)?.write_all(TAG.as_bytes())?;
+    Ok(None)
+}
+
+/// Whether a file is an index: redb's, or one that was just made.
+fn is_index(path: &Path) -> bool {
+    beginning(path, REDB.len()).is_some_and(|text| text.is_empty() || text == REDB)
+}
+
+/// The first bytes of a regular file, which is not reached through a symlink.
+fn beginning(path: &Path, len: usize) -> Option<Vec<u8>> {
+    let file = path.symlink_metadata().ok()?.is_file().then(|| File::open(path).ok())??;
+    let mut text = Vec::new();
+    file.take(len as u64).read_to_end(&mut text).ok()?;
+    Some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::super::dir::CacheDir;
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        path.metadata().unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn what_is_no_cache_is_left_as_it_is() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path();
+        fs::set_permissions(root, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::create_dir(root.join("staging")).unwrap();
+        fs::write(root.join("staging/0000000000000001"), "theirs").unwrap();
+        for tag in [None, Some("Signature: 8a477f597d28d172789f06886806bc55\n# of another")] {
+            if let Some(tag) = tag {
+                fs::write(root.join("CACHEDIR.TAG"), tag).unwrap();
+            }
+            fs::write(root.join("index.redb"), "theirs").unwrap();
+            let error = CacheDir::own(root, 0).map(|_| ()).unwrap_err();
+            assert!(matches!(error, CacheError::NotACache { .. }), "{error}");
+            fs::remove_file(root.join("index.redb")).unwrap();
+            let error = CacheDir::own(root, 0).map(|_| ()).unwrap_err();
+            assert!(matches!(error, CacheError::NotACache { .. }), "{error}");
+            assert!(error.to_string().contains("staging") || tag.is_some(), "{error}");
+        }
+        assert_eq!(mode(root), 0o755);
+        assert_eq!(fs::read(root.join("staging/0000000000000001")).unwrap(), b"theirs");
+        assert!(!root.join("lock").exists() && !root.join("objects").exists());
+    }
+
+    #[test]
+    fn an_empty_disk_and_a_cache_of_before_are_taken() {
+        let temp = tempfile::tempdir().unwrap();
+        let (disk, older) = (temp.path().join("disk"), temp.path().join("older"));
+        fs::create_dir_all(disk.join("lost+found")).unwrap();
+        drop(CacheDir::own(&older, 0).unwrap());
+        fs::remove_file(older.join("CACHEDIR.TAG")).unwrap();
+        fs::write(older.join("index.redb"), [REDB, b"more"].concat()).unwrap();
+        for root in [&disk, &older] {
+            drop(CacheDir::own(root, 0).unwrap());
+            assert!(fs::read_to_string(root.join("CACHEDIR.TAG")).unwrap() == TAG);
+            assert_eq!(mode(&root.join("CACHEDIR.TAG")), 0o600);
+            drop(CacheDir::own(root, 0).unwrap());
+        }
+        // Without its tag a cache is known by nothing else.
+        fs::remove_file(disk.join("CACHEDIR.TAG")).unwrap();
+        let error = CacheDir::own(&disk, 0).map(|_| ()).unwrap_err();
+        assert!(matches!(error, CacheError::NotACache { .. }), "{error}");
+    }
+}
