@@ -68,18 +68,18 @@ fn a_bucket_as_a_persistent_volume() {
 fn a_claim_gets_a_prefix_of_its_own_and_takes_it_along() {
     let bucket = Bucket::new(Server::Minio);
     bucket.put("claims/other/kept", "x");
-    bucket.put("claims/default-scratch-2/kept", "x");
+    bucket.put("claims/default/scratch-2/kept", "x");
     let cluster = installed(&bucket);
     let manifest = example("dynamic.yaml", &bucket);
     cluster.dry_run(&manifest).unwrap();
     cluster.apply(&manifest);
     cluster.until_ready("dynamic");
     cluster.eventually("its file is at S3", |_| {
-        bucket.keys().iter().any(|key| key == "claims/default-scratch/started")
+        bucket.keys().iter().any(|key| key == "claims/default/scratch/started")
     });
     cluster.delete(&manifest);
     cluster.eventually("the volume's objects are gone", |_| {
-        bucket.keys() == ["claims/default-scratch-2/kept", "claims/other/kept"]
+        bucket.keys() == ["claims/default/scratch-2/kept", "claims/other/kept"]
     });
     nothing_is_left(&cluster);
 }
