@@ -130,8 +130,8 @@ impl Sessions {
             None => volume.session_id(&publish.volume_id, &publish.target.to_string()),
         };
         let mut held = self.slot(&id).await;
-        if let Some(served) = held.take_if(|served| served.has_ended()) {
-            self.forget(&served).await;
+        if held.as_ref().is_some_and(|served| served.has_ended()) {
+            self.clear(&mut held, "its connection has ended").await;
         }
         let published = Published {
             volume_id: publish.volume_id.as_str().to_owned(),
@@ -148,21 +148,19 @@ impl Sessions {
                 return self.published_again(served, &before, &published, &volume);
             }
         }
-        let served = match held.clone() {
+        let mut served = match held.clone() {
             Some(served) => served,
             None => self.make(&mut held, &id, &volume).await?,
         };
-        let mut served = served;
         let mut shown = self.show(&served, &target, published.read_only);
         if shown.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::NotConnected) {
-            // Somebody has unmounted it everywhere: nobody sees it any more.
-            self.end_unseen(&mut held, &served).await;
+            self.clear(&mut held, "somebody has unmounted it everywhere").await;
             served = self.make(&mut held, &id, &volume).await?;
             shown = self.show(&served, &target, published.read_only);
         }
         if let Err(error) = shown {
             if served.is_nowhere() {
-                self.end_unseen(&mut held, &served).await;
+                self.clear(&mut held, "it could not be shown").await;
             }
             return Err(Error::Internal(format!("showing {}: {error}", publish.target)));
         }
@@ -186,7 +184,8 @@ impl Sessions {
             )));
         }
         if served.differs_from(&volume.settings) && served.tell_once() {
-            let text = "the volume's settings, or the node's defaults for them, are not those that                         it was mounted with; the change takes effect when the pod restarts";
+            let text = "the volume's settings, or the node's defaults for them, are not those that \
+                        it was mounted with; the change takes effect when the pod restarts";
             tracing::info!(session = served.id, text);
             self.announcer.say(Note {
                 severity: Severity::Normal,
@@ -212,26 +211,14 @@ impl Sessions {
         Ok(made)
     }
 
-    /// Ends a session that no pod has seen, or can see any more.
-    async fn end_unseen(&self, held: &mut Option<Arc<Served>>, served: &Served) {
-        *held = None;
-        lock(&self.served).remove(&served.id);
-        for (target, _) in served.targets() {
-            lock(&self.targets).remove(&target);
-        }
-        let until = Instant::now() + STORE_PATIENCE;
-        if let Err(error) = served.end(&self.maker.mounter, until).await {
-            tracing::warn!(session = served.id, %error, "not unmounted");
-        }
-    }
-
-    /// Clears away what is left of a session whose connection is gone. The pods that had it see
+    /// Clears a session away that no pod can see any more, or has seen yet. The pods that had it see
     /// errors until they start again; new ones get a new session.
-    async fn forget(&self, served: &Served) {
-        tracing::warn!(session = served.id, "its connection is gone; it is mounted anew");
+    async fn clear(&self, held: &mut Option<Arc<Served>>, why: &str) {
+        let Some(served) = held.take() else { return };
+        tracing::warn!(session = served.id, why, "a session is cleared away");
         for (target, published) in served.targets() {
             lock(&self.targets).remove(&target);
-            self.announcer.say(lost(published.subject, "its connection has ended"));
+            self.announcer.say(lost(published.subject, why));
         }
         lock(&self.served).remove(&served.id);
         let until = Instant::now() + STORE_PATIENCE;
