@@ -50,7 +50,7 @@ pub struct NewEntry<'a> {
     /// All that another engine needs to serve it, but no secret.
     pub record: &'a [u8],
     /// What it needs to sign, and until when that is of use.
-    pub keys: Option<(&'a [u8], Expiry)>,
+    pub keys: Option<&'a (Vec<u8>, Expiry)>,
     /// The FUSE connection.
     pub device: &'a OwnedFd,
 }
@@ -172,6 +172,13 @@ impl Mounter {
         }
     }
 
+    fn is_so(&self, question: &Request) -> io::Result<bool> {
+        match self.call(question, &[])? {
+            (Reply::Is(so), _) => Ok(so),
+            _ => Err(unexpected()),
+        }
+    }
+
     fn done(&self, request: &Request, along: &[BorrowedFd<'_>]) -> io::Result<()> {
         match self.call(request, along)? {
             (Reply::Done, _) => Ok(()),
@@ -202,7 +209,7 @@ impl Mounter {
         let deposit = Deposit {
             session: entry.session.to_owned(),
             generation: entry.generation,
-            keys: entry.keys.map(|(_, expiry)| expiry),
+            keys: entry.keys.map(|(_, expiry)| *expiry),
             device: true,
         };
         let along = [Some(record.as_fd()), keys.as_ref().map(AsFd::as_fd)];
@@ -215,14 +222,30 @@ impl Mounter {
     /// # Errors
     /// What the mounter reports.
     pub fn sessions(&self) -> io::Result<Vec<String>> {
-        let mut all: Vec<String> = Vec::new();
+        self.all_pages(
+            |after| Request::Sessions { after },
+            |reply| match reply {
+                Reply::Sessions(page) => Some(page),
+                _ => None,
+            },
+        )
+    }
+
+    /// All pages of an answer, each asked for after the last of those before.
+    fn all_pages<T: Clone + Default>(
+        &self,
+        request: impl Fn(T) -> Request,
+        page_of: impl Fn(Reply) -> Option<Vec<T>>,
+    ) -> io::Result<Vec<T>> {
+        let mut all: Vec<T> = Vec::new();
         loop {
             let after = all.last().cloned().unwrap_or_default();
-            match self.call(&Request::Sessions { after }, &[])? {
-                (Reply::Sessions(page), _) if page.is_empty() => return Ok(all),
-                (Reply::Sessions(page), _) => all.extend(page),
-                _ => return Err(unexpected()),
+            let (reply, _) = self.call(&request(after), &[])?;
+            let page = page_of(reply).ok_or_else(unexpected)?;
+            if page.is_empty() {
+                return Ok(all);
             }
+            all.extend(page);
         }
     }
 
@@ -251,16 +274,13 @@ impl Mounter {
     /// # Errors
     /// What the mounter reports.
     pub fn targets(&self, session: &str) -> io::Result<Vec<PathBuf>> {
-        let mut all: Vec<PathBuf> = Vec::new();
-        loop {
-            let after = all.last().cloned().unwrap_or_default();
-            let request = Request::Targets { session: session.to_owned(), after };
-            match self.call(&request, &[])? {
-                (Reply::Targets(page), _) if page.is_empty() => return Ok(all),
-                (Reply::Targets(page), _) => all.extend(page),
-                _ => return Err(unexpected()),
-            }
-        }
+        self.all_pages(
+            |after| Request::Targets { session: session.to_owned(), after },
+            |reply| match reply {
+                Reply::Targets(page) => Some(page),
+                _ => None,
+            },
+        )
     }
 
     /// Shows a session at a target.
@@ -301,10 +321,7 @@ impl Mounter {
     /// # Errors
     /// What the mounter reports.
     pub fn has_engine(&self) -> io::Result<bool> {
-        match self.call(&Request::HasEngine, &[])? {
-            (Reply::Is(there), _) => Ok(there),
-            _ => Err(unexpected()),
-        }
+        self.is_so(&Request::HasEngine)
     }
 
     /// Whether any volume is shown to a pod.
@@ -312,10 +329,7 @@ impl Mounter {
     /// # Errors
     /// What the mounter reports.
     pub fn is_showing(&self) -> io::Result<bool> {
-        match self.call(&Request::IsShowing, &[])? {
-            (Reply::Is(showing), _) => Ok(showing),
-            _ => Err(unexpected()),
-        }
+        self.is_so(&Request::IsShowing)
     }
 }
 
@@ -345,9 +359,8 @@ impl Processes for Mounter {
     }
 
     fn is_alive(&self, process: u32) -> bool {
-        let answer = self.call(&Request::IsAlive { process, and_stays: false }, &[]);
         // Who cannot be asked about counts as gone: then the close stores the file.
-        matches!(answer, Ok((Reply::Is(true), _)))
+        self.is_so(&Request::IsAlive { process, and_stays: false }).unwrap_or(false)
     }
 
     fn is_dying(&self, thread: u32) -> bool {
@@ -355,7 +368,7 @@ impl Processes for Mounter {
             return false;
         }
         let question = Request::IsAlive { process: thread, and_stays: true };
-        matches!(self.call(&question, &[]), Ok((Reply::Is(false), _)))
+        self.is_so(&question).is_ok_and(|stays| !stays)
     }
 
     fn holds(&self, process: u32, file: &FileId<'_>) -> bool {
@@ -365,7 +378,7 @@ impl Processes for Mounter {
             ino: file.ino,
             name: file.name.to_owned(),
         };
-        matches!(self.call(&question, &[]), Ok((Reply::Is(true), _)))
+        self.is_so(&question).unwrap_or(false)
     }
 }
 

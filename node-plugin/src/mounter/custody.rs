@@ -41,6 +41,14 @@ struct Entry {
     backings: usize,
 }
 
+impl Entry {
+    /// Of a session of which no engine has said anything.
+    fn new(device: OwnedFd, root: Option<OwnedFd>) -> Self {
+        let root = root.map(Arc::new);
+        Self { device, root, generation: 0, record: None, keys: None, backings: 0 }
+    }
+}
+
 /// What an engine takes of a session.
 pub(super) struct EntryCopy {
     pub(super) generation: u16,
@@ -110,7 +118,11 @@ impl Custody {
     /// # Errors
     /// When it would take the descriptors that conversations need.
     pub(super) fn has_room(&self) -> io::Result<()> {
-        match self.state().sessions.len() < self.sessions_max {
+        self.room_in(&self.state())
+    }
+
+    fn room_in(&self, state: &State) -> io::Result<()> {
+        match state.sessions.len() < self.sessions_max {
             true => Ok(()),
             false => Err(full(self.sessions_max)),
         }
@@ -122,18 +134,10 @@ impl Custody {
     /// As [`Custody::has_room`].
     pub(super) fn keep(&self, session: &str, device: OwnedFd, root: OwnedFd) -> io::Result<()> {
         let mut state = self.state();
-        if state.sessions.len() >= self.sessions_max && !state.sessions.contains_key(session) {
-            return Err(full(self.sessions_max));
+        if !state.sessions.contains_key(session) {
+            self.room_in(&state)?;
         }
-        let kept = Entry {
-            device,
-            root: Some(Arc::new(root)),
-            generation: 0,
-            record: None,
-            keys: None,
-            backings: 0,
-        };
-        state.sessions.insert(session.to_owned(), kept);
+        state.sessions.insert(session.to_owned(), Entry::new(device, Some(root)));
         Ok(())
     }
 
@@ -157,15 +161,10 @@ impl Custody {
             file.as_ref().map(|file| sealed::check(file, max)).transpose()?;
         }
         let mut state = self.state();
-        let known = state.sessions.len();
         if !state.sessions.contains_key(&deposit.session) {
             let device = device.ok_or_else(|| absent(&deposit.session))?;
-            if known >= self.sessions_max {
-                return Err(full(self.sessions_max));
-            }
-            let kept =
-                Entry { device, root: None, generation: 0, record: None, keys: None, backings: 0 };
-            state.sessions.insert(deposit.session.clone(), kept);
+            self.room_in(&state)?;
+            state.sessions.insert(deposit.session.clone(), Entry::new(device, None));
         }
         if let Some(kept) = state.sessions.get_mut(&deposit.session) {
             kept.generation = deposit.generation;

@@ -67,7 +67,9 @@ impl Sessions {
         let shown = tokio::task::block_in_place(|| mounter.targets(id)).map_err(internal)?;
         let mut held = self.slot(id).await;
         let served = Arc::new(self.maker.adopt(id, kept, record).await?);
-        for (target, _) in served.targets() {
+        let targets = served.targets();
+        let are_all_shown = targets.iter().all(|(target, _)| shown.contains(target));
+        for (target, _) in targets {
             if shown.contains(&target) {
                 lock(&self.targets).insert(target, id.to_owned());
             } else {
@@ -80,7 +82,9 @@ impl Sessions {
             let ended = served.end(mounter, Instant::now() + STORE_PATIENCE).await;
             return ended.map(|_| ()).map_err(internal);
         }
-        self.keep(&served);
+        if !are_all_shown {
+            self.keep(&served);
+        }
         lock(&self.served).insert(id.to_owned(), served.clone());
         *held = Some(served);
         Ok(())

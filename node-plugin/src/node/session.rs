@@ -132,7 +132,9 @@ impl Maker {
         let served = service.and_then(|service| {
             let handshake = service.serving.handshake.clone();
             let record = Record::new(settings.clone(), handshake, number, mount);
-            self.served(id, service, device, 1, record)
+            let served = Self::served(id, service, device, 1, record)?;
+            served.keep(&self.mounter)?;
+            Ok(served)
         });
         served.map_err(|error| {
             // Whoever has looked into it meanwhile must not wait for ever.
@@ -168,12 +170,12 @@ impl Maker {
             session: id,
             generation,
             record: &bytes,
-            keys: keys.as_ref().map(|(keys, expiry)| (keys.as_slice(), *expiry)),
+            keys: keys.as_ref(),
             device: &kept.device,
         };
         let served = self.mounter.deposit(&entry).and_then(|()| {
             let service = self.begin(id, session, remote, &kept.device, before, &number)?;
-            self.served(id, service, kept.device, generation, record)
+            Self::served(id, service, kept.device, generation, record)
         });
         served.map_err(|e| Error::Internal(format!("taking it over: {e}")))
     }
@@ -197,9 +199,8 @@ impl Maker {
         Ok(Service { session, remote, serving })
     }
 
-    /// Notes that a session is served, here and in custody.
+    /// A session whose requests are taken, as it is known here.
     fn served(
-        &self,
         id: &str,
         service: Service,
         device: OwnedFd,
@@ -230,7 +231,6 @@ impl Maker {
             }
             ended.store(true, Ordering::Release);
         })?;
-        served.keep(&self.mounter)?;
         Ok(served)
     }
 }
@@ -250,7 +250,7 @@ impl Served {
             session: &self.id,
             generation: self.generation,
             record: &self.record().bytes(),
-            keys: keys.as_ref().map(|(keys, expiry)| (keys.as_slice(), *expiry)),
+            keys: keys.as_ref(),
             device: &self.device,
         })
     }
