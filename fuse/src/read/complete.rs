@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{Purpose, Reader, Source};
+use crate::cache::CachedVersion;
 use crate::model::blocks::{self, BLOCK};
 
 impl Reader {
@@ -34,7 +35,7 @@ impl Reader {
                     tracing::debug!(key = %version.key.key, %error, "completion given up");
                     return;
                 }
-                if !version.has(end - 1) && !self.settles(source, end - 1).await {
+                if !version.has(end - 1) && !self.settles(version, end - 1).await {
                     // There is no room to keep it: fetching on would be in vain.
                     return;
                 }
@@ -43,9 +44,8 @@ impl Reader {
         }
     }
 
-    /// Waits until the flight of a block has written it; says whether it did.
-    async fn settles(&self, source: &Source, block: u32) -> bool {
-        let version = &source.version;
+    /// Waits until the flight of a block has ended; says whether it has written it.
+    pub(super) async fn settles(&self, version: &CachedVersion, block: u32) -> bool {
         loop {
             let changed = version.flights.changed();
             tokio::pin!(changed);

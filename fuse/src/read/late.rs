@@ -60,7 +60,17 @@ impl Reader {
         }
         let (reader, version) = (self.clone(), version.clone());
         self.runtime.spawn_blocking(move || {
-            if reader.store_now(&version) {
+            // The flights of these have found no room, perhaps, and are about to end.
+            let mut landing = reader.hot.blocks_of(version.number);
+            landing.retain(|block| version.flights.find(*block).is_some());
+            let mut stored = reader.store_now(&version);
+            for block in &landing {
+                reader.runtime.block_on(reader.settles(&version, *block));
+            }
+            if stored && !landing.is_empty() {
+                stored = reader.store_now(&version);
+            }
+            if stored {
                 reader.late.end(version.number);
             }
             reader.cache.used(&version);
