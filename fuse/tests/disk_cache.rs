@@ -76,6 +76,11 @@ fn adopt(cache: &NodeCache, name: &str, blocks: usize) {
     cache.adopt(&key(name, blocks as u64 * BLOCK), &staging, &sums);
 }
 
+fn store(cache: &NodeCache, version: &Arc<CachedVersion>, first: u32) {
+    let room = cache.make_room(version, BLOCK).unwrap();
+    version.store(first, &content(first, 1), &room).unwrap();
+}
+
 fn objects(dir: &Path) -> Vec<PathBuf> {
     let folders = fs::read_dir(dir.join("objects")).unwrap();
     let files = folders.flat_map(|folder| fs::read_dir(folder.unwrap().path()).unwrap());
@@ -96,11 +101,11 @@ fn a_written_file_takes_the_place_of_what_was_fetched_of_it() {
     let dir = tempfile::tempdir().unwrap();
     let cache = cache(dir.path(), u64::MAX, 0);
     let version = cache.acquire(&key("f", 3 * BLOCK), &[]);
-    version.store(1, &content(1, 1)).unwrap();
+    store(&cache, &version, 1);
     adopt(&cache, "f", 3);
     assert!(version.is_trusted() && cache.stats().used_bytes == 3 * BLOCK);
     // Who still has the file open that is gone changes nothing.
-    version.store(0, &content(0, 1)).unwrap();
+    store(&cache, &version, 0);
     let whole: Vec<u8> = content(0, 3).iter().flat_map(|block| block.bytes().to_vec()).collect();
     assert!(read(&version, 0..3).unwrap() == whole);
     let mut passed = version.open_for_passthrough().unwrap();
@@ -128,7 +133,7 @@ fn a_file_with_two_names_is_never_emptied() {
         .unwrap();
     assert_eq!(open.metadata().unwrap().len(), 2 * BLOCK + 1);
     assert!(read(&a, 0..1).is_none() || a.open_for_passthrough().is_err());
-    a.store(0, &content(0, 1)).unwrap();
+    store(&cache, &a, 0);
     let mut block = vec![0; BLOCK as usize];
     open.read_exact_at(&mut block, BLOCK).unwrap();
     assert!(block == content(1, 1)[0].bytes(), "the other name's bytes were emptied");
@@ -176,8 +181,8 @@ impl Life {
             0..3 => {
                 let block = self.pick(blocks as usize) as u32;
                 let version = self.cache().acquire(&version, &[]);
-                if let Some(_room) = self.cache().make_room(&version, BLOCK) {
-                    version.store(block, &content(block, 1)).unwrap();
+                if let Some(room) = self.cache().make_room(&version, BLOCK) {
+                    version.store(block, &content(block, 1), &room).unwrap();
                     self.cache().used(&version);
                 }
                 if self.pick(4) == 0 {
@@ -525,7 +530,7 @@ fn nobody_else_reads_the_cache_whatever_the_umask() {
     let before = rustix::process::umask(rustix::fs::Mode::empty());
     let cache = cache(&dir, u64::MAX, 0);
     adopt(&cache, "a", 1);
-    cache.acquire(&key("b", BLOCK), &[]).store(0, &content(0, 1)).unwrap();
+    store(&cache, &cache.acquire(&key("b", BLOCK), &[]), 0);
     let (staging, _) = staged(&cache, 1);
     let (lost, _) = staged(&cache, 1);
     cache.keep_lost(lost.path(), &LostRow::new("b", "k", "c", BLOCK)).unwrap();

@@ -11,7 +11,7 @@ use shuttle::sync::Mutex;
 use shuttle::thread;
 use weir_fuse::buffers::{Block, Buffers};
 use weir_fuse::cache::flight::{AskerId, Flights};
-use weir_fuse::cache::{CacheSettings, NodeCache};
+use weir_fuse::cache::{CacheSettings, CachedVersion, NodeCache};
 use weir_fuse::metrics::Metrics;
 use weir_fuse::model::blocks::BLOCK;
 use weir_fuse::model::key::DirPrefix;
@@ -133,6 +133,11 @@ fn cache(dir: &Path, max_size: u64) -> Arc<NodeCache> {
     NodeCache::open(&settings, Arc::new(Metrics::new().unwrap())).unwrap()
 }
 
+fn store(cache: &NodeCache, version: &Arc<CachedVersion>, first: u32, data: &[Block]) {
+    let room = cache.make_room(version, data.len() as u64 * BLOCK).unwrap();
+    version.store(first, data, &room).unwrap();
+}
+
 /// Runs schedules, each on a cache directory of its own. Each of them opens a real index, hence
 /// fewer than of others.
 fn with_cache_dirs(test: impl Fn(&Path) + Send + Sync + 'static) {
@@ -154,7 +159,7 @@ fn a_range_map_tells_what_can_be_read() {
                 thread::spawn(move || {
                     let version = cache.acquire(&key, &[]);
                     let data = blocks(range.len());
-                    version.store(range.start, &data).unwrap();
+                    store(&cache, &version, range.start, &data);
                     assert!(range.clone().all(|block| version.has(block)));
                     let mut share = Buffers::new(1 << 20).try_share(data.len() << 17).unwrap();
                     let read = version.read_run(range, &mut share).unwrap();
@@ -187,8 +192,8 @@ fn what_is_open_is_not_evicted() {
                     for _ in 0..2 {
                         let version = cache.acquire(&version(name, 1), &[]);
                         if !version.has(0) {
-                            let Some(_room) = cache.make_room(&version, BLOCK) else { continue };
-                            version.store(0, &blocks(1)).unwrap();
+                            let Some(room) = cache.make_room(&version, BLOCK) else { continue };
+                            version.store(0, &blocks(1), &room).unwrap();
                             cache.used(&version);
                         }
                         thread::yield_now();
@@ -227,7 +232,7 @@ fn a_file_that_is_adopted_is_never_emptied() {
             let (cache, key) = (cache.clone(), key.clone());
             thread::spawn(move || {
                 let version = cache.acquire(&key, &[]);
-                version.store(0, &blocks(1)).unwrap();
+                store(&cache, &version, 0, &blocks(1));
                 let mut share = Buffers::new(1 << 20).try_share(1 << 17).unwrap();
                 assert!(version.read_run(0..1, &mut share).is_ok());
                 version

@@ -210,11 +210,11 @@ impl NodeCache {
         let adopted = || {
             key.version.etag.is_strong().then_some(())?;
             let disk = staging.disk();
-            let _room = disk.make_place(key.version.size, staging.reserved())?;
+            let room = disk.make_place(key.version.size, staging.reserved())?;
             let _placing = lock(&self.placing);
             let version = self.peek(key).unwrap_or_else(|| disk.acquire(key));
             let here = Arc::ptr_eq(&disk.shared, &version.shared);
-            (here && disk.adopt(&version, staging, sums)).then_some(())
+            (here && disk.adopt(&version, staging, sums, &room)).then_some(())
         };
         if adopted().is_none() {
             staging.remove();
@@ -244,11 +244,11 @@ impl NodeCache {
         let Some(source) = self.peek(from) else { return };
         let Some((opened, sums)) = source.whole() else { return };
         let disk = self.disk_of(&source);
-        let Some(_room) = disk.make_place(to.version.size, 0) else { return };
+        let Some(room) = disk.make_place(to.version.size, 0) else { return };
         let _placing = lock(&self.placing);
         let version = self.peek(to).unwrap_or_else(|| disk.acquire(to));
         if Arc::ptr_eq(&disk.shared, &version.shared) {
-            disk.link(&version, &opened.file, &sums);
+            disk.link(&version, &opened.file, &sums, &room);
         }
     }
 

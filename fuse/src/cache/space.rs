@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::dir::CacheDir;
 use super::evict::Recency;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Mutex, MutexGuard};
 
 /// How long a look at the file system's free space is believed, less what was set aside since.
@@ -164,6 +165,17 @@ impl Space {
             accounts.take(bytes);
         }
         fits
+    }
+
+    /// Counts that a version holds so many bytes more, and as many less of `left`, which were set
+    /// aside by [`Space::reserve`]: at no moment both, or a cache that is nearly full would refuse
+    /// what fits.
+    pub(super) fn fill(&self, version: u64, bytes: i64, left: &AtomicU64) {
+        let mut accounts = self.accounts();
+        accounts.versions.change(version, bytes);
+        let aside = left.load(Ordering::Relaxed).min(bytes.max(0).unsigned_abs());
+        left.fetch_sub(aside, Ordering::Relaxed);
+        accounts.rooms = accounts.rooms.saturating_sub(aside);
     }
 
     /// Gives back what was set aside by [`Space::reserve`].

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::body::{Body, OpenBody, UNVERIFIED, Unusable, is_gone};
+use super::disk::Room;
 use super::file::CacheFile;
 use super::flight::Flights;
 use super::records::ObjectRow;
@@ -127,12 +128,13 @@ impl CachedVersion {
         }
     }
 
-    /// Stores consecutive blocks; those that are held are not written again. They count as held
-    /// from here on, and after the next commit also for a later process.
+    /// Stores consecutive blocks in room of this version's disk; those that are held are not
+    /// written again. They count as held from here on, and after the next commit also for a later
+    /// process.
     ///
     /// # Errors
     /// What the disk reports; nothing is then held.
-    pub fn store(self: &Arc<Self>, first: u32, data: &[Block]) -> io::Result<()> {
+    pub fn store(self: &Arc<Self>, first: u32, data: &[Block], room: &Room) -> io::Result<()> {
         let run = first..first + data.len() as u32;
         let sums: Vec<u32> = data.iter().map(|block| crc32c::crc32c(block.bytes())).collect();
         while !self.missing(run.clone()).is_empty() {
@@ -144,7 +146,7 @@ impl CachedVersion {
             self.shared.note_disk(written.as_ref().map(|_| ()));
             // Where another file has taken its place meanwhile, the bytes went nowhere.
             if let Some(added) = self.body.hold(written?, first, &sums) {
-                self.account(added);
+                room.fill(self.id, added);
                 self.queue(run);
                 break;
             }
@@ -171,13 +173,14 @@ impl CachedVersion {
 
     /// Takes over a file that holds the whole version, with the checksums of its blocks: `put` puts
     /// it where it is told. Whatever of the version was here gives way, unless all of it was and can
-    /// be trusted. Says whether it did.
+    /// be trusted. Says whether it did. `room` is what was set aside for it.
     ///
     /// # Errors
     /// What `put` reports.
     pub(super) fn adopt(
         self: &Arc<Self>,
         sums: &[u32],
+        room: &Room,
         put: impl FnOnce(&Path) -> io::Result<()>,
     ) -> io::Result<bool> {
         let epoch = self.shared.epoch;
@@ -188,7 +191,7 @@ impl CachedVersion {
             || put(&self.shared.dir.object_path(self.id)),
             |state, ()| state.fill(self.size(), sums, epoch),
         );
-        self.account(held);
+        room.fill(self.id, held);
         if !matches!(adopted, Ok(false)) {
             self.queue(0..blocks::count(self.size()));
         }

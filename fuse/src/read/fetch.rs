@@ -9,6 +9,7 @@ use tokio::task::JoinHandle;
 
 use super::{Reader, Source};
 use crate::buffers::{Block, Buffer, RUN, Share, capacity_for};
+use crate::cache::Room;
 use crate::cache::flight::Flight;
 use crate::model::blocks::{self, BLOCK};
 use crate::model::version::VersionKey;
@@ -68,11 +69,10 @@ impl Reader {
         };
         let room =
             tokio::task::block_in_place(|| self.cache.make_room(&source.version, bytes as u64));
-        let keep = room.is_some();
-        if !keep {
+        if room.is_none() {
             self.metrics.cache_bypassed_bytes.inc_by(bytes as u64);
         }
-        let mut filler = Filler::new(self.clone(), source.clone(), flight.clone(), share, keep);
+        let mut filler = Filler::new(self.clone(), source.clone(), flight.clone(), share, room);
         let mut at = range.start;
         let mut tries = 0;
         while at < range.end {
@@ -157,7 +157,8 @@ struct Filler {
     source: Source,
     flight: Arc<Flight>,
     share: Share,
-    keep: bool,
+    /// Where it is to be stored; none if it only passes through.
+    room: Option<Arc<Room>>,
     /// First block of the run that is being filled.
     block: u32,
     buffer: Option<(Buffer, usize)>,
@@ -170,10 +171,11 @@ impl Filler {
         source: Source,
         flight: Arc<Flight>,
         share: Share,
-        keep: bool,
+        room: Option<Room>,
     ) -> Self {
         let block = flight.range().start;
-        Self { reader, source, flight, share, keep, block, buffer: None, writing: None }
+        let room = room.map(Arc::new);
+        Self { reader, source, flight, share, room, block, buffer: None, writing: None }
     }
 
     /// The blocks of the run that begins at `self.block`.
@@ -214,16 +216,16 @@ impl Filler {
         self.block += data.len() as u32;
         // One write at a time: what is behind it is in memory meanwhile.
         self.written().await;
-        if self.keep {
-            self.write(first, data);
+        if let Some(room) = self.room.clone() {
+            self.write(first, data, room);
         }
     }
 
-    fn write(&mut self, first: u32, data: Vec<Block>) {
+    fn write(&mut self, first: u32, data: Vec<Block>, room: Arc<Room>) {
         let version = self.source.version.clone();
         let metrics = self.reader.metrics.clone();
         self.writing = Some(tokio::task::spawn_blocking(move || {
-            if let Err(error) = version.store(first, &data) {
+            if let Err(error) = version.store(first, &data, &room) {
                 // The pod gets its bytes from memory; the disk only does not keep them.
                 metrics.cache_bypassed_bytes.inc_by(data.iter().map(|b| b.len() as u64).sum());
                 tracing::warn!(%error, "cache disk refuses a write; reading through");

@@ -100,8 +100,8 @@ impl Reader {
 
     fn store_run(&self, version: &Arc<CachedVersion>, first: u32, run: &[Block]) -> bool {
         let bytes = run.iter().map(|block| block.len() as u64).sum();
-        let Some(_room) = self.cache.make_room(version, bytes) else { return false };
-        match version.store(first, run) {
+        let Some(room) = self.cache.make_room(version, bytes) else { return false };
+        match version.store(first, run, &room) {
             Ok(()) => true,
             Err(error) => {
                 tracing::warn!(%error, "cache disk refuses a write; reading through");

@@ -9,6 +9,7 @@ use super::DiskCache;
 use crate::cache::shared::Shared;
 use crate::cache::space::Bound;
 use crate::model::version::VersionKey;
+use crate::sync::atomic::AtomicU64;
 
 /// How often a commit is asked for because room is short.
 const FLUSH_EVERY: Duration = Duration::from_millis(250);
@@ -32,15 +33,25 @@ enum Relief {
     None,
 }
 
-/// Room set aside in the cache; given back when dropped, by when what was stored is counted.
+/// Room set aside in the cache: what is stored takes of it, and the rest is given back when it is
+/// dropped.
 pub struct Room {
     shared: Arc<Shared>,
-    bytes: u64,
+    left: AtomicU64,
+}
+
+impl Room {
+    /// Counts that a version holds so many bytes more, which are then no longer set aside.
+    pub(in crate::cache) fn fill(&self, version: u64, bytes: i64) {
+        if bytes != 0 {
+            self.shared.space.fill(version, bytes, &self.left);
+        }
+    }
 }
 
 impl Drop for Room {
     fn drop(&mut self) {
-        self.shared.space.unreserve(self.bytes);
+        self.shared.space.unreserve(*self.left.get_mut());
     }
 }
 
@@ -60,7 +71,7 @@ impl DiskCache {
     fn make_room_within(&self, bytes: u64, bound: Bound) -> Option<Room> {
         loop {
             if self.shared.space.reserve(&self.shared.dir, bytes, bound) {
-                return Some(Room { shared: self.shared.clone(), bytes });
+                return Some(Room { shared: self.shared.clone(), left: AtomicU64::new(bytes) });
             }
             if bytes > self.shared.space.limits().max_size {
                 return None;
@@ -174,28 +185,56 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
-    use crate::buffers::Buffers;
+    use crate::buffers::{Block, Buffers};
     use crate::cache::DiskSettings;
     use crate::metrics::Metrics;
     use crate::model::blocks::BLOCK;
     use crate::model::version::{BucketId, ETag, Version};
 
-    #[test]
-    fn nobody_waits_for_room_until_a_slow_commit_ends() {
+    const SIZE: u64 = 8 * BLOCK;
+
+    /// A cache with room for ten blocks, what it was opened in, a version of eight and its bytes.
+    fn small() -> (tempfile::TempDir, Arc<DiskCache>, VersionKey, Vec<Block>) {
         let dir = tempfile::tempdir().unwrap();
         let settings = DiskSettings::new(dir.path().to_owned(), 10 * BLOCK, 0);
         let cache = DiskCache::open(&settings, 0, Arc::new(Metrics::new().unwrap())).unwrap();
         let key = VersionKey {
             bucket: BucketId::new("http://s3", "b"),
             key: "f".into(),
-            version: Version { etag: ETag::new("e").unwrap(), size: 8 * BLOCK },
+            version: Version { etag: ETag::new("e").unwrap(), size: SIZE },
         };
-        let len = 8 * BLOCK as usize;
-        let blocks = Buffers::new(0).try_share(len).unwrap().buffer(len).freeze();
+        let share = Buffers::new(0).try_share(SIZE as usize);
+        let blocks = share.unwrap().buffer(SIZE as usize).freeze();
+        (dir, cache, key, blocks)
+    }
+
+    #[test]
+    fn what_is_stored_is_not_set_aside_as_well() {
+        let (_dir, cache, key, blocks) = small();
+        let version = cache.acquire(&key);
+        let room = cache.make_room(SIZE).unwrap();
+        version.store(0, &blocks[..5], &room).unwrap();
+        // Held a second time: it takes no room.
+        version.store(0, &blocks[..5], &room).unwrap();
+        assert!(cache.make_room(3 * BLOCK).is_none());
+        let rest = cache.make_room(2 * BLOCK).expect("8 of 10 blocks are taken");
+        version.store(5, &blocks[5..], &room).unwrap();
+        drop((rest, room));
+        assert_eq!(cache.shared.space.used(), SIZE);
+        assert!(cache.make_room(2 * BLOCK).is_some());
+        drop(version);
+        cache.close();
+    }
+
+    #[test]
+    fn nobody_waits_for_room_until_a_slow_commit_ends() {
+        let (_dir, cache, key, blocks) = small();
         let (told, answer) = mpsc::channel();
         let room = cache.index.stalled(|| {
             // In use until it is in the index, and all that could make place.
-            cache.acquire(&key).store(0, &blocks).unwrap();
+            let room = cache.make_room(SIZE).unwrap();
+            cache.acquire(&key).store(0, &blocks, &room).unwrap();
+            drop(room);
             let asked = cache.clone();
             std::thread::spawn(move || told.send(asked.make_room(4 * BLOCK).is_some()));
             answer.recv_timeout(Duration::from_secs(30))

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::DiskCache;
+use super::room::Room;
 use crate::cache::file::{self, CacheFile};
 use crate::cache::lost::{self, LostRow};
 use crate::cache::staging::StagingFile;
@@ -70,9 +71,10 @@ impl DiskCache {
         version: &Arc<CachedVersion>,
         staging: &StagingFile,
         sums: &[u32],
+        room: &Room,
     ) -> bool {
         let put = |path: &Path| file::place(path, || fs::rename(staging.path(), path));
-        let adopted = version.adopt(sums, put);
+        let adopted = version.adopt(sums, room, put);
         if matches!(adopted, Ok(true)) {
             staging.release();
         }
@@ -86,8 +88,9 @@ impl DiskCache {
         version: &Arc<CachedVersion>,
         file: &CacheFile,
         sums: &[u32],
+        room: &Room,
     ) -> bool {
-        self.adopted(version, version.adopt(sums, |path| file.link(path)))
+        self.adopted(version, version.adopt(sums, room, |path| file.link(path)))
     }
 
     fn adopted(&self, version: &Arc<CachedVersion>, adopted: io::Result<bool>) -> bool {
