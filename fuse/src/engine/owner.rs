@@ -34,8 +34,6 @@ pub struct FileId<'a> {
     pub name: &'a str,
 }
 
-/// Flag of a task that has begun to exit (include/linux/sched.h).
-const PF_EXITING: u64 = 0x4;
 /// The bit of SIGKILL in a mask of signals.
 const KILLED: u64 = 1 << (9 - 1);
 
@@ -43,7 +41,7 @@ const KILLED: u64 = 1 << (9 - 1);
 /// counts as the last one, which costs a PUT more at most.
 const DESCRIPTORS_MAX: usize = 1024;
 
-/// The processes of this pid namespace. Facts: proc(5), `/proc/pid/stat`, `/proc/pid/status`
+/// The processes of this pid namespace. Facts: proc(5), `/proc/pid/status`
 /// (whoever is about to die has SIGKILL pending, whichever signal it was), `/proc/pid/fdinfo`
 /// (`ino` since Linux 5.14) and `/proc/pid/mountinfo`.
 #[derive(Clone, Copy, Default, Debug)]
@@ -65,14 +63,11 @@ impl Processes for Proc {
         if thread == 0 {
             return false;
         }
-        let of = |name: &str| text_of(format!("/proc/{thread}/{name}"));
-        let (stat, status) = (of("stat"), of("status"));
-        if stat.is_empty() || status.is_empty() {
-            return true;
-        }
-        // The name of the program, in brackets, may hold anything.
-        let flags = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(6));
-        let is_exiting = flags.and_then(|flags| flags.parse().ok()).unwrap_or(0) & PF_EXITING != 0;
+        // Not `stat`: reading it waits for an exec, which may be waiting for us to answer the close
+        // of a descriptor.
+        let status = text_of(format!("/proc/{thread}/status"));
+        // Memory is let go of before descriptors are.
+        let is_exiting = !status.contains("\nVmSize:");
         let pending = status.lines().filter_map(|line| {
             let mask = line.strip_prefix("SigPnd:").or(line.strip_prefix("ShdPnd:"))?;
             u64::from_str_radix(mask.trim(), 16).ok()
