@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -179,15 +180,36 @@ fn a_volume_whose_bytes_cannot_be_stored_is_away_after_the_deadline() {
     assert!(node.logs().contains("not everything that was written is stored"));
 }
 
-/// A close that fails tells its process, if that is there to hear it.
-#[test]
-fn what_a_process_that_is_gone_was_told_in_vain_is_kept() {
+/// A volume of a bucket that takes no file.
+fn refused() -> (Bucket, Storm, CsiNode, TestVolume, PathBuf) {
     let bucket = Bucket::new(Server::Minio);
     let storm = Storm::new(&bucket.url);
     let node = CsiNode::new(&bucket);
     let volume = TestVolume::new(&bucket, "pod").attribute("endpointUrl", &storm.url());
     let target = node.publish(&volume).unwrap();
     storm.rage(|asked| (asked.method == hyper::Method::PUT).then_some(Fault::Status(403)));
+    (bucket, storm, node, volume, target)
+}
+
+/// An exec closes descriptors while readers of some files of its /proc folder wait for it: a node
+/// that was one of them would wait for itself.
+#[test]
+fn an_exec_that_closes_what_cannot_be_stored_goes_on() {
+    let (_bucket, _storm, node, volume, target) = refused();
+    let script = "import os; f = os.open('f', os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC); \
+                  os.write(f, b'x'); os.execv('/bin/true', ['true'])";
+    let mut process =
+        Command::new("python3").args(["-c", script]).current_dir(&target).spawn().unwrap();
+    eventually("the program runs that was to", || {
+        process.try_wait().unwrap().is_some_and(|status| status.success())
+    });
+    node.unpublish(&volume).unwrap();
+}
+
+/// A close that fails tells its process, if that is there to hear it.
+#[test]
+fn what_a_process_that_is_gone_was_told_in_vain_is_kept() {
+    let (_bucket, _storm, node, volume, target) = refused();
     for (name, end) in [("closed", "exec >&-"), ("killed", "kill -9 $$"), ("ended", "exit 0")] {
         // Through the one descriptor: a copy of it that is closed would tell, too.
         let script = format!("exec >{name}; echo {name}; {end}");
