@@ -66,7 +66,7 @@ impl Processes for Proc {
         // Not `stat`: reading it waits for an exec, which may be waiting for us to answer the close
         // of a descriptor.
         let status = text_of(format!("/proc/{thread}/status"));
-        // Memory is let go of before descriptors are.
+        // Memory is let go of before descriptors are; of who is gone there is no line at all.
         let is_exiting = !status.contains("\nVmSize:");
         let pending = status.lines().filter_map(|line| {
             let mask = line.strip_prefix("SigPnd:").or(line.strip_prefix("ShdPnd:"))?;
