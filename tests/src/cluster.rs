@@ -189,7 +189,7 @@ impl Cluster {
         let libraries = libraries.split_whitespace().filter(|word| word.starts_with('/'));
         let libraries = libraries.map(|path| format!("{path}:{path}")).collect::<Vec<_>>();
         self.image("weir", "/bin/weir", &[format!("{}:/bin/weir", weir.display())], &libraries);
-        for name in ["registrar", "provisioner"] {
+        for name in ["registrar", "csi-provisioner"] {
             let from = format!("{}:/bin/{name}", tools::kube(name).display());
             self.image(name, &format!("/bin/{name}"), &[from], &[]);
         }
@@ -422,7 +422,7 @@ impl Cluster {
             "image": {"repository": "docker.io/library/weir", "tag": TAG, "pullPolicy": "Never"},
             "sidecars": {
                 "registrar": {"image": format!("docker.io/library/registrar:{TAG}")},
-                "provisioner": {"image": format!("docker.io/library/provisioner:{TAG}")},
+                "provisioner": {"image": format!("docker.io/library/csi-provisioner:{TAG}")},
             },
             "s3": {"endpointUrl": s3_url(), "region": "us-east-1"},
             "credentials": {"secretName": "weir-credentials"},
