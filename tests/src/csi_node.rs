@@ -197,6 +197,8 @@ impl CsiNode {
             .arg(self.join("mounter.sock"))
             .arg("--cache-dir")
             .arg(self.cache.path())
+            // The disk on which tests run may be nearly full.
+            .args(["--cache-min-free", "0"])
             .args(["--log-level", "trace"])
             .args(&self.setup.node_flags)
             .env_remove("AWS_PROFILE")

@@ -131,6 +131,10 @@ impl Mount {
             .env("WEIR_RUN_DIR", dir.path().join("run"))
             // A test that dies takes its mount along.
             .env(weir_node::DIE_WITH_PARENT, "1");
+        // The disk on which tests run may be nearly full.
+        if !options.flags.iter().any(|flag| flag == "--cache-min-free") {
+            command.args(["--cache-min-free", "0"]);
+        }
         if let Some(log) = &options.log {
             let log = fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
             command.stderr(log);
