@@ -15,8 +15,28 @@ pub struct Question {
     pub range: Option<(u64, u64)>,
 }
 
-/// An answer, as it is written: head and body.
-pub type Answer = Vec<u8>;
+/// An answer, as it is written: head and body, and what follows again and again.
+#[derive(Default)]
+pub struct Answer {
+    bytes: Vec<u8>,
+    more: Vec<u8>,
+}
+
+/// Where what follows ends after all, in bytes: a client that takes it should fail, not the machine.
+const ENDLESS: usize = 1 << 30;
+
+impl From<Vec<u8>> for Answer {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self { bytes, more: Vec::new() }
+    }
+}
+
+/// An answer with this status and headers, each with its line end, whose body begins like this and
+/// goes on with `more` until the client goes away, or for a GiB.
+pub fn endless(status: u16, headers: &str, body: &[u8], more: &[u8]) -> Answer {
+    let head = format!("HTTP/1.1 {status} Told\r\nConnection: close\r\n{headers}\r\n");
+    Answer { bytes: [head.as_bytes(), body].concat(), more: more.repeat(65_536 / more.len() + 1) }
+}
 
 /// A 200 with these headers, each with its line end, and a body.
 pub fn answer(headers: &str, body: &[u8]) -> Answer {
@@ -25,7 +45,7 @@ pub fn answer(headers: &str, body: &[u8]) -> Answer {
         false => format!("Content-Length: {}\r\n", body.len()),
     };
     let all = format!("HTTP/1.1 200 OK\r\nConnection: close\r\n{length}{headers}\r\n");
-    [all.as_bytes(), body].concat()
+    [all.as_bytes(), body].concat().into()
 }
 
 /// Serves at a port of loopback for as long as the process lives. Returns its URL.
@@ -63,5 +83,8 @@ fn converse(mut stream: &TcpStream, answer: &dyn Fn(&Question) -> Answer) -> std
         }
     }
     let question = Question { method: method.into(), target: target.into(), range };
-    stream.write_all(&answer(&question))
+    let Answer { bytes, more } = answer(&question);
+    stream.write_all(&bytes)?;
+    let times = if more.is_empty() { 0 } else { ENDLESS / more.len() };
+    (0..times).try_for_each(|_| stream.write_all(&more))
 }

@@ -134,6 +134,30 @@ impl Node {
     }
 }
 
+/// Reads a file whole.
+pub fn read(session: &Arc<Session>, name: &str) -> Vec<u8> {
+    read_some(session, name, usize::MAX)
+}
+
+/// Reads the start of a file, a block at a time, as the kernel does without its page cache.
+pub fn read_some(session: &Arc<Session>, name: &str, len: usize) -> Vec<u8> {
+    let ino = runtime().block_on(session.lookup(1, name)).unwrap().attr.ino;
+    let opened = runtime().block_on(session.open(ino, &OpenRequest::default())).unwrap();
+    let mut all = Vec::new();
+    while all.len() < len {
+        let bytes = match session.read_now(opened.fh, all.len() as u64, 131_072).unwrap() {
+            ReadNow::Data(bytes) => bytes,
+            ReadNow::Wait(pending) => runtime().block_on(session.read(pending)).unwrap(),
+        };
+        if bytes.is_empty() {
+            break;
+        }
+        all.extend_from_slice(&bytes);
+    }
+    runtime().block_on(session.release(opened.fh));
+    all
+}
+
 /// A real mount; unmounted when dropped.
 pub struct NodeMount {
     /// Its session.

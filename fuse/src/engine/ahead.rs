@@ -10,7 +10,6 @@ use crate::namespace::Node;
 use crate::namespace::dir::Dir;
 use crate::namespace::file::FileNode;
 use crate::namespace::walk::{Depth, Direction, Named, Walks};
-use crate::read::Source;
 
 /// Small files fetched ahead: enough for a link of 1 Gbit/s and tens of milliseconds.
 const FILES: Depth = Depth { enough: 2, max: 128 };
@@ -78,9 +77,8 @@ impl Session {
             };
             let bucket = self.names.bucket().clone();
             let key = VersionKey { bucket, key: prefix.key_of(name).into(), version };
-            let version = self.engine.cache.acquire(&key, &self.preference());
-            if !version.is_complete() {
-                let source = Source { origin: self.names.origin.clone(), version };
+            let source = self.source(&key);
+            if !source.version.is_complete() {
                 let size = source.version.size();
                 self.engine.reader.prefetch(&source, 0..size);
                 fetched += 1;

@@ -189,8 +189,7 @@ impl Session {
         let Some(key) = self.names.version_key(node) else {
             return Step::Done(Err(Errno::STALE));
         };
-        let version = self.engine.cache.acquire(&key, &self.preference());
-        let source = Source { origin: self.names.origin.clone(), version };
+        let source = self.source(&key);
         let small = source.version.size() <= SMALL_MAX;
         if small && !fetched && !self.is_here(&source.version) {
             return Step::Fetch(source);

@@ -15,7 +15,6 @@ use crate::model::version::ObjectInfo;
 use crate::namespace::file::FileNode;
 use crate::namespace::{LookupError, Node};
 use crate::origin::Condition;
-use crate::read::Source;
 use crate::write::draft::{Beginning, Draft};
 
 /// An answer of the origin so young was given to the lookup of the very open that asks.
@@ -157,8 +156,7 @@ impl Session {
         let key = self.names.version_key(node).ok_or(Errno::STALE)?;
         let inode = modes.join(node.ino, Mode::Streaming, true);
         drop(modes);
-        let version = self.engine.cache.acquire(&key, &self.preference());
-        let source = Source { origin: self.names.origin.clone(), version };
+        let source = self.source(&key);
         let opener = Some(self.opener(call.flags));
         Ok(self.file_handle(node, inode, Some(source), IoMode::KeepCache, opener))
     }

@@ -18,7 +18,7 @@ use super::reservations::Reservations;
 use super::retries::Retries;
 use super::{Engine, SessionSettings};
 use crate::cache::Preference;
-use crate::model::version::BucketId;
+use crate::model::version::{BucketId, VersionKey};
 use crate::namespace::dir::Dir;
 use crate::namespace::dir::kernel_cache::{CacheUse, DirView, Snapshot};
 use crate::namespace::file::FileNode;
@@ -26,6 +26,8 @@ use crate::namespace::hidden::HiddenKeys;
 use crate::namespace::{LookupError, Namespace, Node};
 use crate::origin::Origin;
 use crate::origin::conditional::Conditional;
+use crate::read::Source;
+use crate::read::lane::Lane;
 use crate::write::Writer;
 use crate::write::draft::{LoneUploads, Owner};
 
@@ -51,6 +53,8 @@ pub struct Session {
     pub(super) finishing: AtomicUsize,
     pub(super) finished: Notify,
     pub(super) unstored: UnstoredFiles,
+    /// What its origin may have of what all mounts share.
+    lane: Arc<Lane>,
 }
 
 /// Attributes of a node.
@@ -102,6 +106,7 @@ impl Session {
         );
         let handles = Handles::new(settings.names.first_ino);
         let access = Access::new(&settings.names.access, &engine.cache, &*names.origin);
+        let lane = engine.reader.lane(names.bucket());
         let session = Arc::new(Self {
             engine,
             access,
@@ -120,6 +125,7 @@ impl Session {
             finishing: AtomicUsize::new(0),
             finished: Notify::new(),
             unstored: UnstoredFiles::default(),
+            lane,
         });
         session.start();
         session
@@ -158,6 +164,12 @@ impl Session {
 
     pub(super) fn preference(&self) -> Preference {
         self.preference.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Where a version's bytes are to be had.
+    pub(super) fn source(&self, key: &VersionKey) -> Source {
+        let version = self.engine.cache.acquire(key, &self.preference());
+        Source { origin: self.names.origin.clone(), lane: self.lane.clone(), version }
     }
 
     /// Notes the device number that the kernel gave the mount.

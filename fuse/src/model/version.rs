@@ -132,6 +132,11 @@ impl BucketId {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The endpoint's part of it.
+    pub fn endpoint(&self) -> &str {
+        self.0.split('\u{1f}').next().unwrap_or_default()
+    }
 }
 
 /// What the origin says about an object.

@@ -1,6 +1,9 @@
 //! The pages of a listing, one after the other. A page may be empty and have a successor, as
 //! between many delete markers of a versioned bucket: only the last page, or a name, tells.
 
+use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
 use crate::model::key::DirPrefix;
 use crate::origin::{ListPage, ListRequest, Origin, OriginError};
 
@@ -14,6 +17,8 @@ pub struct Pages<'a> {
     /// What to ask next; `None` behind the last page.
     request: Option<ListRequest>,
     empty: u32,
+    /// Hashes of the tokens that were followed.
+    followed: HashSet<u64>,
 }
 
 impl<'a> Pages<'a> {
@@ -30,7 +35,7 @@ impl<'a> Pages<'a> {
     fn new(origin: &'a dyn Origin, prefix: &DirPrefix, delimited: bool, max_keys: u16) -> Self {
         let prefix = prefix.as_str().to_owned();
         let request = ListRequest { prefix, delimited, token: None, max_keys };
-        Self { origin, request: Some(request), empty: 0 }
+        Self { origin, request: Some(request), empty: 0, followed: HashSet::new() }
     }
 
     /// The next page; `None` behind the last.
@@ -44,8 +49,8 @@ impl<'a> Pages<'a> {
         self.empty = if is_empty { self.empty + 1 } else { 0 };
         match page.next.take() {
             None => self.request = None,
-            same if same == request.token => {
-                return Err(OriginError::NotS3("a page of a listing that leads to itself".into()));
+            Some(token) if !self.followed.insert(hash(&token)) => {
+                return Err(OriginError::NotS3("a page of a listing that leads back to it".into()));
             }
             Some(_) if self.empty >= EMPTY_MAX => {
                 let told = format!("a listing of {EMPTY_MAX} empty pages and more");
@@ -60,6 +65,12 @@ impl<'a> Pages<'a> {
     pub fn has_more(&self) -> bool {
         self.request.is_some()
     }
+}
+
+fn hash(token: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    token.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Whether the origin has anything in the directory that shows `prefix`. With `but_marker` the

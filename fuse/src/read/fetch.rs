@@ -7,8 +7,8 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::task::JoinHandle;
 
-use super::{Reader, Source};
-use crate::buffers::{Block, Buffer, RUN, Share, capacity_for};
+use super::{Cargo, Reader, Source};
+use crate::buffers::{Block, Buffer, RUN, capacity_for};
 use crate::cache::Room;
 use crate::cache::flight::Flight;
 use crate::model::blocks::{self, BLOCK};
@@ -31,18 +31,18 @@ impl Drop for Landing {
 }
 
 impl Reader {
-    /// Starts a flight. Without a share of the memory it waits for one.
+    /// Starts a flight. Without memory it waits for some.
     pub(super) fn launch(
         self: &Arc<Self>,
         source: Source,
         flight: Arc<Flight>,
-        share: Option<Share>,
+        cargo: Option<Cargo>,
     ) {
         let reader = self.clone();
         let landing = Landing { source, flight };
         self.runtime.spawn(async move {
             let Landing { source, flight } = &landing;
-            let outcome = reader.fly(source, flight, share).await;
+            let outcome = reader.fly(source, flight, cargo).await;
             if let Err(error) = &outcome {
                 tracing::debug!(key = %source.version.key.key, %error, "fetch failed");
             }
@@ -55,27 +55,24 @@ impl Reader {
         self: &Arc<Self>,
         source: &Source,
         flight: &Arc<Flight>,
-        share: Option<Share>,
+        mut cargo: Option<Cargo>,
     ) -> Result<(), OriginError> {
         let size = source.version.size();
         let range = blocks::bytes_of(&flight.range(), size);
         let bytes = (range.end - range.start) as usize;
-        let share = match share {
-            Some(share) => Some(share),
-            None => self.share(capacity_of(flight.range(), size)).await,
-        };
-        let Some(share) = share else {
-            return Err(OriginError::Unavailable("shutting down".into()));
-        };
         let room =
             tokio::task::block_in_place(|| self.cache.make_room(&source.version, bytes as u64));
         if room.is_none() {
             self.metrics.cache_bypassed_bytes.inc_by(bytes as u64);
         }
-        let mut filler = Filler::new(self.clone(), source.clone(), flight.clone(), share, room);
+        let mut filler = Filler::new(self.clone(), source.clone(), flight.clone(), room);
         let mut at = range.start;
         let mut tries = 0;
         while at < range.end {
+            filler.cargo = match cargo.take() {
+                None => self.cargo(&source.lane, filler.needs()).await,
+                spare => spare,
+            };
             let failed = match self.receive(source, at..range.end, &mut filler, &mut at).await {
                 Ok(()) => continue,
                 Err(error) => error,
@@ -84,6 +81,8 @@ impl Reader {
             if !failed.is_transient() || tries >= retry::BODY_TRIES {
                 return Err(failed);
             }
+            // Others may use it meanwhile.
+            filler.cargo = None;
             tokio::time::sleep(retry::backoff(tries)).await;
         }
         filler.finish().await;
@@ -98,13 +97,14 @@ impl Reader {
         filler: &mut Filler,
         at: &mut u64,
     ) -> Result<(), OriginError> {
+        let _toll = source.lane.get().await;
         let _slot = self.gets.acquire().await;
         let mut body = self.body(source, range).await?;
         while let Some(piece) = body.pieces.next().await {
             let piece = piece?;
             self.metrics.fetched_bytes.inc_by(piece.len() as u64);
             *at += piece.len() as u64;
-            filler.add(piece).await;
+            filler.add(piece).await?;
         }
         Ok(())
     }
@@ -156,7 +156,8 @@ struct Filler {
     reader: Arc<Reader>,
     source: Source,
     flight: Arc<Flight>,
-    share: Share,
+    /// Memory for what is to come; none between two tries.
+    cargo: Option<Cargo>,
     /// Where it is to be stored; none if it only passes through.
     room: Option<Arc<Room>>,
     /// First block of the run that is being filled.
@@ -170,12 +171,17 @@ impl Filler {
         reader: Arc<Reader>,
         source: Source,
         flight: Arc<Flight>,
-        share: Share,
         room: Option<Room>,
     ) -> Self {
         let block = flight.range().start;
         let room = room.map(Arc::new);
-        Self { reader, source, flight, share, room, block, buffer: None, writing: None }
+        Self { reader, source, flight, cargo: None, room, block, buffer: None, writing: None }
+    }
+
+    /// Memory for the runs that are to come, in bytes.
+    fn needs(&self) -> usize {
+        let begun = if self.buffer.is_some() { self.run().end } else { self.block };
+        capacity_of(begun..self.flight.range().end, self.source.version.size())
     }
 
     /// The blocks of the run that begins at `self.block`.
@@ -189,13 +195,15 @@ impl Filler {
         self.block..end
     }
 
-    async fn add(&mut self, mut piece: Bytes) {
+    async fn add(&mut self, mut piece: Bytes) -> Result<(), OriginError> {
         while !piece.is_empty() && self.block < self.flight.range().end {
             let run = blocks::bytes_of(&self.run(), self.source.version.size());
             let len = (run.end - run.start) as usize;
-            let (mut buffer, filled) = match self.buffer.take() {
-                Some(partial) => partial,
-                None => (self.share.buffer(len), 0),
+            let (mut buffer, filled) = match (self.buffer.take(), &mut self.cargo) {
+                (Some(partial), _) => partial,
+                (None, Some(cargo)) => (cargo.share.buffer(len), 0),
+                // Memory is handed out until the node shuts down.
+                (None, None) => return Err(OriginError::Unavailable("shutting down".into())),
             };
             let take = piece.len().min(len - filled);
             let part = piece.split_to(take);
@@ -206,6 +214,7 @@ impl Filler {
                 self.buffer = Some((buffer, filled + take));
             }
         }
+        Ok(())
     }
 
     async fn landed(&mut self, data: Vec<Block>) {

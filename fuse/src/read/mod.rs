@@ -2,6 +2,7 @@
 
 pub mod complete;
 pub mod fetch;
+pub mod lane;
 mod late;
 pub mod window;
 
@@ -20,8 +21,10 @@ use crate::cache::hot::HotBlocks;
 use crate::cache::{CachedVersion, NodeCache};
 use crate::metrics::Metrics;
 use crate::model::blocks::{self, BLOCK};
+use crate::model::version::BucketId;
 use crate::origin::{Origin, OriginError};
 use crate::sync::unpoisoned;
+use lane::{Lane, Lanes, Toll};
 
 /// GETs under way at once, over all mounts of the node.
 const GETS_MAX: usize = 64;
@@ -34,6 +37,7 @@ pub struct Reader {
     metrics: Arc<Metrics>,
     runtime: Handle,
     gets: Semaphore,
+    lanes: Lanes,
     /// Blocks in one GET, at most.
     part_blocks: u32,
     completing: Mutex<HashSet<u64>>,
@@ -54,8 +58,16 @@ pub enum Purpose {
 pub struct Source {
     /// The bucket.
     pub origin: Arc<dyn Origin>,
+    /// What it may have.
+    pub lane: Arc<Lane>,
     /// The version.
     pub version: Arc<CachedVersion>,
+}
+
+/// Memory of a flight, of all there is and of what its origin may have.
+struct Cargo {
+    share: Share,
+    _toll: Toll,
 }
 
 impl Reader {
@@ -72,6 +84,7 @@ impl Reader {
         Arc::new(Self {
             cache,
             hot: HotBlocks::new(buffers.total() / 2),
+            lanes: Lanes::new(buffers.total(), GETS_MAX),
             buffers,
             metrics,
             runtime,
@@ -80,6 +93,11 @@ impl Reader {
             completing: Mutex::default(),
             late: late::LateStores::default(),
         })
+    }
+
+    /// What an origin may have, to be held as long as it is mounted.
+    pub fn lane(&self, bucket: &BucketId) -> Arc<Lane> {
+        self.lanes.of(bucket.endpoint())
     }
 
     /// Bytes in one GET, at most.
@@ -196,11 +214,11 @@ impl Reader {
             if range.clone().all(|b| held(b) || version.flights.find(b).is_some()) {
                 continue;
             }
-            let share = self.spare_share(fetch::capacity_of(range.clone(), size));
-            let Some(share) = share else { return };
+            let spare = self.spare(&source.lane, fetch::capacity_of(range.clone(), size));
+            let Some(spare) = spare else { return };
             let mut begun = version.flights.begin(asker, range, 0, self.part_blocks, 1, held);
             if let Some(flight) = begun.pop() {
-                self.launch(source.clone(), flight, Some(share));
+                self.launch(source.clone(), flight, Some(spare));
             }
         }
     }
@@ -309,8 +327,9 @@ impl Reader {
         }
     }
 
-    /// Like [`Reader::try_share`], but leaves a quarter of the memory to those who wait.
-    fn spare_share(&self, bytes: usize) -> Option<Share> {
+    /// Memory for a flight that nobody waits for, if a quarter is then left to those who wait.
+    fn spare(&self, lane: &Lane, bytes: usize) -> Option<Cargo> {
+        let toll = lane.spare_memory(bytes)?;
         let fits = |bytes: usize| {
             let used = self.buffers.used().saturating_add(bytes as u64);
             used <= self.buffers.total() / 4 * 3
@@ -320,7 +339,13 @@ impl Reader {
                 return None;
             }
         }
-        self.try_share(bytes)
+        Some(Cargo { share: self.try_share(bytes)?, _toll: toll })
+    }
+
+    /// Memory for a flight, waiting until there is.
+    async fn cargo(&self, lane: &Lane, bytes: usize) -> Option<Cargo> {
+        let toll = lane.memory(bytes).await;
+        Some(Cargo { share: self.share(bytes).await?, _toll: toll })
     }
 
     /// Memory for `bytes`, waiting until there is.

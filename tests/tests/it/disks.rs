@@ -4,15 +4,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use weir_fuse::engine::Session;
-use weir_fuse::engine::io::ReadNow;
 use weir_fuse::engine::open::OpenRequest;
 use weir_fuse::origin::memory::MemoryOrigin;
 use weir_tests::bucket::{Bucket, Server};
 use weir_tests::cached::objects;
 use weir_tests::failing_disk::FailingDisk;
 use weir_tests::mount::{Mount, Options, cache_dir};
-use weir_tests::node::{Node, NodeSettings};
+use weir_tests::node::{Node, NodeSettings, read, read_some};
 use weir_tests::{eventually, random_bytes, runtime};
 
 const MIB: usize = 1 << 20;
@@ -23,30 +21,6 @@ fn memory(names: &[&str]) -> Arc<MemoryOrigin> {
         memory.insert(name, random_bytes(seed, MIB));
     }
     memory
-}
-
-/// Reads a file whole.
-fn read(session: &Arc<Session>, name: &str) -> Vec<u8> {
-    read_some(session, name, usize::MAX)
-}
-
-/// Reads the start of a file, a block at a time, as the kernel does without its page cache.
-fn read_some(session: &Arc<Session>, name: &str, len: usize) -> Vec<u8> {
-    let ino = runtime().block_on(session.lookup(1, name)).unwrap().attr.ino;
-    let opened = runtime().block_on(session.open(ino, &OpenRequest::default())).unwrap();
-    let mut all = Vec::new();
-    while all.len() < len {
-        let bytes = match session.read_now(opened.fh, all.len() as u64, 131_072).unwrap() {
-            ReadNow::Data(bytes) => bytes,
-            ReadNow::Wait(pending) => runtime().block_on(session.read(pending)).unwrap(),
-        };
-        if bytes.is_empty() {
-            break;
-        }
-        all.extend_from_slice(&bytes);
-    }
-    runtime().block_on(session.release(opened.fh));
-    all
 }
 
 fn bytes_in(dir: &Path) -> u64 {

@@ -3,15 +3,16 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 
+use rustix::io::Errno;
 use weir_tests::bucket::{Bucket, Server};
-use weir_tests::hostile::{self, Question};
+use weir_tests::hostile::{self, Answer, Question};
 use weir_tests::mount::Mount;
 
 /// A file of a TiB that could be, and three of sizes that none has.
 const FILES: [(&str, i64); 5] =
     [("small", 5), ("tib", 1 << 40), ("huge", 1 << 62), ("last", i64::MAX), ("below", -5)];
 
-fn listing(prefix: &str, files: &[(&str, i64)], next: &str) -> Vec<u8> {
+fn listing(prefix: &str, files: &[(&str, i64)], next: &str) -> Answer {
     let contents: String = files
         .iter()
         .map(|(name, size)| {
@@ -37,11 +38,11 @@ fn listing(prefix: &str, files: &[(&str, i64)], next: &str) -> Vec<u8> {
     hostile::answer("Content-Type: application/xml\r\n", text.as_bytes())
 }
 
-fn not_found() -> Vec<u8> {
-    b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".to_vec()
+fn not_found() -> Answer {
+    b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".to_vec().into()
 }
 
-fn object(question: &Question, name: &str) -> Vec<u8> {
+fn object(question: &Question, name: &str) -> Answer {
     let Some((_, size)) = FILES.iter().find(|(file, _)| *file == name) else { return not_found() };
     let tag = format!("ETag: \"{name}\"\r\n");
     match question.range {
@@ -96,8 +97,87 @@ fn sizes_that_no_object_has_are_hidden_and_large_ones_take_no_memory() {
     assert_eq!(fs::metadata(mount.join("many/tib")).unwrap().len(), 1 << 40);
     let error = fs::metadata(mount.join("many/huge")).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::FBIG.raw_os_error()), "{error}");
+    assert!(peak_mib(&mount) < 1024, "{} MiB", peak_mib(&mount));
+}
+
+/// The most memory that a mount's process has had.
+fn peak_mib(mount: &Mount) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", mount.pid())).unwrap();
-    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    let kib: u64 = resident.trim().trim_end_matches(" kB").parse().unwrap();
-    assert!(kib < 1 << 20, "{kib} KiB");
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    peak.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+}
+
+/// A mount of a server that is as it should be but for what it says of `many`, and what came of
+/// listing that.
+fn list_many(answer: impl Fn(&str) -> Answer + Send + Sync + 'static) -> (Mount, Errno) {
+    let mut bucket = Bucket::new(Server::Embedded);
+    bucket.url = hostile::start(move |question: &Question| {
+        let (_, query) = question.target.split_once('?').unwrap_or((&question.target, ""));
+        match query.contains("list-type=2") {
+            true if query.contains("prefix=many") => answer(query),
+            true => listing("", &[("small", 5)], ""),
+            false => not_found(),
+        }
+    });
+    let mount = Mount::new(&bucket);
+    let all = fs::read_dir(mount.join("many")).and_then(|mut all| all.try_for_each(|e| e.map(drop)));
+    let errno = Errno::from_io_error(&all.unwrap_err()).unwrap();
+    // It goes on, for all that is as it should be.
+    assert_eq!(fs::metadata(mount.join("small")).unwrap().len(), 5);
+    (mount, errno)
+}
+
+const XML: &str = "Content-Type: application/xml\r\n";
+/// What a mount may take for answers of any length: a few of the longest, and itself.
+const MOUNT_MIB: u64 = 256;
+
+#[test]
+fn answers_without_an_end_take_no_memory() {
+    let more = b"<Contents><Key>many/a</Key><Size>1</Size></Contents>";
+    let start = b"<ListBucketResult><IsTruncated>false</IsTruncated>";
+    let (mount, errno) = list_many(|_| hostile::endless(200, XML, start, more));
+    assert_eq!(errno, Errno::IO);
+    assert!(peak_mib(&mount) < MOUNT_MIB, "{} MiB", peak_mib(&mount));
+    mount.unmount();
+
+    let start = b"<Error><Code>InternalError</Code><Message>";
+    let (mount, errno) = list_many(|_| hostile::endless(500, XML, start, b"again and "));
+    assert_eq!(errno, Errno::IO);
+    assert!(peak_mib(&mount) < MOUNT_MIB, "{} MiB", peak_mib(&mount));
+    mount.unmount();
+
+    // A head is never longer than the client's buffer.
+    let (mount, errno) = list_many(|_| {
+        let head = b"HTTP/1.1 200 OK\r\nX-Long: ".to_vec();
+        [head, vec![b'x'; 64 << 20]].concat().into()
+    });
+    assert_eq!(errno, Errno::IO);
+    assert!(peak_mib(&mount) < MOUNT_MIB, "{} MiB", peak_mib(&mount));
+    mount.unmount();
+}
+
+#[test]
+fn a_listing_that_leads_back_to_an_earlier_page_ends() {
+    let (mount, errno) = list_many(|query| {
+        let (from, to) = match query {
+            _ if query.contains("continuation-token=one") => ("b", "two"),
+            _ if query.contains("continuation-token=two") => ("c", "three"),
+            _ if query.contains("continuation-token=three") => ("d", "one"),
+            _ => ("a", "one"),
+        };
+        listing("many/", &[(from, 1)], to)
+    });
+    assert_eq!(errno, Errno::IO);
+    mount.unmount();
+}
+
+#[test]
+fn a_page_of_more_names_than_were_asked_for_is_refused() {
+    let names: Vec<String> = (0..3000).map(|n| format!("f{n}")).collect();
+    let (mount, errno) = list_many(move |_| {
+        let files: Vec<_> = names.iter().map(|name| (name.as_str(), 1)).collect();
+        listing("many/", &files, "")
+    });
+    assert_eq!(errno, Errno::IO);
+    mount.unmount();
 }

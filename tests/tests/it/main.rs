@@ -18,6 +18,7 @@ mod killed;
 mod kills;
 mod metadata;
 mod model;
+mod neighbours;
 mod orderly;
 mod orders;
 mod ports;

@@ -40,8 +40,13 @@ pub struct MemoryOrigin {
 impl MemoryOrigin {
     /// An empty bucket on an endpoint that behaves as S3 does.
     pub fn new(bucket: &str) -> Self {
+        Self::at("memory://", bucket)
+    }
+
+    /// Like [`MemoryOrigin::new`], on an endpoint of this URL.
+    pub fn at(endpoint: &str, bucket: &str) -> Self {
         Self {
-            id: BucketId::new("memory://", bucket),
+            id: BucketId::new(endpoint, bucket),
             state: Mutex::default(),
             next_upload: AtomicU64::new(1),
             received: AtomicU64::new(0),

@@ -1,4 +1,4 @@
-//! The HTTP client under all AWS services. Certificate authorities are read when the first
+//! The HTTP client under all AWS services. Its answers are bounded. Certificate authorities are read when the first
 //! request to an `https` URL comes: parsing those of a system takes as long as the rest of a
 //! mount, and plain HTTP needs none.
 
@@ -17,6 +17,7 @@ use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
 use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 
+use super::bound::Bounded;
 use crate::origin::OriginError;
 
 /// Clients for AWS services, which trust the system's authorities and those of a PEM file.
@@ -109,9 +110,9 @@ pub fn http_client(ca_bundle: Option<&Path>) -> Result<SharedHttpClient, OriginE
 }
 
 fn plain_client(proxy: ProxyConfig) -> SharedHttpClient {
-    Builder::new().build_with_connector_fn(move |settings, parts| {
+    SharedHttpClient::new(Bounded(Builder::new().build_with_connector_fn(move |settings, parts| {
         connector(settings, parts).proxy_config(proxy.clone()).build_http()
-    })
+    })))
 }
 
 /// What connectors of either kind have in common.
@@ -140,9 +141,10 @@ fn secure_client(pem: Option<Vec<u8>>) -> Result<SharedHttpClient, String> {
     }
     let context = TlsContext::builder().with_trust_store(trust).build();
     let context = context.map_err(|e| format!("TLS settings: {e}"))?;
-    Ok(Builder::new().build_with_connector_fn(move |settings, parts| {
+    let client = Builder::new().build_with_connector_fn(move |settings, parts| {
         let builder = connector(settings, parts).proxy_config(ProxyConfig::from_env());
         let builder = builder.tls_provider(Provider::Rustls(CryptoMode::Ring));
         builder.tls_context(context.clone()).build()
-    }))
+    });
+    Ok(SharedHttpClient::new(Bounded(client)))
 }

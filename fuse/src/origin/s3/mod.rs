@@ -1,6 +1,7 @@
 //! The origin over the S3 API, by aws-sdk-s3.
 
 mod body;
+mod bound;
 mod client;
 mod copy;
 mod errors;

@@ -31,7 +31,18 @@ pub(super) fn decode(text: &str, encoded: bool) -> Option<String> {
     percent_decode_str(&spaced).decode_utf8().ok().map(|s| s.into_owned())
 }
 
-pub(super) fn page(reply: &ListObjectsV2Output) -> Result<ListPage, OriginError> {
+/// Names in a page of S3, at most; some servers give as many whatever is asked for.
+const PAGE_MAX: usize = 1000;
+
+/// # Errors
+/// [`OriginError::NotS3`] for more names than `max_keys` (or, where that is less, than S3 ever
+/// gives), and for a page that does not say how to go on.
+pub(super) fn page(reply: &ListObjectsV2Output, max_keys: u16) -> Result<ListPage, OriginError> {
+    let names = reply.contents().len() + reply.common_prefixes().len();
+    let most = PAGE_MAX.max(max_keys.into());
+    if names > most {
+        return Err(OriginError::NotS3(format!("{names} names in a page of at most {most}")));
+    }
     let encoded = reply.encoding_type() == Some(&EncodingType::Url);
     let mut page = ListPage::default();
     for object in reply.contents() {

@@ -85,7 +85,7 @@ pub(super) async fn list(
         .set_expected_bucket_owner(origin.owner())
         .send();
     let reply = S3Origin::within(REPLY_DEADLINE, Request::List, call).await?;
-    names::page(&reply)
+    names::page(&reply, request.max_keys)
 }
 
 /// Hands on the pieces of a body, bounds the wait for each, and checks the length at the end:

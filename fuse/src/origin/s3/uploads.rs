@@ -6,12 +6,15 @@ use super::errors::Request;
 use super::{REPLY_DEADLINE, S3Origin, names, time_of};
 use crate::origin::{OriginError, PendingUpload};
 
+/// Pages of uploads of one key that are followed: a million of them.
+const PAGES_MAX: u32 = 1000;
+
 /// Uploads of exactly `key`. A prefix would also find longer keys; they come after it, so that
 /// the listing ends at the first of them.
 pub(super) async fn list(origin: &S3Origin, key: &str) -> Result<Vec<PendingUpload>, OriginError> {
     let mut found = Vec::new();
     let mut marker: Option<(String, Option<String>)> = None;
-    loop {
+    for _ in 0..PAGES_MAX {
         let (key_marker, id_marker) = marker.clone().unzip();
         let request = origin
             .clients
@@ -43,4 +46,5 @@ pub(super) async fn list(origin: &S3Origin, key: &str) -> Result<Vec<PendingUplo
         }
         marker = next;
     }
+    Err(OriginError::NotS3(format!("a listing of uploads of more than {PAGES_MAX} pages")))
 }

@@ -218,9 +218,8 @@ impl Bench {
     /// Waits until all of it is on the disk, and checked.
     async fn complete(&self) {
         let key = self.session.names.version_key(&self.node).unwrap();
-        let version = self.session.engine.cache.acquire(&key, &[]);
-        let origin = self.session.names.origin.clone();
-        let source = crate::read::Source { origin, version: version.clone() };
+        let source = self.session.source(&key);
+        let version = source.version.clone();
         self.session.engine.reader.fetch_whole(&source).await.unwrap();
         self.session.engine.reader.complete(&source);
         let trusted = async {

@@ -1,0 +1,57 @@
+//! Two tenants of one node: what the origin of one does keeps the other from nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use weir_fuse::namespace::AccessSettings;
+use weir_fuse::origin::faulty::{Fault, Faulty, Gate, Op};
+use weir_fuse::origin::memory::MemoryOrigin;
+use weir_tests::mount::cache_dir;
+use weir_tests::node::{Node, NodeSettings, read};
+use weir_tests::{PATIENCE, eventually, random_bytes, runtime};
+
+const MIB: usize = 1 << 20;
+/// More than take all memory and all requests that there are.
+const READERS: usize = 100;
+
+#[test]
+fn an_origin_that_never_answers_keeps_no_other_tenant_waiting() {
+    let cache = cache_dir();
+    let lit = Arc::new(MemoryOrigin::new("bucket"));
+    lit.insert("a", random_bytes(1, 3 * MIB));
+    let node = Node::new(cache.path(), lit, NodeSettings::default());
+    let dark = Arc::new(MemoryOrigin::at("http://dark", "bucket"));
+    let gate = Gate::new();
+    let silent = Arc::new(Faulty::new(dark.clone()));
+    for n in 0..READERS {
+        dark.insert(&format!("f{n}"), random_bytes(n as u64, MIB));
+        silent.inject_once(Op::Get, Fault::Stall(gate.clone()));
+    }
+    let (mine, others) = (node.session(), node.session_of(silent, AccessSettings::default()));
+    let readers: Vec<_> = (0..READERS)
+        .map(|n| {
+            let others = others.clone();
+            std::thread::spawn(move || read(&others, &format!("f{n}")))
+        })
+        .collect();
+    let arrived = runtime().block_on(async {
+        tokio::time::timeout(PATIENCE, gate.reached_by(4)).await.is_ok()
+    });
+    assert!(arrived, "nobody asks");
+    // All who can have begun.
+    std::thread::sleep(Duration::from_millis(300));
+    let buffers = &node.engine.buffers;
+    assert!(buffers.used() <= buffers.total() / 2, "{} of {}", buffers.used(), buffers.total());
+    let (told, answer) = std::sync::mpsc::channel();
+    std::thread::spawn(move || told.send(read(&mine, "a") == random_bytes(1, 3 * MIB)));
+    assert_eq!(answer.recv_timeout(PATIENCE), Ok(true));
+    gate.open();
+    for (n, reader) in readers.into_iter().enumerate() {
+        assert!(reader.join().unwrap() == random_bytes(n as u64, MIB), "f{n}");
+    }
+    drop(others);
+    eventually("all memory is given back but for what is kept", || {
+        buffers.used() <= buffers.total() / 2
+    });
+    node.close();
+}
