@@ -1,6 +1,6 @@
-//! The HTTP client under all AWS services. Its answers are bounded. Certificate authorities are read when the first
-//! request to an `https` URL comes: parsing those of a system takes as long as the rest of a
-//! mount, and plain HTTP needs none.
+//! The HTTP client under all AWS services. Its answers are bounded. Certificate authorities are
+//! read when the first request to an `https` URL comes: parsing those of a system takes as long as
+//! the rest of a mount, and plain HTTP needs none.
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
