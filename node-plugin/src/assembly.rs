@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use rustix::process::Resource;
 use tokio::runtime::Runtime;
-use weir_fuse::buffers::Buffers;
 use weir_fuse::cache::{CacheSettings, DiskSettings, NodeCache};
 use weir_fuse::engine::Engine;
 use weir_fuse::engine::owner::Processes;
@@ -73,8 +72,7 @@ pub(crate) fn engine(
     };
     let settings = CacheSettings { disks: config.dirs.iter().map(disk).collect() };
     let cache = NodeCache::open(&settings, counted.clone())?;
-    let buffers = Buffers::new(config.memory);
-    Ok(Engine::new(cache, buffers, counted, runtime, config.read_part, processes))
+    Ok(Engine::new(cache, config.memory, counted, runtime, config.read_part, processes))
 }
 
 /// Makes an origin of a bucket, hedged and counted, and the place where its last answer is

@@ -190,7 +190,8 @@ pub struct CacheArgs {
     /// or a tenth of the disk where that is less].
     #[arg(long, value_name = "SIZE")]
     pub lost_max: Option<Size>,
-    /// Memory for bytes on their way [default: a 512th of the machine's memory, 64MiB to 512MiB, at most a quarter of the cgroup's limit].
+    /// Memory for bytes on their way and for names, half each [default: a 256th of the machine's
+    /// memory, 128MiB to 1GiB, at most a third of the cgroup's limit].
     #[arg(long, value_name = "SIZE")]
     pub memory_target: Option<Size>,
     /// Most bytes asked for in one request [default: 8MiB].

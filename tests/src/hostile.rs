@@ -48,6 +48,11 @@ pub fn answer(headers: &str, body: &[u8]) -> Answer {
     [all.as_bytes(), body].concat().into()
 }
 
+/// A 404.
+pub fn not_found() -> Answer {
+    b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".to_vec().into()
+}
+
 /// Serves at a port of loopback for as long as the process lives. Returns its URL.
 pub fn start(answer: impl Fn(&Question) -> Answer + Send + Sync + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -218,6 +218,13 @@ impl Mount {
         self.metrics().get(&name).map_or(0, |n| *n as u64)
     }
 
+    /// The most memory that the process has had, in MiB.
+    pub fn peak_mib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        peak.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+    }
+
     /// Sends a signal to the process.
     pub fn signal(&self, signal: Signal) {
         rustix::process::kill_process(Pid::from_child(self.child.as_ref().unwrap()), signal)

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use weir_fuse::adapter::{self, MountOptions, Mounted};
-use weir_fuse::buffers::Buffers;
 use weir_fuse::cache::{CacheError, CacheSettings, DiskSettings, NodeCache};
 use weir_fuse::engine::owner::Proc;
 use weir_fuse::engine::{Engine, Session, SessionSettings};
@@ -25,7 +24,7 @@ use crate::{eventually, runtime};
 pub struct NodeSettings {
     /// Most bytes that the cache holds.
     pub cache_max: u64,
-    /// Memory for bytes on their way.
+    /// Memory for bytes on their way, and for names.
     pub memory: u64,
     /// Most bytes of one GET.
     pub read_part: u64,
@@ -33,14 +32,19 @@ pub struct NodeSettings {
     pub ttl: MetadataTtl,
 }
 
+impl NodeSettings {
+    /// What a node has where nothing else is said.
+    pub const DEFAULT: Self = Self {
+        cache_max: u64::MAX,
+        memory: 32 << 20,
+        read_part: 1 << 20,
+        ttl: MetadataTtl::For(Duration::from_secs(60)),
+    };
+}
+
 impl Default for NodeSettings {
     fn default() -> Self {
-        Self {
-            cache_max: u64::MAX,
-            memory: 16 << 20,
-            read_part: 1 << 20,
-            ttl: MetadataTtl::For(Duration::from_secs(60)),
-        }
+        Self::DEFAULT
     }
 }
 
@@ -75,10 +79,9 @@ impl Node {
             !matches!(opened, Err(CacheError::InUse { .. }))
         });
         let cache = opened.unwrap();
-        let buffers = Buffers::new(settings.memory);
         let engine = Engine::new(
             cache,
-            buffers,
+            settings.memory,
             metrics,
             runtime().handle().clone(),
             settings.read_part,
@@ -156,6 +159,40 @@ pub fn read_some(session: &Arc<Session>, name: &str, len: usize) -> Vec<u8> {
     }
     runtime().block_on(session.release(opened.fh));
     all
+}
+
+/// The names in a directory, each with whether it is a directory, without the dots.
+pub fn list(session: &Arc<Session>, ino: u64) -> Vec<(String, bool)> {
+    let (fh, _) = runtime().block_on(session.opendir(ino)).unwrap();
+    let names = names_of(session, fh);
+    session.releasedir(fh);
+    names
+}
+
+/// The names that an open descriptor of a directory shows.
+pub fn names_of(session: &Arc<Session>, fh: u64) -> Vec<(String, bool)> {
+    let mut names = Vec::new();
+    let whole = session.readdir(fh, 2, false, |_, name, is_dir, _| {
+        names.push((name.to_owned(), is_dir));
+        true
+    });
+    match whole.unwrap() {
+        true => names,
+        false => stream(session, fh, 2),
+    }
+}
+
+/// Those from an offset on, of a descriptor that is read page by page.
+pub fn stream(session: &Arc<Session>, fh: u64, mut offset: u64) -> Vec<(String, bool)> {
+    let mut names = Vec::new();
+    loop {
+        let some = runtime().block_on(session.stream_names(fh, offset)).unwrap();
+        if some.is_empty() {
+            return names;
+        }
+        offset += some.len() as u64;
+        names.extend(some.into_iter().map(|name| (name.name.into(), name.is_dir)));
+    }
 }
 
 /// A real mount; unmounted when dropped.

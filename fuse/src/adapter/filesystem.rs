@@ -16,7 +16,7 @@ use fuser::{
 use rustix::io::Errno;
 
 use super::door::{Door, Pass, RequestKind};
-use super::reply::{self, send_attr, send_empty, send_entry, send_open, send_opendir, send_xattr};
+use super::reply::{self, add_name, add_shown, send_attr, send_empty, send_entry, send_open, send_opendir, send_xattr};
 use crate::engine::Session;
 use crate::engine::io::ReadNow;
 use crate::engine::names::AttrChange;
@@ -464,52 +464,75 @@ impl fuser::Filesystem for FuseSession {
         offset: u64,
         reply: ReplyDirectory,
     ) {
-        let Some((_turn, _pass, mut reply)) = self.door.enter(RequestKind::Ask, reply) else {
+        let Some((_turn, pass, mut reply)) = self.door.enter(RequestKind::Ask, reply) else {
             return;
         };
         let start = Instant::now();
-        let done = self.session.readdir(fh.0, offset, false, |next, name, is_dir, _| {
-            let kind =
-                if is_dir { fuser::FileType::Directory } else { fuser::FileType::RegularFile };
-            // Any number but 0 will do: nodeids are given by lookups.
-            !reply.add(INodeNo(u64::MAX), next, kind, name)
-        });
-        match done {
-            Ok(()) => reply.ok(),
+        let add = |next, name: &str, is_dir, _| add_name(&mut reply, next, name, is_dir);
+        let done = self.session.readdir(fh.0, offset, false, add);
+        let Ok(false) = done else {
+            self.now("readdir", start);
+            return match done {
+                Ok(_) => reply.ok(),
+                Err(error) => reply.error(reply::errno(error)),
+            };
+        };
+        let session = self.session.clone();
+        let work = async move { session.stream_names(fh.0, offset).await };
+        self.later("readdir", (pass, Some(DEADLINE)), work, move |names| match names {
+            Ok(names) => {
+                for (next, name) in (offset + 1..).zip(&names) {
+                    if !add_name(&mut reply, next, &name.name, name.is_dir) {
+                        break;
+                    }
+                }
+                reply.ok();
+            }
             Err(error) => reply.error(reply::errno(error)),
-        }
-        self.now("readdir", start);
+        });
     }
 
     fn readdirplus(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        let Some((_turn, _pass, mut reply)) = self.door.enter(RequestKind::Ask, reply) else {
+        let Some((_turn, pass, mut reply)) = self.door.enter(RequestKind::Ask, reply) else {
             return;
         };
         let start = Instant::now();
-        let done = self.session.readdir(fh.0, offset, true, |next, name, is_dir, shown| {
-            let (ino, attr, ttl) = match shown {
-                Some(shown) => (INodeNo(shown.attr.ino), shown.attr, shown.ttl),
-                // Nodeid 0: the kernel takes the name alone.
-                None => {
-                    let mtime = SystemTime::UNIX_EPOCH;
-                    let attr = Attr { ino: u64::MAX, is_dir, size: 0, mtime };
-                    (INodeNo(0), attr, Duration::ZERO)
-                }
-            };
-            !reply.add(ino, next, name, &ttl, &self.attr(&attr), Generation(0))
+        let session = self.session.clone();
+        let owned = session.settings().ownership;
+        let done = session.readdir(fh.0, offset, true, |next, name, is_dir, shown| {
+            add_shown(&mut reply, &owned, next, (name, is_dir), shown.as_ref())
         });
-        match done {
-            Ok(()) => reply.ok(),
+        let Ok(false) = done else {
+            self.now("readdirplus", start);
+            return match done {
+                Ok(_) => reply.ok(),
+                Err(error) => reply.error(reply::errno(error)),
+            };
+        };
+        let asked = session.clone();
+        let work = async move { asked.stream_names(fh.0, offset).await };
+        self.later("readdirplus", (pass, Some(DEADLINE)), work, move |names| match names {
+            Ok(names) => {
+                for (next, name) in (offset + 1..).zip(&names) {
+                    let shown = session.show_streamed(ino.0, name);
+                    let told = (&*name.name, name.is_dir);
+                    if !add_shown(&mut reply, &owned, next, told, shown.as_ref()) {
+                        // The kernel did not get this one.
+                        shown.inspect(|shown| session.forget(shown.attr.ino, 1));
+                        break;
+                    }
+                }
+                reply.ok();
+            }
             Err(error) => reply.error(reply::errno(error)),
-        }
-        self.now("readdirplus", start);
+        });
     }
 
     fn releasedir(

@@ -1,10 +1,10 @@
 //! From the session's terms to FUSE's.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use fuser::{
-    FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyEmpty,
-    ReplyEntry, ReplyOpen, ReplyXattr,
+    FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyXattr,
 };
 use rustix::io::Errno;
 
@@ -124,6 +124,30 @@ pub(super) fn send_opendir(door: &Door, reply: ReplyOpen, result: Result<(u64, C
         }
         Err(error) => reply.error(errno(error)),
     }
+}
+
+/// Adds a name, if there is room for it.
+pub(super) fn add_name(reply: &mut ReplyDirectory, next: u64, name: &str, is_dir: bool) -> bool {
+    let kind = if is_dir { FileType::Directory } else { FileType::RegularFile };
+    // Any number but 0 will do: nodeids are given by lookups.
+    !reply.add(INodeNo(u64::MAX), next, kind, name)
+}
+
+/// Adds a name with its attributes, if there is room for it.
+pub(super) fn add_shown(
+    reply: &mut ReplyDirectoryPlus,
+    owned: &Ownership,
+    next: u64,
+    (name, is_dir): (&str, bool),
+    shown: Option<&Entry>,
+) -> bool {
+    // Nodeid 0: the kernel takes the name alone.
+    let unknown = Attr { ino: u64::MAX, is_dir, size: 0, mtime: SystemTime::UNIX_EPOCH };
+    let (ino, told, ttl) = match shown {
+        Some(shown) => (INodeNo(shown.attr.ino), &shown.attr, shown.ttl),
+        None => (INodeNo(0), &unknown, Duration::ZERO),
+    };
+    !reply.add(ino, next, name, &ttl, &attr(told, owned), Generation(0))
 }
 
 pub(super) fn send_xattr(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, Errno>) {

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use super::modes::OpenInode;
 use crate::namespace::dir::kernel_cache::DirView;
 use crate::namespace::file::FileNode;
+use crate::namespace::stream::DirStream;
 use crate::read::Source;
 use crate::read::window::Window;
 
@@ -14,6 +15,8 @@ use crate::read::window::Window;
 pub enum Handle {
     /// A directory.
     Dir(DirView),
+    /// A directory that is read page by page.
+    DirStream(tokio::sync::Mutex<DirStream>),
     /// A file.
     File(FileHandle),
 }
@@ -84,7 +87,7 @@ impl Handles {
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
         let is_its = |handle: &Handle| match handle {
             Handle::File(file) => file.node.ino == ino && file.writer.is_some(),
-            Handle::Dir(_) => false,
+            Handle::Dir(_) | Handle::DirStream(_) => false,
         };
         open.iter().filter(|(_, handle)| is_its(handle)).map(|(fh, _)| *fh).collect()
     }

@@ -35,6 +35,7 @@ use crate::cache::NodeCache;
 use crate::metrics::Metrics;
 use crate::model::attr::Ownership;
 use crate::namespace::NamespaceSettings;
+use crate::namespace::memory::NameMemory;
 use crate::origin::conditional::Verdicts;
 use crate::read::Reader;
 use crate::write::draft::LiveUploads;
@@ -50,6 +51,8 @@ pub struct Engine {
     pub cache: Arc<NodeCache>,
     /// Memory for bytes on their way.
     pub buffers: Arc<Buffers>,
+    /// Memory for names.
+    pub name_memory: Arc<NameMemory>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     pub(crate) reader: Arc<Reader>,
@@ -63,15 +66,18 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// `read_part` is the most bytes that one GET asks for; `processes` knows who sends requests.
+    /// `memory` is the limit of what others decide about, in bytes: half of it for bytes on their
+    /// way, half for names. `read_part` is the most bytes that one GET asks for; `processes` knows
+    /// who sends requests.
     pub fn new(
         cache: Arc<NodeCache>,
-        buffers: Arc<Buffers>,
+        memory: u64,
         metrics: Arc<Metrics>,
         runtime: Handle,
         read_part: u64,
         processes: Arc<dyn Processes>,
     ) -> Arc<Self> {
+        let buffers = Buffers::new(memory / 2);
         let reader = Reader::new(
             cache.clone(),
             buffers.clone(),
@@ -84,6 +90,7 @@ impl Engine {
         Arc::new(Self {
             cache,
             buffers,
+            name_memory: NameMemory::new(memory / 2),
             metrics,
             reader,
             runtime,
@@ -92,6 +99,16 @@ impl Engine {
             verdicts,
             live_uploads: Arc::default(),
         })
+    }
+
+    /// Bytes taken of the memory for what others decide about.
+    pub fn memory_used(&self) -> u64 {
+        self.buffers.used() + self.name_memory.used()
+    }
+
+    /// The limit of that, in bytes.
+    pub fn memory_total(&self) -> u64 {
+        self.buffers.total() + self.name_memory.total()
     }
 }
 

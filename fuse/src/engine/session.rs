@@ -21,6 +21,8 @@ use crate::cache::Preference;
 use crate::model::version::{BucketId, VersionKey};
 use crate::namespace::dir::Dir;
 use crate::namespace::dir::kernel_cache::{CacheUse, DirView, Snapshot};
+use crate::namespace::refresh::DirNames;
+use crate::namespace::stream::StreamedName;
 use crate::namespace::file::FileNode;
 use crate::namespace::hidden::HiddenKeys;
 use crate::namespace::{LookupError, Namespace, Node};
@@ -30,6 +32,11 @@ use crate::read::Source;
 use crate::read::lane::Lane;
 use crate::write::Writer;
 use crate::write::draft::{LoneUploads, Owner};
+
+/// What every directory begins with.
+const DOTS: [&str; 2] = [".", ".."];
+/// Names that a buffer of the kernel's may take, and more.
+const NAMES_MAX: usize = 1024;
 
 /// One mount.
 pub struct Session {
@@ -96,7 +103,8 @@ impl Session {
         let uploads = Arc::new(LoneUploads::new(engine.cache.clone(), owner, live.clone()));
         let origin = Conditional::new(origin, &settings.names.prefix, verdicts, uploads);
         let origin = Arc::new(origin);
-        let names = Namespace::new(origin, engine.cache.clone(), hidden, settings.names.clone());
+        let memory = engine.name_memory.clone();
+        let names = Namespace::new(origin, engine.cache.clone(), memory, hidden, settings.names.clone());
         let writer = Writer::new(
             names.clone(),
             engine.metrics.clone(),
@@ -300,8 +308,13 @@ impl Session {
     pub async fn opendir(self: &Arc<Self>, ino: u64) -> Result<(u64, CacheUse), Errno> {
         let dir = self.dir(ino)?;
         self.follow_listings(&dir);
-        let names = self.names.read_dir(&dir).await.map_err(|error| error.errno())?;
-        Ok(self.dir_handle(dir, names))
+        match self.names.read_dir(&dir).await.map_err(|error| error.errno())? {
+            DirNames::Whole(names) => Ok(self.dir_handle(dir, names)),
+            DirNames::Streamed(stream) => {
+                let stream = tokio::sync::Mutex::new(*stream);
+                Ok((self.handles.add(Handle::DirStream(stream)), CacheUse::Bypass))
+            }
+        }
     }
 
     /// Like [`Session::opendir`], if nothing must be waited for.
@@ -323,6 +336,7 @@ impl Session {
 
     /// Names of an open directory from `offset` on. For each, `add` gets the offset after it, the
     /// name, and its attributes if they are known and `plus` is set; it says whether to go on.
+    /// `false`: they have to be waited for, see [`Session::stream_names`].
     ///
     /// # Errors
     /// EBADF for a handle that is none.
@@ -332,14 +346,25 @@ impl Session {
         offset: u64,
         plus: bool,
         mut add: impl FnMut(u64, &str, bool, Option<Entry>) -> bool,
-    ) -> Result<(), Errno> {
+    ) -> Result<bool, Errno> {
         let handle = self.handles.get(fh).ok_or(Errno::BADF)?;
-        let Handle::Dir(open) = &*handle else { return Err(Errno::NOTDIR) };
-        let dots = [".", ".."].into_iter().map(|name| (name, true));
+        let open = match &*handle {
+            Handle::Dir(open) => open,
+            Handle::DirStream(_) if offset >= DOTS.len() as u64 => return Ok(false),
+            // The dots alone: what comes then is asked for.
+            Handle::DirStream(_) => {
+                for (at, name) in DOTS.iter().enumerate().skip(offset as usize) {
+                    add(at as u64 + 1, name, true, None);
+                }
+                return Ok(true);
+            }
+            Handle::File(_) => return Err(Errno::NOTDIR),
+        };
+        let dots = DOTS.into_iter().map(|name| (name, true));
         let names = open.read().iter().map(|entry| (&*entry.name, entry.is_dir));
         let all = dots.chain(names).enumerate().skip(usize::try_from(offset).unwrap_or(usize::MAX));
         for (at, (name, is_dir)) in all {
-            let dot = at < 2;
+            let dot = at < DOTS.len();
             let found = if plus && !dot { self.names.present(open.dir(), name) } else { None };
             let shown = match found {
                 Some(Ok(found)) => {
@@ -357,7 +382,30 @@ impl Session {
                 break;
             }
         }
-        Ok(())
+        Ok(true)
+    }
+
+    /// Names of an open directory that is read page by page: some from `offset` on, or none at the
+    /// end.
+    ///
+    /// # Errors
+    /// EBADF for a handle that is none; what the origin reports.
+    pub async fn stream_names(&self, fh: u64, offset: u64) -> Result<Vec<StreamedName>, Errno> {
+        let handle = self.handles.get(fh).ok_or(Errno::BADF)?;
+        let Handle::DirStream(stream) = &*handle else { return Err(Errno::NOTDIR) };
+        let mut stream = stream.lock().await;
+        let at = offset.saturating_sub(DOTS.len() as u64);
+        let names = stream.read(&self.names, at).await.map_err(|error| error.errno())?;
+        Ok(names[..names.len().min(NAMES_MAX)].to_vec())
+    }
+
+    /// Notes that the kernel is about to be told of one of these names, and gives its attributes;
+    /// [`Session::forget`] where it was not told.
+    pub fn show_streamed(&self, parent: u64, name: &StreamedName) -> Option<Entry> {
+        let dir = self.dir(parent).ok()?;
+        let found = self.names.show_streamed(&dir, name)?;
+        let ttl = self.names.kernel_ttl(&dir, &name.name);
+        Some(Entry { attr: self.refer(found), ttl })
     }
 
     /// Closes a directory.

@@ -65,7 +65,7 @@ mod tests {
         }
         let cache = opened.unwrap();
         let runtime = tokio::runtime::Handle::current();
-        Engine::new(cache, Buffers::new(1 << 20), metrics, runtime, 1 << 20, Arc::new(Proc))
+        Engine::new(cache, 1 << 21, metrics, runtime, 1 << 20, Arc::new(Proc))
     }
 
     /// Stores a new object in a mount of `engine`; how many PUTs that took.

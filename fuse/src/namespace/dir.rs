@@ -4,7 +4,7 @@ mod change;
 pub mod kernel_cache;
 mod merge;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
@@ -14,11 +14,13 @@ use lru::LruCache;
 use super::Node;
 use super::file::FileNode;
 use super::inode::ROOT_INO;
+use super::memory::{Account, NAME_BYTES, NameMemory};
+use super::stream::StreamedName;
 use super::walk::Direction;
 use crate::model::key::DirPrefix;
 use crate::model::version::ObjectInfo;
 use crate::sync::unpoisoned;
-use kernel_cache::{KernelCache, Snapshot};
+use kernel_cache::{KernelCache, Names, Snapshot};
 
 /// Most absent names that a directory remembers.
 const ABSENT_MAX: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4095);
@@ -33,6 +35,9 @@ pub struct Dir {
     pub(super) gate: tokio::sync::Mutex<()>,
     /// Shared by those who change names below it, exclusive for its own rename.
     pub(crate) names_gate: Arc<tokio::sync::RwLock<()>>,
+    memory: Arc<NameMemory>,
+    /// Itself.
+    me: Weak<Dir>,
 }
 
 enum Place {
@@ -42,7 +47,6 @@ enum Place {
     Below(Arc<Dir>, Box<str>),
 }
 
-#[derive(Default)]
 struct DirState {
     entries: BTreeMap<Box<str>, Entry>,
     /// Every directory that was ever shown here, so that it keeps its nodeid.
@@ -59,6 +63,43 @@ struct DirState {
     kernel_cache: KernelCache,
     /// Fingerprint of the listing that the index keeps, and when it was put there.
     kept: Option<(u64, Instant)>,
+    /// Too large to be kept here: it is read page by page.
+    vast: bool,
+    /// How often names were given up for others'.
+    given_up: u64,
+    used: Instant,
+    account: Account,
+    /// Whether names can be given up already.
+    watched: bool,
+}
+
+impl DirState {
+    fn new(account: Account) -> Self {
+        Self {
+            entries: BTreeMap::new(),
+            dirs: HashMap::new(),
+            absent: None,
+            removed: HashMap::new(),
+            listed: None,
+            singly: false,
+            asked: 0,
+            snapshot: None,
+            kernel_cache: KernelCache::default(),
+            kept: None,
+            vast: false,
+            given_up: 0,
+            used: Instant::now(),
+            account,
+            watched: false,
+        }
+    }
+
+    /// Counts what is kept.
+    fn count(&mut self) {
+        let absent = self.absent.as_ref().map_or(0, LruCache::len);
+        let names = self.entries.len() + self.removed.len() + absent;
+        self.account.set(names as u64 * NAME_BYTES);
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -121,24 +162,26 @@ pub(super) enum Ask {
 
 impl Dir {
     /// The directory that shows all keys with this prefix.
-    pub fn root(prefix: DirPrefix) -> Arc<Self> {
-        Self::new(ROOT_INO, Place::Root(prefix))
+    pub fn root(prefix: DirPrefix, memory: Arc<NameMemory>) -> Arc<Self> {
+        Self::new(ROOT_INO, Place::Root(prefix), memory)
     }
 
-    fn new(ino: u64, place: Place) -> Arc<Self> {
-        Arc::new(Self {
+    fn new(ino: u64, place: Place, memory: Arc<NameMemory>) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
             ino,
             place: Mutex::new(place),
-            state: Mutex::default(),
+            state: Mutex::new(DirState::new(memory.account())),
             gate: tokio::sync::Mutex::new(()),
             names_gate: Arc::default(),
+            memory,
+            me: me.clone(),
         })
     }
 
     /// A directory below another one, for tests.
     #[cfg(test)]
     pub(crate) fn below(parent: &Arc<Dir>, name: &str, ino: u64) -> Arc<Self> {
-        Self::new(ino, Place::Below(parent.clone(), name.into()))
+        Self::new(ino, Place::Below(parent.clone(), name.into()), parent.memory.clone())
     }
 
     /// The prefix of its keys.
@@ -161,6 +204,7 @@ impl Dir {
     /// What is known of `name`, given how long knowledge lasts.
     pub fn known(&self, name: &str, now: Instant, ttl: Duration, negative: Duration) -> Knowledge {
         let mut state = self.state();
+        state.used = now;
         let listed = state.listed.map(|l| l.started);
         if let Some(entry) = state.entries.get(name) {
             let resolved = match &entry.kind {
@@ -216,7 +260,8 @@ impl Dir {
         match &mut entries.get_mut(name)?.kind {
             Kind::Dir => {
                 let dir = dirs.entry(name.into()).or_insert_with(|| {
-                    Dir::new(next_ino(), Place::Below(self.clone(), name.into()))
+                    let place = Place::Below(self.clone(), name.into());
+                    Dir::new(next_ino(), place, self.memory.clone())
                 });
                 Some(Node::Dir(dir.clone()))
             }
@@ -313,19 +358,89 @@ impl Dir {
         self.state().listed.is_some_and(|l| l.marker)
     }
 
-    /// The names, for readdir.
-    pub fn snapshot(&self) -> Snapshot {
+    /// The names, for readdir, if they were listed and the beginning of that was recent enough.
+    pub(super) fn listed_names(&self, recent: impl Fn(Instant) -> bool) -> Option<Snapshot> {
         let mut state = self.state();
+        state.used = Instant::now();
+        if !state.listed.is_some_and(|listed| recent(listed.started)) {
+            return None;
+        }
         if let Some(snapshot) = &state.snapshot {
-            return snapshot.clone();
+            return Some(snapshot.clone());
         }
         let shown = state.entries.iter().map(|(name, entry)| DirEntry {
             name: name.clone(),
             is_dir: matches!(entry.kind, Kind::Dir),
         });
-        let snapshot = Arc::new(shown.collect::<Vec<_>>());
+        let snapshot = Arc::new(Names::new(shown.collect(), self.memory.account()));
         state.snapshot = Some(snapshot.clone());
-        snapshot
+        Some(snapshot)
+    }
+
+    /// Notes whether it is too large to be kept here.
+    pub(super) fn set_vast(&self, vast: bool) {
+        let mut state = self.state();
+        state.vast = vast;
+        state.singly |= vast;
+    }
+
+    /// Whether it is too large to be kept here.
+    pub(super) fn is_vast(&self) -> bool {
+        self.state().vast
+    }
+
+    /// Names that the origin may not tell of, or not as they are: written here, or lately.
+    pub(super) fn names_of_here(&self) -> Vec<StreamedName> {
+        let state = self.state();
+        let since = Instant::now().checked_sub(change::CHANGED_KEPT);
+        let here = |entry: &Entry| since.is_none_or(|since| entry.outlives(since));
+        let names = state.entries.iter().filter(|(_, entry)| here(entry));
+        let names = names.map(|(name, entry)| StreamedName {
+            name: name.clone(),
+            is_dir: matches!(entry.kind, Kind::Dir),
+            info: None,
+            asked: Instant::now(),
+        });
+        names.collect()
+    }
+
+    /// Names that were removed here since then.
+    pub(super) fn removed_since(&self, since: Instant) -> HashSet<Box<str>> {
+        let state = self.state();
+        let removed = state.removed.iter().filter(|(_, at)| **at >= since);
+        removed.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// When somebody asked for a name last.
+    pub(super) fn used_at(&self) -> Instant {
+        self.state().used
+    }
+
+    /// How often names were given up: where it is as before, what was learnt is still known.
+    pub(super) fn given_up(&self) -> u64 {
+        self.state().given_up
+    }
+
+    /// Forgets what the origin can be asked for again. Says whether something is left.
+    pub(super) fn give_names_up(&self) -> bool {
+        let mut state = self.state();
+        let since = Instant::now().checked_sub(change::CHANGED_KEPT);
+        let DirState { entries, dirs, .. } = &mut *state;
+        // Where somebody is in it, something may be written that the origin knows nothing of.
+        let peopled = |name: &str| dirs.get(name).is_some_and(|dir| Arc::strong_count(dir) > 1);
+        entries.retain(|name, entry| match entry.kind {
+            Kind::Dir if peopled(name) => true,
+            _ => since.is_none_or(|since| entry.outlives(since)),
+        });
+        state.removed.retain(|_, at| at.elapsed() < change::CHANGED_KEPT);
+        state.absent = None;
+        state.listed = None;
+        state.snapshot = None;
+        state.kernel_cache.forget();
+        state.given_up += 1;
+        state.count();
+        state.watched = state.account.is_used();
+        state.watched
     }
 
     /// The names next to `from` in the listing, at most `limit`: directories, or files with what
@@ -367,6 +482,11 @@ impl Dir {
         !state.entries.iter().any(|(name, entry)| name.as_ref() != except && stored(entry))
     }
 
+    /// Whether a file is being written here.
+    pub fn has_writers(&self) -> bool {
+        self.state().entries.values().any(|entry| matches!(entry.kind, Kind::Writing(_)))
+    }
+
     /// Whether `name` is a file that is being written here.
     pub fn is_writing(&self, name: &str) -> bool {
         let state = self.state();
@@ -375,5 +495,19 @@ impl Dir {
 
     fn state(&self) -> MutexGuard<'_, DirState> {
         unpoisoned(self.state.lock())
+    }
+
+    /// Changes what is known, which then counts.
+    fn update<R>(&self, change: impl FnOnce(&mut DirState) -> R) -> R {
+        let mut state = self.state();
+        let done = change(&mut state);
+        state.count();
+        let is_new = state.account.is_used() && !std::mem::replace(&mut state.watched, true);
+        drop(state);
+        if is_new {
+            self.memory.watch(self.me.clone());
+        }
+        self.memory.settle();
+        done
     }
 }

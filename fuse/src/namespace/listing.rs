@@ -20,6 +20,8 @@ pub struct Listing {
     pub pages: u32,
     /// Whether the directory has a marker object.
     pub marker: bool,
+    /// The last of its keys so far, without the directory's prefix.
+    pub(super) last: Option<Box<str>>,
 }
 
 impl Listing {
@@ -27,6 +29,9 @@ impl Listing {
     pub fn add(&mut self, prefix: &DirPrefix, page: ListPage, hidden: &HiddenKeys) {
         self.pages += 1;
         hidden.note_undecodable(page.undecodable);
+        let keys = page.objects.last().map(|(key, _)| key).into_iter().chain(page.prefixes.last());
+        let last = keys.max().and_then(|key| key.strip_prefix(prefix.as_str()));
+        self.last = last.map(Box::from).or(self.last.take());
         for group in page.prefixes {
             match prefix.classify(&group) {
                 KeyRole::Dir(name) => self.add_dir(name, hidden, prefix),
@@ -113,7 +118,7 @@ impl Listing {
         let can_be =
             |entry: &ListingEntry| entry.file.as_ref().is_none_or(|f| f.size <= OBJECT_MAX);
         let entries = row.entries.into_iter().filter(can_be).map(entry).collect();
-        (Self { entries, pages: row.pages, marker: row.marker }, age)
+        (Self { entries, pages: row.pages, marker: row.marker, last: None }, age)
     }
 }
 

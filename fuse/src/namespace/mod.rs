@@ -9,8 +9,10 @@ pub mod health;
 pub mod hidden;
 pub mod inode;
 pub mod listing;
+pub mod memory;
 pub mod pages;
 pub mod refresh;
+pub mod stream;
 pub mod walk;
 
 pub use inode::Node;
@@ -30,6 +32,8 @@ use file::FileNode;
 use health::Health;
 use hidden::HiddenKeys;
 use inode::InodeTable;
+use memory::NameMemory;
+use refresh::Question;
 
 /// How a mount shows its bucket.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
@@ -80,6 +84,7 @@ pub struct Namespace {
     /// Whether the origin answers.
     pub health: Health,
     pub(crate) hidden: HiddenKeys,
+    memory: Arc<NameMemory>,
     root: Arc<Dir>,
 }
 
@@ -102,13 +107,14 @@ impl Namespace {
     pub fn new(
         origin: Arc<dyn Origin>,
         cache: Arc<NodeCache>,
+        memory: Arc<NameMemory>,
         hidden: HiddenKeys,
         settings: NamespaceSettings,
     ) -> Arc<Self> {
-        let root = Dir::root(settings.prefix.clone());
+        let root = Dir::root(settings.prefix.clone(), memory.clone());
         let inodes = InodeTable::new(Node::Dir(root.clone()), settings.first_ino);
         let health = Health::default();
-        Arc::new(Self { origin, cache, settings, inodes, health, hidden, root })
+        Arc::new(Self { origin, cache, settings, inodes, health, hidden, memory, root })
     }
 
     /// The root directory.
@@ -156,16 +162,18 @@ impl Namespace {
         if let Some(answer) = self.lookup_now(dir, name) {
             return answer;
         }
-        self.refresh(dir, name).await?;
-        match self.present(dir, name) {
-            Some(answer) => answer,
-            None if dir.has(name) => {
-                // Known from a listing without tags: HEAD tells the version.
-                self.refresh_by_head(dir, name).await?;
-                self.present(dir, name).unwrap_or(Err(LookupError::Absent))
-            }
-            None => Err(LookupError::Absent),
+        let look = || (self.present(dir, name), dir.has(name));
+        match self.ask(dir, name, Question::Cheap, look).await? {
+            (Some(answer), _) => answer,
+            // Known from a listing without tags: HEAD tells the version.
+            (None, true) => self.lookup_by_head(dir, name).await,
+            (None, false) => Err(LookupError::Absent),
         }
+    }
+
+    async fn lookup_by_head(&self, dir: &Arc<Dir>, name: &str) -> Result<Node, LookupError> {
+        let answer = self.ask(dir, name, Question::Head, || self.present(dir, name)).await?;
+        answer.unwrap_or(Err(LookupError::Absent))
     }
 
     /// What the directory's state shows under this name, however old. `None`: nothing, or a file
@@ -188,8 +196,7 @@ impl Namespace {
             return Ok(current);
         }
         let (dir, name) = node.place();
-        self.refresh(&dir, &name).await?;
-        Ok(dir.shows(&name, node))
+        self.ask(&dir, &name, Question::Cheap, || dir.shows(&name, node)).await
     }
 
     /// As [`Namespace::lookup`], but the origin is asked whatever is known.
@@ -203,8 +210,7 @@ impl Namespace {
         name: &str,
     ) -> Result<Node, LookupError> {
         key::check_name(name).map_err(LookupError::BadName)?;
-        self.refresh_by_head(dir, name).await?;
-        self.present(dir, name).unwrap_or(Err(LookupError::Absent))
+        self.lookup_by_head(dir, name).await
     }
 
     /// As [`Namespace::is_current`], but the origin is asked whatever is known.
@@ -213,8 +219,7 @@ impl Namespace {
     /// What the origin reports, unless the last known state may be used.
     pub async fn is_current_at_origin(&self, node: &Arc<FileNode>) -> Result<bool, OriginError> {
         let (dir, name) = node.place();
-        self.refresh_by_head(&dir, &name).await?;
-        Ok(dir.shows(&name, node))
+        self.ask(&dir, &name, Question::Head, || dir.shows(&name, node)).await
     }
 
     /// Like [`Namespace::is_current`]; `None` when the origin must be asked.

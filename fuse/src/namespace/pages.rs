@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::Deref;
 
 use crate::model::key::DirPrefix;
 use crate::origin::{ListPage, ListRequest, Origin, OriginError};
@@ -11,9 +12,9 @@ use crate::origin::{ListPage, ListRequest, Origin, OriginError};
 /// ten million removed ones.
 const EMPTY_MAX: u32 = 10_000;
 
-/// A listing that is read page by page.
-pub struct Pages<'a> {
-    origin: &'a dyn Origin,
+/// A listing that is read page by page. `O` leads to the origin.
+pub struct Pages<O> {
+    origin: O,
     /// What to ask next; `None` behind the last page.
     request: Option<ListRequest>,
     empty: u32,
@@ -21,18 +22,18 @@ pub struct Pages<'a> {
     followed: HashSet<u64>,
 }
 
-impl<'a> Pages<'a> {
+impl<O: Deref<Target: Origin>> Pages<O> {
     /// What lies in the directory that shows `prefix`, at most `max_keys` names a page.
-    pub fn of_dir(origin: &'a dyn Origin, prefix: &DirPrefix, max_keys: u16) -> Self {
+    pub fn of_dir(origin: O, prefix: &DirPrefix, max_keys: u16) -> Self {
         Self::new(origin, prefix, true, max_keys)
     }
 
     /// All keys below `prefix`, at most `max_keys` a page.
-    pub fn of_tree(origin: &'a dyn Origin, prefix: &DirPrefix, max_keys: u16) -> Self {
+    pub fn of_tree(origin: O, prefix: &DirPrefix, max_keys: u16) -> Self {
         Self::new(origin, prefix, false, max_keys)
     }
 
-    fn new(origin: &'a dyn Origin, prefix: &DirPrefix, delimited: bool, max_keys: u16) -> Self {
+    fn new(origin: O, prefix: &DirPrefix, delimited: bool, max_keys: u16) -> Self {
         let prefix = prefix.as_str().to_owned();
         let request = ListRequest { prefix, delimited, token: None, max_keys };
         Self { origin, request: Some(request), empty: 0, followed: HashSet::new() }

@@ -7,37 +7,93 @@ use super::Namespace;
 use super::dir::kernel_cache::Snapshot;
 use super::dir::{Ask, Dir};
 use super::listing::Listing;
+use super::memory::NAME_BYTES;
 use super::pages::{self, Pages};
+use super::stream::{DirStream, PAGE};
 use crate::model::blocks::OBJECT_MAX;
 use crate::model::key::BadName;
 use crate::model::ttl::MetadataTtl;
 use crate::origin::OriginError;
 
-/// Keys asked for in one request: the most that S3 gives.
-const PAGE: u16 = 1000;
 /// Listings with more names are not kept in the index.
 const KEPT_MAX: usize = 200_000;
 /// A listing that does not change is put into the index this often, for its age.
 const KEPT_EVERY: Duration = Duration::from_secs(60);
+/// How often a name is asked for whose answer is given up before it is looked at.
+const ASKED_MAX: u32 = 8;
+
+/// The names of a directory.
+pub enum DirNames {
+    /// All of them, as they were at one time.
+    Whole(Snapshot),
+    /// To be read page by page: there are too many.
+    Streamed(Box<DirStream>),
+}
+
+/// What came of listing a directory.
+enum Listed {
+    /// Its names are known.
+    Whole,
+    /// There is more than the one page that was to be read.
+    Longer,
+    /// There are more names than can be kept.
+    Vast(Box<DirStream>),
+}
+
+/// How a name is asked for.
+#[derive(Clone, Copy)]
+pub(super) enum Question {
+    /// In the cheapest way that its directory allows.
+    Cheap,
+    /// By HEAD, for what listings do not tell.
+    Head,
+}
 
 impl Namespace {
+    /// Asks about a name, and tells what `look` makes of the answer, before that can be given up
+    /// for others' names.
+    pub(super) async fn ask<T>(
+        &self,
+        dir: &Arc<Dir>,
+        name: &str,
+        question: Question,
+        look: impl Fn() -> T,
+    ) -> Result<T, OriginError> {
+        for _ in 0..ASKED_MAX {
+            let before = dir.given_up();
+            match question {
+                Question::Cheap => self.refresh(dir, name).await?,
+                Question::Head => {
+                    let done = self.ask_single(dir, name).await;
+                    self.or_remembered(done, dir, name)?;
+                }
+            }
+            let seen = look();
+            if dir.given_up() == before {
+                return Ok(seen);
+            }
+        }
+        Err(OriginError::Unavailable("memory for names is short".into()))
+    }
+
     /// Asks about one name, in the cheapest way that this directory allows.
-    pub(super) async fn refresh(&self, dir: &Arc<Dir>, name: &str) -> Result<(), OriginError> {
+    async fn refresh(&self, dir: &Arc<Dir>, name: &str) -> Result<(), OriginError> {
         let asked = Instant::now();
         if self.health.is_down() && self.remembers(dir, name) {
             return Ok(());
         }
-        if self.load_kept(dir, false) && dir.listed_at().is_some() {
+        // What was given up would be again.
+        if dir.given_up() == 0 && self.load_kept(dir, false) && dir.listed_at().is_some() {
             return Ok(());
         }
         let listed = match dir.how_to_ask() {
             Ask::List => self.list(dir, asked, false).await,
             Ask::FirstPage => self.list(dir, asked, true).await,
-            Ask::Single => Ok(false),
+            Ask::Single => Ok(Listed::Longer),
         };
         let done = match listed {
-            Ok(true) => Ok(()),
-            Ok(false) => self.ask_single(dir, name).await,
+            Ok(Listed::Whole) => Ok(()),
+            Ok(Listed::Longer | Listed::Vast(_)) => self.ask_single(dir, name).await,
             // Who may not list the directory may still know names in it.
             Err(error) if error.is_refusal() => {
                 dir.ask_singly();
@@ -48,75 +104,106 @@ impl Namespace {
         self.or_remembered(done, dir, name)
     }
 
-    /// Asks about one name by HEAD, for what listings do not tell.
-    pub(super) async fn refresh_by_head(
-        &self,
-        dir: &Arc<Dir>,
-        name: &str,
-    ) -> Result<(), OriginError> {
-        let done = self.ask_single(dir, name).await;
-        self.or_remembered(done, dir, name)
-    }
-
     /// The names of a directory, asking the origin where what is known is too old.
     ///
     /// # Errors
     /// What the origin reports, unless an older listing is known.
-    pub async fn read_dir(&self, dir: &Arc<Dir>) -> Result<Snapshot, OriginError> {
+    pub async fn read_dir(&self, dir: &Arc<Dir>) -> Result<DirNames, OriginError> {
         let asked = Instant::now();
-        if self.is_listed(dir, asked) || (self.load_kept(dir, false) && self.is_listed(dir, asked))
-        {
-            return Ok(dir.snapshot());
+        let recent = |at| self.is_recent(at, asked);
+        let kept = || {
+            self.load_kept(dir, false);
+            dir.listed_names(recent)
+        };
+        if let Some(names) = dir.listed_names(recent).or_else(kept) {
+            return Ok(self.whole(dir, names));
         }
-        let remembers = || dir.listed_at().is_some() || self.load_kept(dir, true);
-        if self.health.is_down() && remembers() {
-            return Ok(dir.snapshot());
+        let remembered = || {
+            let older = || {
+                self.load_kept(dir, true);
+                dir.listed_names(|_| true)
+            };
+            dir.listed_names(|_| true).or_else(older)
+        };
+        if self.health.is_down()
+            && let Some(names) = remembered()
+        {
+            return Ok(self.whole(dir, names));
+        }
+        if dir.is_vast() {
+            return Ok(self.stream(dir));
         }
         match self.list(dir, asked, false).await {
+            Ok(Listed::Vast(stream)) => Ok(DirNames::Streamed(stream)),
+            Ok(Listed::Whole | Listed::Longer) => Ok(match dir.listed_names(|_| true) {
+                Some(names) => self.whole(dir, names),
+                // Given up for others' names since.
+                None => self.stream(dir),
+            }),
             Err(error) if error.is_outage() => {
                 self.note_outage(&error);
-                if remembers() { Ok(dir.snapshot()) } else { Err(error) }
+                remembered().map(|names| self.whole(dir, names)).ok_or(error)
             }
-            listed => listed.map(|_| dir.snapshot()),
+            Err(error) => Err(error),
         }
+    }
+
+    /// These names, if there is room for them.
+    fn whole(&self, dir: &Arc<Dir>, names: Snapshot) -> DirNames {
+        match self.memory.has_room() {
+            true => DirNames::Whole(names),
+            false => self.stream(dir),
+        }
+    }
+
+    fn stream(&self, dir: &Arc<Dir>) -> DirNames {
+        DirNames::Streamed(Box::new(DirStream::open(self, dir.clone())))
     }
 
     /// Like [`Namespace::read_dir`], if nothing must be waited for.
     pub fn read_dir_now(&self, dir: &Arc<Dir>) -> Option<Snapshot> {
-        self.is_listed(dir, Instant::now()).then(|| dir.snapshot())
+        let now = Instant::now();
+        dir.listed_names(|at| self.is_recent(at, now)).filter(|_| self.memory.has_room())
     }
 
-    /// Whether the last full listing is young enough.
-    fn is_listed(&self, dir: &Dir, now: Instant) -> bool {
-        dir.listed_at().is_some_and(|at| now.saturating_duration_since(at) < self.ttl())
+    /// Whether a listing that was begun then is young enough.
+    fn is_recent(&self, begun: Instant, now: Instant) -> bool {
+        now.saturating_duration_since(begun) < self.ttl()
     }
 
     /// Lists the directory, unless somebody did since `asked` or recently enough. With
-    /// `one_page` it gives up where there are more; says whether the directory is listed now.
+    /// `one_page` it gives up where there are more.
     async fn list(
         &self,
         dir: &Arc<Dir>,
         asked: Instant,
         one_page: bool,
-    ) -> Result<bool, OriginError> {
+    ) -> Result<Listed, OriginError> {
         let _gate = dir.gate.lock().await;
         if self.listed_meanwhile(dir, asked) {
-            return Ok(true);
+            return Ok(Listed::Whole);
         }
         let started = Instant::now();
         let fetched = SystemTime::now();
         let prefix = dir.prefix();
         let mut listing = Listing::default();
-        let mut pages = Pages::of_dir(&*self.origin, &prefix, PAGE);
+        let mut account = self.memory.account();
+        let mut pages = Pages::of_dir(self.origin.clone(), &prefix, PAGE);
         while let Some(page) = pages.next().await? {
             if one_page && pages.has_more() {
                 dir.ask_singly();
-                return Ok(false);
+                return Ok(Listed::Longer);
             }
             listing.add(&prefix, page, &self.hidden);
+            if !account.set_with_room(listing.entries.len() as u64 * NAME_BYTES) {
+                dir.set_vast(true);
+                let stream = DirStream::begun(self, dir.clone(), listing, pages, started);
+                return Ok(Listed::Vast(Box::new(stream)));
+            }
         }
+        drop(account);
         self.took_over(dir, listing, started, fetched);
-        Ok(true)
+        Ok(Listed::Whole)
     }
 
     fn listed_meanwhile(&self, dir: &Dir, asked: Instant) -> bool {
@@ -192,6 +279,9 @@ impl Namespace {
             return false;
         }
         let Some(row) = self.cache.listing(&self.kept_name(dir)) else { return false };
+        if row.entries.len() as u64 * NAME_BYTES > self.memory.dir_max() {
+            return false;
+        }
         let (listing, age) = Listing::from_row(row);
         // What is true for as long as the mount lives is asked for anew by the next mount.
         let lasts = self.settings.ttl != MetadataTtl::Indefinite && age < self.ttl();

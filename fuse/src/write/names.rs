@@ -74,7 +74,7 @@ impl Writer {
     /// Whether nothing but its marker is in a directory: nothing at the origin, and nothing
     /// that is being written here.
     pub(super) async fn check_empty(&self, dir: &Arc<Dir>) -> Result<(), WriteError> {
-        if dir.snapshot().iter().any(|entry| dir.is_writing(&entry.name)) {
+        if dir.has_writers() {
             return Err(WriteError::NotEmpty);
         }
         match pages::has_below(&*self.names.origin, &dir.prefix(), true).await? {

@@ -44,7 +44,7 @@ impl Node {
         let cache = NodeCache::open(&settings, metrics.clone()).unwrap();
         let runtime = tokio::runtime::Handle::current();
         let engine =
-            Engine::new(cache, Buffers::new(64 << 20), metrics, runtime, 1 << 20, Arc::new(Proc));
+            Engine::new(cache, 128 << 20, metrics, runtime, 1 << 20, Arc::new(Proc));
         let faulty = Arc::new(Faulty::new(memory.clone()));
         Self { memory, faulty, engine, _dir: dir }
     }

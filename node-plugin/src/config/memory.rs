@@ -3,11 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Least and most memory for bytes on their way, unless told otherwise.
-const DEFAULT: std::ops::RangeInclusive<u64> = 64 << 20..=512 << 20;
+/// Least and most memory for bytes on their way and for names, unless told otherwise.
+const DEFAULT: std::ops::RangeInclusive<u64> = 128 << 20..=1 << 30;
 
-/// The default for `--memory-target`: a 512th of the machine's memory, at least 64 MiB and at
-/// most 512 MiB; a quarter of the cgroup's limit where that is less.
+/// The default for `--memory-target`: a 256th of the machine's memory, at least 128 MiB and at
+/// most 1 GiB; a third of the cgroup's limit where that is less.
 pub fn default_target() -> u64 {
     let membership = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let limit = cgroup_limit(&membership, Path::new("/sys/fs/cgroup"));
@@ -17,8 +17,8 @@ pub fn default_target() -> u64 {
 }
 
 fn target(machine: u64, cgroup: Option<u64>) -> u64 {
-    let share = (machine / 512).clamp(*DEFAULT.start(), *DEFAULT.end());
-    cgroup.map_or(share, |limit| share.min(limit / 4))
+    let share = (machine / 256).clamp(*DEFAULT.start(), *DEFAULT.end());
+    cgroup.map_or(share, |limit| share.min(limit / 3))
 }
 
 /// The least of the limits of this process's cgroup and those above it. Facts: cgroups(7).
@@ -49,10 +49,10 @@ mod tests {
     #[test]
     fn the_default_follows_the_machine_and_the_cgroup() {
         const GIB: u64 = 1 << 30;
-        assert_eq!(target(2 * GIB, None), 64 << 20);
-        assert_eq!(target(64 * GIB, None), 128 << 20);
-        assert_eq!(target(2048 * GIB, None), 512 << 20);
-        assert_eq!(target(2048 * GIB, Some(GIB)), 256 << 20);
+        assert_eq!(target(2 * GIB, None), 128 << 20);
+        assert_eq!(target(64 * GIB, None), 256 << 20);
+        assert_eq!(target(2048 * GIB, None), GIB);
+        assert_eq!(target(2048 * GIB, Some(3 << 20)), 1 << 20);
     }
 
     #[test]

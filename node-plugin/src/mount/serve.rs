@@ -265,8 +265,8 @@ fn status_of(session: &Session, source: &str, mountpoint: &std::path::Path) -> N
             fetched_bytes: counted.fetched_bytes.get(),
             stored_bytes: counted.stored_bytes.get(),
             uploads_in_flight: counted.uploads.get(),
-            memory_used: engine.buffers.used(),
-            memory_target: engine.buffers.total(),
+            memory_used: engine.memory_used(),
+            memory_target: engine.memory_total(),
         },
     }
 }

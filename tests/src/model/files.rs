@@ -12,6 +12,7 @@ use weir_fuse::engine::io::ReadNow;
 use weir_fuse::engine::names::AttrChange;
 use weir_fuse::engine::open::OpenRequest;
 
+use crate::node::names_of;
 use crate::runtime;
 
 /// A descriptor of a [`Files`].
@@ -244,13 +245,8 @@ impl Files for SessionFiles {
             name => runtime().block_on(self.session.lookup(1, name)).ok()?.attr.ino,
         };
         let (fh, _) = runtime().block_on(self.session.opendir(ino)).ok()?;
-        let mut names = Vec::new();
-        let add = |_: u64, name: &str, _: bool, _| {
-            names.push(name.to_owned());
-            true
-        };
-        self.session.readdir(fh, 2, false, add).unwrap();
+        let names = names_of(&self.session, fh);
         self.session.releasedir(fh);
-        Some(names)
+        Some(names.into_iter().map(|(name, _)| name).collect())
     }
 }

@@ -38,12 +38,8 @@ fn listing(prefix: &str, files: &[(&str, i64)], next: &str) -> Answer {
     hostile::answer("Content-Type: application/xml\r\n", text.as_bytes())
 }
 
-fn not_found() -> Answer {
-    b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".to_vec().into()
-}
-
 fn object(question: &Question, name: &str) -> Answer {
-    let Some((_, size)) = FILES.iter().find(|(file, _)| *file == name) else { return not_found() };
+    let Some((_, size)) = FILES.iter().find(|(file, _)| *file == name) else { return hostile::not_found() };
     let tag = format!("ETag: \"{name}\"\r\n");
     match question.range {
         Some((from, to)) => {
@@ -97,14 +93,7 @@ fn sizes_that_no_object_has_are_hidden_and_large_ones_take_no_memory() {
     assert_eq!(fs::metadata(mount.join("many/tib")).unwrap().len(), 1 << 40);
     let error = fs::metadata(mount.join("many/huge")).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::FBIG.raw_os_error()), "{error}");
-    assert!(peak_mib(&mount) < 1024, "{} MiB", peak_mib(&mount));
-}
-
-/// The most memory that a mount's process has had.
-fn peak_mib(mount: &Mount) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", mount.pid())).unwrap();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    peak.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+    assert!(mount.peak_mib() < 1024, "{} MiB", mount.peak_mib());
 }
 
 /// A mount of a server that is as it should be but for what it says of `many`, and what came of
@@ -116,7 +105,7 @@ fn list_many(answer: impl Fn(&str) -> Answer + Send + Sync + 'static) -> (Mount,
         match query.contains("list-type=2") {
             true if query.contains("prefix=many") => answer(query),
             true => listing("", &[("small", 5)], ""),
-            false => not_found(),
+            false => hostile::not_found(),
         }
     });
     let mount = Mount::new(&bucket);
@@ -137,13 +126,13 @@ fn answers_without_an_end_take_no_memory() {
     let start = b"<ListBucketResult><IsTruncated>false</IsTruncated>";
     let (mount, errno) = list_many(|_| hostile::endless(200, XML, start, more));
     assert_eq!(errno, Errno::IO);
-    assert!(peak_mib(&mount) < MOUNT_MIB, "{} MiB", peak_mib(&mount));
+    assert!(mount.peak_mib() < MOUNT_MIB, "{} MiB", mount.peak_mib());
     mount.unmount();
 
     let start = b"<Error><Code>InternalError</Code><Message>";
     let (mount, errno) = list_many(|_| hostile::endless(500, XML, start, b"again and "));
     assert_eq!(errno, Errno::IO);
-    assert!(peak_mib(&mount) < MOUNT_MIB, "{} MiB", peak_mib(&mount));
+    assert!(mount.peak_mib() < MOUNT_MIB, "{} MiB", mount.peak_mib());
     mount.unmount();
 
     // A head is never longer than the client's buffer.
@@ -152,7 +141,7 @@ fn answers_without_an_end_take_no_memory() {
         [head, vec![b'x'; 64 << 20]].concat().into()
     });
     assert_eq!(errno, Errno::IO);
-    assert!(peak_mib(&mount) < MOUNT_MIB, "{} MiB", peak_mib(&mount));
+    assert!(mount.peak_mib() < MOUNT_MIB, "{} MiB", mount.peak_mib());
     mount.unmount();
 }
 

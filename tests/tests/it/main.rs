@@ -27,6 +27,7 @@ mod reading;
 mod sanity;
 mod storms;
 mod topology;
+mod vast;
 mod writing;
 
 /// Makes one test for each kind of server.

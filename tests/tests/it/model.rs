@@ -16,7 +16,7 @@ use weir_tests::random_bytes;
 /// shows at once.
 const TIGHT: NodeSettings = NodeSettings {
     cache_max: 2 << 20,
-    memory: 4 << 20,
+    memory: 8 << 20,
     read_part: 256 << 10,
     ttl: MetadataTtl::Minimal,
 };
@@ -81,7 +81,7 @@ fn what_was_acknowledged_survives_kill_9_as_the_model_says() {
     let run = |ops: Vec<Op>| {
         let bucket = Bucket::new(Server::Minio);
         let cache = cache_dir();
-        let flags = "--metadata-ttl minimal --cache-max-size 2MiB --memory-target 4MiB";
+        let flags = "--metadata-ttl minimal --cache-max-size 2MiB --memory-target 8MiB";
         let options = Options::flags(flags).cache(cache.path());
         for life in ops.split(|op| matches!(op, Op::Restart)) {
             let mount = Mount::with(&bucket, &options);
@@ -101,7 +101,7 @@ fn what_was_acknowledged_survives_kill_9_as_the_model_says() {
 #[test]
 fn evictions_race_with_opens_and_fetches() {
     const LIMIT: u64 = 3 << 20;
-    let settings = NodeSettings { cache_max: LIMIT, memory: 8 << 20, ..NodeSettings::default() };
+    let settings = NodeSettings { cache_max: LIMIT, memory: 16 << 20, ..NodeSettings::default() };
     let (cache, place) = (cache_dir(), tempfile::tempdir().unwrap());
     let memory = Arc::new(MemoryOrigin::new("bucket"));
     for n in 0..24_u64 {

@@ -152,7 +152,7 @@ fn while_s3_is_gone_cached_files_are_read_and_others_fail_in_time() {
     let (bucket, storm) = stormy();
     bucket.put("cached", random_bytes(1, 2 * MIB));
     bucket.put("cold", random_bytes(2, 40 * MIB));
-    let mount = Mount::flags(&bucket, "--read-part-size 1MiB --memory-target 16MiB");
+    let mount = Mount::flags(&bucket, "--read-part-size 1MiB --memory-target 32MiB");
     fs::read(mount.join("cached")).unwrap();
     eventually("it is cached", || is_cached(&mount.join("cached")));
     let mut cold = File::open(mount.join("cold")).unwrap();
@@ -214,7 +214,7 @@ fn a_stalled_body_is_fetched_again_and_not_waited_for() {
 fn uploads_that_stall_keep_no_reader_waiting() {
     let (bucket, storm) = stormy();
     bucket.put("cold", random_bytes(1, 8 * MIB));
-    let mount = Mount::flags(&bucket, "--memory-target 15MiB --write-part-size 5MiB");
+    let mount = Mount::flags(&bucket, "--memory-target 30MiB --write-part-size 5MiB");
     let path = mount.path().to_owned();
     storm.rage(|asked| asked.path.contains("partNumber=").then_some(Fault::Stall));
     let write = move |n: u64| fs::write(path.join(format!("f{n}")), random_bytes(n, 30 * MIB));
@@ -238,7 +238,7 @@ fn uploads_that_stall_keep_no_reader_waiting() {
 fn a_mapping_gets_sigbus_when_s3_goes_away_under_it() {
     let (bucket, storm) = stormy();
     bucket.put("model", random_bytes(1, 64 * MIB));
-    let mount = Mount::flags(&bucket, "--read-part-size 1MiB --memory-target 16MiB");
+    let mount = Mount::flags(&bucket, "--read-part-size 1MiB --memory-target 32MiB");
     fs::read_dir(mount.path()).unwrap().count();
     let path = mount.join("model");
     let mut bodies = 0;

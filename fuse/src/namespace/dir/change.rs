@@ -12,8 +12,8 @@ use crate::sync::unpoisoned;
 
 /// Names removed here that a directory remembers before it looks which are still needed.
 const REMOVED_MAX: usize = 4096;
-/// How long a removed name is needed: longer than any listing takes.
-const REMOVED_KEPT: Duration = Duration::from_secs(600);
+/// How long it is known what was changed here: longer than any listing takes.
+pub(super) const CHANGED_KEPT: Duration = Duration::from_secs(600);
 
 impl Dir {
     /// Notes that a file is being written here, as this node.
@@ -34,6 +34,7 @@ impl Dir {
                 state.entries.remove(name);
                 state.listed = None;
                 state.snapshot = None;
+                state.count();
             }
             still
         };
@@ -56,16 +57,17 @@ impl Dir {
     /// Forgets what is known of a name that is not being written here: the origin is asked at its
     /// next use.
     pub fn forget(&self, name: &str) {
-        let mut state = self.state();
-        let writing = matches!(state.entries.get(name), Some(Entry { kind: Kind::Writing(_), .. }));
-        if !writing {
+        self.update(|state| {
+            if matches!(state.entries.get(name), Some(Entry { kind: Kind::Writing(_), .. })) {
+                return;
+            }
             state.entries.remove(name);
             state.listed = None;
             state.snapshot = None;
             if let Some(absent) = &mut state.absent {
                 absent.pop(name);
             }
-        }
+        });
     }
 
     /// Notes that a name was removed here.
@@ -75,28 +77,26 @@ impl Dir {
 
     fn change(&self, name: &str, kind: Option<Kind>) {
         let now = Instant::now();
-        let mut state = self.state();
-        state.snapshot = None;
-        match kind {
-            Some(kind) => {
+        self.update(|state| {
+            state.snapshot = None;
+            if let Some(kind) = kind {
                 if let Some(absent) = &mut state.absent {
                     absent.pop(name);
                 }
                 state.removed.remove(name);
                 let entry = Entry { kind, checked: now, changed: Some(now) };
                 state.entries.insert(name.into(), entry);
+                return;
             }
-            None => {
-                state.entries.remove(name);
-                if state.removed.len() >= REMOVED_MAX {
-                    // No listing takes that long.
-                    state.removed.retain(|_, at| at.elapsed() < REMOVED_KEPT);
-                }
-                state.removed.insert(name.into(), now);
-                let absent = state.absent.get_or_insert_with(|| LruCache::new(ABSENT_MAX));
-                absent.put(name.into(), now);
+            state.entries.remove(name);
+            if state.removed.len() >= REMOVED_MAX {
+                // No listing takes that long.
+                state.removed.retain(|_, at| at.elapsed() < CHANGED_KEPT);
             }
-        }
+            state.removed.insert(name.into(), now);
+            let absent = state.absent.get_or_insert_with(|| LruCache::new(ABSENT_MAX));
+            absent.put(name.into(), now);
+        });
     }
 
     /// Moves a directory node, with all below it, to another place.
@@ -122,6 +122,7 @@ impl Dir {
             state.snapshot = None;
             state.absent = None;
             state.entries.retain(|_, entry| matches!(entry.kind, Kind::Writing(_) | Kind::Dir));
+            state.count();
             state.dirs.values().cloned().collect()
         };
         children.iter().for_each(|child| child.expire());

@@ -9,9 +9,24 @@
 use std::sync::Arc;
 
 use super::{Dir, DirEntry};
+use crate::namespace::memory::{Account, SNAPSHOT_BYTES};
 
 /// Names of a directory at one time.
-pub type Snapshot = Arc<Vec<DirEntry>>;
+pub struct Names {
+    entries: Vec<DirEntry>,
+    _account: Account,
+}
+
+impl Names {
+    /// They count for as long as they live.
+    pub(super) fn new(entries: Vec<DirEntry>, mut account: Account) -> Self {
+        account.set(entries.len() as u64 * SNAPSHOT_BYTES);
+        Self { entries, _account: account }
+    }
+}
+
+/// Names that several look at.
+pub type Snapshot = Arc<Names>;
 
 /// What an open descriptor of a directory has to do with the kernel's cache.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,7 +53,8 @@ pub(super) struct KernelCache {
 
 impl KernelCache {
     fn open(&mut self, names: &Snapshot) -> CacheUse {
-        let same = self.names.as_ref().is_some_and(|n| Arc::ptr_eq(n, names) || n == names);
+        let same = |n: &Snapshot| Arc::ptr_eq(n, names) || n.entries == names.entries;
+        let same = self.names.as_ref().is_some_and(same);
         if !same && self.fillers > 0 {
             return CacheUse::Bypass;
         }
@@ -48,6 +64,13 @@ impl KernelCache {
         }
         self.fillers += 1;
         if self.emptied { CacheUse::Keep } else { CacheUse::Refill }
+    }
+
+    /// Lets go of the names, unless a descriptor holds them anyway.
+    pub(super) fn forget(&mut self) {
+        if self.fillers == 0 {
+            *self = Self::default();
+        }
     }
 
     /// Notes a request that came through a descriptor that is open.
@@ -88,7 +111,7 @@ impl DirView {
     /// Its names, of which the kernel is about to be told through this descriptor.
     pub fn read(&self) -> &[DirEntry] {
         self.dir.state().kernel_cache.used(self.cache_use);
-        &self.names
+        &self.names.entries
     }
 
     /// What it has to do with the kernel's cache.
@@ -106,10 +129,11 @@ impl Drop for DirView {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::namespace::memory::NameMemory;
 
     fn names(names: &[&str]) -> Snapshot {
         let entry = |name: &&str| DirEntry { name: (*name).into(), is_dir: false };
-        Arc::new(names.iter().map(entry).collect())
+        Arc::new(Names::new(names.iter().map(entry).collect(), NameMemory::new(0).account()))
     }
 
     #[test]

@@ -14,30 +14,7 @@ impl Dir {
     /// Takes over a whole listing that was begun at `started`.
     pub(in crate::namespace) fn merge(&self, listing: Listing, started: Instant) {
         let busy = self.busy_among(|name| !listing.entries.contains_key(name));
-        let mut state = self.state();
-        state.removed.retain(|_, at| *at >= started);
-        let DirState { entries, removed, .. } = &mut *state;
-        let mut old = std::mem::take(entries);
-        for (name, info) in listing.entries {
-            if removed.contains_key(&name) {
-                continue;
-            }
-            let before = old.remove(&name);
-            let entry = match before {
-                Some(entry) if entry.outlives(started) => entry,
-                before => Entry::merged(before, info, started),
-            };
-            entries.insert(name, entry);
-        }
-        for (name, entry) in old {
-            if entry.outlives(started) || busy.contains(&name) {
-                entries.insert(name, entry);
-            }
-        }
-        state.listed = Some(LastListing { started, pages: listing.pages, marker: listing.marker });
-        state.singly = listing.pages > 1;
-        state.absent = None;
-        state.snapshot = None;
+        self.update(|state| state.merge(listing, &busy, started));
     }
 
     /// Takes over what the origin said about one name when asked at `started`.
@@ -48,24 +25,25 @@ impl Dir {
         started: Instant,
     ) {
         let busy = answer.is_none() && !self.busy_among(|other| other == name).is_empty();
-        let mut state = self.state();
-        state.snapshot = None;
-        if state.removed.get(name).is_some_and(|at| *at >= started) {
-            return;
-        }
-        let before = state.entries.remove(name);
-        match (before, answer) {
-            (Some(entry), _) if busy || entry.outlives(started) => {
-                state.entries.insert(name.into(), entry);
+        self.update(|state| {
+            state.snapshot = None;
+            if state.removed.get(name).is_some_and(|at| *at >= started) {
+                return;
             }
-            (before, Some(info)) => {
-                state.entries.insert(name.into(), Entry::merged(before, info, started));
+            let before = state.entries.remove(name);
+            match (before, answer) {
+                (Some(entry), _) if busy || entry.outlives(started) => {
+                    state.entries.insert(name.into(), entry);
+                }
+                (before, Some(info)) => {
+                    state.entries.insert(name.into(), Entry::merged(before, info, started));
+                }
+                (_, None) => {
+                    let absent = state.absent.get_or_insert_with(|| LruCache::new(ABSENT_MAX));
+                    absent.put(name.into(), started);
+                }
             }
-            (_, None) => {
-                let absent = state.absent.get_or_insert_with(|| LruCache::new(ABSENT_MAX));
-                absent.put(name.into(), started);
-            }
-        }
+        });
     }
 
     /// Those of the directories here, as far as `asked` wants to know, below which a file is being
@@ -88,9 +66,38 @@ impl Dir {
     }
 }
 
+impl DirState {
+    fn merge(&mut self, listing: Listing, busy: &HashSet<Box<str>>, started: Instant) {
+        self.removed.retain(|_, at| *at >= started);
+        let Self { entries, removed, .. } = self;
+        let mut old = std::mem::take(entries);
+        for (name, info) in listing.entries {
+            if removed.contains_key(&name) {
+                continue;
+            }
+            let before = old.remove(&name);
+            let entry = match before {
+                Some(entry) if entry.outlives(started) => entry,
+                before => Entry::merged(before, info, started),
+            };
+            entries.insert(name, entry);
+        }
+        for (name, entry) in old {
+            if entry.outlives(started) || busy.contains(&name) {
+                entries.insert(name, entry);
+            }
+        }
+        self.listed = Some(LastListing { started, pages: listing.pages, marker: listing.marker });
+        self.singly = listing.pages > 1;
+        self.vast = false;
+        self.absent = None;
+        self.snapshot = None;
+    }
+}
+
 impl Entry {
     /// Whether what happened here is newer than an answer asked for at `started`.
-    fn outlives(&self, started: Instant) -> bool {
+    pub(super) fn outlives(&self, started: Instant) -> bool {
         matches!(self.kind, Kind::Writing(_)) || self.changed.is_some_and(|at| at >= started)
     }
 

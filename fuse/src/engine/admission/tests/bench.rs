@@ -87,8 +87,8 @@ impl Lab {
         let settings = CacheSettings::one(dir.path(), u64::MAX, 0);
         let cache = NodeCache::open(&settings, metrics.clone()).unwrap();
         let runtime = tokio::runtime::Handle::current();
-        let (buffers, proc) = (Buffers::new(64 << 20), Arc::new(Proc));
-        let engine = Engine::new(cache, buffers, metrics, runtime, 1 << 20, proc);
+        let proc = Arc::new(Proc);
+        let engine = Engine::new(cache, 128 << 20, metrics, runtime, 1 << 20, proc);
         Self { engine, buckets: AtomicU64::new(0), _dir: dir }
     }
 
