@@ -3,8 +3,9 @@
 mod change;
 pub mod kernel_cache;
 mod merge;
+mod room;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
@@ -14,8 +15,7 @@ use lru::LruCache;
 use super::Node;
 use super::file::FileNode;
 use super::inode::ROOT_INO;
-use super::memory::{Account, NAME_BYTES, NameMemory};
-use super::stream::StreamedName;
+use super::memory::{Account, NameMemory};
 use super::walk::Direction;
 use crate::model::key::DirPrefix;
 use crate::model::version::ObjectInfo;
@@ -92,13 +92,6 @@ impl DirState {
             account,
             watched: false,
         }
-    }
-
-    /// Counts what is kept.
-    fn count(&mut self) {
-        let absent = self.absent.as_ref().map_or(0, LruCache::len);
-        let names = self.entries.len() + self.removed.len() + absent;
-        self.account.set(names as u64 * NAME_BYTES);
     }
 }
 
@@ -377,72 +370,6 @@ impl Dir {
         Some(snapshot)
     }
 
-    /// Notes whether it is too large to be kept here.
-    pub(super) fn set_vast(&self, vast: bool) {
-        let mut state = self.state();
-        state.vast = vast;
-        state.singly |= vast;
-    }
-
-    /// Whether it is too large to be kept here.
-    pub(super) fn is_vast(&self) -> bool {
-        self.state().vast
-    }
-
-    /// Names that the origin may not tell of, or not as they are: written here, or lately.
-    pub(super) fn names_of_here(&self) -> Vec<StreamedName> {
-        let state = self.state();
-        let since = Instant::now().checked_sub(change::CHANGED_KEPT);
-        let here = |entry: &Entry| since.is_none_or(|since| entry.outlives(since));
-        let names = state.entries.iter().filter(|(_, entry)| here(entry));
-        let names = names.map(|(name, entry)| StreamedName {
-            name: name.clone(),
-            is_dir: matches!(entry.kind, Kind::Dir),
-            info: None,
-            asked: Instant::now(),
-        });
-        names.collect()
-    }
-
-    /// Names that were removed here since then.
-    pub(super) fn removed_since(&self, since: Instant) -> HashSet<Box<str>> {
-        let state = self.state();
-        let removed = state.removed.iter().filter(|(_, at)| **at >= since);
-        removed.map(|(name, _)| name.clone()).collect()
-    }
-
-    /// When somebody asked for a name last.
-    pub(super) fn used_at(&self) -> Instant {
-        self.state().used
-    }
-
-    /// How often names were given up: where it is as before, what was learnt is still known.
-    pub(super) fn given_up(&self) -> u64 {
-        self.state().given_up
-    }
-
-    /// Forgets what the origin can be asked for again. Says whether something is left.
-    pub(super) fn give_names_up(&self) -> bool {
-        let mut state = self.state();
-        let since = Instant::now().checked_sub(change::CHANGED_KEPT);
-        let DirState { entries, dirs, .. } = &mut *state;
-        // Where somebody is in it, something may be written that the origin knows nothing of.
-        let peopled = |name: &str| dirs.get(name).is_some_and(|dir| Arc::strong_count(dir) > 1);
-        entries.retain(|name, entry| match entry.kind {
-            Kind::Dir if peopled(name) => true,
-            _ => since.is_none_or(|since| entry.outlives(since)),
-        });
-        state.removed.retain(|_, at| at.elapsed() < change::CHANGED_KEPT);
-        state.absent = None;
-        state.listed = None;
-        state.snapshot = None;
-        state.kernel_cache.forget();
-        state.given_up += 1;
-        state.count();
-        state.watched = state.account.is_used();
-        state.watched
-    }
-
     /// The names next to `from` in the listing, at most `limit`: directories, or files with what
     /// is known of them.
     pub fn near(
@@ -495,19 +422,5 @@ impl Dir {
 
     fn state(&self) -> MutexGuard<'_, DirState> {
         unpoisoned(self.state.lock())
-    }
-
-    /// Changes what is known, which then counts.
-    fn update<R>(&self, change: impl FnOnce(&mut DirState) -> R) -> R {
-        let mut state = self.state();
-        let done = change(&mut state);
-        state.count();
-        let is_new = state.account.is_used() && !std::mem::replace(&mut state.watched, true);
-        drop(state);
-        if is_new {
-            self.memory.watch(self.me.clone());
-        }
-        self.memory.settle();
-        done
     }
 }

@@ -62,6 +62,13 @@ impl<O: Deref<Target: Origin>> Pages<O> {
         Ok(Some(page))
     }
 
+    /// From now on at most so many names a page.
+    pub fn limit(&mut self, max_keys: u16) {
+        if let Some(request) = &mut self.request {
+            request.max_keys = max_keys;
+        }
+    }
+
     /// Whether the page before was not the last.
     pub fn has_more(&self) -> bool {
         self.request.is_some()

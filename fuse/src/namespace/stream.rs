@@ -16,6 +16,8 @@ use crate::origin::{Origin, OriginError};
 
 /// Keys asked for in one request: the most that S3 gives.
 pub(super) const PAGE: u16 = 1000;
+/// And where memory is short: a descriptor keeps a page.
+const SMALL_PAGE: u16 = 100;
 
 /// One name that was read.
 #[derive(Clone, Debug)]
@@ -45,19 +47,18 @@ impl Namespace {
     }
 }
 
-/// An open descriptor of such a directory. Names that are known only here come first. What others
-/// change meanwhile is shown or not, as POSIX has it; nothing is shown twice.
+/// An open descriptor of such a directory. What others change meanwhile is shown or not, as POSIX
+/// has it; nothing is shown twice.
 pub struct DirStream {
     dir: Arc<Dir>,
     pages: Pages<Arc<dyn Origin>>,
     /// When the page was asked for that was read last.
     asked: Instant,
-    started: Instant,
     /// What was read last, and how many names came before.
     chunk: Vec<StreamedName>,
     before: u64,
-    /// Names that came first.
-    here: HashSet<Box<str>>,
+    /// The last key of what was read, without the directory's prefix.
+    passed: Option<Box<str>>,
     /// Files that were shown, of whose names a directory may still come: keys are in order.
     shadowing: Vec<Box<str>>,
     account: Account,
@@ -67,7 +68,7 @@ impl DirStream {
     /// From the start.
     pub(super) fn open(names: &Namespace, dir: Arc<Dir>) -> Self {
         let pages = Pages::of_dir(names.origin.clone(), &dir.prefix(), PAGE);
-        Self::begun(names, dir, Listing::default(), pages, Instant::now())
+        Self::new(names, dir, pages, Instant::now())
     }
 
     /// Goes on behind what was listed since `started`.
@@ -78,19 +79,20 @@ impl DirStream {
         pages: Pages<Arc<dyn Origin>>,
         started: Instant,
     ) -> Self {
-        let account = names.memory.account();
-        let local = dir.names_of_here();
-        let here = local.iter().map(|name| name.name.clone()).collect();
-        let (chunk, shadowing) = (Vec::new(), Vec::new());
-        let mut stream = Self { dir, pages, asked: started, started, chunk, before: 0, here, shadowing, account };
-        stream.chunk = local;
+        let mut stream = Self::new(names, dir, pages, started);
         stream.take(names, listing);
         stream
     }
 
-    /// The directory.
-    pub fn dir(&self) -> &Arc<Dir> {
-        &self.dir
+    fn new(
+        names: &Namespace,
+        dir: Arc<Dir>,
+        pages: Pages<Arc<dyn Origin>>,
+        asked: Instant,
+    ) -> Self {
+        let account = names.memory.account();
+        let (chunk, shadowing) = (Vec::new(), Vec::new());
+        Self { dir, pages, asked, chunk, before: 0, passed: None, shadowing, account }
     }
 
     /// Some of the names from the `at`th on; none behind the last.
@@ -110,27 +112,35 @@ impl DirStream {
             if at < end {
                 return Ok(&self.chunk[(at - self.before) as usize..]);
             }
+            self.pages.limit(if names.memory.has_room() { PAGE } else { SMALL_PAGE });
             let asked = Instant::now();
-            let Some(page) = self.pages.next().await? else {
+            let page = self.pages.next().await?;
+            self.before = end;
+            self.chunk.clear();
+            let Some(page) = page else {
+                self.account.set(0);
                 // It may be kept from now on, with some room for more.
                 self.dir.set_vast(end * NAME_BYTES > names.memory.dir_max() / 2);
                 return Ok(&[]);
             };
+            self.asked = asked;
             let mut listing = Listing::default();
             listing.add(&self.dir.prefix(), page, &names.hidden);
-            self.before = end;
-            self.asked = asked;
-            self.chunk.clear();
             self.take(names, listing);
         }
     }
 
-    /// Takes over what was listed, but for what is known better here.
+    /// Takes over what was listed, and what is known better here of the names up to its end.
     fn take(&mut self, names: &Namespace, listing: Listing) {
         let prefix = self.dir.prefix();
-        let removed = self.dir.removed_since(self.started);
-        let last = listing.last;
-        let mut shown = Vec::new();
+        let end = listing.last.filter(|_| self.pages.has_more());
+        let here = match (&end, self.pages.has_more()) {
+            // A page of nothing, with more behind it.
+            (None, true) => Vec::new(),
+            _ => self.dir.names_of_here(self.passed.as_deref(), end.as_deref(), self.asked),
+        };
+        let known: HashSet<_> = here.iter().map(|name| name.name.clone()).collect();
+        let removed = self.dir.removed_since(self.asked);
         for (name, info) in listing.entries {
             let is_dir = info.is_none();
             if is_dir && self.shadowing.contains(&name) {
@@ -138,15 +148,16 @@ impl DirStream {
                 continue;
             }
             if !is_dir {
-                shown.push(name.clone());
+                self.shadowing.push(name.clone());
             }
-            if !self.here.contains(&name) && !removed.contains(&name) {
+            if !known.contains(&name) && !removed.contains(&name) {
                 self.chunk.push(StreamedName { name, is_dir, info, asked: self.asked });
             }
         }
-        if let Some(last) = last {
-            self.shadowing.append(&mut shown);
-            self.shadowing.retain(|name| last.starts_with(&**name));
+        self.chunk.extend(here);
+        if let Some(end) = end {
+            self.shadowing.retain(|name| end.starts_with(&**name));
+            self.passed = Some(end);
         }
         self.account.set(self.chunk.len() as u64 * NAME_BYTES);
         names.memory.settle();
