@@ -51,6 +51,18 @@ pub enum Command {
     Mounter(MounterArgs),
 }
 
+impl Command {
+    /// Whether it runs for long, and may hold keys or tokens meanwhile.
+    pub(crate) fn holds_keys(&self) -> bool {
+        match self {
+            Self::Mount(_) | Self::Lost(_) | Self::Node(_) | Self::Mounter(_) => true,
+            Self::Controller(_) | Self::Reconciler(_) | Self::Standby(_) => true,
+            Self::Umount(_) | Self::Status(_) | Self::Topology(_) => false,
+            Self::Demo(_) | Self::UninstallCheck => false,
+        }
+    }
+}
+
 /// Options of `weir mount`.
 #[derive(Args, Debug, Clone)]
 pub struct MountArgs {

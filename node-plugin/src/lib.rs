@@ -17,6 +17,7 @@ pub mod metrics;
 pub mod mount;
 pub mod mounter;
 pub mod node;
+mod privacy;
 mod probes;
 mod readiness;
 pub mod standby;
@@ -53,6 +54,9 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
     };
     if std::env::var_os(DIE_WITH_PARENT).is_some() {
         let _ = rustix::process::set_parent_process_death_signal(Some(Signal::TERM));
+    }
+    if cli.command.holds_keys() {
+        privacy::keep();
     }
     let done: Result<(), Failure> = match cli.command {
         Command::Mount(mount) => mount::run(*mount, &args),
