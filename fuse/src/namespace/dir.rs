@@ -25,7 +25,7 @@ use kernel_cache::{KernelCache, Names, Snapshot};
 /// Most absent names that a directory remembers.
 const ABSENT_MAX: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4095);
 
-/// A directory. Its nodeid never changes while the mount lives.
+/// A directory. Its nodeid never changes while somebody knows it.
 pub struct Dir {
     /// Its nodeid.
     pub ino: u64,
@@ -49,7 +49,7 @@ enum Place {
 
 struct DirState {
     entries: BTreeMap<Box<str>, Entry>,
-    /// Every directory that was ever shown here, so that it keeps its nodeid.
+    /// Directories that were shown here, so that each keeps its nodeid while somebody knows it.
     dirs: HashMap<Box<str>, Arc<Dir>>,
     absent: Option<LruCache<Box<str>, Instant>>,
     /// Names removed here, so that an older listing does not bring them back.
@@ -252,11 +252,15 @@ impl Dir {
         let DirState { entries, dirs, .. } = &mut *state;
         match &mut entries.get_mut(name)?.kind {
             Kind::Dir => {
-                let dir = dirs.entry(name.into()).or_insert_with(|| {
-                    let place = Place::Below(self.clone(), name.into());
-                    Dir::new(next_ino(), place, self.memory.clone())
-                });
-                Some(Node::Dir(dir.clone()))
+                if let Some(dir) = dirs.get(name) {
+                    return Some(Node::Dir(dir.clone()));
+                }
+                let place = Place::Below(self.clone(), name.into());
+                let dir = Dir::new(next_ino(), place, self.memory.clone());
+                dirs.insert(name.into(), dir.clone());
+                drop(state);
+                self.update(|_| ());
+                Some(Node::Dir(dir))
             }
             Kind::Writing(node) => Some(Node::File(node.clone())),
             Kind::File { info, node } => {

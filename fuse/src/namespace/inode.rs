@@ -14,7 +14,7 @@ pub const ROOT_INO: u64 = 1;
 /// What a nodeid names.
 #[derive(Clone)]
 pub enum Node {
-    /// A directory; its nodeid lasts as long as the mount.
+    /// A directory; its nodeid lasts as long as somebody knows it.
     Dir(Arc<Dir>),
     /// A version of a file.
     File(Arc<FileNode>),

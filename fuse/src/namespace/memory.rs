@@ -14,6 +14,8 @@ use crate::sync::unpoisoned;
 /// What a name takes, in bytes: itself, tag and place in the tree; one of 30 bytes with the tag of
 /// an upload by parts takes as much.
 pub(super) const NAME_BYTES: u64 = 320;
+/// What a directory takes whose names nobody asked for yet, in bytes.
+pub(super) const DIR_BYTES: u64 = 768;
 /// What a name takes in a snapshot that an open descriptor goes through.
 pub(super) const SNAPSHOT_BYTES: u64 = 80;
 
@@ -75,13 +77,15 @@ impl NameMemory {
         if !is_due() {
             return;
         }
-        let known = dirs.drain(..).filter_map(|dir| dir.upgrade());
-        let mut known: Vec<_> = known.map(|dir| (dir.used_at(), dir)).collect();
+        // None is held meanwhile: what nobody else holds can go.
+        let known = dirs.drain(..).filter_map(|dir| Some((dir.upgrade()?.used_at(), dir)));
+        let mut known: Vec<_> = known.collect();
         known.sort_by_key(|(at, _)| *at);
-        for (_, dir) in known {
+        for (_, weak) in known {
             let enough = self.used() <= self.total / 4 * 3;
+            let Some(dir) = weak.upgrade() else { continue };
             if enough || dir.give_names_up() {
-                dirs.push(Arc::downgrade(&dir));
+                dirs.push(weak);
             }
         }
         // Where nearly all is in use, looking for more at each name would find nothing.

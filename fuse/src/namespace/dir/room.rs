@@ -10,7 +10,7 @@ use lru::LruCache;
 
 use super::change::CHANGED_KEPT;
 use super::{Dir, DirState, Entry, Kind};
-use crate::namespace::memory::NAME_BYTES;
+use crate::namespace::memory::{DIR_BYTES, NAME_BYTES};
 use crate::namespace::stream::StreamedName;
 
 impl DirState {
@@ -18,7 +18,7 @@ impl DirState {
     pub(super) fn count(&mut self) {
         let absent = self.absent.as_ref().map_or(0, LruCache::len);
         let names = self.entries.len() + self.removed.len() + absent;
-        self.account.set(names as u64 * NAME_BYTES);
+        self.account.set(names as u64 * NAME_BYTES + self.dirs.len() as u64 * DIR_BYTES);
     }
 }
 
@@ -102,10 +102,11 @@ impl Dir {
         let mut state = self.state();
         let since = Instant::now().checked_sub(CHANGED_KEPT);
         let DirState { entries, dirs, .. } = &mut *state;
-        // Where somebody is in it, something may be written that the origin knows nothing of.
-        let peopled = |name: &str| dirs.get(name).is_some_and(|dir| Arc::strong_count(dir) > 1);
+        // One that nobody else holds: neither the kernel, nor what lies in it.
+        dirs.retain(|_, dir| Arc::strong_count(dir) > 1);
+        // In another something may be written that the origin knows nothing of.
         entries.retain(|name, entry| match entry.kind {
-            Kind::Dir if peopled(name) => true,
+            Kind::Dir if dirs.contains_key(name) => true,
             _ => since.is_none_or(|since| entry.outlives(since)),
         });
         state.removed.retain(|_, at| at.elapsed() < CHANGED_KEPT);
