@@ -20,6 +20,7 @@ use weir_fuse::model::version::{ETag, ObjectInfo};
 use weir_fuse::namespace::dir::Dir;
 use weir_fuse::namespace::file::FileNode;
 use weir_fuse::namespace::inode::{InodeTable, Node};
+use weir_fuse::namespace::memory::NameMemory;
 use weir_node::topology::nvml::Library;
 use weir_node::topology::sysfs::Sysfs;
 use weir_node::topology::{NVML_DEADLINE, read};
@@ -74,7 +75,7 @@ fn checksum(c: &mut Criterion) {
 }
 
 fn inode_table(c: &mut Criterion) {
-    let root = Dir::root(DirPrefix::root());
+    let root = Dir::root(DirPrefix::root(), NameMemory::new(1 << 30));
     let table = InodeTable::new(Node::Dir(root.clone()), 0);
     let info = ObjectInfo {
         size: 1,

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use weir_fuse::adapter::{self, MountOptions, Mounted};
 use weir_fuse::cache::{CacheError, CacheSettings, DiskSettings, NodeCache};
+use weir_fuse::engine::io::ReadNow;
+use weir_fuse::engine::open::OpenRequest;
 use weir_fuse::engine::owner::Proc;
 use weir_fuse::engine::{Engine, Session, SessionSettings};
 use weir_fuse::metrics::Metrics;

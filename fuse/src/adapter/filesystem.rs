@@ -16,12 +16,14 @@ use fuser::{
 use rustix::io::Errno;
 
 use super::door::{Door, Pass, RequestKind};
-use super::reply::{self, add_name, add_shown, send_attr, send_empty, send_entry, send_open, send_opendir, send_xattr};
+use super::reply::{
+    self, add_name, add_shown, send_attr, send_empty, send_entry, send_open, send_opendir,
+    send_xattr,
+};
 use crate::engine::Session;
 use crate::engine::io::ReadNow;
 use crate::engine::names::AttrChange;
 use crate::engine::open::OpenRequest;
-use crate::engine::session::Attr;
 
 /// Longest wait for the answer to a request that brings no bytes to the origin.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -73,10 +75,6 @@ impl FuseSession {
 
     fn now(&self, op: &str, start: Instant) {
         self.session.engine().metrics.fuse(op, start);
-    }
-
-    fn attr(&self, attr: &Attr) -> fuser::FileAttr {
-        reply::attr(attr, &self.session.settings().ownership)
     }
 }
 

@@ -89,6 +89,7 @@ mod tests {
     use crate::model::key::DirPrefix;
     use crate::model::version::ObjectInfo;
     use crate::namespace::dir::Dir;
+    use crate::namespace::memory::NameMemory;
 
     fn node(dir: &Arc<Dir>, ino: u64, name: &str) -> Arc<FileNode> {
         let mtime = SystemTime::UNIX_EPOCH;
@@ -98,7 +99,7 @@ mod tests {
 
     #[test]
     fn a_thread_is_told_every_other_time_whatever_the_node() {
-        let root = Dir::root(DirPrefix::root());
+        let root = Dir::root(DirPrefix::root(), NameMemory::new(0));
         let (old, new, other) = (node(&root, 5, "f"), node(&root, 6, "f"), node(&root, 7, "g"));
         let retries = Retries::default();
         // Whether it may be told; if so it is.

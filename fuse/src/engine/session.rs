@@ -21,10 +21,10 @@ use crate::cache::Preference;
 use crate::model::version::{BucketId, VersionKey};
 use crate::namespace::dir::Dir;
 use crate::namespace::dir::kernel_cache::{CacheUse, DirView, Snapshot};
-use crate::namespace::refresh::DirNames;
-use crate::namespace::stream::StreamedName;
 use crate::namespace::file::FileNode;
 use crate::namespace::hidden::HiddenKeys;
+use crate::namespace::refresh::DirNames;
+use crate::namespace::stream::StreamedName;
 use crate::namespace::{LookupError, Namespace, Node};
 use crate::origin::Origin;
 use crate::origin::conditional::Conditional;
@@ -104,7 +104,8 @@ impl Session {
         let origin = Conditional::new(origin, &settings.names.prefix, verdicts, uploads);
         let origin = Arc::new(origin);
         let memory = engine.name_memory.clone();
-        let names = Namespace::new(origin, engine.cache.clone(), memory, hidden, settings.names.clone());
+        let names =
+            Namespace::new(origin, engine.cache.clone(), memory, hidden, settings.names.clone());
         let writer = Writer::new(
             names.clone(),
             engine.metrics.clone(),

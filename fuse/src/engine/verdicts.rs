@@ -36,7 +36,6 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::buffers::Buffers;
     use crate::cache::CacheSettings;
     use crate::engine::Engine;
     use crate::engine::owner::Proc;

@@ -5,11 +5,11 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Namespace, Node};
 use super::dir::Dir;
 use super::listing::Listing;
 use super::memory::{Account, NAME_BYTES};
 use super::pages::Pages;
+use super::{Namespace, Node};
 use crate::model::key::BadName;
 use crate::model::version::ObjectInfo;
 use crate::origin::{Origin, OriginError};

@@ -167,12 +167,7 @@ struct Filler {
 }
 
 impl Filler {
-    fn new(
-        reader: Arc<Reader>,
-        source: Source,
-        flight: Arc<Flight>,
-        room: Option<Room>,
-    ) -> Self {
+    fn new(reader: Arc<Reader>, source: Source, flight: Arc<Flight>, room: Option<Room>) -> Self {
         let block = flight.range().start;
         let room = room.map(Arc::new);
         Self { reader, source, flight, cargo: None, room, block, buffer: None, writing: None }

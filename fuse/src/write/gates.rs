@@ -78,6 +78,7 @@ mod tests {
 
     use super::*;
     use crate::model::key::DirPrefix;
+    use crate::namespace::memory::NameMemory;
 
     fn child(parent: &Arc<Dir>, name: &str, ino: u64) -> Arc<Dir> {
         Dir::below(parent, name, ino)
@@ -90,7 +91,7 @@ mod tests {
 
     #[test]
     fn a_rename_waits_for_all_below_and_keeps_others_out() {
-        let root = Dir::root(DirPrefix::root());
+        let root = Dir::root(DirPrefix::root(), NameMemory::new(0));
         let (d, e) = (child(&root, "d", 2), child(&root, "e", 3));
         let below = child(&d, "x", 4);
         let storing = now(&[&below], None);

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use tempfile::TempDir;
-use weir_fuse::buffers::Buffers;
 use weir_fuse::cache::{CacheSettings, NodeCache};
 use weir_fuse::engine::io::ReadNow;
 use weir_fuse::engine::open::OpenRequest;
@@ -43,8 +42,7 @@ impl Node {
         let settings = CacheSettings::one(dir.path(), u64::MAX, 0);
         let cache = NodeCache::open(&settings, metrics.clone()).unwrap();
         let runtime = tokio::runtime::Handle::current();
-        let engine =
-            Engine::new(cache, 128 << 20, metrics, runtime, 1 << 20, Arc::new(Proc));
+        let engine = Engine::new(cache, 128 << 20, metrics, runtime, 1 << 20, Arc::new(Proc));
         let faulty = Arc::new(Faulty::new(memory.clone()));
         Self { memory, faulty, engine, _dir: dir }
     }

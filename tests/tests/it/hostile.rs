@@ -39,7 +39,9 @@ fn listing(prefix: &str, files: &[(&str, i64)], next: &str) -> Answer {
 }
 
 fn object(question: &Question, name: &str) -> Answer {
-    let Some((_, size)) = FILES.iter().find(|(file, _)| *file == name) else { return hostile::not_found() };
+    let Some((_, size)) = FILES.iter().find(|(file, _)| *file == name) else {
+        return hostile::not_found();
+    };
     let tag = format!("ETag: \"{name}\"\r\n");
     match question.range {
         Some((from, to)) => {
@@ -109,7 +111,8 @@ fn list_many(answer: impl Fn(&str) -> Answer + Send + Sync + 'static) -> (Mount,
         }
     });
     let mount = Mount::new(&bucket);
-    let all = fs::read_dir(mount.join("many")).and_then(|mut all| all.try_for_each(|e| e.map(drop)));
+    let all =
+        fs::read_dir(mount.join("many")).and_then(|mut all| all.try_for_each(|e| e.map(drop)));
     let errno = Errno::from_io_error(&all.unwrap_err()).unwrap();
     // It goes on, for all that is as it should be.
     assert_eq!(fs::metadata(mount.join("small")).unwrap().len(), 5);

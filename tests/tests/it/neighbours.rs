@@ -34,9 +34,8 @@ fn an_origin_that_never_answers_keeps_no_other_tenant_waiting() {
             std::thread::spawn(move || read(&others, &format!("f{n}")))
         })
         .collect();
-    let arrived = runtime().block_on(async {
-        tokio::time::timeout(PATIENCE, gate.reached_by(4)).await.is_ok()
-    });
+    let arrived = runtime()
+        .block_on(async { tokio::time::timeout(PATIENCE, gate.reached_by(4)).await.is_ok() });
     assert!(arrived, "nobody asks");
     // All who can have begun.
     std::thread::sleep(Duration::from_millis(300));
@@ -50,8 +49,9 @@ fn an_origin_that_never_answers_keeps_no_other_tenant_waiting() {
         assert!(reader.join().unwrap() == random_bytes(n as u64, MIB), "f{n}");
     }
     drop(others);
+    // Blocks that were read stay in memory, with the runs that they are part of.
     eventually("all memory is given back but for what is kept", || {
-        buffers.used() <= buffers.total() / 2
+        buffers.used() <= buffers.total() / 4 * 3
     });
     node.close();
 }

@@ -9,7 +9,7 @@ use std::time::Instant;
 use lru::LruCache;
 
 use super::change::CHANGED_KEPT;
-use super::{Dir, DirState, Entry, Kind};
+use super::{Dir, DirState, Kind};
 use crate::namespace::memory::{DIR_BYTES, NAME_BYTES};
 use crate::namespace::stream::StreamedName;
 

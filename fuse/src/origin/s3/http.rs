@@ -110,9 +110,9 @@ pub fn http_client(ca_bundle: Option<&Path>) -> Result<SharedHttpClient, OriginE
 }
 
 fn plain_client(proxy: ProxyConfig) -> SharedHttpClient {
-    SharedHttpClient::new(Bounded(Builder::new().build_with_connector_fn(move |settings, parts| {
-        connector(settings, parts).proxy_config(proxy.clone()).build_http()
-    })))
+    SharedHttpClient::new(Bounded(Builder::new().build_with_connector_fn(
+        move |settings, parts| connector(settings, parts).proxy_config(proxy.clone()).build_http(),
+    )))
 }
 
 /// What connectors of either kind have in common.

@@ -152,6 +152,7 @@ mod tests {
     use crate::model::version::ObjectInfo;
     use crate::namespace::dir::Dir;
     use crate::namespace::file::FileNode;
+    use crate::namespace::memory::NameMemory;
     use crate::origin::Condition;
     use crate::write::draft::record::{Author, Record};
 
@@ -166,7 +167,7 @@ mod tests {
     fn node() -> Arc<FileNode> {
         let info =
             ObjectInfo { size: 0, etag: None, mtime: UNIX_EPOCH, version_id: None, writer: None };
-        FileNode::new(5, Dir::root(DirPrefix::root()), "k", &info)
+        FileNode::new(5, Dir::root(DirPrefix::root(), NameMemory::new(0)), "k", &info)
     }
 
     fn read(staging: &Path) -> Leftover {

@@ -22,6 +22,7 @@ use crate::model::version::ObjectInfo;
 use crate::namespace::dir::Dir;
 use crate::namespace::file::FileNode;
 use crate::namespace::hidden::HiddenKeys;
+use crate::namespace::memory::NameMemory;
 use crate::namespace::{self, AccessSettings, LookupError, Namespace, NamespaceSettings};
 use crate::origin::faulty::Faulty;
 use crate::origin::memory::{Behaviour, MemoryOrigin};
@@ -105,8 +106,9 @@ impl Lab {
             mount: String::new(),
             access: AccessSettings::default(),
         };
+        let memory = NameMemory::new(1 << 24);
         let hidden = HiddenKeys::new(self.metrics.clone());
-        let names = Namespace::new(origin, self.cache.clone(), hidden, settings);
+        let names = Namespace::new(origin, self.cache.clone(), memory, hidden, settings);
         let runtime = self.runtime.handle().clone();
         let (metrics, live) = (self.metrics.clone(), Arc::default());
         let mut writer = Writer::new(names.clone(), metrics, runtime, BLOCK, live);

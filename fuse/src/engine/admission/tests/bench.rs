@@ -10,7 +10,6 @@ use futures_util::future::poll_immediate;
 use rustix::io::Errno;
 use tempfile::TempDir;
 
-use crate::buffers::Buffers;
 use crate::cache::{CacheSettings, NodeCache};
 use crate::engine::admission::{Admission, Attempt, Inode, Name, Refusal, Request, Size};
 use crate::engine::handles::Handle;
