@@ -318,3 +318,46 @@ impl Namespace {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::cache::{CacheSettings, NodeCache};
+    use crate::metrics::Metrics;
+    use crate::namespace::NamespaceSettings;
+    use crate::namespace::hidden::HiddenKeys;
+    use crate::namespace::memory::NameMemory;
+    use crate::origin::memory::MemoryOrigin;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_answer_that_is_given_up_before_it_is_looked_at_is_asked_for_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let settings = CacheSettings::one(folder.path(), u64::MAX, 0);
+        let cache = NodeCache::open(&settings, metrics.clone()).unwrap();
+        let origin = Arc::new(MemoryOrigin::new("bucket"));
+        origin.insert("a", "x");
+        let hidden = HiddenKeys::new(metrics);
+        let memory = NameMemory::new(0);
+        let names = Namespace::new(origin, cache, memory, hidden, NamespaceSettings::default());
+        let dir = names.root().clone();
+        for question in [Question::Cheap, Question::Head] {
+            let lost = Cell::new(0);
+            let look = || {
+                if lost.replace(lost.get() + 1) < 3 {
+                    dir.give_names_up();
+                }
+                names.present(&dir, "a").is_some()
+            };
+            assert!(names.ask(&dir, "a", question, look).await.unwrap());
+            assert_eq!(lost.get(), 4);
+        }
+        let given_up = || {
+            dir.give_names_up();
+        };
+        let never = names.ask(&dir, "a", Question::Cheap, given_up).await;
+        assert!(matches!(never, Err(OriginError::Unavailable(_))), "{never:?}");
+    }
+}
