@@ -224,12 +224,16 @@ impl Dir {
 
     /// Whether the origin was asked about a name, there or not, at most so long ago.
     pub fn asked_within(&self, name: &str, age: Duration) -> bool {
+        self.asked_at(name).is_some_and(|at| at.elapsed() <= age)
+    }
+
+    /// When the origin was asked about a name last, there or not.
+    pub(super) fn asked_at(&self, name: &str) -> Option<Instant> {
         let mut state = self.state();
         let listed = state.listed.map(|l| l.started);
         let entry = state.entries.get(name).map(|entry| entry.checked);
         let absent = state.absent.as_mut().and_then(|absent| absent.get(name)).copied();
-        let last = listed.into_iter().chain(entry).chain(absent).max();
-        last.is_some_and(|at| at.elapsed() <= age)
+        listed.into_iter().chain(entry).chain(absent).max()
     }
 
     /// How long ago the name was asked for.

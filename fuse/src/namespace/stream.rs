@@ -40,7 +40,11 @@ impl Namespace {
             (None, true) => Some(None),
             _ => None,
         };
-        if let Some(told) = told {
+        // The page may be older than what is known of this name.
+        let is_news = dir.asked_at(&name.name).is_none_or(|at| at <= name.asked);
+        if let Some(told) = told
+            && is_news
+        {
             dir.merge_one(&name.name, Some(told), name.asked);
         }
         self.present(dir, &name.name)?.ok()

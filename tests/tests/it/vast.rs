@@ -85,6 +85,23 @@ fn it_can_be_read_from_anywhere_again() {
 }
 
 #[test]
+fn a_page_that_was_read_earlier_brings_no_older_version_back() {
+    let cache = cache_dir();
+    let memory = vast();
+    let node = Node::new(cache.path(), memory.clone(), LEAST);
+    let session = node.session();
+    let (fh, _) = runtime().block_on(session.opendir(1)).unwrap();
+    let page = runtime().block_on(session.stream_names(fh, 2)).unwrap();
+    memory.insert(&name(5), "longer");
+    let size = || runtime().block_on(session.lookup(1, &name(5))).unwrap().attr.size;
+    assert_eq!(size(), 6);
+    let shown = session.show_streamed(1, &page[5]).unwrap();
+    assert_eq!((shown.attr.size, size()), (6, 6));
+    session.releasedir(fh);
+    node.close();
+}
+
+#[test]
 fn a_file_of_a_directorys_name_is_shown_once_pages_apart() {
     let memory = Arc::new(MemoryOrigin::new("bucket"));
     // In order: the file, thousands that begin with its name, then the directory.
