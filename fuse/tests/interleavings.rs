@@ -17,6 +17,7 @@ use weir_fuse::model::blocks::BLOCK;
 use weir_fuse::model::key::DirPrefix;
 use weir_fuse::model::version::{BucketId, ETag, ObjectInfo, Version, VersionKey};
 use weir_fuse::namespace::dir::Dir;
+use weir_fuse::namespace::memory::NameMemory;
 use weir_fuse::namespace::file::FileNode;
 use weir_fuse::namespace::inode::{InodeTable, Node};
 use weir_fuse::origin::Origin;
@@ -93,7 +94,7 @@ fn file(ino: u64, dir: &Arc<Dir>) -> Arc<FileNode> {
 fn an_inode_lives_exactly_as_long_as_its_references() {
     shuttle::check_random(
         || {
-            let root = Dir::root(DirPrefix::root());
+            let root = Dir::root(DirPrefix::root(), NameMemory::new(0));
             let table = Arc::new(InodeTable::new(Node::Dir(root.clone()), 0));
             let ino = table.next_ino();
             let node = file(ino, &root);
