@@ -17,9 +17,9 @@ use weir_fuse::model::blocks::BLOCK;
 use weir_fuse::model::key::DirPrefix;
 use weir_fuse::model::version::{BucketId, ETag, ObjectInfo, Version, VersionKey};
 use weir_fuse::namespace::dir::Dir;
-use weir_fuse::namespace::memory::NameMemory;
 use weir_fuse::namespace::file::FileNode;
 use weir_fuse::namespace::inode::{InodeTable, Node};
+use weir_fuse::namespace::memory::NameMemory;
 use weir_fuse::origin::Origin;
 use weir_fuse::origin::memory::MemoryOrigin;
 
