@@ -11,11 +11,11 @@ use std::time::Instant;
 
 use super::dir::file_system_bytes;
 use super::error::CacheError;
-use super::index::Index;
+use super::index::{Index, Signer, Standing};
 use super::lost;
 use super::records::{ListingRow, UploadRow};
 use super::shared::Shared;
-use super::version::CachedVersion;
+use super::version::{CachedVersion, now_secs};
 use crate::model::blocks::{self, BlockMap};
 use crate::model::version::{BucketId, VersionKey};
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -249,9 +249,9 @@ impl DiskCache {
         self.shared.committer.upload(upload_id.to_owned(), None);
     }
 
-    /// The identities that have brought bytes of a bucket here, with this one.
-    pub(super) fn identities_with(&self, bucket: &BucketId, identity: &str) -> Vec<String> {
-        self.index.identities_with(bucket.as_str(), identity)
+    /// Notes that somebody uses a bucket ([`Index::enter`]).
+    pub(super) fn enter(&self, signer: &Signer<'_>, lives: impl Fn(&str) -> bool) -> Standing {
+        self.index.enter(signer, now_secs(), lives)
     }
 
     /// Takes the files that were in the staging folder when the cache was opened.

@@ -1,12 +1,15 @@
 //! The index: which versions are held, which of their blocks, and what listings said.
 
 mod opening;
+mod signers;
 
 use std::io;
 use std::path::PathBuf;
 use std::sync::PoisonError;
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+
+pub use signers::{Signer, Standing};
 
 use super::records::{self, ListingRow, ObjectRow, UploadRow};
 use crate::model::blocks::{self, BlockMap};
@@ -21,8 +24,6 @@ const LISTINGS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("listin
 const UPLOADS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("uploads");
 /// What endpoints were found to obey, by bucket.
 const VERDICTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("verdicts");
-/// Which identities have brought bytes of a bucket here.
-const IDENTITIES: TableDefinition<'_, (&str, &str), ()> = TableDefinition::new("identities");
 
 /// The index of one cache directory.
 pub struct Index {
@@ -148,37 +149,6 @@ impl Index {
             Ok(table.get(bucket)?.map(|row| row.value().to_vec()))
         });
         logged(read).flatten()
-    }
-
-    /// The identities that have brought bytes of a bucket here, with `identity` among them from
-    /// now on.
-    pub fn identities_with(&self, bucket: &str, identity: &str) -> Vec<String> {
-        logged(self.try_identities_with(bucket, identity)).unwrap_or_default()
-    }
-
-    fn try_identities_with(
-        &self,
-        bucket: &str,
-        identity: &str,
-    ) -> Result<Vec<String>, redb::Error> {
-        self.with(|db| {
-            let table = db.begin_read()?.open_table(IDENTITIES)?;
-            let mut known = Vec::new();
-            for row in table.range((bucket, "")..)? {
-                let (key, _) = row?;
-                match key.value() {
-                    (of, identity) if of == bucket => known.push(identity.to_owned()),
-                    _ => break,
-                }
-            }
-            if !known.iter().any(|known| known == identity) {
-                let txn = quick_write(db)?;
-                txn.open_table(IDENTITIES)?.insert((bucket, identity), ())?;
-                txn.commit()?;
-                known.push(identity.to_owned());
-            }
-            Ok(known)
-        })
     }
 
     /// Uploads that were begun and never finished.

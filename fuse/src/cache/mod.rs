@@ -25,6 +25,7 @@ mod reserve;
 mod shared;
 mod space;
 pub mod staging;
+mod tenants;
 pub mod version;
 
 pub use disk::{DiskSettings, DiskStats, Held, Pressure, Room};

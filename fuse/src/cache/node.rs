@@ -7,15 +7,17 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, Weak};
 
 use super::disk::{DiskCache, DiskSettings, DiskStats, Held, Pressure, Room};
 use super::error::CacheError;
+use super::index::Signer;
 use super::lost::LostRow;
 use super::moves::Moves;
 use super::records::{ListingRow, UploadRow};
 use super::staging::StagingFile;
+use super::tenants::{Tenancy, Tenants};
 use super::version::CachedVersion;
 use crate::metrics::Metrics;
 use crate::model::version::{BucketId, VersionKey};
@@ -57,8 +59,8 @@ pub struct NodeCache {
     unopened: Vec<DiskStats>,
     /// Held while a disk is chosen, so that a version gets one.
     placing: Mutex<()>,
-    /// Buckets, and whether several identities use them.
-    identities: Mutex<HashMap<BucketId, Arc<AtomicBool>>>,
+    /// Who uses which bucket.
+    tenants: Mutex<HashMap<BucketId, Tenants>>,
     moves: Moves,
 }
 
@@ -100,7 +102,7 @@ impl NodeCache {
             disks,
             unopened,
             placing: Mutex::default(),
-            identities: Mutex::default(),
+            tenants: Mutex::default(),
             moves: Moves::default(),
         }))
     }
@@ -299,19 +301,28 @@ impl NodeCache {
         self.disks.iter().flat_map(|disk| disk.take_staged()).collect()
     }
 
-    /// Notes that somebody with this identity uses the bucket. The flag says whether others do or
-    /// did: then what is here may have been brought with credentials that reach further.
-    pub fn shared_by_identities(&self, bucket: &BucketId, identity: &str) -> Arc<AtomicBool> {
-        let alone = self.disks.iter().all(|disk| {
-            // An index that cannot be read knows nothing; then everything is checked.
-            disk.identities_with(bucket, identity).len() == 1
-        });
-        let mut shared = lock(&self.identities);
-        let flag = shared.entry(bucket.clone()).or_default();
-        if !alone {
-            flag.store(true, Ordering::Relaxed);
+    /// Notes that somebody uses the bucket: `identity` names his credentials, `former` are names of
+    /// the same credentials, or of those that they replaced.
+    pub fn enter(&self, bucket: &BucketId, identity: &str, former: &[String]) -> Tenancy {
+        let signer = Signer { bucket: bucket.as_str(), identity, former };
+        let mut all = lock(&self.tenants);
+        let tenants = all.entry(bucket.clone()).or_default();
+        tenants.identities.insert(identity.to_owned());
+        let mut names = Vec::new();
+        for disk in &self.disks {
+            let standing = disk.enter(&signer, |name| tenants.identities.contains(name));
+            if !standing.alone {
+                tenants.several.store(true, Ordering::Relaxed);
+            }
+            names.extend(standing.former);
         }
-        flag.clone()
+        let mut former = Vec::new();
+        for name in names {
+            if !former.contains(&name) {
+                former.push(name);
+            }
+        }
+        Tenancy { several: tenants.several.clone(), former }
     }
 
     /// Takes the uploads that an earlier release began in this bucket and did not finish; each is

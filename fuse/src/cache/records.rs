@@ -36,6 +36,15 @@ impl ObjectRow {
     }
 }
 
+/// A row of the table `signers`: somebody who uses a bucket.
+#[derive(Serialize, Deserialize, Clone, Default, Debug, PartialEq, Eq)]
+pub struct SignerRow {
+    /// When he last began to, in seconds since 1970.
+    pub used_s: u64,
+    /// What he was known as before, the latest first.
+    pub former: Vec<String>,
+}
+
 /// A row of the table `listings`.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct ListingRow {

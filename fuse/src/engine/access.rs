@@ -16,39 +16,72 @@ use crate::origin::{Origin, OriginError};
 /// Objects of one mount whose permission is remembered.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(65_535);
 
+/// What is to be done before what is cached of an object is shown.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Proof {
+    /// Nothing: the origin's word counts still, or what is here was brought with these
+    /// credentials alone.
+    Held,
+    /// Nothing, but it is time to ask for one object, beside it.
+    Due,
+    /// The origin must allow it first.
+    Needed,
+}
+
 /// What is known of a mount's permissions.
 pub(super) struct Access {
-    revocable: bool,
+    each_object: bool,
+    lifetime: Duration,
     /// Whether somebody else brought bytes of this bucket, too.
-    shared: Arc<AtomicBool>,
+    several: Arc<AtomicBool>,
+    /// Whether an object that these credentials brought was refused to them later.
+    narrowed: AtomicBool,
+    /// When the origin was last asked for one object, of all.
+    proven: Mutex<Instant>,
     allowed: Mutex<LruCache<Box<str>, Instant>>,
 }
 
 impl Access {
-    pub(super) fn new(settings: &AccessSettings, cache: &NodeCache, origin: &dyn Origin) -> Self {
+    /// Of a mount whose credentials were proven just now.
+    pub(super) fn new(settings: &AccessSettings, several: Arc<AtomicBool>) -> Self {
         Self {
-            revocable: settings.revocable,
-            shared: cache.shared_by_identities(origin.bucket_id(), &settings.identity),
+            each_object: settings.each_object,
+            lifetime: Duration::from_secs(settings.lifetime_s),
+            several,
+            narrowed: AtomicBool::new(false),
+            proven: Mutex::new(Instant::now()),
             allowed: Mutex::new(LruCache::new(REMEMBERED)),
         }
     }
 
-    /// Forgets what the origin allowed: other credentials are used from now on.
-    pub(super) fn changed(&self, cache: &NodeCache, bucket: &BucketId, identity: &str) {
-        // Sets the flag where this identity is a second one.
-        let _ = cache.shared_by_identities(bucket, identity);
+    /// Forgets what the origin allowed: other credentials, which have replaced these, are used from
+    /// now on.
+    pub(super) fn changed(&self, cache: &NodeCache, bucket: &BucketId, access: &AccessSettings) {
+        // Sets the flag where there is somebody else.
+        let _ = cache.enter(bucket, &access.identity, &access.former);
+        self.narrowed.store(false, Ordering::Relaxed);
         self.allowed().clear();
     }
 
-    /// Whether the origin must allow this key (again) before what is cached of it is shown.
-    pub(super) fn must_ask(&self, key: &str, ttl: Duration) -> bool {
-        if !self.revocable && !self.shared.load(Ordering::Relaxed) {
-            return false;
+    /// What must be done before what is cached of this key is shown. `ttl` is the lifetime of
+    /// metadata.
+    pub(super) fn proof(&self, key: &str, ttl: Duration) -> Proof {
+        let by_object = self.each_object
+            || self.several.load(Ordering::Relaxed)
+            || self.narrowed.load(Ordering::Relaxed);
+        if by_object {
+            let lifetime = if self.each_object { ttl } else { self.lifetime };
+            return match self.allowed().get(key) {
+                Some(at) if at.elapsed() < lifetime => Proof::Held,
+                _ => Proof::Needed,
+            };
         }
-        match self.allowed().get(key) {
-            None => true,
-            Some(at) => self.revocable && at.elapsed() >= ttl,
+        let mut proven = self.proven.lock().unwrap_or_else(PoisonError::into_inner);
+        if proven.elapsed() < self.lifetime {
+            return Proof::Held;
         }
+        *proven = Instant::now();
+        Proof::Due
     }
 
     /// Asks the origin. Where it does not answer, what it said before holds.
@@ -66,6 +99,20 @@ impl Access {
                 self.allowed().pop(key);
                 Err(error)
             }
+        }
+    }
+
+    /// Asks the origin for one object, of all that these credentials brought: where it is refused,
+    /// each is asked for from now on.
+    pub(super) async fn prove(&self, origin: &dyn Origin, key: &str) {
+        if let Err(OriginError::Denied(reason)) = self.ask(origin, key).await {
+            tracing::warn!(
+                bucket = origin.bucket_id().as_str(),
+                reason,
+                "an object that was read with these credentials is refused to them now; each \
+                 cached one is asked for from here on"
+            );
+            self.narrowed.store(true, Ordering::Relaxed);
         }
     }
 

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicU64;
 
 use rustix::io::Errno;
 
+use super::access::Proof;
 use super::admission::{Admission, Attempt, Inode, Name, Refusal, Request, admission};
 use super::backing::Backing;
 use super::handles::{FileHandle, Handle, Opener};
@@ -86,7 +87,7 @@ impl Session {
             return None;
         }
         let name = Name::of(self.names.is_current_now(&node)?);
-        if self.access.must_ask(&node.key(), self.names.ttl()) {
+        if self.proof(&node.key()) == Proof::Needed {
             return None;
         }
         match self.try_reading(&call, name, false) {
@@ -149,10 +150,23 @@ impl Session {
     pub(super) async fn check_access(&self, call: &OpenCall<'_>) -> Result<(), Errno> {
         let key = call.node.key();
         let shows_bytes = call.node.version().is_some() && call.request != Request::Truncate;
-        if !shows_bytes || !self.access.must_ask(&key, self.names.ttl()) {
+        if !shows_bytes || self.proof(&key) != Proof::Needed {
             return Ok(());
         }
         self.access.ask(&*self.names.origin, &key).await.map_err(|error| error.errno())
+    }
+
+    /// What is to be done before what is cached of a key is shown; what is to be done beside it is
+    /// begun.
+    fn proof(self: &Arc<Self>, key: &str) -> Proof {
+        let proof = self.access.proof(key, self.names.ttl());
+        if proof == Proof::Due {
+            let (session, key) = (self.clone(), key.to_owned());
+            self.engine.runtime.spawn(async move {
+                session.access.prove(&*session.names.origin, &key).await;
+            });
+        }
+        proof
     }
 
     async fn open_for_reading(

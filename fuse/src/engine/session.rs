@@ -25,7 +25,7 @@ use crate::namespace::file::FileNode;
 use crate::namespace::hidden::HiddenKeys;
 use crate::namespace::refresh::DirNames;
 use crate::namespace::stream::StreamedName;
-use crate::namespace::{LookupError, Namespace, Node};
+use crate::namespace::{AccessSettings, LookupError, Namespace, Node};
 use crate::origin::Origin;
 use crate::origin::conditional::Conditional;
 use crate::read::Source;
@@ -91,8 +91,12 @@ impl Session {
     pub fn new(
         engine: Arc<Engine>,
         origin: Arc<dyn Origin>,
-        settings: SessionSettings,
+        mut settings: SessionSettings,
     ) -> Arc<Self> {
+        let access = &mut settings.names.access;
+        let tenancy = engine.cache.enter(origin.bucket_id(), &access.identity, &access.former);
+        access.former = tenancy.former;
+        let access = Access::new(access, tenancy.several);
         let hidden = HiddenKeys::new(engine.metrics.clone());
         let verdicts = engine.verdicts.clone();
         let owner = Owner {
@@ -114,7 +118,6 @@ impl Session {
             live,
         );
         let handles = Handles::new(settings.names.first_ino);
-        let access = Access::new(&settings.names.access, &engine.cache, &*names.origin);
         let lane = engine.reader.lane(names.bucket());
         let session = Arc::new(Self {
             engine,
@@ -428,9 +431,10 @@ impl Session {
         self.finished.notified()
     }
 
-    /// Notes that the origin is asked with other credentials from now on, of this identity.
-    pub fn credentials_changed(&self, identity: &str) {
-        self.access.changed(&self.engine.cache, self.names.bucket(), identity);
+    /// Notes that the origin is asked with other credentials from now on, which have replaced those
+    /// before.
+    pub fn credentials_changed(&self, access: &AccessSettings) {
+        self.access.changed(&self.engine.cache, self.names.bucket(), access);
     }
 }
 

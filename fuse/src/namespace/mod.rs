@@ -56,14 +56,25 @@ pub struct NamespaceSettings {
 }
 
 /// With whose credentials a mount speaks to its origin.
-#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AccessSettings {
     /// Names them: equal for mounts that may see the same. Not a secret.
     pub identity: String,
-    /// Whether they may lose a permission while the mount lives, so that each object is asked
-    /// for again after the lifetime of metadata.
-    pub revocable: bool,
+    /// What the same credentials, or those that they replaced, were named before.
+    pub former: Vec<String>,
+    /// Whether each object is asked for, also where nobody else uses the bucket.
+    #[serde(alias = "revocable")]
+    pub each_object: bool,
+    /// How long the origin's word counts, in seconds: a permission that is taken away ends then.
+    pub lifetime_s: u64,
+}
+
+impl Default for AccessSettings {
+    fn default() -> Self {
+        let (identity, former) = (String::new(), Vec::new());
+        Self { identity, former, each_object: false, lifetime_s: 900 }
+    }
 }
 
 /// Where an engine begins to number that has this many before it on the same mount.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::Namespace;
+use super::{AccessSettings, Namespace};
 use super::dir::kernel_cache::Snapshot;
 use super::dir::{Ask, Dir};
 use super::listing::Listing;
@@ -278,7 +278,8 @@ impl Namespace {
         if dir.listed_at().is_some() || !(any_age || self.cache.knows_all_changes()) {
             return false;
         }
-        let Some(row) = self.cache.listing(&self.kept_name(dir)) else { return false };
+        let mut kept = self.kept_names(dir).into_iter();
+        let Some(row) = kept.find_map(|name| self.cache.listing(&name)) else { return false };
         if row.entries.len() as u64 * NAME_BYTES > self.memory.dir_max() {
             return false;
         }
@@ -296,14 +297,25 @@ impl Namespace {
     /// Forgets the listing kept in the index, because something was changed here.
     pub fn drop_kept(&self, dir: &Dir) {
         dir.forget_kept();
-        self.cache.put_listing(self.kept_name(dir), None);
+        for name in self.kept_names(dir) {
+            self.cache.put_listing(name, None);
+        }
     }
 
+    /// What a listing is kept as: names, too, are for those whose credentials showed them.
     fn kept_name(&self, dir: &Dir) -> Vec<u8> {
-        // Names, too, are for those whose credentials showed them.
+        self.name_of(&self.settings.access.identity, dir)
+    }
+
+    /// What it is kept as, and was before keys were replaced.
+    fn kept_names(&self, dir: &Dir) -> Vec<Vec<u8>> {
+        let AccessSettings { identity, former, .. } = &self.settings.access;
+        [identity].into_iter().chain(former).map(|identity| self.name_of(identity, dir)).collect()
+    }
+
+    fn name_of(&self, identity: &str, dir: &Dir) -> Vec<u8> {
         let prefix = dir.prefix();
-        let parts = [&self.settings.access.identity, self.bucket().as_str(), prefix.as_str()];
-        parts.join("\u{1f}").into_bytes()
+        [identity, self.bucket().as_str(), prefix.as_str()].join("\u{1f}").into_bytes()
     }
 
     fn note_outage(&self, error: &OriginError) {

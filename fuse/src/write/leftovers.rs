@@ -68,24 +68,27 @@ impl Leftovers {
         self.clean.forget_mount(mount);
     }
 
-    /// Takes those of one owner.
-    pub fn take(&self, owner: &Owner) -> Vec<Leftover> {
-        let mut all = self.files();
-        all.extract_if(.., |leftover| leftover.owner.as_ref() == Some(owner)).collect()
+    /// Takes those of these owners.
+    pub fn take(&self, owners: &[Owner]) -> Vec<Leftover> {
+        let is_theirs = |leftover: &Leftover| {
+            leftover.owner.as_ref().is_some_and(|owner| owners.contains(owner))
+        };
+        self.files().extract_if(.., |leftover| is_theirs(leftover)).collect()
     }
 
-    /// Renames of one owner that are not ended yet, as far as anybody knows. Who has locked them
+    /// Renames of these owners that are not ended yet, as far as anybody knows. Who has locked them
     /// ends them.
-    pub(super) fn renames(&self, owner: &Owner) -> Option<Renames> {
-        let renames = &self.renames.get(owner)?.renames;
+    pub(super) fn renames(&self, owners: &[Owner]) -> Vec<Renames> {
         // Locked: somebody is about it.
-        let ended = renames.try_lock().is_ok_and(|left| left.is_empty());
-        (!ended).then(|| renames.clone())
+        let ended = |renames: &Renames| renames.try_lock().is_ok_and(|left| left.is_empty());
+        let of_them = owners.iter().filter_map(|owner| self.renames.get(owner));
+        of_them.map(|unended| &unended.renames).filter(|left| !ended(left)).cloned().collect()
     }
 
     /// The keys that these renames are about.
-    pub(super) fn renamed_keys(&self, owner: &Owner) -> &[String] {
-        self.renames.get(owner).map_or(&[], |unended| &unended.keys)
+    pub(super) fn renamed_keys(&self, owners: &[Owner]) -> Vec<String> {
+        let of_them = owners.iter().filter_map(|owner| self.renames.get(owner));
+        of_them.flat_map(|unended| &unended.keys).cloned().collect()
     }
 
     fn files(&self) -> MutexGuard<'_, Vec<Leftover>> {
@@ -113,7 +116,7 @@ impl Writer {
         if let Some(held) = held {
             self.end_renames(leftovers, held).await;
         }
-        for leftover in leftovers.take(&self.owner()) {
+        for leftover in leftovers.take(&self.owners()) {
             let ended = match &leftover.upload {
                 Some(upload) => self.end_upload(upload).await,
                 None => true,

@@ -144,6 +144,13 @@ impl Writer {
         }
     }
 
+    /// Whose what earlier runs left may be: it is this mount's to work off.
+    fn owners(&self) -> Vec<Owner> {
+        let former = self.names.settings.access.former.iter();
+        let before = former.map(|identity| Owner { identity: identity.clone(), ..self.owner() });
+        [self.owner()].into_iter().chain(before).collect()
+    }
+
     fn author(&self) -> Author {
         Author { owner: self.owner(), mount: self.names.settings.mount.clone() }
     }

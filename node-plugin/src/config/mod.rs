@@ -2,6 +2,7 @@
 
 pub mod cache;
 pub mod fstab;
+pub mod identity;
 pub mod memory;
 pub mod mount;
 pub mod s3;

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use weir_fuse::engine::SessionSettings;
 use weir_fuse::model::key::DirPrefix;
+use weir_fuse::namespace::AccessSettings;
 use weir_fuse::origin::s3::S3Settings;
 
 use super::cache::CacheConfig;
-use super::{s3, usage, view};
+use super::{identity, s3, usage, view};
 use crate::cli::MountArgs;
 use crate::exit::Failure;
 
@@ -58,10 +59,19 @@ impl MountConfig {
     /// A usage failure that names the option.
     pub fn new(args: &MountArgs, env: &Environment) -> Result<Self, Failure> {
         let (bucket, prefix) = source(args)?;
+        let s3 = s3::s3_settings(bucket, &args.s3)?;
+        let mut session = view::session_settings(&args.view, prefix, (env.uid, env.gid))?;
+        session.names.access = AccessSettings {
+            // Of the user who mounts: his keys may change.
+            identity: identity::of("user", &(), &s3),
+            // Releases before gave him no name.
+            former: vec![String::new()],
+            ..AccessSettings::default()
+        };
         Ok(Self {
-            s3: s3::s3_settings(bucket, &args.s3)?,
+            s3,
             mountpoint: args.mountpoint.clone(),
-            session: view::session_settings(&args.view, prefix, (env.uid, env.gid))?,
+            session,
             allow_other: args.view.allow_other,
             cache: CacheConfig::new(&args.cache, env)?,
             grace: args.end.grace(),

@@ -9,7 +9,6 @@ use aws_credential_types::provider::{self, ProvideCredentials, future};
 use aws_smithy_types::DateTime;
 use aws_smithy_types::date_time::Format;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use weir_csi::Error;
 use weir_csi::request::{Publish, Secrets};
 
@@ -28,11 +27,11 @@ const AUDIENCE: &str = "sts.amazonaws.com";
 /// Keys from a secret.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Keys {
-    access_key: String,
-    secret_key: String,
-    session_token: Option<String>,
-    endpoint: Option<String>,
-    region: Option<String>,
+    pub(super) access_key: String,
+    pub(super) secret_key: String,
+    pub(super) session_token: Option<String>,
+    pub(super) endpoint: Option<String>,
+    pub(super) region: Option<String>,
 }
 
 /// A service-account token, and the role that it is traded for.
@@ -125,21 +124,6 @@ impl Source {
         }
         let source: Self = serde_json::from_slice(keys?).ok()?;
         (source.kind() == kind).then_some(source)
-    }
-
-    /// Names whose permissions these are; no secret can be read from it.
-    pub(super) fn identity(&self) -> String {
-        match self {
-            Self::Driver => "driver".to_owned(),
-            Self::Secret(keys) => {
-                let hash = Sha256::digest(keys.access_key.as_bytes());
-                let hex: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-                format!("secret {hex}")
-            }
-            Self::Pod(web) => {
-                format!("pod {} {}", web.account, web.role_arn.as_deref().unwrap_or_default())
-            }
-        }
     }
 
     /// Puts what the credentials say about the endpoint into the options.
@@ -277,14 +261,14 @@ impl Rotating {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Uses this source from now on; says whether it differs.
-    pub(super) fn replace(&self, source: Source) -> bool {
-        let mut state = self.state();
-        if state.source.as_ref() == Some(&source) {
-            return false;
-        }
-        state.source = Some(source);
-        true
+    /// Whether these are what it gives.
+    pub(super) fn is(&self, source: &Source) -> bool {
+        self.state().source.as_ref() == Some(source)
+    }
+
+    /// Uses this source from now on.
+    pub(super) fn replace(&self, source: Source) {
+        self.state().source = Some(source);
     }
 
     /// What is needed to sign, as it is kept in custody.

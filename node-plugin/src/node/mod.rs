@@ -4,6 +4,7 @@ mod adoption;
 mod backend;
 mod credentials;
 mod ending;
+mod identity;
 mod leave;
 mod options;
 mod place;

@@ -21,6 +21,7 @@ use weir_fuse::origin::measured::LastAnswer;
 
 use super::credentials::{Kind, Rotating, Source};
 use super::ending::Ending;
+use super::identity;
 use super::record::{Published, Record};
 use super::sts::Sts;
 use super::volume::{Settings, Volume};
@@ -293,15 +294,31 @@ impl Served {
         self.record().targets.is_empty()
     }
 
-    /// Uses these credentials from now on; says whether they are new.
-    pub(super) fn refresh(&self, volume: &Volume) -> bool {
-        if !self.remote.rotating.replace(volume.credentials.clone()) {
-            return false;
+    /// Uses these credentials from now on, if the origin takes them; says whether they are new. Those
+    /// of another kind are for the session that the pod gets when it starts again.
+    ///
+    /// # Errors
+    /// Why new ones are not used. Those before are kept.
+    pub(super) async fn refresh(&self, volume: &Volume, maker: &Maker) -> Result<bool, Error> {
+        let rotating = &self.remote.rotating;
+        let settings = self.record().settings.clone();
+        if settings.source != volume.settings.source || rotating.is(&volume.credentials) {
+            return Ok(false);
         }
-        let identity = &volume.settings.session.names.access.identity;
-        self.session.credentials_changed(identity);
-        self.record().settings.session.names.access.identity.clone_from(identity);
-        true
+        let before = &settings.session.names.access;
+        let access = identity::succeeding(before, &volume.settings.session.names.access);
+        if access.identity == before.identity {
+            rotating.replace(volume.credentials.clone());
+            return Ok(true);
+        }
+        let (origin, _) = maker.origin(&settings, Some(volume.credentials.clone())).await?;
+        preflight::check_bucket(&*origin, &settings.s3, &settings.session.names.prefix)
+            .await
+            .map_err(failed)?;
+        rotating.replace(volume.credentials.clone());
+        self.session.credentials_changed(&access);
+        self.record().settings.session.names.access = access;
+        Ok(true)
     }
 
     /// Says whether this is the first time that it is asked.

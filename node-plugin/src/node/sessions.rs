@@ -140,8 +140,10 @@ impl Sessions {
         };
         if let Some(served) = &*held {
             // Whatever else it asks for: who republishes has newer keys.
-            if served.refresh(&volume) {
-                self.keep(served);
+            match served.refresh(&volume, &self.maker).await {
+                Ok(true) => self.keep(served),
+                Ok(false) => {}
+                Err(error) => self.say_refused(served, &volume, &error),
             }
             let known = served.targets().into_iter().find(|(path, _)| *path == target);
             if let Some((_, before)) = known {
@@ -197,6 +199,19 @@ impl Sessions {
             });
         }
         Ok(())
+    }
+
+    /// Tells that a session goes on with the keys that it has.
+    fn say_refused(&self, served: &Served, volume: &Volume, error: &Error) {
+        tracing::warn!(session = served.id, %error, "new keys are not used");
+        self.announcer.say(Note {
+            severity: Severity::Warning,
+            reason: "CredentialsRefused",
+            text: format!("new keys are not used, and those before are kept: {error}"),
+            about: volume.subject.clone(),
+            tell_pod: true,
+            once: false,
+        });
     }
 
     async fn make(

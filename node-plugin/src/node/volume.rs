@@ -8,11 +8,10 @@ use weir_csi::Error;
 use weir_csi::request::{Publish, VolumeId};
 use weir_fuse::adapter::mount::{self, MountError};
 use weir_fuse::engine::SessionSettings;
-use weir_fuse::namespace::AccessSettings;
 use weir_fuse::origin::s3::S3Settings;
 
 use super::credentials::{Kind, Source};
-use super::options;
+use super::{identity, options};
 use crate::cli::S3Args;
 use crate::config::{s3, view};
 use crate::exit::Failure;
@@ -75,6 +74,7 @@ impl Settings {
         let text = |settings: &Self| {
             let mut settings = settings.clone();
             settings.session.names.access.identity.clear();
+            settings.session.names.access.former.clear();
             settings.text()
         };
         text(self) == text(other)
@@ -150,11 +150,8 @@ impl Volume {
             options.view.dir_mode = Some(options.view.dir_mode.unwrap_or(0o755) | 0o2775);
         }
         let mut session = view::session_settings(&options.view, prefix, (0, 0)).map_err(invalid)?;
-        session.names.access = AccessSettings {
-            identity: credentials.identity(),
-            revocable: matches!(credentials, Source::Pod(_)),
-        };
         let s3 = s3::s3_settings(bucket.to_owned(), &options.s3).map_err(invalid)?;
+        session.names.access = identity::access(&credentials, &s3);
         if let Some(context) = &selinux_context
             && !mount::is_selinux_context(context)
         {

@@ -25,7 +25,11 @@ fn open(session: &Arc<Session>, name: &str) -> Result<(), Errno> {
 
 fn someone(node: &Node, identity: &str, revocable: bool) -> (Arc<Session>, Arc<Faulty>) {
     let origin = Arc::new(Faulty::new(node.memory.clone()));
-    let access = AccessSettings { identity: identity.into(), revocable };
+    let access = AccessSettings {
+        identity: identity.into(),
+        each_object: revocable,
+        ..AccessSettings::default()
+    };
     (node.session_of(origin.clone(), access), origin)
 }
 

@@ -9,12 +9,13 @@ use redb::{Database, ReadableTable, Table};
 use rustix::fs::OFlags;
 
 use super::{
-    BOOT, IDENTITIES, Index, LISTINGS, META, OBJECTS, SEGMENTS, UPLOADS, VERDICTS, VERSIONS,
-    quick_write,
+    BOOT, Index, LISTINGS, META, OBJECTS, SEGMENTS, UPLOADS, VERDICTS, VERSIONS, quick_write,
+    signers,
 };
 use crate::cache::dir::{CacheDir, open_private};
 use crate::cache::error::CacheError;
 use crate::cache::reserve;
+use crate::cache::version::now_secs;
 use crate::sync::RwLock;
 
 /// Schema number of this code. It grows when a row or a table changes its meaning; then what the
@@ -97,7 +98,7 @@ fn take_over(dir: &CacheDir, boot_id: &str) -> Result<Result<Index, Obstacle>, r
     txn.open_table(SEGMENTS)?;
     txn.open_table(LISTINGS)?;
     txn.open_table(UPLOADS)?;
-    txn.open_table(IDENTITIES)?;
+    signers::take_over(&txn, now_secs())?;
     txn.open_table(VERDICTS)?;
     txn.commit()?;
     let epoch = u32::try_from(epoch).unwrap_or(u32::MAX - 1);

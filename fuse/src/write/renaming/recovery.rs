@@ -32,7 +32,7 @@ pub(in crate::write) type Renames = Arc<Mutex<Vec<RenameLeftover>>>;
 /// Keeps every name of a mount as it is until the renames of earlier processes have ended: who is
 /// asked again for one of them must not come between.
 pub struct NamesHeld {
-    renames: Renames,
+    renames: Vec<Renames>,
     _gate: Option<OwnedRwLockWriteGuard<()>>,
 }
 
@@ -40,7 +40,10 @@ impl Writer {
     /// Holds the mount's names, where an earlier process left renames. To be called before the
     /// mount answers anything, and given to [`Writer::work_off`].
     pub fn hold_names(&self, leftovers: &Leftovers) -> Option<NamesHeld> {
-        let renames = leftovers.renames(&self.owner())?;
+        let renames = leftovers.renames(&self.owners());
+        if renames.is_empty() {
+            return None;
+        }
         // Nobody else can have it before the mount answers.
         let gate = self.names.root().names_gate.clone().try_write_owned().ok();
         Some(NamesHeld { renames, _gate: gate })
@@ -48,13 +51,13 @@ impl Writer {
 
     /// Ends the renames that earlier processes left, or waits until another mount has.
     pub(in crate::write) async fn end_renames(&self, leftovers: &Leftovers, held: NamesHeld) {
-        let mut renames = held.renames.lock().await;
-        for left in renames.drain(..) {
-            self.end_rename(&left).await;
+        for renames in &held.renames {
+            for left in renames.lock().await.drain(..) {
+                self.end_rename(&left).await;
+            }
         }
-        drop(renames);
         // Another mount may have ended them: this one has seen what was there before, too.
-        for (dir, name) in self.known_names(leftovers.renamed_keys(&self.owner())) {
+        for (dir, name) in self.known_names(&leftovers.renamed_keys(&self.owners())) {
             dir.forget(&name);
             self.names.drop_kept(&dir);
         }

@@ -1,0 +1,194 @@
+//! Whose credentials brought what is here: by bucket, who has used it, and who came before him.
+
+use std::time::Duration;
+
+use redb::{ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+
+use super::{Index, encode, logged, quick_write};
+use crate::cache::records::SignerRow;
+
+/// Who has used a bucket.
+const SIGNERS: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("signers");
+/// As releases before wrote it: without a time.
+const IDENTITIES: TableDefinition<'_, (&str, &str), ()> = TableDefinition::new("identities");
+
+/// Who was not seen for so long has ended: nobody is asked for more on his account.
+const EXPIRY: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How exact the time of the last use is.
+const EXACT: Duration = Duration::from_secs(3600);
+/// Identities before one that are remembered.
+const FORMER_MAX: usize = 32;
+
+/// Somebody who begins to use a bucket.
+pub struct Signer<'a> {
+    /// Endpoint and bucket.
+    pub bucket: &'a str,
+    /// Names his credentials.
+    pub identity: &'a str,
+    /// What he was known as before; rows of these are his from now on.
+    pub former: &'a [String],
+}
+
+/// How he stands among those who use it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Whether nobody else does, or did within a month.
+    pub alone: bool,
+    /// What he was known as, the latest first.
+    pub former: Vec<String>,
+}
+
+impl Index {
+    /// Notes that somebody uses a bucket, `now` being in seconds since 1970. Who `lives` has not
+    /// ended, however long ago he came.
+    pub fn enter(&self, signer: &Signer<'_>, now: u64, lives: impl Fn(&str) -> bool) -> Standing {
+        // An index that cannot be read knows nothing; then everything is checked.
+        logged(self.try_enter(signer, now, lives)).unwrap_or_default()
+    }
+
+    fn try_enter(
+        &self,
+        signer: &Signer<'_>,
+        now: u64,
+        lives: impl Fn(&str) -> bool,
+    ) -> Result<Standing, redb::Error> {
+        self.with(|db| {
+            let Signer { bucket, identity, former } = *signer;
+            let mut rows = Vec::new();
+            let table = db.begin_read()?.open_table(SIGNERS)?;
+            for row in table.range((bucket, "")..)? {
+                let (key, value) = row?;
+                let (of, name) = key.value();
+                if of != bucket {
+                    break;
+                }
+                // One that cannot be read is of somebody.
+                let row = postcard::from_bytes::<SignerRow>(value.value()).unwrap_or_default();
+                rows.push((name.to_owned(), row));
+            }
+            drop(table);
+            let found = rows.extract_if(.., |(name, _)| name == identity).next();
+            let before: Vec<_> =
+                rows.extract_if(.., |(name, _)| former.contains(name)).collect();
+            let ended = |row: &SignerRow| now.saturating_sub(row.used_s) > EXPIRY.as_secs();
+            let ended: Vec<_> =
+                rows.extract_if(.., |(name, row)| ended(row) && !lives(name)).collect();
+            let known = found.map(|(_, row)| row);
+            let mut own = SignerRow { used_s: now, former: former.to_vec() };
+            let gone: Vec<String> =
+                before.iter().chain(&ended).map(|(name, _)| name.clone()).collect();
+            let earlier = before.into_iter().flat_map(|(_, row)| row.former);
+            let remembered = known.iter().flat_map(|row| row.former.clone());
+            for name in earlier.chain(remembered).collect::<Vec<_>>() {
+                if !own.former.contains(&name) && name != identity {
+                    own.former.push(name);
+                }
+            }
+            own.former.truncate(FORMER_MAX);
+            let fresh = known.is_some_and(|row| {
+                row.former == own.former && now.saturating_sub(row.used_s) < EXACT.as_secs()
+            });
+            if !fresh || !gone.is_empty() {
+                let txn = quick_write(db)?;
+                {
+                    let mut table = txn.open_table(SIGNERS)?;
+                    for name in &gone {
+                        table.remove((bucket, name.as_str()))?;
+                    }
+                    table.insert((bucket, identity), encode(&own)?.as_slice())?;
+                }
+                txn.commit()?;
+            }
+            Ok(Standing { alone: rows.is_empty(), former: own.former })
+        })
+    }
+}
+
+/// Makes the table; what releases before wrote is taken over, as if it had been used `now`.
+pub(super) fn take_over(txn: &WriteTransaction, now: u64) -> Result<(), redb::Error> {
+    let mut table = txn.open_table(SIGNERS)?;
+    let mut of_before = Vec::new();
+    for row in txn.open_table(IDENTITIES)?.iter()? {
+        let (key, _) = row?;
+        let (bucket, identity) = key.value();
+        of_before.push((bucket.to_owned(), identity.to_owned()));
+    }
+    let row = SignerRow { used_s: now, former: Vec::new() };
+    for (bucket, identity) in &of_before {
+        table.insert((bucket.as_str(), identity.as_str()), encode(&row)?.as_slice())?;
+    }
+    txn.delete_table(IDENTITIES)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::dir::CacheDir;
+
+    const DAY: u64 = 24 * 3600;
+
+    fn enter(index: &Index, identity: &str, former: &[&str], now: u64) -> Standing {
+        let former: Vec<String> = former.iter().map(|name| (*name).to_owned()).collect();
+        index.enter(&Signer { bucket: "b", identity, former: &former }, now, |name| name == "old")
+    }
+
+    fn alone(former: &[&str]) -> Standing {
+        Standing { alone: true, former: former.iter().map(|name| (*name).to_owned()).collect() }
+    }
+
+    #[test]
+    fn who_was_replaced_or_was_long_not_seen_is_nobody_else() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = CacheDir::open(temp.path()).unwrap();
+        let index = Index::open(&dir).unwrap();
+        assert_eq!(enter(&index, "one", &[], 0), alone(&[]));
+        assert_eq!(enter(&index, "one", &[], 5), alone(&[]));
+        // Of another bucket.
+        let other = Signer { bucket: "bb", identity: "two", former: &[] };
+        assert!(index.enter(&other, 5, |_| false).alone);
+        // Keys rotate.
+        assert_eq!(enter(&index, "one'", &["one"], 10), alone(&["one"]));
+        assert_eq!(enter(&index, "one''", &["one'"], 10), alone(&["one'", "one"]));
+        // And are remembered without being told.
+        assert_eq!(enter(&index, "one''", &[], DAY), alone(&["one'", "one"]));
+        // Somebody else is there until he was not seen for a month.
+        assert!(!enter(&index, "two", &[], 2 * DAY).alone);
+        assert!(!enter(&index, "one''", &[], 3 * DAY).alone);
+        assert!(!enter(&index, "one''", &[], 32 * DAY).alone);
+        assert!(enter(&index, "one''", &[], 33 * DAY).alone);
+        assert!(enter(&index, "one''", &[], 33 * DAY + 1).alone);
+        // He comes again.
+        assert!(!enter(&index, "two", &[], 34 * DAY).alone);
+        // Who lives is there, however long ago he came.
+        assert!(!enter(&index, "old", &[], 34 * DAY).alone);
+        assert!(!enter(&index, "one''", &[], 90 * DAY).alone);
+        index.close();
+        assert_eq!(enter(&index, "one''", &[], 0), Standing::default());
+    }
+
+    #[test]
+    fn rows_of_the_former_form_are_replaced() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = CacheDir::open(temp.path()).unwrap();
+        let index = Index::open(&dir).unwrap();
+        index
+            .with(|db| {
+                let txn = quick_write(db)?;
+                txn.open_table(IDENTITIES)?.insert(("b", "driver"), ())?;
+                txn.commit()?;
+                Ok(())
+            })
+            .unwrap();
+        drop(index);
+        let index = Index::open(&dir).unwrap();
+        let now = crate::cache::version::now_secs();
+        assert!(!enter(&index, "stranger", &[], now).alone);
+        drop(index);
+        let index = Index::open(&dir).unwrap();
+        let two = enter(&index, "driver 1", &["driver"], now);
+        assert_eq!(two, Standing { alone: false, former: vec!["driver".to_owned()] });
+        // The row is gone for others, too: only the two are there.
+        assert!(enter(&index, "driver 1", &["stranger"], now).alone);
+    }
+}
