@@ -1,6 +1,7 @@
 //! The command line.
 
 pub mod lost;
+pub mod pods;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use weir_fuse::model::ttl::MetadataTtl;
 
 use crate::config::size::{Amount, Size};
 use lost::LostArgs;
+use pods::PodIdentityArgs;
 
 /// Weir shows S3 buckets as files, read at the speed of the local NVMe and written through.
 #[derive(Parser, Debug)]
@@ -310,9 +312,9 @@ pub struct NodeArgs {
     /// Most volumes on this node; 0 for any number.
     #[arg(long, default_value_t = 0)]
     pub max_volumes: i64,
-    /// Endpoint of the security token service for volumes with `authenticationSource: pod`.
-    #[arg(long, value_name = "URL")]
-    pub sts_endpoint_url: Option<String>,
+    /// How pods' own tokens are traded for keys.
+    #[command(flatten)]
+    pub pods: PodIdentityArgs,
     /// Seconds that kubelet is told to wait, when a pod goes, for bytes of it that are not stored.
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     pub unpublish_deadline: u64,

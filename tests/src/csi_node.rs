@@ -20,6 +20,7 @@ use weir_fuse::adapter::mount::{mount_table, unmount};
 
 use crate::bucket::Bucket;
 use crate::mount::{cache_dir, program};
+use crate::sts::SessionKeys;
 use crate::{PATIENCE, eventually, runtime};
 
 /// A role of the binary, running.
@@ -419,6 +420,14 @@ impl TestVolume {
     pub fn option(mut self, option: &str) -> Self {
         self.options.push(option.into());
         self
+    }
+
+    /// The same, with these keys in its secret.
+    #[must_use]
+    pub fn session_keys(self, keys: &SessionKeys) -> Self {
+        let mut with = self.keys(&keys.access_key, &keys.secret_key);
+        with.secrets.insert("session_token".into(), keys.token.clone());
+        with
     }
 
     /// The same, with the keys of a secret.

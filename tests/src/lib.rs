@@ -21,6 +21,7 @@ pub mod nvml;
 pub mod oidc;
 pub mod shell;
 pub mod storm;
+pub mod sts;
 pub mod tmpfs;
 pub mod tools;
 

@@ -147,7 +147,7 @@ impl Session {
     }
 
     /// What is cached is shown to those who could have fetched it.
-    pub(super) async fn check_access(&self, call: &OpenCall<'_>) -> Result<(), Errno> {
+    pub(super) async fn check_access(self: &Arc<Self>, call: &OpenCall<'_>) -> Result<(), Errno> {
         let key = call.node.key();
         let shows_bytes = call.node.version().is_some() && call.request != Request::Truncate;
         if !shows_bytes || self.proof(&key) != Proof::Needed {

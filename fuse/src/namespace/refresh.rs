@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::{AccessSettings, Namespace};
 use super::dir::kernel_cache::Snapshot;
 use super::dir::{Ask, Dir};
 use super::listing::Listing;
 use super::memory::NAME_BYTES;
 use super::pages::{self, Pages};
 use super::stream::{DirStream, PAGE};
+use super::{AccessSettings, Namespace};
 use crate::model::blocks::OBJECT_MAX;
 use crate::model::key::BadName;
 use crate::model::ttl::MetadataTtl;

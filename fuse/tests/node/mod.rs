@@ -84,12 +84,30 @@ impl Node {
         self.mount_of(origin, ttl_secs, "", 0)
     }
 
+    /// A mount with these credentials, which believes for a minute what it was told, and its origin.
+    pub(crate) fn session_as(&self, access: AccessSettings) -> (Arc<Faulty>, Arc<Session>) {
+        let faulty = Arc::new(Faulty::new(self.memory.clone()));
+        let session = self.mount_as(faulty.clone(), 60, "", 0, access);
+        (faulty, session)
+    }
+
     fn mount_of(
         &self,
         origin: Arc<dyn Origin>,
         ttl_secs: u64,
         mount: &str,
         engine: u16,
+    ) -> Arc<Session> {
+        self.mount_as(origin, ttl_secs, mount, engine, AccessSettings::default())
+    }
+
+    fn mount_as(
+        &self,
+        origin: Arc<dyn Origin>,
+        ttl_secs: u64,
+        mount: &str,
+        engine: u16,
+        access: AccessSettings,
     ) -> Arc<Session> {
         let ttl = MetadataTtl::For(Duration::from_secs(ttl_secs));
         let names = NamespaceSettings {
@@ -98,7 +116,7 @@ impl Node {
             negative_ttl: ttl,
             first_ino: first_ino(engine),
             mount: mount.into(),
-            access: AccessSettings::default(),
+            access,
         };
         let settings = SessionSettings {
             names,

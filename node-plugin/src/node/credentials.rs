@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use weir_csi::Error;
 use weir_csi::request::{Publish, Secrets};
 
-use super::sts::Sts;
+use super::exchange::Exchange;
 use crate::cli::S3Args;
 use crate::mounter::protocol::Expiry;
 
@@ -21,8 +21,8 @@ use crate::mounter::protocol::Expiry;
 const ASKED_EVERY: Duration = Duration::from_secs(20);
 /// What is left of a session token's life when a new one is fetched.
 const RENEWED_BEFORE: Duration = Duration::from_secs(120);
-/// Audience of the service-account token for the security token service.
-const AUDIENCE: &str = "sts.amazonaws.com";
+/// Audience of the service-account token for EKS Pod Identity.
+const EKS_AUDIENCE: &str = "pods.eks.amazonaws.com";
 
 /// Keys from a secret.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +45,29 @@ pub(super) struct WebIdentity {
     pub(super) region: Option<String>,
     /// `namespace/service account`.
     pub(super) account: String,
+    /// Who trades it.
+    #[serde(default)]
+    pub(super) through: Through,
+}
+
+/// Who trades a service-account token for keys.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Through {
+    /// A security token service.
+    #[default]
+    Sts,
+    /// The agent of EKS Pod Identity on the node.
+    Agent,
+}
+
+/// Which tokens kubelet is asked for.
+#[derive(Clone, Debug)]
+pub(super) struct Tokens {
+    /// Audience of the token for the security token service.
+    pub(super) audience: String,
+    /// Whether there is an agent of EKS Pod Identity, for volumes that name no role.
+    pub(super) has_agent: bool,
 }
 
 /// Where credentials come from.
@@ -82,13 +105,13 @@ impl Source {
     ///
     /// # Errors
     /// [`Error::Invalid`] when what the source needs is missing.
-    pub(super) fn parse(publish: &Publish) -> Result<Self, Error> {
+    pub(super) fn parse(publish: &Publish, tokens: &Tokens) -> Result<Self, Error> {
         let get = |key: &str| publish.context.get(key).filter(|value| !value.is_empty());
         let default = if publish.secrets.is_empty() { "driver" } else { "secret" };
         match get("authenticationSource").unwrap_or(default) {
             "driver" => Ok(Self::Driver),
             "secret" => Keys::parse(publish).map(Self::Secret),
-            "pod" => WebIdentity::parse(publish).map(Self::Pod),
+            "pod" => WebIdentity::parse(publish, tokens).map(Self::Pod),
             other => Err(Error::Invalid(format!(
                 "authenticationSource {other:?} is unknown; known are driver, secret and pod"
             ))),
@@ -200,12 +223,17 @@ struct Token {
 }
 
 impl WebIdentity {
-    fn parse(publish: &Publish) -> Result<Self, Error> {
+    fn parse(publish: &Publish, asked: &Tokens) -> Result<Self, Error> {
         let get = |key: &str| publish.context.get(key).filter(|value| !value.is_empty());
+        let role_arn = get("roleArn").map(str::to_owned);
+        let (through, audience) = match role_arn {
+            None if asked.has_agent => (Through::Agent, EKS_AUDIENCE),
+            _ => (Through::Sts, &*asked.audience),
+        };
         let missing = || {
             let text = format!(
-                "kubelet gave no service-account token for {AUDIENCE}; the CSIDriver object must \
-                 ask for it in tokenRequests"
+                "kubelet gave no service-account token for {audience}; the CSIDriver object must \
+                 ask for it in tokenRequests (chart: podIdentity)"
             );
             Error::Invalid(text)
         };
@@ -213,7 +241,7 @@ impl WebIdentity {
         // Without the parser's own words, which would repeat the token.
         let mut tokens: std::collections::HashMap<String, Token> = serde_json::from_str(tokens)
             .map_err(|_| Error::Invalid("serviceAccount.tokens is not JSON".into()))?;
-        let token = tokens.remove(AUDIENCE).ok_or_else(missing)?;
+        let token = tokens.remove(audience).ok_or_else(missing)?;
         let expires = token.expiration_timestamp.and_then(|text| {
             let at = DateTime::from_str(&text, Format::DateTime).ok()?;
             u64::try_from(at.secs()).ok()
@@ -222,20 +250,21 @@ impl WebIdentity {
         Ok(Self {
             token: token.token,
             expires,
-            role_arn: get("roleArn").map(str::to_owned),
+            role_arn,
             region: get("stsRegion").map(str::to_owned),
             account: format!(
                 "{}/{}",
                 part("csi.storage.k8s.io/pod.namespace"),
                 part("csi.storage.k8s.io/serviceAccount.name")
             ),
+            through,
         })
     }
 }
 
 /// Credentials of a session that can be replaced while it is used.
 pub(super) struct Rotating {
-    sts: Sts,
+    exchange: Exchange,
     state: Mutex<State>,
 }
 
@@ -253,8 +282,8 @@ impl fmt::Debug for Rotating {
 
 impl Rotating {
     /// A provider of what `source` gives.
-    pub(super) fn new(source: Option<Source>, sts: Sts) -> Arc<Self> {
-        Arc::new(Self { sts, state: Mutex::new(State { source, session: None }) })
+    pub(super) fn new(source: Option<Source>, exchange: Exchange) -> Arc<Self> {
+        Arc::new(Self { exchange, state: Mutex::new(State { source, session: None }) })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -297,7 +326,7 @@ impl Rotating {
                 if let Some(session) = session.filter(valid) {
                     return Ok(session);
                 }
-                let fresh = self.sts.trade(&web).await?;
+                let fresh = self.exchange.trade(&web).await?;
                 self.state().session = Some(fresh.clone());
                 Ok(fresh)
             }

@@ -4,7 +4,7 @@ use serde::Serialize;
 use weir_fuse::namespace::AccessSettings;
 use weir_fuse::origin::s3::S3Settings;
 
-use super::credentials::{Keys, Source, WebIdentity};
+use super::credentials::{Keys, Source, Through, WebIdentity};
 use crate::config::identity;
 
 /// Identities before one that a record keeps.
@@ -16,7 +16,7 @@ enum Credentials<'a> {
     Driver,
     /// The secret half, too: who knows the id of a key is not who has it.
     Secret(&'a str, &'a str, Option<&'a str>),
-    Pod(&'a str, Option<&'a str>),
+    Pod(&'a str, Option<&'a str>, Through),
 }
 
 /// How a session with these credentials and settings is to be told from others.
@@ -31,8 +31,8 @@ pub(super) fn access(source: &Source, s3: &S3Settings) -> AccessSettings {
         }
         Source::Pod(web) => {
             // The token is of this account, and is renewed each hour.
-            let WebIdentity { account, role_arn, token: _, expires: _, region: _ } = web;
-            (format!("pod {account}"), Credentials::Pod(account, role_arn.as_deref()))
+            let WebIdentity { account, role_arn, through, token: _, expires: _, region: _ } = web;
+            (format!("pod {account}"), Credentials::Pod(account, role_arn.as_deref(), *through))
         }
     };
     AccessSettings {
@@ -67,7 +67,6 @@ fn of_earlier_releases(source: &Source) -> String {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -97,6 +96,7 @@ mod tests {
                 role_arn: role.map(str::to_owned),
                 region: None,
                 account: account.into(),
+                through: Through::Sts,
             })
         };
         let all = [

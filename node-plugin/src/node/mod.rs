@@ -4,6 +4,7 @@ mod adoption;
 mod backend;
 mod credentials;
 mod ending;
+mod exchange;
 mod identity;
 mod leave;
 mod options;
@@ -15,7 +16,6 @@ mod registrar;
 mod report;
 mod session;
 mod sessions;
-mod sts;
 mod volume;
 mod watch;
 
@@ -76,9 +76,16 @@ pub fn run(args: &NodeArgs) -> Result<(), Failure> {
         let volumes = volume::Defaults {
             s3: args.s3.clone(),
             inline_driver_credentials: args.inline_driver_credentials,
+            tokens: credentials::Tokens {
+                audience: args.pods.sts_audience.clone(),
+                has_agent: args.pods.pod_identity_agent_url.is_some(),
+            },
         };
-        let sts = sts::Sts::new(args.sts_endpoint_url.clone())
-            .map_err(|e| Failure::new(Kind::Other, e.to_string()))?;
+        let exchange = exchange::Exchange::new(
+            args.pods.sts_endpoint_url.clone(),
+            args.pods.sts_ca_bundle.as_deref(),
+            args.pods.pod_identity_agent_url.as_deref(),
+        )?;
         let client = kubernetes::client();
         let node = args.node_id.as_str();
         let announcer = client.clone().map_or_else(Announcer::silent, |client| {
@@ -102,7 +109,7 @@ pub fn run(args: &NodeArgs) -> Result<(), Failure> {
             engine.clone(),
             mounter.clone(),
             volumes,
-            sts,
+            exchange,
             announcer.clone(),
             sessions::Nearness { place: place.clone(), pods },
             Duration::from_secs(args.unpublish_deadline),

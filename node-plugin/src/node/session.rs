@@ -21,9 +21,9 @@ use weir_fuse::origin::measured::LastAnswer;
 
 use super::credentials::{Kind, Rotating, Source};
 use super::ending::Ending;
+use super::exchange::Exchange;
 use super::identity;
 use super::record::{Published, Record};
-use super::sts::Sts;
 use super::volume::{Settings, Volume};
 use crate::assembly;
 use crate::exit::{self, Failure};
@@ -39,7 +39,7 @@ pub(super) const STORE_PATIENCE: Duration = Duration::from_secs(10);
 pub(super) struct Maker {
     pub(super) engine: Arc<Engine>,
     pub(super) mounter: Arc<Mounter>,
-    pub(super) sts: Sts,
+    pub(super) exchange: Exchange,
 }
 
 /// The other end of a session.
@@ -95,7 +95,7 @@ impl Maker {
         settings: &Settings,
         credentials: Option<Source>,
     ) -> Result<(Arc<dyn Origin>, Remote), Error> {
-        let rotating = Rotating::new(credentials, self.sts.clone());
+        let rotating = Rotating::new(credentials, self.exchange.clone());
         let mut s3 = settings.s3.clone();
         if settings.source != Kind::Driver {
             let provider: Arc<dyn ProvideCredentials> = rotating.clone();

@@ -12,11 +12,11 @@ use weir_csi::request::{Publish, TargetPath, VolumeId};
 use weir_fuse::engine::Engine;
 
 use super::ending::{self, Next};
+use super::exchange::Exchange;
 use super::place::Place;
 use super::pod_gpus::PodGpus;
 use super::record::Published;
 use super::session::{Maker, STORE_PATIENCE, Served};
-use super::sts::Sts;
 use super::volume::{Defaults, Volume, subject};
 use crate::kubernetes::events::{Announcer, Note, Severity, Subject};
 use crate::mounter::client::Mounter;
@@ -56,13 +56,13 @@ impl Sessions {
         engine: Arc<Engine>,
         mounter: Arc<Mounter>,
         defaults: Defaults,
-        sts: Sts,
+        exchange: Exchange,
         announcer: Announcer,
         nearness: Nearness,
         unpublish_deadline: Duration,
     ) -> Arc<Self> {
         Arc::new(Self {
-            maker: Maker { engine, mounter, sts },
+            maker: Maker { engine, mounter, exchange },
             defaults,
             slots: Mutex::default(),
             served: Mutex::default(),

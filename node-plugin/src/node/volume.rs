@@ -10,7 +10,7 @@ use weir_fuse::adapter::mount::{self, MountError};
 use weir_fuse::engine::SessionSettings;
 use weir_fuse::origin::s3::S3Settings;
 
-use super::credentials::{Kind, Source};
+use super::credentials::{Kind, Source, Tokens};
 use super::{identity, options};
 use crate::cli::S3Args;
 use crate::config::{s3, view};
@@ -40,6 +40,8 @@ pub(super) struct Defaults {
     pub(super) s3: S3Args,
     /// Whether inline volumes may use the node's own credentials.
     pub(super) inline_driver_credentials: bool,
+    /// Which tokens of pods there are.
+    pub(super) tokens: Tokens,
 }
 
 /// Most of settings, and of keys, that one publish may bring, in bytes as they are kept: the mounter
@@ -118,7 +120,7 @@ impl Volume {
             }
             options.s3.endpoint_url = Some(endpoint.to_owned());
         }
-        let credentials = Source::parse(publish)?;
+        let credentials = Source::parse(publish, &defaults.tokens)?;
         if inline && matches!(credentials, Source::Driver) && !defaults.inline_driver_credentials {
             let text = "inline volumes may not use the node's credentials: name a secret \
                         (nodePublishSecretRef) or set authenticationSource: pod, or let the \

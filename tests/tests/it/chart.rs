@@ -85,6 +85,29 @@ fn each_role_has_an_account_of_its_own_with_annotations() {
 }
 
 #[test]
+fn kubelet_is_asked_for_the_tokens_that_a_value_names_and_no_other() {
+    let of = |flags: &[&str]| {
+        let all = template(flags).unwrap();
+        let driver = object(&all, "CSIDriver", "s3.csi.weir.dev").unwrap();
+        (driver.to_owned(), object(&all, "DaemonSet", "weir-node").unwrap().to_owned())
+    };
+    let (driver, node) = of(&[]);
+    assert!(driver.contains("audience: sts.amazonaws.com") && !driver.contains("eks"), "{driver}");
+    assert!(node.contains("--sts-audience=sts.amazonaws.com") && !node.contains("agent-url"));
+    let (driver, _) = of(&["--set", "podIdentity.enabled=false"]);
+    assert!(!driver.contains("tokenRequests"), "{driver}");
+    let mine = "podIdentity.audience=minio,podIdentity.stsCaConfigMap=minio-ca";
+    let (driver, node) = of(&["--set", mine]);
+    assert!(driver.contains("audience: minio"), "{driver}");
+    for wanted in ["--sts-audience=minio", "--sts-ca-bundle=/etc/weir/sts/ca.crt", "minio-ca"] {
+        assert!(node.contains(wanted), "{wanted}");
+    }
+    let (driver, node) = of(&["--set", "podIdentity.enabled=false,podIdentity.eks=true"]);
+    assert!(driver.contains("pods.eks.amazonaws.com") && !driver.contains("sts."), "{driver}");
+    assert!(node.contains("--pod-identity-agent-url=http://169.254.170.23"));
+}
+
+#[test]
 fn a_class_may_say_where_its_volumes_are() {
     let class = r#"storageClasses=[{"name": "near", "parameters": {"bucketName": "b"},
         "allowedTopologies": [{"matchLabelExpressions":

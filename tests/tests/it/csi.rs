@@ -1,7 +1,8 @@
 //! Volumes of a Kubernetes node, as kubelet asks for them, without Kubernetes.
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use tonic::Code;
@@ -10,6 +11,7 @@ use weir_tests::cached::is_cached;
 use weir_tests::csi_node::{CsiNode, Setup, TestVolume};
 use weir_tests::oidc::Provider;
 use weir_tests::storm::{Fault, Storm};
+use weir_tests::sts::{Issuer, SessionKeys, store};
 use weir_tests::{eventually, minio, random_bytes};
 
 const MIB: usize = 1 << 20;
@@ -188,10 +190,11 @@ fn targets_outside_the_pods_folder_are_refused() {
 
 #[test]
 fn each_group_sees_its_own_gid_and_keys_are_refreshed_in_place() {
-    let bucket = Bucket::new(Server::Minio);
+    let issuer = Issuer::start();
+    let bucket = &issuer.bucket;
     bucket.put("dir/f", "bytes");
-    let node = CsiNode::new(&bucket);
-    let volume = TestVolume::new(&bucket, "one").keys(&bucket.access_key, &bucket.secret_key);
+    let node = CsiNode::new(bucket);
+    let volume = TestVolume::new(bucket, "one").keys(&bucket.access_key, &bucket.secret_key);
     let one = TestVolume { group: Some(2000), ..volume.clone() };
     let two = TestVolume { group: Some(3000), ..volume.pod("two") };
     let (first, second) = (node.publish(&one).unwrap(), node.publish(&two).unwrap());
@@ -201,17 +204,54 @@ fn each_group_sees_its_own_gid_and_keys_are_refreshed_in_place() {
         assert_eq!((dir.gid(), dir.mode() & 0o7777), (gid, 0o2775));
         assert_eq!((file.gid(), file.mode() & 0o7777), (gid, 0o664));
     }
-    // Other keys are no other volume.
+    // Keys that the origin refuses replace none.
     node.publish(&one.clone().keys("nobody", "wrong")).unwrap();
-    eventually("the new keys are used", || {
-        fs::read_dir(first.join("dir")).is_err() || fs::read(first.join("dir/f")).is_err()
-    });
+    eventually("it is said", || node.logs().contains("new keys are not used"));
+    store(&first.join("dir/g"), "new").unwrap();
+    // Other keys are no other volume. These may list.
+    let listing = issuer.keys(&["s3:ListBucket"]);
+    node.publish(&one.clone().session_keys(&listing)).unwrap();
+    eventually("the new keys are used", || fs::read(first.join("dir/f")).is_err());
     assert_eq!(fs::read(second.join("dir/f")).unwrap(), b"bytes");
     let condition = node.stats(&one).unwrap().volume_condition.unwrap();
     assert!(condition.abnormal && condition.message.contains("denied"), "{}", condition.message);
     assert!(!node.stats(&two).unwrap().volume_condition.unwrap().abnormal);
     node.publish(&one).unwrap();
     eventually("the right keys are used again", || fs::read(first.join("dir/f")).is_ok());
+}
+
+#[test]
+fn keys_are_proven_before_they_make_anybody_somebody_else() {
+    let issuer = Issuer::start();
+    let bucket = &issuer.bucket;
+    bucket.put("f", random_bytes(1, MIB));
+    let mut node = CsiNode::new(bucket);
+    let volume = TestVolume::new(bucket, "one");
+    let (mine, theirs) = (issuer.reading(), issuer.reading());
+    let target = node.publish(&volume.clone().session_keys(&mine)).unwrap();
+    assert_eq!(fs::read(target.join("f")).unwrap(), random_bytes(1, MIB));
+    // The id of somebody's key is no secret: who puts it into a secret is not him, neither now nor
+    // after the next start of the node.
+    let pretended = SessionKeys { secret_key: "guessed".into(), ..theirs.clone() };
+    node.publish(&volume.clone().session_keys(&pretended)).unwrap();
+    node.take_node().kill();
+    node.start_node();
+    fs::read(target.join("f")).unwrap();
+    node.publish(&volume.clone().session_keys(&pretended)).unwrap();
+    eventually("it is said again", || node.logs().matches("new keys are not used").count() == 2);
+    // A rotation is.
+    node.publish(&volume.clone().session_keys(&theirs)).unwrap();
+    let again = TestVolume { group: Some(2000), ..volume.pod("two") }.session_keys(&theirs);
+    let second = node.publish(&again).unwrap();
+    for path in [&target, &second] {
+        assert_eq!(fs::read(path.join("f")).unwrap(), random_bytes(1, MIB));
+    }
+    // Somebody else may list, and may not read.
+    let listing = issuer.keys(&["s3:ListBucket"]);
+    let third = TestVolume { group: Some(3000), ..volume.pod("three") }.session_keys(&listing);
+    let third = node.publish(&third).unwrap();
+    let error = fs::read(third.join("f")).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied);
 }
 
 #[test]
@@ -284,6 +324,56 @@ fn a_pod_reads_with_what_its_own_token_is_given() {
         node.unpublish(&volume).unwrap();
     }
     assert!(node.mounts().is_empty());
+}
+
+/// An agent as Amazon's clusters have one on each node: it knows one token, and gives it these keys.
+fn agent(token: &str, keys: &SessionKeys) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let wanted = format!("authorization: {token}");
+    let body = serde_json::json!({
+        "AccessKeyId": keys.access_key, "SecretAccessKey": keys.secret_key, "Token": keys.token,
+        "AccountId": "000000000000", "Expiration": "2100-01-01T00:00:00Z",
+    })
+    .to_string();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut lines =
+                BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+            let head: Vec<_> = lines.by_ref().take_while(|line| !line.is_empty()).collect();
+            let knows = head[0].starts_with("GET /v1/credentials ")
+                && head.iter().any(|line| line.eq_ignore_ascii_case(&wanted));
+            let (status, body) = if knows { ("200 OK", &*body) } else { ("403 Forbidden", "no") };
+            let length = body.len();
+            let _ = write!(stream, "HTTP/1.1 {status}\r\ncontent-length: {length}\r\n\r\n{body}");
+        }
+    });
+    url
+}
+
+#[test]
+fn a_pod_without_a_role_reads_with_what_the_agent_of_its_node_gives() {
+    let issuer = Issuer::start();
+    let bucket = &issuer.bucket;
+    bucket.put("f", "bytes");
+    let url = agent("good-token", &issuer.reading());
+    let node_flags = vec![format!("--pod-identity-agent-url={url}")];
+    let node = CsiNode::with(bucket, Setup { node_flags, ..Setup::default() });
+    let volume = |token: &str| {
+        TestVolume::new(bucket, "pod").attribute("authenticationSource", "pod").attribute(
+            "csi.storage.k8s.io/serviceAccount.tokens",
+            &format!("{{\"pods.eks.amazonaws.com\":{{\"token\":\"{token}\"}}}}"),
+        )
+    };
+    let status = node.publish(&volume("canary-token")).unwrap_err();
+    assert!(status.message().contains("403"), "{status:?}");
+    assert!(!status.message().contains("canary") && !node.logs().contains("canary"));
+    let target = node.publish(&volume("good-token")).unwrap();
+    assert_eq!(fs::read(target.join("f")).unwrap(), b"bytes");
+    assert!(store(&target.join("g"), "x").is_err());
+    // Who names a role has it from the security token service.
+    let status = node.publish(&volume("good-token").attribute("roleArn", "arn")).unwrap_err();
+    assert!(status.message().contains("sts.amazonaws.com"), "{status:?}");
 }
 
 #[test]

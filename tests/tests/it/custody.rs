@@ -13,6 +13,7 @@ use weir_node::mounter::client::{Mounter, NewEntry};
 use weir_node::mounter::protocol::{Bind, Mount};
 use weir_tests::bucket::{Bucket, Server};
 use weir_tests::csi_node::{CsiNode, Setup, TestVolume};
+use weir_tests::sts::{Issuer, store};
 use weir_tests::{eventually, random_bytes};
 
 /// Mounts a file system of memory.
@@ -106,10 +107,11 @@ fn what_cannot_be_taken_over_is_ended_and_can_be_mounted_again() {
 
 #[test]
 fn a_session_goes_on_as_it_was_made_when_the_defaults_of_the_node_change() {
-    let (bucket, other) = (Bucket::new(Server::Minio), Bucket::new(Server::Minio));
+    let (issuer, other) = (Issuer::start(), Bucket::new(Server::Minio));
+    let bucket = &issuer.bucket;
     bucket.put("f", "bytes");
-    let mut node = CsiNode::new(&bucket);
-    let volume = TestVolume::new(&bucket, "pod").keys(&bucket.access_key, &bucket.secret_key);
+    let mut node = CsiNode::new(bucket);
+    let volume = TestVolume::new(bucket, "pod").keys(&bucket.access_key, &bucket.secret_key);
     let target = node.publish(&volume).unwrap();
     node.take_node().kill();
     node.set_node_flags(vec![format!("--endpoint-url={}", other.url), "--region=eu-west-9".into()]);
@@ -117,10 +119,11 @@ fn a_session_goes_on_as_it_was_made_when_the_defaults_of_the_node_change() {
     fs::write(target.join("g"), "more").unwrap();
     assert_eq!(bucket.get("g").unwrap(), b"more");
     // Keys are refreshed all the same, and a repeat is no error.
-    node.publish(&volume.clone().keys("nobody", "wrong")).unwrap();
-    eventually("the new keys are used", || fs::write(target.join("h"), "x").is_err());
+    let reading = issuer.reading();
+    node.publish(&volume.clone().session_keys(&reading)).unwrap();
+    eventually("the new keys are used", || store(&target.join("h"), "x").is_err());
     node.publish(&volume).unwrap();
-    eventually("the right keys are used", || fs::write(target.join("h"), "x").is_ok());
+    eventually("the right keys are used", || store(&target.join("h"), "x").is_ok());
     assert!(node.logs().contains("takes effect when the pod restarts"));
 }
 

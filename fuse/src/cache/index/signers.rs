@@ -68,8 +68,7 @@ impl Index {
             }
             drop(table);
             let found = rows.extract_if(.., |(name, _)| name == identity).next();
-            let before: Vec<_> =
-                rows.extract_if(.., |(name, _)| former.contains(name)).collect();
+            let before: Vec<_> = rows.extract_if(.., |(name, _)| former.contains(name)).collect();
             let ended = |row: &SignerRow| now.saturating_sub(row.used_s) > EXPIRY.as_secs();
             let ended: Vec<_> =
                 rows.extract_if(.., |(name, row)| ended(row) && !lives(name)).collect();
@@ -140,7 +139,7 @@ mod tests {
     #[test]
     fn who_was_replaced_or_was_long_not_seen_is_nobody_else() {
         let temp = tempfile::tempdir().unwrap();
-        let dir = CacheDir::open(temp.path()).unwrap();
+        let dir = CacheDir::own(temp.path(), 0).unwrap();
         let index = Index::open(&dir).unwrap();
         assert_eq!(enter(&index, "one", &[], 0), alone(&[]));
         assert_eq!(enter(&index, "one", &[], 5), alone(&[]));
@@ -170,7 +169,7 @@ mod tests {
     #[test]
     fn rows_of_the_former_form_are_replaced() {
         let temp = tempfile::tempdir().unwrap();
-        let dir = CacheDir::open(temp.path()).unwrap();
+        let dir = CacheDir::own(temp.path(), 0).unwrap();
         let index = Index::open(&dir).unwrap();
         index
             .with(|db| {

@@ -1,5 +1,9 @@
-//! Trading a service-account token for credentials (AssumeRoleWithWebIdentity).
+//! Trading a service-account token for keys: at a security token service
+//! (AssumeRoleWithWebIdentity), or at the agent of EKS Pod Identity.
 
+mod agent;
+
+use std::path::Path;
 use std::time::SystemTime;
 
 use aws_config::{BehaviorVersion, Region};
@@ -10,35 +14,58 @@ use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use weir_fuse::origin::OriginError;
 use weir_fuse::origin::s3::http_client;
 
-use super::credentials::WebIdentity;
+use agent::Agent;
 
-/// A security token service.
+use super::credentials::{Through, WebIdentity};
+use crate::exit::{Failure, Kind};
+
+/// Where tokens are traded.
 #[derive(Clone, Debug)]
-pub(super) struct Sts {
-    endpoint_url: Option<String>,
+pub(super) struct Exchange {
+    sts_url: Option<String>,
     http: SharedHttpClient,
+    agent: Option<Agent>,
 }
 
-impl Sts {
-    /// That of Amazon, or the one at an endpoint.
+impl Exchange {
+    /// At the security token service of Amazon, or at the one at `sts_url`, whose certificate may be
+    /// of an authority in `ca_bundle`; and at the agent at `agent_url`, if there is one.
     ///
     /// # Errors
-    /// When no HTTP client can be made.
-    pub(super) fn new(endpoint_url: Option<String>) -> Result<Self, OriginError> {
-        Ok(Self { endpoint_url, http: http_client(None)? })
+    /// When the bundle cannot be read, or `agent_url` is none.
+    pub(super) fn new(
+        sts_url: Option<String>,
+        ca_bundle: Option<&Path>,
+        agent_url: Option<&str>,
+    ) -> Result<Self, Failure> {
+        let agent = agent_url.map(Agent::new).transpose()?;
+        let unread =
+            |error: OriginError| Failure::new(Kind::Usage, format!("--sts-ca-bundle: {error}"));
+        Ok(Self { sts_url, http: http_client(ca_bundle).map_err(unread)?, agent })
     }
 
-    /// Credentials for the bearer of a token.
+    /// Keys for the bearer of a token.
     ///
     /// # Errors
-    /// What the service answers; the token is not repeated.
+    /// What is answered; the token is not repeated.
     pub(super) async fn trade(&self, web: &WebIdentity) -> provider::Result {
+        match (web.through, &self.agent) {
+            (Through::Sts, _) => self.at_sts(web).await,
+            (Through::Agent, Some(agent)) => agent.trade(&web.token).await,
+            (Through::Agent, None) => {
+                let text = "this node knows no agent of EKS Pod Identity any more";
+                Err(CredentialsError::provider_error(text))
+            }
+        }
+    }
+
+    async fn at_sts(&self, web: &WebIdentity) -> provider::Result {
         let region = web.region.clone().unwrap_or_else(|| "us-east-1".to_owned());
         let mut config = aws_sdk_sts::Config::builder()
             .behavior_version(BehaviorVersion::latest())
             .http_client(self.http.clone())
             .region(Region::new(region));
-        if let Some(url) = &self.endpoint_url {
+        if let Some(url) = &self.sts_url {
             config = config.endpoint_url(url);
         }
         let name: String = web.account.chars().map(|c| if c == '/' { '.' } else { c }).collect();

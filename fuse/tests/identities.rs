@@ -1,0 +1,151 @@
+//! Whose credentials a mount uses, and what becomes of what others brought.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
+
+mod node;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use node::{Node, ROOT, create, read};
+use rustix::io::Errno;
+use weir_fuse::engine::Session;
+use weir_fuse::engine::open::OpenRequest;
+use weir_fuse::namespace::AccessSettings;
+use weir_fuse::origin::OriginError;
+use weir_fuse::origin::faulty::{Fault, Op};
+
+/// Only a hang takes so long.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn access(identity: &str, former: &[&str]) -> AccessSettings {
+    let former = former.iter().map(|name| (*name).to_owned()).collect();
+    AccessSettings { identity: identity.into(), former, ..AccessSettings::default() }
+}
+
+fn denied() -> Fault {
+    Fault::Fail(OriginError::Denied("AccessDenied".into()))
+}
+
+async fn open(session: &Arc<Session>, name: &str) -> Result<u64, Errno> {
+    let shown = session.lookup(ROOT, name).await?;
+    Ok(session.open(shown.attr.ino, &OpenRequest::default()).await?.fh)
+}
+
+/// Opens and reads a file, so that it is cached.
+async fn bring(session: &Arc<Session>, name: &str) {
+    let fh = open(session, name).await.unwrap();
+    assert_eq!(read(session, fh, 0, 1 << 20).await.unwrap(), vec![7; 100_000]);
+    session.release(fh).await;
+}
+
+async fn names(session: &Arc<Session>) -> Result<Vec<String>, Errno> {
+    let (fh, _) = session.opendir(ROOT).await?;
+    let mut names = Vec::new();
+    let add = |_, name: &str, _, _| {
+        names.push(name.to_owned());
+        true
+    };
+    session.readdir(fh, 2, false, add)?;
+    Ok(names)
+}
+
+/// Says whether the origin was asked for a permission before the file could be opened.
+async fn is_asked_for(
+    session: &Arc<Session>,
+    origin: &weir_fuse::origin::faulty::Faulty,
+    name: &str,
+) -> bool {
+    session.lookup(ROOT, name).await.unwrap();
+    origin.inject_once(Op::Head, denied());
+    let opened = open(session, name).await;
+    origin.forget_faults();
+    match opened {
+        Ok(fh) => session.release(fh).await,
+        Err(errno) => assert_eq!(errno, Errno::ACCESS),
+    }
+    opened.is_err()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_replace_others_are_nobody_else() {
+    let node = Node::new();
+    node.memory.insert("f", vec![7; 100_000]);
+    let (origin, one) = node.session_as(access("one", &[]));
+    bring(&one, "f").await;
+    assert!(!is_asked_for(&one, &origin, "f").await);
+    one.credentials_changed(&access("two", &["one"]));
+    assert!(!is_asked_for(&one, &origin, "f").await);
+    // A mount that is made with the new ones, and one that still had those before.
+    let (origin, two) = node.session_as(access("two", &[]));
+    assert!(!is_asked_for(&two, &origin, "f").await);
+    let (origin, three) = node.session_as(access("three", &["two", "one"]));
+    assert!(!is_asked_for(&three, &origin, "f").await);
+    // A stranger is somebody else, and from now on nobody knows who brought what.
+    let (strange, stranger) = node.session_as(access("stranger", &[]));
+    assert!(is_asked_for(&stranger, &strange, "f").await);
+    assert!(is_asked_for(&three, &origin, "f").await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_earlier_keys_left_is_worked_off_with_those_that_replaced_them() {
+    let node = Node::new();
+    let (_, one) = node.session_as(access("one", &[]));
+    let lost = create(&one, "f", false).await;
+    one.write(lost, 0, b"not stored").unwrap();
+    let later = node.killed();
+    let (_, stranger) = later.session_as(access("stranger", &[]));
+    stranger.lookup(ROOT, "f").await.map(|_| ()).unwrap_err();
+    assert_eq!(later.records(), 1, "it is not his");
+    let (_, _two) = later.session_as(access("two", &["one"]));
+    let kept = async {
+        while later.engine.cache.lost().len() != 1 || later.records() > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, kept).await.expect("it is kept in lost/");
+    assert_eq!(later.engine.cache.lost()[0].key, "f");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn listings_are_taken_over_with_the_keys_that_showed_them() {
+    let node = Node::new();
+    node.memory.insert("f", "bytes");
+    let (_, one) = node.session_as(access("one", &[]));
+    names(&one).await.unwrap();
+    let outage = OriginError::Unreachable("gone".into());
+    let (origin, two) = node.session_as(access("two", &["one"]));
+    origin.fail_all(Some(outage.clone()));
+    assert_eq!(names(&two).await.unwrap(), ["f"]);
+    let (origin, stranger) = node.session_as(access("stranger", &[]));
+    origin.fail_all(Some(outage));
+    assert!(names(&stranger).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_permission_that_is_narrowed_is_noticed_within_its_lifetime() {
+    let node = Node::new();
+    node.memory.insert("f", vec![7; 100_000]);
+    let (origin, lasting) = node.session_as(access("one", &[]));
+    bring(&lasting, "f").await;
+    assert!(!is_asked_for(&lasting, &origin, "f").await);
+    let settings = AccessSettings { lifetime_s: 0, ..access("one", &[]) };
+    let (origin, one) = node.session_as(settings);
+    one.lookup(ROOT, "f").await.unwrap();
+    // Nobody waits for the answer; what it says counts.
+    let fh = open(&one, "f").await.unwrap();
+    one.release(fh).await;
+    let refused = async {
+        loop {
+            origin.inject_once(Op::Head, denied());
+            match open(&one, "f").await {
+                Ok(fh) => one.release(fh).await,
+                Err(errno) => break assert_eq!(errno, Errno::ACCESS),
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, refused).await.expect("each object is asked for");
+    // One that is allowed is shown.
+    origin.forget_faults();
+    let fh = open(&one, "f").await.unwrap();
+    one.release(fh).await;
+}
