@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use node::{Node, ROOT, create, read};
 use rustix::io::Errno;
+use weir_fuse::cache::Signer;
 use weir_fuse::engine::Session;
 use weir_fuse::engine::open::OpenRequest;
 use weir_fuse::namespace::AccessSettings;
-use weir_fuse::origin::OriginError;
 use weir_fuse::origin::faulty::{Fault, Op};
+use weir_fuse::origin::{Origin, OriginError};
 
 /// Only a hang takes so long.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -75,15 +76,41 @@ async fn keys_that_replace_others_are_nobody_else() {
     assert!(!is_asked_for(&one, &origin, "f").await);
     one.credentials_changed(&access("two", &["one"]));
     assert!(!is_asked_for(&one, &origin, "f").await);
-    // A mount that is made with the new ones, and one that still had those before.
-    let (origin, two) = node.session_as(access("two", &[]));
-    assert!(!is_asked_for(&two, &origin, "f").await);
-    let (origin, three) = node.session_as(access("three", &["two", "one"]));
-    assert!(!is_asked_for(&three, &origin, "f").await);
+    // Of two mounts with the same keys one has newer ones first: until the other has them, too,
+    // those before are somebody's.
+    let (second, two) = node.session_as(access("two", &[]));
+    assert!(!is_asked_for(&two, &second, "f").await);
+    two.credentials_changed(&access("three", &["two"]));
+    assert!(is_asked_for(&two, &second, "f").await);
+    assert!(is_asked_for(&one, &origin, "f").await);
+    one.credentials_changed(&access("three", &["two", "one"]));
+    assert!(!is_asked_for(&one, &origin, "f").await);
+    assert!(!is_asked_for(&two, &second, "f").await);
     // A stranger is somebody else, and from now on nobody knows who brought what.
     let (strange, stranger) = node.session_as(access("stranger", &[]));
     assert!(is_asked_for(&stranger, &strange, "f").await);
-    assert!(is_asked_for(&three, &origin, "f").await);
+    assert!(is_asked_for(&one, &origin, "f").await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_of_a_release_before_is_nobody_else_s() {
+    let node = Node::new();
+    node.memory.insert("f", vec![7; 100_000]);
+    let bucket = node.faulty.bucket_id().clone();
+    let (of_before, other) = ("driver".to_owned(), "other".to_owned());
+    for identity in [&of_before, &other] {
+        let signer = Signer { identity, former: &[], replaces: &[] };
+        drop(node.engine.cache.enter(&bucket, &signer));
+    }
+    let named = |identity: &str, formerly: &str| AccessSettings {
+        formerly: Some(formerly.to_owned()),
+        ..access(identity, &[])
+    };
+    let (origin, one) = node.session_as(named("other 1", "other"));
+    bring(&one, "f").await;
+    assert!(is_asked_for(&one, &origin, "f").await, "there is the driver's, too");
+    let (origin, two) = node.session_as(named("other 1", "driver"));
+    assert!(!is_asked_for(&two, &origin, "f").await);
 }
 
 #[tokio::test(flavor = "multi_thread")]

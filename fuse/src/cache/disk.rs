@@ -250,8 +250,13 @@ impl DiskCache {
     }
 
     /// Notes that somebody uses a bucket ([`Index::enter`]).
-    pub(super) fn enter(&self, signer: &Signer<'_>, lives: impl Fn(&str) -> bool) -> Standing {
-        self.index.enter(signer, now_secs(), lives)
+    pub(super) fn enter(
+        &self,
+        bucket: &BucketId,
+        signer: &Signer<'_>,
+        lives: impl Fn(&str) -> bool,
+    ) -> Standing {
+        self.index.enter(bucket.as_str(), signer, now_secs(), lives)
     }
 
     /// Takes the files that were in the staging folder when the cache was opened.

@@ -30,7 +30,9 @@ pub mod version;
 
 pub use disk::{DiskSettings, DiskStats, Held, Pressure, Room};
 pub use error::CacheError;
+pub use index::Signer;
 pub use lost::LostRow;
 pub use node::{CacheSettings, CacheStats, NodeCache, Preference};
 pub use staging::{NoRoom, StagingFile};
+pub use tenants::Tenancy;
 pub use version::CachedVersion;

@@ -7,7 +7,6 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, Weak};
 
 use super::disk::{DiskCache, DiskSettings, DiskStats, Held, Pressure, Room};
@@ -60,7 +59,7 @@ pub struct NodeCache {
     /// Held while a disk is chosen, so that a version gets one.
     placing: Mutex<()>,
     /// Who uses which bucket.
-    tenants: Mutex<HashMap<BucketId, Tenants>>,
+    tenants: Mutex<HashMap<BucketId, Arc<Tenants>>>,
     moves: Moves,
 }
 
@@ -301,28 +300,12 @@ impl NodeCache {
         self.disks.iter().flat_map(|disk| disk.take_staged()).collect()
     }
 
-    /// Notes that somebody uses the bucket: `identity` names his credentials, `former` are names of
-    /// the same credentials, or of those that they replaced.
-    pub fn enter(&self, bucket: &BucketId, identity: &str, former: &[String]) -> Tenancy {
-        let signer = Signer { bucket: bucket.as_str(), identity, former };
-        let mut all = lock(&self.tenants);
-        let tenants = all.entry(bucket.clone()).or_default();
-        tenants.identities.insert(identity.to_owned());
-        let mut names = Vec::new();
-        for disk in &self.disks {
-            let standing = disk.enter(&signer, |name| tenants.identities.contains(name));
-            if !standing.alone {
-                tenants.several.store(true, Ordering::Relaxed);
-            }
-            names.extend(standing.former);
-        }
-        let mut former = Vec::new();
-        for name in names {
-            if !former.contains(&name) {
-                former.push(name);
-            }
-        }
-        Tenancy { several: tenants.several.clone(), former }
+    /// Notes that somebody uses the bucket, until what is returned is dropped.
+    pub fn enter(&self, bucket: &BucketId, signer: &Signer<'_>) -> Tenancy {
+        let tenants = lock(&self.tenants).entry(bucket.clone()).or_default().clone();
+        tenants.enter(signer.identity, |lives| {
+            self.disks.iter().map(|disk| disk.enter(bucket, signer, lives)).collect()
+        })
     }
 
     /// Takes the uploads that an earlier release began in this bucket and did not finish; each is

@@ -1,23 +1,73 @@
 //! Who uses a bucket through this cache.
 
-use std::collections::HashSet;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
+
+use super::index::Standing;
+use crate::sync::{Mutex, MutexGuard};
 
 /// Those of one bucket.
 #[derive(Default)]
 pub(super) struct Tenants {
-    /// Whether there are, or were, several.
-    pub(super) several: Arc<AtomicBool>,
-    /// Those that this process has seen.
-    pub(super) identities: HashSet<String>,
+    several: Arc<AtomicBool>,
+    /// How many mounts of this process have which identity.
+    mounts: Mutex<HashMap<String, usize>>,
 }
 
-/// What one of them is told.
+/// That a mount uses a bucket, until this is dropped.
 pub struct Tenancy {
-    /// Whether there are, or were, others: then what is here may have been brought with credentials
+    /// Whether somebody else does, or did: then what is here may have been brought with credentials
     /// that reach further.
     pub several: Arc<AtomicBool>,
-    /// What he was known as before, the latest first.
+    /// What its identity was before, the latest first.
     pub former: Vec<String>,
+    tenants: Arc<Tenants>,
+    identity: String,
+}
+
+impl Tenants {
+    /// One mount more, of which `note` tells the disks; it is given who has mounts now.
+    pub(super) fn enter(
+        self: Arc<Self>,
+        identity: &str,
+        note: impl FnOnce(&dyn Fn(&str) -> bool) -> Vec<Standing>,
+    ) -> Tenancy {
+        let mut mounts = self.mounts();
+        *mounts.entry(identity.to_owned()).or_default() += 1;
+        let standings = note(&|identity| mounts.contains_key(identity));
+        self.several.store(standings.iter().any(|one| !one.alone), Ordering::Relaxed);
+        let mut former = Vec::new();
+        for name in standings.into_iter().flat_map(|standing| standing.former) {
+            if !former.contains(&name) {
+                former.push(name);
+            }
+        }
+        drop(mounts);
+        let several = self.several.clone();
+        Tenancy { several, former, tenants: self, identity: identity.to_owned() }
+    }
+
+    fn mounts(&self) -> MutexGuard<'_, HashMap<String, usize>> {
+        self.mounts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Tenancy {
+    /// Whose it is.
+    pub fn identity(&self) -> &str {
+        &self.identity
+    }
+}
+
+impl Drop for Tenancy {
+    fn drop(&mut self) {
+        let mut mounts = self.tenants.mounts();
+        if let Some(count) = mounts.get_mut(&self.identity) {
+            *count -= 1;
+            if *count == 0 {
+                mounts.remove(&self.identity);
+            }
+        }
+    }
 }

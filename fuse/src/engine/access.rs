@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use lru::LruCache;
 
-use crate::cache::NodeCache;
+use crate::cache::{NodeCache, Signer, Tenancy};
 use crate::model::version::BucketId;
 use crate::namespace::AccessSettings;
 use crate::origin::{Origin, OriginError};
@@ -34,6 +34,7 @@ pub(super) struct Access {
     lifetime: Duration,
     /// Whether somebody else brought bytes of this bucket, too.
     several: Arc<AtomicBool>,
+    tenancy: Mutex<Option<Tenancy>>,
     /// Whether an object that these credentials brought was refused to them later.
     narrowed: AtomicBool,
     /// When the origin was last asked for one object, of all.
@@ -42,23 +43,35 @@ pub(super) struct Access {
 }
 
 impl Access {
-    /// Of a mount whose credentials were proven just now.
-    pub(super) fn new(settings: &AccessSettings, several: Arc<AtomicBool>) -> Self {
+    /// Of a mount whose credentials were proven just now. What they were named before is added to
+    /// the settings.
+    pub(super) fn new(settings: &mut AccessSettings, cache: &NodeCache, bucket: &BucketId) -> Self {
+        let replaces: Vec<String> = settings.formerly.iter().cloned().collect();
+        let former: Vec<String> = settings.former.iter().chain(&replaces).cloned().collect();
+        let signer = Signer { identity: &settings.identity, former: &former, replaces: &replaces };
+        let tenancy = cache.enter(bucket, &signer);
+        settings.former.clone_from(&tenancy.former);
         Self {
             each_object: settings.each_object,
             lifetime: Duration::from_secs(settings.lifetime_s),
-            several,
+            several: tenancy.several.clone(),
+            tenancy: Mutex::new(Some(tenancy)),
             narrowed: AtomicBool::new(false),
             proven: Mutex::new(Instant::now()),
             allowed: Mutex::new(LruCache::new(REMEMBERED)),
         }
     }
 
-    /// Forgets what the origin allowed: other credentials, which have replaced these, are used from
-    /// now on.
-    pub(super) fn changed(&self, cache: &NodeCache, bucket: &BucketId, access: &AccessSettings) {
-        // Sets the flag where there is somebody else.
-        let _ = cache.enter(bucket, &access.identity, &access.former);
+    /// Other credentials, of this identity, are used from now on in place of those before: what the
+    /// origin allowed those is forgotten.
+    pub(super) fn replace(&self, cache: &NodeCache, bucket: &BucketId, access: &AccessSettings) {
+        let mut tenancy = self.tenancy.lock().unwrap_or_else(PoisonError::into_inner);
+        // The identity before is that of other mounts alone.
+        let before = tenancy.take().map(|tenancy| tenancy.identity().to_owned());
+        let replaces: Vec<String> = before.into_iter().chain(access.formerly.clone()).collect();
+        let signer =
+            Signer { identity: &access.identity, former: &access.former, replaces: &replaces };
+        *tenancy = Some(cache.enter(bucket, &signer));
         self.narrowed.store(false, Ordering::Relaxed);
         self.allowed().clear();
     }

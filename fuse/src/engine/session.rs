@@ -93,10 +93,7 @@ impl Session {
         origin: Arc<dyn Origin>,
         mut settings: SessionSettings,
     ) -> Arc<Self> {
-        let access = &mut settings.names.access;
-        let tenancy = engine.cache.enter(origin.bucket_id(), &access.identity, &access.former);
-        access.former = tenancy.former;
-        let access = Access::new(access, tenancy.several);
+        let access = Access::new(&mut settings.names.access, &engine.cache, origin.bucket_id());
         let hidden = HiddenKeys::new(engine.metrics.clone());
         let verdicts = engine.verdicts.clone();
         let owner = Owner {
@@ -434,7 +431,7 @@ impl Session {
     /// Notes that the origin is asked with other credentials from now on, which have replaced those
     /// before.
     pub fn credentials_changed(&self, access: &AccessSettings) {
-        self.access.changed(&self.engine.cache, self.names.bucket(), access);
+        self.access.replace(&self.engine.cache, self.names.bucket(), access);
     }
 }
 

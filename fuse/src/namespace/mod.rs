@@ -61,8 +61,10 @@ pub struct NamespaceSettings {
 pub struct AccessSettings {
     /// Names them: equal for mounts that may see the same. Not a secret.
     pub identity: String,
-    /// What the same credentials, or those that they replaced, were named before.
+    /// What those that they have replaced were named.
     pub former: Vec<String>,
+    /// What releases before named the same ones.
+    pub formerly: Option<String>,
     /// Whether each object is asked for, also where nobody else uses the bucket.
     #[serde(alias = "revocable")]
     pub each_object: bool,
@@ -72,8 +74,13 @@ pub struct AccessSettings {
 
 impl Default for AccessSettings {
     fn default() -> Self {
-        let (identity, former) = (String::new(), Vec::new());
-        Self { identity, former, each_object: false, lifetime_s: 900 }
+        Self {
+            identity: String::new(),
+            former: Vec::new(),
+            formerly: None,
+            each_object: false,
+            lifetime_s: 900,
+        }
     }
 }
 

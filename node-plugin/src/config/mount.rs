@@ -65,7 +65,7 @@ impl MountConfig {
             // Of the user who mounts: his keys may change.
             identity: identity::of("user", &(), &s3),
             // Releases before gave him no name.
-            former: vec![String::new()],
+            formerly: Some(String::new()),
             ..AccessSettings::default()
         };
         Ok(Self {

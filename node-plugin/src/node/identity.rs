@@ -37,7 +37,7 @@ pub(super) fn access(source: &Source, s3: &S3Settings) -> AccessSettings {
     };
     AccessSettings {
         identity: identity::of(&kind, &credentials, s3),
-        former: vec![of_earlier_releases(source)],
+        formerly: Some(of_earlier_releases(source)),
         each_object: matches!(source, Source::Pod(_)),
         ..AccessSettings::default()
     }
@@ -46,8 +46,7 @@ pub(super) fn access(source: &Source, s3: &S3Settings) -> AccessSettings {
 /// The same of a session whose credentials were `before`, and are replaced.
 pub(super) fn succeeding(before: &AccessSettings, now: &AccessSettings) -> AccessSettings {
     let mut former = Vec::new();
-    let earlier = [&before.identity].into_iter().chain(&before.former).chain(&now.former);
-    for identity in earlier {
+    for identity in [&before.identity].into_iter().chain(&before.former) {
         if *identity != now.identity && !former.contains(identity) {
             former.push(identity.clone());
         }
@@ -69,6 +68,7 @@ fn of_earlier_releases(source: &Source) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::volume::Settings;
     use super::*;
 
     fn keys(id: &str, secret: &str) -> Source {
@@ -115,7 +115,7 @@ mod tests {
         let names: std::collections::HashSet<_> = all.iter().map(|a| &a.identity).collect();
         assert_eq!(names.len(), all.len(), "{names:?}");
         assert!(all.iter().all(|access| !access.identity.contains("one")), "{names:?}");
-        assert_eq!(all[5].former, all[6].former);
+        assert_eq!(all[5].formerly, all[6].formerly);
         // Where the bytes lie, or how new ones are stored, is not who asks for them.
         let same = [
             other(|s3| s3.storage_class = Some("GLACIER_IR".into())),
@@ -131,13 +131,26 @@ mod tests {
         let (one, two) = (access(&one, &s3), access(&two, &s3));
         let second = succeeding(&one, &two);
         assert_eq!(second.identity, two.identity);
-        assert_eq!(second.former, [one.identity.clone(), one.former[0].clone()]);
+        assert_eq!(second.former, std::slice::from_ref(&one.identity));
         let third = succeeding(&second, &one);
-        assert_eq!(third.former, [two.identity.clone(), one.former[0].clone()]);
+        assert_eq!(third.former, std::slice::from_ref(&two.identity));
         let mut last = one.clone();
         for at in 0..100 {
             last = succeeding(&last, &access(&keys("id", &at.to_string()), &s3));
         }
         assert_eq!(last.former.len(), FORMER_MAX);
+    }
+
+    #[test]
+    fn a_session_that_a_release_before_has_made_is_named_as_now() {
+        let mut settings = Settings::default();
+        settings.session.names.access =
+            AccessSettings { identity: "driver".into(), ..AccessSettings::default() };
+        settings.name_as_now(&Source::Driver);
+        let named = settings.session.names.access.clone();
+        assert_eq!(named.former, ["driver"]);
+        assert_eq!(named.identity, access(&Source::Driver, &settings.s3).identity);
+        settings.name_as_now(&Source::Driver);
+        assert_eq!(settings.session.names.access, named);
     }
 }

@@ -152,10 +152,13 @@ impl Maker {
         &self,
         id: &str,
         kept: Entry,
-        record: Record,
+        mut record: Record,
     ) -> Result<Served, Error> {
+        let credentials = Source::kept(record.settings.source, kept.keys.as_deref());
+        if let Some(credentials) = &credentials {
+            record.settings.name_as_now(credentials);
+        }
         let settings = &record.settings;
-        let credentials = Source::kept(settings.source, kept.keys.as_deref());
         let (origin, remote) = self.origin(settings, credentials).await?;
         let generation = kept.generation.saturating_add(1);
         let mut session = settings.session.clone();

@@ -77,9 +77,18 @@ impl Settings {
             let mut settings = settings.clone();
             settings.session.names.access.identity.clear();
             settings.session.names.access.former.clear();
+            settings.session.names.access.formerly = None;
             settings.text()
         };
         text(self) == text(other)
+    }
+
+    /// Gives credentials that a release before has named the name that they have now.
+    pub(super) fn name_as_now(&mut self, credentials: &Source) {
+        let access = &mut self.session.names.access;
+        if access.formerly.is_none() {
+            *access = identity::succeeding(access, &identity::access(credentials, &self.s3));
+        }
     }
 
     /// What is mounted, for people.

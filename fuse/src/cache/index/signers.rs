@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use redb::{ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 
 use super::{Index, encode, logged, quick_write};
 use crate::cache::records::SignerRow;
@@ -20,13 +20,14 @@ const EXACT: Duration = Duration::from_secs(3600);
 const FORMER_MAX: usize = 32;
 
 /// Somebody who begins to use a bucket.
+#[derive(Clone, Copy)]
 pub struct Signer<'a> {
-    /// Endpoint and bucket.
-    pub bucket: &'a str,
     /// Names his credentials.
     pub identity: &'a str,
-    /// What he was known as before; rows of these are his from now on.
+    /// What he was known as before.
     pub former: &'a [String],
+    /// Identities whose rows are his from now on: he has taken their place.
+    pub replaces: &'a [String],
 }
 
 /// How he stands among those who use it.
@@ -39,68 +40,78 @@ pub struct Standing {
 }
 
 impl Index {
-    /// Notes that somebody uses a bucket, `now` being in seconds since 1970. Who `lives` has not
-    /// ended, however long ago he came.
-    pub fn enter(&self, signer: &Signer<'_>, now: u64, lives: impl Fn(&str) -> bool) -> Standing {
+    /// Notes that somebody uses a bucket, `now` being in seconds since 1970. Who `lives` has neither
+    /// ended, however long ago he came, nor been replaced.
+    pub fn enter(
+        &self,
+        bucket: &str,
+        signer: &Signer<'_>,
+        now: u64,
+        lives: impl Fn(&str) -> bool,
+    ) -> Standing {
         // An index that cannot be read knows nothing; then everything is checked.
-        logged(self.try_enter(signer, now, lives)).unwrap_or_default()
+        logged(self.try_enter(bucket, signer, now, lives)).unwrap_or_default()
     }
 
     fn try_enter(
         &self,
+        bucket: &str,
         signer: &Signer<'_>,
         now: u64,
         lives: impl Fn(&str) -> bool,
     ) -> Result<Standing, redb::Error> {
         self.with(|db| {
-            let Signer { bucket, identity, former } = *signer;
-            let mut rows = Vec::new();
-            let table = db.begin_read()?.open_table(SIGNERS)?;
-            for row in table.range((bucket, "")..)? {
-                let (key, value) = row?;
-                let (of, name) = key.value();
-                if of != bucket {
-                    break;
-                }
-                // One that cannot be read is of somebody.
-                let row = postcard::from_bytes::<SignerRow>(value.value()).unwrap_or_default();
-                rows.push((name.to_owned(), row));
-            }
-            drop(table);
-            let found = rows.extract_if(.., |(name, _)| name == identity).next();
-            let before: Vec<_> = rows.extract_if(.., |(name, _)| former.contains(name)).collect();
+            let mut rows = rows_of(db, bucket)?;
+            let before = rows.extract_if(.., |(name, _)| name == signer.identity).next();
+            let before = before.map(|(_, row)| row);
             let ended = |row: &SignerRow| now.saturating_sub(row.used_s) > EXPIRY.as_secs();
-            let ended: Vec<_> =
-                rows.extract_if(.., |(name, row)| ended(row) && !lives(name)).collect();
-            let known = found.map(|(_, row)| row);
-            let mut own = SignerRow { used_s: now, former: former.to_vec() };
-            let gone: Vec<String> =
-                before.iter().chain(&ended).map(|(name, _)| name.clone()).collect();
-            let earlier = before.into_iter().flat_map(|(_, row)| row.former);
-            let remembered = known.iter().flat_map(|row| row.former.clone());
-            for name in earlier.chain(remembered).collect::<Vec<_>>() {
-                if !own.former.contains(&name) && name != identity {
-                    own.former.push(name);
+            let goes = |(name, row): &mut (String, SignerRow)| {
+                !lives(name) && (ended(row) || signer.replaces.contains(name))
+            };
+            let gone: Vec<_> = rows.extract_if(.., goes).collect();
+            let replaced = gone.iter().filter(|(name, _)| signer.replaces.contains(name));
+            let inherited = replaced.flat_map(|(_, row)| &row.former);
+            let known = before.iter().flat_map(|row| &row.former);
+            let mut own = SignerRow { used_s: now, former: Vec::new() };
+            for name in signer.former.iter().chain(inherited).chain(known) {
+                if !own.former.contains(name) && name != signer.identity {
+                    own.former.push(name.clone());
                 }
             }
             own.former.truncate(FORMER_MAX);
-            let fresh = known.is_some_and(|row| {
+            let is_noted = before.is_some_and(|row| {
                 row.former == own.former && now.saturating_sub(row.used_s) < EXACT.as_secs()
             });
-            if !fresh || !gone.is_empty() {
+            if !is_noted || !gone.is_empty() {
                 let txn = quick_write(db)?;
                 {
                     let mut table = txn.open_table(SIGNERS)?;
-                    for name in &gone {
+                    for (name, _) in &gone {
                         table.remove((bucket, name.as_str()))?;
                     }
-                    table.insert((bucket, identity), encode(&own)?.as_slice())?;
+                    table.insert((bucket, signer.identity), encode(&own)?.as_slice())?;
                 }
                 txn.commit()?;
             }
             Ok(Standing { alone: rows.is_empty(), former: own.former })
         })
     }
+}
+
+fn rows_of(db: &Database, bucket: &str) -> Result<Vec<(String, SignerRow)>, redb::Error> {
+    let mut rows = Vec::new();
+    let table = db.begin_read()?.open_table(SIGNERS)?;
+    for row in table.range((bucket, "")..)? {
+        let (key, value) = row?;
+        let (of, name) = key.value();
+        if of != bucket {
+            break;
+        }
+        // One that cannot be read is of somebody, long ago.
+        let row = postcard::from_bytes::<SignerRow>(value.value()).unwrap_or_default();
+        rows.push((name.to_owned(), row));
+    }
+    Ok(rows)
 }
 
 /// Makes the table; what releases before wrote is taken over, as if it had been used `now`.
@@ -127,9 +138,10 @@ mod tests {
 
     const DAY: u64 = 24 * 3600;
 
-    fn enter(index: &Index, identity: &str, former: &[&str], now: u64) -> Standing {
-        let former: Vec<String> = former.iter().map(|name| (*name).to_owned()).collect();
-        index.enter(&Signer { bucket: "b", identity, former: &former }, now, |name| name == "old")
+    fn enter(index: &Index, identity: &str, replaces: &[&str], now: u64) -> Standing {
+        let replaces: Vec<String> = replaces.iter().map(|name| (*name).to_owned()).collect();
+        let signer = Signer { identity, former: &replaces, replaces: &replaces };
+        index.enter("b", &signer, now, |name| name == "old")
     }
 
     fn alone(former: &[&str]) -> Standing {
@@ -144,8 +156,8 @@ mod tests {
         assert_eq!(enter(&index, "one", &[], 0), alone(&[]));
         assert_eq!(enter(&index, "one", &[], 5), alone(&[]));
         // Of another bucket.
-        let other = Signer { bucket: "bb", identity: "two", former: &[] };
-        assert!(index.enter(&other, 5, |_| false).alone);
+        let other = Signer { identity: "two", former: &[], replaces: &[] };
+        assert!(index.enter("bb", &other, 5, |_| false).alone);
         // Keys rotate.
         assert_eq!(enter(&index, "one'", &["one"], 10), alone(&["one"]));
         assert_eq!(enter(&index, "one''", &["one'"], 10), alone(&["one'", "one"]));
@@ -159,11 +171,12 @@ mod tests {
         assert!(enter(&index, "one''", &[], 33 * DAY + 1).alone);
         // He comes again.
         assert!(!enter(&index, "two", &[], 34 * DAY).alone);
-        // Who lives is there, however long ago he came.
+        assert!(enter(&index, "two", &["one''"], 34 * DAY).alone);
+        // Who lives is there, however long ago he came, and nobody takes his place.
         assert!(!enter(&index, "old", &[], 34 * DAY).alone);
-        assert!(!enter(&index, "one''", &[], 90 * DAY).alone);
+        assert!(!enter(&index, "two", &["old"], 90 * DAY).alone);
         index.close();
-        assert_eq!(enter(&index, "one''", &[], 0), Standing::default());
+        assert_eq!(enter(&index, "two", &[], 0), Standing::default());
     }
 
     #[test]
