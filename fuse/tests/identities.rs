@@ -107,7 +107,6 @@ async fn a_name_of_a_release_before_is_nobody_else_s() {
         ..access(identity, &[])
     };
     let (origin, one) = node.session_as(named("other 1", "other"));
-    bring(&one, "f").await;
     assert!(is_asked_for(&one, &origin, "f").await, "there is the driver's, too");
     let (origin, two) = node.session_as(named("other 1", "driver"));
     assert!(!is_asked_for(&two, &origin, "f").await);

@@ -16,6 +16,10 @@ use crate::origin::{Origin, OriginError};
 /// Objects of one mount whose permission is remembered.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(65_535);
 
+/// After credentials were replaced, requests may be signed with those before for so long: what the
+/// origin allows then is not remembered.
+const SETTLING: Duration = Duration::from_secs(30);
+
 /// What is to be done before what is cached of an object is shown.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Proof {
@@ -39,6 +43,8 @@ pub(super) struct Access {
     narrowed: AtomicBool,
     /// When the origin was last asked for one object, of all.
     proven: Mutex<Instant>,
+    /// When the credentials were replaced, if they were.
+    replaced: Mutex<Option<Instant>>,
     allowed: Mutex<LruCache<Box<str>, Instant>>,
 }
 
@@ -58,6 +64,7 @@ impl Access {
             tenancy: Mutex::new(Some(tenancy)),
             narrowed: AtomicBool::new(false),
             proven: Mutex::new(Instant::now()),
+            replaced: Mutex::new(None),
             allowed: Mutex::new(LruCache::new(REMEMBERED)),
         }
     }
@@ -72,6 +79,7 @@ impl Access {
         let signer =
             Signer { identity: &access.identity, former: &access.former, replaces: &replaces };
         *tenancy = Some(cache.enter(bucket, &signer));
+        *self.replaced.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         self.narrowed.store(false, Ordering::Relaxed);
         self.allowed().clear();
     }
@@ -104,7 +112,9 @@ impl Access {
     pub(super) async fn ask(&self, origin: &dyn Origin, key: &str) -> Result<(), OriginError> {
         match origin.head(key).await {
             Ok(_) => {
-                self.allowed().put(key.into(), Instant::now());
+                if !self.is_settling() {
+                    self.allowed().put(key.into(), Instant::now());
+                }
                 Ok(())
             }
             Err(error) if error.is_outage() && self.allowed().contains(key) => Ok(()),
@@ -113,6 +123,11 @@ impl Access {
                 Err(error)
             }
         }
+    }
+
+    fn is_settling(&self) -> bool {
+        let replaced = self.replaced.lock().unwrap_or_else(PoisonError::into_inner);
+        replaced.is_some_and(|at| at.elapsed() < SETTLING)
     }
 
     /// Asks the origin for one object, of all that these credentials brought: where it is refused,

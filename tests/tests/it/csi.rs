@@ -213,11 +213,28 @@ fn each_group_sees_its_own_gid_and_keys_are_refreshed_in_place() {
     node.publish(&one.clone().session_keys(&listing)).unwrap();
     eventually("the new keys are used", || fs::read(first.join("dir/f")).is_err());
     assert_eq!(fs::read(second.join("dir/f")).unwrap(), b"bytes");
+    node.publish(&one).unwrap();
+    eventually("the right keys are used again", || fs::read(first.join("dir/f")).is_ok());
+}
+
+#[test]
+fn an_origin_that_refuses_shows_as_volume_condition() {
+    let bucket = Bucket::new(Server::Minio);
+    bucket.put("dir/f", "bytes");
+    let storm = Storm::new(&bucket.url);
+    let node = CsiNode::new(&bucket);
+    let one = TestVolume::new(&bucket, "one").attribute("endpointUrl", &storm.url());
+    let two = TestVolume::new(&bucket, "two");
+    let target = node.publish(&one).unwrap();
+    node.publish(&two).unwrap();
+    storm.rage(|_| Some(Fault::Status(403)));
+    fs::read_dir(target.join("dir")).unwrap_err();
     let condition = node.stats(&one).unwrap().volume_condition.unwrap();
     assert!(condition.abnormal && condition.message.contains("denied"), "{}", condition.message);
     assert!(!node.stats(&two).unwrap().volume_condition.unwrap().abnormal);
-    node.publish(&one).unwrap();
-    eventually("the right keys are used again", || fs::read(first.join("dir/f")).is_ok());
+    storm.calm();
+    eventually("it is as it was", || fs::read_dir(target.join("dir")).is_ok());
+    assert!(!node.stats(&one).unwrap().volume_condition.unwrap().abnormal);
 }
 
 #[test]
