@@ -40,12 +40,13 @@ pub fn run(args: &MounterArgs) -> Result<(), Failure> {
     for folder in backing.missing() {
         tracing::warn!(folder = %folder.display(), "no such cache folder: no passthrough from there");
     }
+    let listen = |socket: &std::path::Path, group| {
+        wire::listen(socket, group).map_err(|e| failed(&format!("socket {}", socket.display()), e))
+    };
+    let engines = listen(&args.socket, None)?;
+    let visitors = listen(&args.visitor_socket, args.visitor_group)?;
     // Before any thread is started: each has its own.
     privilege::keep_only_sys_admin().map_err(|e| failed("dropping capabilities", e))?;
-    let listen = |socket: &std::path::Path| {
-        wire::listen(socket).map_err(|e| failed(&format!("socket {}", socket.display()), e))
-    };
-    let (engines, visitors) = (listen(&args.socket)?, listen(&args.visitor_socket)?);
     let descriptors = rustix::process::getrlimit(Resource::Nofile).current;
     // No limit is more than anybody has.
     let sessions_max = custody::sessions_max(descriptors.unwrap_or(u64::MAX));
