@@ -372,6 +372,13 @@ pub struct MounterArgs {
     /// Group that may connect to the standby's socket.
     #[arg(long, value_name = "GID")]
     pub visitor_group: Option<u32>,
+    /// emptyDir that the node's pod uses, and no pod of anybody else: who connects to its socket from
+    /// elsewhere is sent away.
+    #[arg(long, value_name = "NAME")]
+    pub engine_volume: Option<String>,
+    /// The same of the standby's.
+    #[arg(long, value_name = "NAME")]
+    pub visitor_volume: Option<String>,
     /// Folder for the mounts of sessions, shared with the host.
     #[arg(
         long,

@@ -8,6 +8,7 @@ pub mod client;
 mod custody;
 mod locks;
 mod mounts;
+mod peers;
 mod privilege;
 mod process;
 pub mod protocol;
@@ -51,7 +52,11 @@ pub fn run(args: &MounterArgs) -> Result<(), Failure> {
     // No limit is more than anybody has.
     let sessions_max = custody::sessions_max(descriptors.unwrap_or(u64::MAX));
     let custody = custody::Custody::new(Duration::from_secs(args.orphan_timeout), sessions_max);
-    let mounts = mounts::Mounts { roots, custody, backing, locks: Default::default() };
+    let peers = peers::Peers {
+        engine: args.engine_volume.clone(),
+        visitor: args.visitor_volume.clone(),
+    };
+    let mounts = mounts::Mounts { roots, custody, backing, locks: Default::default(), peers };
     tracing::info!(socket = %args.socket.display(), sessions_max, "mounter ready");
     serve::run(engines, visitors, Arc::new(mounts)).map_err(|e| failed("serving", e))
 }
