@@ -6,6 +6,7 @@
 mod backing;
 pub mod client;
 mod custody;
+mod filter;
 mod locks;
 mod mounts;
 mod peers;
@@ -57,6 +58,7 @@ pub fn run(args: &MounterArgs) -> Result<(), Failure> {
         visitor: args.visitor_volume.clone(),
     };
     let mounts = mounts::Mounts { roots, custody, backing, locks: Default::default(), peers };
+    filter::install().map_err(|e| failed("giving up calls of the kernel", e))?;
     tracing::info!(socket = %args.socket.display(), sessions_max, "mounter ready");
     serve::run(engines, visitors, Arc::new(mounts)).map_err(|e| failed("serving", e))
 }

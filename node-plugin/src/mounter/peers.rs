@@ -46,7 +46,7 @@ impl Peers {
             Err(error) if is_gone(&error) => return refuse("is gone".into()),
             read => read?,
         };
-        match pod_of(&cgroups, |pod| roots.has_pod(pod)) {
+        match pod_of(&dashed(&cgroups), |pod| roots.has_pod(pod)) {
             None => refuse("is in no pod of this node".into()),
             Some(pod) if roots.has_empty_dir(pod, volume) => Ok(()),
             Some(pod) => {
@@ -61,7 +61,12 @@ fn cgroups_of(pid: i32) -> io::Result<String> {
     let mut bytes = Vec::new();
     file.take(CGROUPS_MAX).read_to_end(&mut bytes)?;
     // Whoever may make cgroups below his own names them as he likes.
-    Ok(String::from_utf8_lossy(&bytes).replace('_', "-"))
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// With uids as the API has them: systemd takes a dash for a level.
+fn dashed(cgroups: &str) -> String {
+    cgroups.replace('_', "-")
 }
 
 fn is_gone(error: &io::Error) -> bool {
@@ -97,28 +102,29 @@ mod tests {
     use super::*;
 
     const UID: &str = "0a1b2c3d-0000-4444-8888-123456789abc";
+    const SLICE: &str = "pod0a1b2c3d_0000_4444_8888_123456789abc.slice";
 
-    fn pod(cgroups: &str) -> Option<&str> {
-        pod_of(cgroups, |uid| uid == UID || uid == "f00d")
+    fn pod(cgroups: &str) -> Option<String> {
+        pod_of(&dashed(cgroups), |uid| uid == UID || uid == "f00d").map(str::to_owned)
     }
 
     #[test]
     fn a_pod_is_found_as_kubelet_names_its_cgroup() {
-        let slice = UID;
         for cgroups in [
-            format!("0::/kubepods/burstable/pod{UID}/3f2a\n"),
-            format!("0::/kubepods/pod{UID}/3f2a\n"),
-            // systemd, by each class of service; underscores are read as dashes.
-            format!("0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{slice}.slice/cri-containerd-3f2a.scope\n"),
-            format!("0::/kubepods.slice/kubepods-pod{slice}.slice/crio-3f2a.scope/container\n"),
+            format!("0::/kubepods/burstable/pod{UID}/3f2a"),
+            format!("0::/kubepods/pod{UID}/3f2a"),
+            format!(
+                "0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-{SLICE}/cri-3.scope"
+            ),
+            format!("0::/kubepods.slice/kubepods-{SLICE}/crio-3f2a.scope/container"),
             // Seen from a cgroup namespace of the mounter's own.
-            format!("0::/../../kubepods-besteffort-pod{slice}.slice/cri-containerd-3f2a.scope\n"),
-            // A node that is a pod itself, whose own kubelet knows nothing of that.
-            format!("0::/kubepods/podb0b/3f2a/kubelet/kubepods/burstable/pod{UID}/1\n"),
+            format!("0::/../../kubepods-besteffort-{SLICE}/cri-containerd-3f2a.scope"),
+            // A node that is a pod itself, of which its own kubelet knows nothing.
+            format!("0::/kubepods/podb0b/3f2a/kubelet/kubepods/burstable/pod{UID}/1"),
             // Version 1, with hierarchies that kubelet leaves alone.
-            format!("9:name=systemd:/kubepods/pod{UID}/3f\n8:pids:/kubepods/pod{UID}/3f\n7:rdma:/\n0::/\n"),
+            format!("9:name=systemd:/kubepods/pod{UID}/3f\n8:pids:/kubepods/pod{UID}/3f\n0::/"),
         ] {
-            assert_eq!(pod(&cgroups), Some(UID), "{cgroups}");
+            assert_eq!(pod(&cgroups).as_deref(), Some(UID), "{cgroups}");
         }
     }
 
@@ -126,20 +132,22 @@ mod tests {
     fn no_process_chooses_its_pod() {
         for cgroups in [
             "",
-            "0::/\n",
-            "0::/system.slice/containerd.service\n",
-            "0::/user.slice/user-0.slice/session-1.scope\n",
-            "0::/kubepods.slice/kubepods-burstable.slice\n",
-            "0::/kubepods/pod/3f\n",
-            "0::/kubepods/pod../3f\n",
-            "0::/kubepods/burstable/podb0b/3f\n",
-            "nothing\n",
+            "0::/",
+            "0::/system.slice/containerd.service",
+            "0::/user.slice/user-0.slice/session-1.scope",
+            "0::/kubepods.slice/kubepods-burstable.slice",
+            "0::/kubepods/pod/3f",
+            "0::/kubepods/pod../3f",
+            "0::/kubepods/burstable/podb0b/3f",
+            "nothing",
         ] {
             assert_eq!(pod(cgroups), None, "{cgroups}");
         }
         // It has made one below its own, or is in two.
-        assert_eq!(pod(&format!("0::/kubepods/podf00d/3f/pod{UID}/x\n")), Some("f00d"));
-        assert_eq!(pod(&format!("2:pids:/kubepods/podf00d/3f\n1:cpu:/kubepods/pod{UID}/x\n")), None);
+        let below = format!("0::/kubepods/podf00d/3f/pod{UID}/x");
+        assert_eq!(pod(&below).as_deref(), Some("f00d"));
+        let two = format!("2:pids:/kubepods/podf00d/3f\n1:cpu:/kubepods/pod{UID}/x");
+        assert_eq!(pod(&two), None);
     }
 
     #[test]
