@@ -75,9 +75,9 @@ const FREE: &[c_long] = &[
     libc::SYS_clone3,
 ];
 
-/// Calls that glibc makes on this architecture alone.
+/// Calls that glibc and rustix make on this architecture alone.
 #[cfg(target_arch = "x86_64")]
-const OLD: &[c_long] = &[libc::SYS_readlink];
+const OLD: &[c_long] = &[libc::SYS_open, libc::SYS_readlink];
 #[cfg(not(target_arch = "x86_64"))]
 const OLD: &[c_long] = &[];
 

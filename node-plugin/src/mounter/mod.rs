@@ -53,10 +53,8 @@ pub fn run(args: &MounterArgs) -> Result<(), Failure> {
     // No limit is more than anybody has.
     let sessions_max = custody::sessions_max(descriptors.unwrap_or(u64::MAX));
     let custody = custody::Custody::new(Duration::from_secs(args.orphan_timeout), sessions_max);
-    let peers = peers::Peers {
-        engine: args.engine_volume.clone(),
-        visitor: args.visitor_volume.clone(),
-    };
+    let peers =
+        peers::Peers { engine: args.engine_volume.clone(), visitor: args.visitor_volume.clone() };
     let mounts = mounts::Mounts { roots, custody, backing, locks: Default::default(), peers };
     filter::install().map_err(|e| failed("giving up calls of the kernel", e))?;
     tracing::info!(socket = %args.socket.display(), sessions_max, "mounter ready");
