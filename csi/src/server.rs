@@ -94,3 +94,32 @@ pub async fn serve(
         .await
         .map_err(io::Error::other)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_socket_is_for_whom_it_says_and_nothing_put_in_its_place_is_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (socket, file, link) =
+            (dir.path().join("socket"), dir.path().join("file"), dir.path().join("link"));
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let group = rustix::process::getegid().as_raw();
+        for (group, mode) in [(None, 0o600), (Some(group), 0o660)] {
+            restrict(&socket, group).unwrap();
+            assert_eq!(socket.metadata().unwrap().mode() & 0o777, mode);
+        }
+        std::fs::write(&file, "precious").unwrap();
+        let before = file.metadata().unwrap().mode();
+        symlink(&socket, &link).unwrap();
+        for other in [&file, &link] {
+            let refused = restrict(other, None).unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied, "{other:?}");
+        }
+        assert_eq!(file.metadata().unwrap().mode(), before);
+        assert_eq!(socket.metadata().unwrap().mode() & 0o777, 0o660);
+    }
+}
