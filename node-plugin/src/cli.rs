@@ -290,6 +290,9 @@ pub struct NodeArgs {
     /// Socket on which kubelet calls.
     #[arg(long, value_name = "SOCKET", default_value = "/csi/csi.sock")]
     pub csi_socket: PathBuf,
+    /// Group of the standby: it may answer at that socket while no node does, and connect to it.
+    #[arg(long, value_name = "GID")]
+    pub csi_group: Option<u32>,
     /// Socket of the mounter.
     #[arg(long, value_name = "SOCKET", default_value = "/mounter/mounter.sock")]
     pub mounter_socket: PathBuf,
@@ -345,6 +348,9 @@ pub struct StandbyArgs {
     /// Socket on which kubelet calls.
     #[arg(long, value_name = "SOCKET", default_value = "/csi/csi.sock")]
     pub csi_socket: PathBuf,
+    /// As the node's: who may connect to that socket while the standby serves it.
+    #[arg(long, value_name = "GID")]
+    pub csi_group: Option<u32>,
     /// Socket of the mounter.
     #[arg(long, value_name = "SOCKET", default_value = "/mounter/mounter.sock")]
     pub mounter_socket: PathBuf,
@@ -365,6 +371,16 @@ pub struct MounterArgs {
     /// Socket for the standby, in a folder that the node's is not in.
     #[arg(long, value_name = "SOCKET", default_value = "/mounter/visitor/mounter.sock")]
     pub visitor_socket: PathBuf,
+    /// Group that may connect to the standby's socket.
+    #[arg(long, value_name = "GID")]
+    pub visitor_group: Option<u32>,
+    /// emptyDir that the node's pod uses, and no pod of anybody else: who connects to its socket from
+    /// elsewhere is sent away.
+    #[arg(long, value_name = "NAME")]
+    pub engine_volume: Option<String>,
+    /// The same of the standby's.
+    #[arg(long, value_name = "NAME")]
+    pub visitor_volume: Option<String>,
     /// Folder for the mounts of sessions, shared with the host.
     #[arg(
         long,

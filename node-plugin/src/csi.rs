@@ -1,6 +1,8 @@
 //! What node and controller have in common: a CSI socket, served until a signal comes.
 
+use std::fs::Permissions;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -39,20 +41,29 @@ pub(crate) struct OnSignal<F> {
     pub(crate) patience: Duration,
 }
 
+/// Where kubelet or a sidecar calls.
+#[derive(Clone, Copy)]
+pub(crate) struct Socket<'a> {
+    pub(crate) path: &'a Path,
+    /// Who else may call, and answer in this process's place while it is not there.
+    pub(crate) group: Option<u32>,
+}
+
 /// Serves these services at `socket` until SIGTERM or SIGINT, and until the calls under way have
 /// ended or are late.
 ///
 /// # Errors
 /// What the socket reports.
 pub(crate) async fn serve(
-    socket: &Path,
+    socket: Socket<'_>,
     services: Services,
     ready: Ready,
     counted: Arc<Metrics>,
     on_signal: OnSignal<impl FnOnce()>,
 ) -> Result<(), Failure> {
-    let failed =
-        |e: io::Error| Failure::new(Kind::Other, format!("CSI socket {}: {e}", socket.display()));
+    let failed = |e: io::Error| {
+        Failure::new(Kind::Other, format!("CSI socket {}: {e}", socket.path.display()))
+    };
     let mut term = signal(SignalKind::terminate()).map_err(failed)?;
     let mut int = signal(SignalKind::interrupt()).map_err(failed)?;
     let OnSignal { call, patience } = on_signal;
@@ -88,11 +99,23 @@ pub(crate) async fn serve(
     }
 }
 
+/// Lets a group answer at a socket in this folder, too. Without it only pods that are deleted while
+/// this process is away wait for it.
+pub(crate) fn share_folder(socket: &Path, group: u32) {
+    let Some(folder) = socket.parent() else { return };
+    let shared = std::fs::create_dir_all(folder)
+        .and_then(|()| std::os::unix::fs::chown(folder, None, Some(group)))
+        .and_then(|()| std::fs::set_permissions(folder, Permissions::from_mode(0o770)));
+    if let Err(error) = shared {
+        tracing::warn!(%error, group, folder = %folder.display(), "no standby can answer there");
+    }
+}
+
 /// The standby gives the socket up when it hears of an engine.
-async fn listen(socket: &Path) -> io::Result<UnixListener> {
+async fn listen(socket: Socket<'_>) -> io::Result<UnixListener> {
     let until = Instant::now() + PATIENCE;
     loop {
-        match server::listen(socket).await {
+        match server::listen(socket.path, socket.group).await {
             Err(e) if e.kind() == io::ErrorKind::AddrInUse && Instant::now() < until => {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }

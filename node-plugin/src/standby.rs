@@ -1,6 +1,6 @@
 //! `weir standby`: lets kubelet take volumes away from pods while the node plugin is not there,
-//! as when its image cannot be pulled. It lives beside the mounter, has no rights, and answers at
-//! the plugin's socket only while nobody else does and something is mounted.
+//! as when its image cannot be pulled. It is nobody, beside the registrar, and answers at the
+//! plugin's socket only while nobody else does and something is mounted.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -37,7 +37,7 @@ pub fn run(args: &StandbyArgs) -> Result<(), Failure> {
     let runtime = assembly::runtime()?;
     let done = runtime.block_on(async {
         let counted = assembly::metrics()?;
-        let registered = Registered::beside(&args.csi_socket);
+        let registered = Registered::beside(&args.csi_socket, args.csi_group);
         if let Some(address) = args.log.metrics_listen {
             metrics::serve(address, counted.clone()).await?;
         }
@@ -58,7 +58,7 @@ pub fn run(args: &StandbyArgs) -> Result<(), Failure> {
                 };
                 let services = Services { node: Some(Arc::new(backend)), controller: None };
                 let over = until_over(&args.mounter_socket);
-                let listener = match server::listen(&args.csi_socket).await {
+                let listener = match server::listen(&args.csi_socket, args.csi_group).await {
                     Ok(listener) => listener,
                     Err(error) => {
                         tracing::warn!(%error, "the plugin's socket cannot be taken");

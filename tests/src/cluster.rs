@@ -356,7 +356,7 @@ impl Cluster {
     /// What Weir's pods log.
     pub fn logs(&self) -> String {
         let mut all = String::new();
-        for role in ["mounter", "node", "controller", "reconciler"] {
+        for role in ["mounter", "standby", "node", "controller", "reconciler"] {
             let selector = format!("app.kubernetes.io/component={role}");
             let args =
                 ["logs", "-n", "weir", "-l", &selector, "--all-containers", "--tail=1000000"];
@@ -409,9 +409,12 @@ impl Cluster {
             cluster.kubectl(&drivers).contains("s3.csi.weir.dev")
         });
         // Not the mounter, which is never rolled.
-        for set in
-            ["daemonset/weir-node", "deployment/weir-controller", "deployment/weir-reconciler"]
-        {
+        for set in [
+            "daemonset/weir-node",
+            "daemonset/weir-standby",
+            "deployment/weir-controller",
+            "deployment/weir-reconciler",
+        ] {
             self.kubectl(&["rollout", "status", "-n", "weir", set, "--timeout=120s"]);
         }
     }

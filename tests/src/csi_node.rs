@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -129,6 +131,11 @@ impl CsiNode {
         self.join("csi.sock")
     }
 
+    /// The mounter's socket for a standby.
+    pub fn visitor_socket(&self) -> PathBuf {
+        self.join("visitor/mounter.sock")
+    }
+
     /// The socket of the controller service.
     pub fn controller_socket(&self) -> PathBuf {
         self.join("controller.sock")
@@ -146,15 +153,27 @@ impl CsiNode {
 
     /// Starts a standby, which serves metrics and probes.
     pub fn start_standby(&mut self) {
-        let mut command = Command::new(program());
+        self.standby(&mut Command::new(program()));
+    }
+
+    /// Starts a standby as a user who is not root, and of this group.
+    pub fn start_standby_as(&mut self, user: u32, group: u32) {
+        // That user need not reach the folder that the program is in.
+        let program = fs::File::open(program()).unwrap();
+        let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
+        command.uid(user).gid(group).arg0("weir");
+        self.standby(&mut command);
+    }
+
+    fn standby(&mut self, command: &mut Command) {
         command
             .arg("standby")
             .arg("--csi-socket")
             .arg(self.socket())
             .arg("--mounter-socket")
-            .arg(self.join("mounter.sock"))
+            .arg(self.visitor_socket())
             .args(["--metrics-listen=127.0.0.1:0", "--health-listen=127.0.0.1:0"]);
-        self.standby = Some(Role::start(&mut command, &self.join("standby-log")));
+        self.standby = Some(Role::start(command, &self.join("standby-log")));
     }
 
     /// Process id of the standby.
@@ -175,7 +194,7 @@ impl CsiNode {
             .arg("--socket")
             .arg(self.join("mounter.sock"))
             .arg("--visitor-socket")
-            .arg(self.join("visitor.sock"))
+            .arg(self.visitor_socket())
             .arg("--cache-dir")
             .arg(self.cache.path())
             .arg("--sessions-dir")
@@ -248,6 +267,11 @@ impl CsiNode {
     pub fn set_node_flags(&mut self, flags: Vec<String>) {
         self.setup.node_flags.retain(|flag| !flag.starts_with("--endpoint-url"));
         self.setup.node_flags.extend(flags);
+    }
+
+    /// Gives flags to the next run of the mounter, after those that it has.
+    pub fn add_mounter_flags(&mut self, flags: &[&str]) {
+        self.setup.mounter_flags.extend(flags.iter().map(|flag| (*flag).to_owned()));
     }
 
     /// Process id of the mounter.

@@ -12,6 +12,8 @@ pub mod cluster;
 pub mod csi_node;
 pub mod failing_disk;
 pub mod hostile;
+#[cfg(target_arch = "x86_64")]
+pub mod injected;
 pub mod link;
 pub mod minio;
 pub mod model;

@@ -39,7 +39,8 @@ pub fn run(args: &ControllerArgs) -> Result<(), Failure> {
         let services = Services { node: None, controller: Some(Arc::new(provisioner)) };
         let on_signal = csi::OnSignal { call: || {}, patience: Duration::from_secs(20) };
         let ready = csi::Ready { serving, readiness };
-        csi::serve(&args.csi_socket, services, ready, counted, on_signal).await
+        let socket = csi::Socket { path: &args.csi_socket, group: None };
+        csi::serve(socket, services, ready, counted, on_signal).await
     })
 }
 

@@ -6,8 +6,10 @@
 mod backing;
 pub mod client;
 mod custody;
+mod filter;
 mod locks;
 mod mounts;
+mod peers;
 mod privilege;
 mod process;
 pub mod protocol;
@@ -40,17 +42,21 @@ pub fn run(args: &MounterArgs) -> Result<(), Failure> {
     for folder in backing.missing() {
         tracing::warn!(folder = %folder.display(), "no such cache folder: no passthrough from there");
     }
+    let listen = |socket: &std::path::Path, group| {
+        wire::listen(socket, group).map_err(|e| failed(&format!("socket {}", socket.display()), e))
+    };
+    let engines = listen(&args.socket, None)?;
+    let visitors = listen(&args.visitor_socket, args.visitor_group)?;
     // Before any thread is started: each has its own.
     privilege::keep_only_sys_admin().map_err(|e| failed("dropping capabilities", e))?;
-    let listen = |socket: &std::path::Path| {
-        wire::listen(socket).map_err(|e| failed(&format!("socket {}", socket.display()), e))
-    };
-    let (engines, visitors) = (listen(&args.socket)?, listen(&args.visitor_socket)?);
     let descriptors = rustix::process::getrlimit(Resource::Nofile).current;
     // No limit is more than anybody has.
     let sessions_max = custody::sessions_max(descriptors.unwrap_or(u64::MAX));
     let custody = custody::Custody::new(Duration::from_secs(args.orphan_timeout), sessions_max);
-    let mounts = mounts::Mounts { roots, custody, backing, locks: Default::default() };
+    let peers =
+        peers::Peers { engine: args.engine_volume.clone(), visitor: args.visitor_volume.clone() };
+    let mounts = mounts::Mounts { roots, custody, backing, locks: Default::default(), peers };
+    filter::install().map_err(|e| failed("giving up calls of the kernel", e))?;
     tracing::info!(socket = %args.socket.display(), sessions_max, "mounter ready");
     serve::run(engines, visitors, Arc::new(mounts)).map_err(|e| failed("serving", e))
 }

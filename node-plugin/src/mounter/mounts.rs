@@ -12,6 +12,7 @@ use weir_fuse::engine::kernel::KernelPort;
 use super::backing::{BACKINGS_MAX, Backing};
 use super::custody::{Custody, EntryCopy};
 use super::locks::Locks;
+use super::peers::Peers;
 use super::process;
 use super::protocol::{Bind, Mount, Reply, Request, TARGETS_PAGE};
 use super::roots::{Place, Roots};
@@ -22,6 +23,7 @@ pub(super) struct Mounts {
     pub(super) custody: Custody,
     pub(super) backing: Backing,
     pub(super) locks: Locks,
+    pub(super) peers: Peers,
 }
 
 type Answer = io::Result<(Reply, Vec<OwnedFd>)>;

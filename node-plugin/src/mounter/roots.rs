@@ -29,6 +29,8 @@ const VOLUME_DATA: &str = "vol_data.json";
 const VOLUME_DATA_MAX: u64 = 64 << 10;
 /// kubelet's name for the folder of CSI volumes in a pod.
 const CSI_VOLUMES: &str = "kubernetes.io~csi";
+/// kubelet's name for the folder of a pod's emptyDirs.
+const EMPTY_DIRS: &str = "kubernetes.io~empty-dir";
 /// Mounts on top of each other that are taken away at once.
 const STACKED_MAX: usize = 64;
 
@@ -89,6 +91,23 @@ impl Roots {
             Some((root, relative)) => root.place(relative),
             None => Err(refused(format!("{} is no target of kubelet's", path.display()))),
         }
+    }
+
+    /// Whether kubelet has a pod of this uid.
+    pub(super) fn has_pod(&self, uid: &str) -> bool {
+        self.has_folder(Path::new(uid))
+    }
+
+    /// Whether a pod uses an emptyDir of this name.
+    pub(super) fn has_empty_dir(&self, uid: &str, name: &str) -> bool {
+        self.has_folder(&Path::new(uid).join("volumes").join(EMPTY_DIRS).join(name))
+    }
+
+    fn has_folder(&self, relative: &Path) -> bool {
+        let open = |root: &Root| {
+            rustix::fs::openat2(&root.folder, relative, FOLDER, Mode::empty(), BENEATH)
+        };
+        self.targets.iter().any(|root| open(root).is_ok())
     }
 
     /// Whether a path has the form of kubelet's targets,

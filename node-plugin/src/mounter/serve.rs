@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::net::SocketFlags;
 
@@ -17,6 +17,8 @@ use super::wire;
 const CONNECTIONS_MAX: usize = 64;
 /// How often orphans are looked for.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
+/// How often refused connections are told, at each socket.
+const TELL_EVERY: Duration = Duration::from_secs(5);
 /// How long nobody is let in after a connection could not be served.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -60,10 +62,18 @@ pub(super) fn run(engines: OwnedFd, visitors: OwnedFd, mounts: Arc<Mounts>) -> i
 
 fn accept(listener: &OwnedFd, mounts: &Arc<Mounts>, peer: Peer) -> ! {
     let open = Arc::new(());
+    let mut refused = Refused::default();
     loop {
         let accepted =
             rustix::io::retry_on_intr(|| rustix::net::accept_with(listener, SocketFlags::CLOEXEC));
         let served = accepted.map_err(io::Error::from).and_then(|connection| {
+            match mounts.peers.check(&mounts.roots, &connection, peer) {
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    refused.note(peer, &error);
+                    return Ok(());
+                }
+                checked => checked?,
+            }
             if Arc::strong_count(&open) > CONNECTIONS_MAX {
                 return Err(io::Error::other("too many connections"));
             }
@@ -78,6 +88,23 @@ fn accept(listener: &OwnedFd, mounts: &Arc<Mounts>, peer: Peer) -> ! {
             // Out of descriptors, memory or threads: that passes.
             tracing::warn!(?peer, %error, "a connection is not served");
             std::thread::sleep(PAUSE);
+        }
+    }
+}
+
+/// Connections that were refused: who tries again and again fills no log.
+#[derive(Default)]
+struct Refused {
+    told: Option<Instant>,
+    untold: u64,
+}
+
+impl Refused {
+    fn note(&mut self, peer: Peer, error: &io::Error) {
+        self.untold += 1;
+        if self.told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
+            tracing::warn!(?peer, %error, count = self.untold, "a connection is refused");
+            *self = Self { told: Some(Instant::now()), untold: 0 };
         }
     }
 }

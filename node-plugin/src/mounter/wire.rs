@@ -1,8 +1,10 @@
 //! Messages over a SOCK_SEQPACKET socket, with a few descriptors each.
 
+use std::fs::Permissions;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use rustix::fs::Mode;
@@ -19,11 +21,11 @@ const MESSAGE_MAX: usize = 64 << 10;
 /// Descriptors that come with a message.
 const DESCRIPTORS_MAX: usize = 3;
 
-/// A socket at `path` for this user alone, that gets its name once it listens.
+/// A socket at `path` for this user alone, or for a group, too, that gets its name once it listens.
 ///
 /// # Errors
 /// What the system reports.
-pub fn listen(path: &Path) -> io::Result<OwnedFd> {
+pub fn listen(path: &Path, group: Option<u32>) -> io::Result<OwnedFd> {
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent)?;
     }
@@ -34,8 +36,19 @@ pub fn listen(path: &Path) -> io::Result<OwnedFd> {
     rustix::fs::fchmod(&socket, Mode::from_raw_mode(0o600))?;
     rustix::net::bind(&socket, &SocketAddrUnix::new(&unnamed)?)?;
     rustix::net::listen(&socket, 64)?;
+    if let Some(group) = group {
+        // Nobody else writes in this folder.
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        share(folder.unwrap_or(Path::new(".")), group, 0o750)?;
+        share(&unnamed, group, 0o660)?;
+    }
     std::fs::rename(&unnamed, path)?;
     Ok(socket)
+}
+
+fn share(path: &Path, group: u32, mode: u32) -> io::Result<()> {
+    std::os::unix::fs::chown(path, None, Some(group))?;
+    std::fs::set_permissions(path, Permissions::from_mode(mode))
 }
 
 /// A connection to the socket at `path`.

@@ -52,6 +52,9 @@ pub fn run(args: &NodeArgs) -> Result<(), Failure> {
     assembly::raise_file_limit();
     let configured = configured(args)?;
     let cache = CacheConfig::new(&args.cache, &Environment::of_process())?;
+    if let Some(group) = args.csi_group {
+        csi::share_folder(&args.csi_socket, group);
+    }
     let runtime = assembly::runtime()?;
     let done = runtime.block_on(async {
         let counted = assembly::metrics()?;
@@ -101,7 +104,7 @@ pub fn run(args: &NodeArgs) -> Result<(), Failure> {
             objects.clone(),
             announcer.clone(),
         );
-        let kept = registered::Registered::beside(&args.csi_socket);
+        let kept = registered::Registered::beside(&args.csi_socket, args.csi_group);
         // By an earlier run: kubelet does not ask again because this process started.
         place.was_registered(kept.last().map(|info| info.segments));
         let pods = PodGpus::new(&args.pod_resources_socket, &cache.dirs);
@@ -155,7 +158,8 @@ pub fn run(args: &NodeArgs) -> Result<(), Failure> {
             },
             patience: grace / 4,
         };
-        csi::serve(&args.csi_socket, services, ready, counted, on_signal).await?;
+        let socket = csi::Socket { path: &args.csi_socket, group: args.csi_group };
+        csi::serve(socket, services, ready, counted, on_signal).await?;
         sessions.leave(until).await;
         tokio::task::block_in_place(|| engine.cache.close());
         Ok(())

@@ -3,7 +3,9 @@
 //! the standby whether it is to register again.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -13,6 +15,8 @@ use weir_csi::backend::NodeInfo;
 #[derive(Clone, Debug)]
 pub(crate) struct Registered {
     file: PathBuf,
+    /// Who else reads it.
+    group: Option<u32>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -26,8 +30,8 @@ struct Kept {
 
 impl Registered {
     /// The one beside this socket.
-    pub(crate) fn beside(socket: &Path) -> Self {
-        Self { file: socket.with_file_name("registered.json") }
+    pub(crate) fn beside(socket: &Path, group: Option<u32>) -> Self {
+        Self { file: socket.with_file_name("registered.json"), group }
     }
 
     /// Keeps it.
@@ -38,11 +42,23 @@ impl Registered {
             segments: info.segments.clone(),
             current,
         };
-        let new = self.file.with_extension("new");
         let text = serde_json::to_string(&kept).unwrap_or_default();
-        if let Err(error) = fs::write(&new, text).and_then(|()| fs::rename(&new, &self.file)) {
+        if let Err(error) = self.write(&text) {
             tracing::warn!(%error, "what kubelet was told is not kept");
         }
+    }
+
+    fn write(&self, text: &str) -> io::Result<()> {
+        let new = self.file.with_extension("new");
+        let _ = fs::remove_file(&new);
+        // Others write in this folder, too: what they have put there is not written to.
+        let mut file = fs::File::options().write(true).create_new(true).open(&new)?;
+        file.write_all(text.as_bytes())?;
+        if let Some(group) = self.group {
+            fchown(&file, None, Some(group))?;
+            file.set_permissions(Permissions::from_mode(0o640))?;
+        }
+        fs::rename(&new, &self.file)
     }
 
     fn read(&self) -> Option<Kept> {
@@ -68,7 +84,7 @@ mod tests {
     #[test]
     fn what_was_told_is_read_back() {
         let dir = tempfile::tempdir().unwrap();
-        let registered = Registered::beside(&dir.path().join("csi.sock"));
+        let registered = Registered::beside(&dir.path().join("csi.sock"), None);
         assert!(registered.is_current() && registered.last().is_none());
         let segments = BTreeMap::from([("a".to_owned(), "b".to_owned())]);
         let info = NodeInfo { node_id: "n".into(), max_volumes: 3, segments };
@@ -76,5 +92,21 @@ mod tests {
         assert!(registered.is_current() && registered.last() == Some(info.clone()));
         registered.keep(&info, false);
         assert!(!registered.is_current());
+    }
+
+    #[test]
+    fn what_lies_where_it_is_written_is_not_written_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let precious = dir.path().join("precious");
+        fs::write(&precious, "bytes").unwrap();
+        std::os::unix::fs::symlink(&precious, dir.path().join("registered.new")).unwrap();
+        let group = rustix::process::getegid().as_raw();
+        let registered = Registered::beside(&dir.path().join("csi.sock"), Some(group));
+        let info = NodeInfo { node_id: "n".into(), max_volumes: 3, segments: BTreeMap::new() };
+        registered.keep(&info, true);
+        assert_eq!(registered.last(), Some(info));
+        assert_eq!(fs::read(precious).unwrap(), b"bytes");
+        let file = fs::metadata(dir.path().join("registered.json")).unwrap();
+        assert_eq!(file.permissions().mode() & 0o777, 0o640);
     }
 }

@@ -148,7 +148,11 @@ fn the_image_is_nobodys_and_each_container_says_otherwise_where_it_must() {
     }
     let all = template(&[]).unwrap();
     let mounter = object(&all, "DaemonSet", "weir-mounter").unwrap();
-    assert_eq!(mounter.matches("runAsUser: 0").count(), 3);
+    assert_eq!(mounter.matches("runAsUser: 0").count(), 1);
+    let standby = object(&all, "DaemonSet", "weir-standby").unwrap();
+    assert!(standby.contains("runAsUser: 65531") && standby.contains("runAsNonRoot: true"));
+    // The registrar: kubelet's folder is root's.
+    assert_eq!(standby.matches("runAsUser: 0").count(), 1);
     let node = object(&all, "DaemonSet", "weir-node").unwrap();
     assert_eq!(node.matches("runAsUser: 0").count(), 1);
 }
@@ -156,4 +160,25 @@ fn the_image_is_nobodys_and_each_container_says_otherwise_where_it_must() {
 #[test]
 fn the_cache_leaves_kubelet_what_it_wants() {
     assert!(template(&[]).unwrap().contains("--cache-min-free=20%"));
+}
+
+#[test]
+fn the_mounter_is_alone_with_the_hosts_pids_and_knows_its_peers_by_what_they_declare() {
+    let all = template(&["--set", "standby.group=1000650000"]).unwrap();
+    let set = |name: &str| object(&all, "DaemonSet", name).unwrap();
+    let (mounter, standby, node) = (set("weir-mounter"), set("weir-standby"), set("weir-node"));
+    assert_eq!(all.matches("hostPID: true").count(), 1);
+    assert!(mounter.contains("hostPID: true") && mounter.matches("image: ").count() == 1);
+    for (peer, role) in [(node, "engine"), (standby, "visitor")] {
+        assert!(mounter.contains(&format!("--{role}-volume=weir-{role}\n")), "{mounter}");
+        assert!(peer.contains(&format!("name: weir-{role}\n          emptyDir: {{}}")), "{peer}");
+        // What no container mounts kubelet does not make.
+        assert!(peer.contains(&format!("name: weir-{role}, mountPath: ")), "{peer}");
+        // Whose sockets are one group's.
+        assert!(peer.contains("supplementalGroups: [1000650000]"), "{peer}");
+        assert!(peer.contains("--csi-group=1000650000\n"), "{peer}");
+    }
+    assert!(mounter.contains("--visitor-group=1000650000\n"));
+    let open = template(&["--set", "mounter.checkPeers=false"]).unwrap();
+    assert!(!open.contains("--engine-volume") && !open.contains("--visitor-volume"));
 }

@@ -286,7 +286,7 @@ fn secrets_are_in_no_log_and_sockets_are_private() {
     assert!(!status.message().contains(canary), "{}", status.message());
     let logs = node.logs();
     assert!(logs.contains("NodePublishVolume") && !logs.contains(canary));
-    for socket in ["csi.sock", "mounter.sock", "visitor.sock"] {
+    for socket in ["csi.sock", "mounter.sock", "visitor/mounter.sock"] {
         let mode = fs::metadata(node.join(socket)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{socket}");
     }

@@ -209,7 +209,7 @@ fn visitors_learn_and_change_nothing_but_what_is_left_behind() {
     let target = node.publish(&volume).unwrap();
     // Each socket is for one kind of peer, whatever that says of itself.
     assert!(Mounter::visit(&node.join("mounter.sock")).has_engine().is_err());
-    let visitor = Mounter::visit(&node.join("visitor.sock"));
+    let visitor = Mounter::visit(&node.visitor_socket());
     assert!(visitor.has_engine().unwrap() && visitor.is_showing().unwrap());
     for refused in [
         visitor.sessions().map(|_| ()),
@@ -283,7 +283,7 @@ fn a_mounter_without_descriptors_keeps_what_it_has() {
     let open = fs::read_dir(format!("/proc/{}/fd", node.mounter_pid())).unwrap().count();
     limit(open as u64 - 1);
     // None of them can be served.
-    let refused: Vec<_> = (0..20).map(|_| Mounter::visit(&node.join("visitor.sock"))).collect();
+    let refused: Vec<_> = (0..20).map(|_| Mounter::visit(&node.visitor_socket())).collect();
     let asking: Vec<_> = refused
         .iter()
         .map(|visitor| {

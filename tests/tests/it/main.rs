@@ -24,6 +24,7 @@ mod orders;
 mod ports;
 mod promises;
 mod reading;
+mod rights;
 mod sanity;
 mod storms;
 mod topology;

@@ -209,7 +209,7 @@ fn a_changed_gpu_changes_the_label_and_never_costs_the_registration() {
         |cluster: &Cluster| cluster.kubectl(&["get", "csinodes", "-o", "jsonpath={..drivers[*]}"]);
     let restarts = |cluster: &Cluster| -> u32 {
         let path = "jsonpath={..containerStatuses[?(@.name==\"registrar\")].restartCount}";
-        let label = "app.kubernetes.io/component=mounter";
+        let label = "app.kubernetes.io/component=standby";
         let text = cluster.kubectl(&["get", "pods", "-n", "weir", "-l", label, "-o", path]);
         text.split_whitespace().next().unwrap().parse().unwrap()
     };
@@ -229,7 +229,7 @@ fn a_changed_gpu_changes_the_label_and_never_costs_the_registration() {
     cluster.eventually("the node wants another", |cluster| {
         cluster.kubectl(&["get", "weirnodes"]).contains("NVIDIA-H100-80GB-HBM3")
     });
-    for role in ["node", "mounter"] {
+    for role in ["node", "mounter", "standby"] {
         let selector = format!("app.kubernetes.io/component={role}");
         cluster.kubectl(&["delete", "pods", "-n", "weir", "-l", &selector]);
     }

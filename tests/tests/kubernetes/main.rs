@@ -3,6 +3,7 @@
 
 mod gpus;
 mod lifecycle;
+mod rights;
 mod volumes;
 
 use std::path::Path;

@@ -24,6 +24,11 @@ app.kubernetes.io/component: {{ .role }}
 {{- define "weir.pluginDir" -}}{{ .Values.kubelet.root }}/plugins/{{ include "weir.driver" . }}{{- end -}}
 {{- define "weir.sessionsDir" -}}{{ include "weir.pluginDir" . }}-sessions{{- end -}}
 
+{{- /* Empty volumes by which the mounter knows the pods of its peers: kubelet makes a folder of this
+     name for a pod that declares it. */ -}}
+{{- define "weir.engineVolume" -}}weir-engine{{- end -}}
+{{- define "weir.visitorVolume" -}}weir-visitor{{- end -}}
+
 {{- define "weir.s3Args" -}}
 {{- with .Values.s3.endpointUrl }}
 - --endpoint-url={{ . }}

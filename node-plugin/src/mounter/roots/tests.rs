@@ -74,3 +74,22 @@ fn a_target_is_kubelets_for_this_driver() {
     symlink(dir.path(), &target).unwrap();
     assert!(place.folder().is_err());
 }
+
+#[test]
+fn a_pod_declares_a_volume_where_kubelet_has_made_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let pods = dir.path().join("pods");
+    let roots = Roots::open(&dir.path().join("sessions"), std::slice::from_ref(&pods)).unwrap();
+    let volumes = pods.join("0a-1/volumes");
+    std::fs::create_dir_all(volumes.join("kubernetes.io~empty-dir/mark")).unwrap();
+    std::fs::create_dir_all(volumes.join("kubernetes.io~projected/other")).unwrap();
+    std::fs::create_dir_all(pods.join("0b/volumes/kubernetes.io~empty-dir/own/mark")).unwrap();
+    symlink(volumes.join("kubernetes.io~empty-dir"), volumes.join("link")).unwrap();
+    assert!(roots.has_pod("0a-1") && roots.has_pod("0b") && !roots.has_pod("0c"));
+    assert!(roots.has_empty_dir("0a-1", "mark"));
+    for (pod, name) in
+        [("0a-1", "other"), ("0a-1", "../link/mark"), ("0b", "mark"), ("0c", "mark"), ("..", "x")]
+    {
+        assert!(!roots.has_empty_dir(pod, name), "{pod} {name}");
+    }
+}
