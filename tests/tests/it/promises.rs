@@ -1,4 +1,4 @@
-//! SEMANTICS.md and the tests belong together.
+//! SEMANTICS.md, docs/security.md and the tests belong together.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,9 @@ fn every_promise_names_a_test_that_exists() {
     for dir in ["fuse/src", "fuse/tests", "node-plugin/src", "tests/tests"] {
         sources(&root.join(dir), &mut files);
     }
-    let text = fs::read_to_string(root.join("SEMANTICS.md")).unwrap();
+    let read = |name: &str| fs::read_to_string(root.join(name)).unwrap();
+    let (semantics, security) = (read("SEMANTICS.md"), read("docs/security.md"));
+    let text = format!("{semantics}\n{security}");
     let quoted = text.split('`').skip(1).step_by(2);
     let named: Vec<(&str, &str)> = quoted.filter_map(|name| name.split_once("::")).collect();
     assert!(named.len() > 50, "only {} tests are named", named.len());
@@ -34,7 +36,9 @@ fn every_promise_names_a_test_that_exists() {
     }
     // And every line of a promise names one.
     let tables = text.lines().filter(|line| line.starts_with("| ") && line.contains(". |"));
-    for line in tables {
+    let rights =
+        security.lines().filter(|line| line.starts_with("| ") && !line.contains("| cannot |"));
+    for line in tables.chain(rights) {
         let last = line.trim_end_matches('|').rsplit(" | ").next().unwrap();
         assert!(last.contains("::"), "no test: {line}");
     }
