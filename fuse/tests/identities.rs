@@ -167,6 +167,7 @@ async fn a_permission_that_is_narrowed_is_noticed_within_its_lifetime() {
                 Ok(fh) => one.release(fh).await,
                 Err(errno) => break assert_eq!(errno, Errno::ACCESS),
             }
+            tokio::task::yield_now().await;
         }
     };
     tokio::time::timeout(PATIENCE, refused).await.expect("each object is asked for");
