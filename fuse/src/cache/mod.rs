@@ -27,6 +27,9 @@ mod space;
 pub mod staging;
 pub mod version;
 
+#[cfg(test)]
+mod fuzz;
+
 pub use disk::{DiskSettings, DiskStats, Held, Pressure, Room};
 pub use error::CacheError;
 pub use lost::LostRow;

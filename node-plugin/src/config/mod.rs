@@ -8,6 +8,9 @@ pub mod s3;
 pub mod size;
 pub mod view;
 
+#[cfg(test)]
+mod fuzz;
+
 use crate::exit::{Failure, Kind};
 
 fn usage(text: impl Into<String>) -> Failure {

@@ -18,6 +18,9 @@ mod sts;
 mod volume;
 mod watch;
 
+#[cfg(test)]
+mod fuzz;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -12,6 +12,9 @@ use weir_fuse::origin::s3::http_client;
 
 use super::credentials::WebIdentity;
 
+/// Longest text of a refusal, in characters: the service decides how much it says.
+const TEXT_MAX: usize = 1024;
+
 /// A security token service.
 #[derive(Clone, Debug)]
 pub(super) struct Sts {
@@ -52,6 +55,8 @@ impl Sts {
             .map_err(|error| {
                 let text = DisplayErrorContext(&error).to_string();
                 let text = text.replace(&web.token, "<token>");
+                let one_line = |c: char| if c.is_control() { ' ' } else { c };
+                let text: String = text.chars().map(one_line).take(TEXT_MAX).collect();
                 CredentialsError::provider_error(format!("AssumeRoleWithWebIdentity: {text}"))
             })?;
         let keys = answer.credentials.ok_or_else(|| {
@@ -67,3 +72,6 @@ impl Sts {
         ))
     }
 }
+
+#[cfg(test)]
+mod fuzz;
