@@ -139,7 +139,14 @@ fn other_requests_of_any_bytes_are_valid_or_refused_by_the_name_of_a_field() {
     let unpublish =
         proto::NodeUnpublishVolumeRequest { volume_id: "vol-1".into(), target_path: path };
     let stats = proto::NodeGetVolumeStatsRequest { volume_id: "vol-1".into(), ..stats };
-    let real = [create().encode_to_vec(), unpublish.encode_to_vec(), stats.encode_to_vec()];
+    let range = proto::CapacityRange { required_bytes: 9, limit_bytes: 5 };
+    let bad = proto::CreateVolumeRequest { capacity_range: Some(range), ..create() };
+    let real = [
+        create().encode_to_vec(),
+        bad.encode_to_vec(),
+        unpublish.encode_to_vec(),
+        stats.encode_to_vec(),
+    ];
     near(&real, |bytes| {
         if let Ok(request) = proto::NodeUnpublishVolumeRequest::decode(bytes) {
             Unpublish::parse(request).map_or_else(is_said_well, |of| is_plain(&of.target));

@@ -82,8 +82,11 @@ fn a_segment_of_checksums_is_read_whole_or_not_at_all() {
 
 #[test]
 fn what_is_said_of_lost_bytes_is_read_as_it_was_written_or_not_at_all() {
-    let row = LostRow::new("http://s3\u{1f}b", "k", "no space", 5);
-    near_texts(&[serde_json::to_vec(&row).unwrap()], |text| {
+    let real = concat!(
+        r#"{"version":1,"bucket":"http://s3\u001fb","key":"dir/k","cause":"no space","size":5,"#,
+        r#""time_ms":1770000000000}"#
+    );
+    near_texts(&[real], |text| {
         let Ok(row) = serde_json::from_str::<LostRow>(text) else { return };
         let again = serde_json::to_string(&row).unwrap();
         assert_eq!(serde_json::from_str::<LostRow>(&again).unwrap(), row);

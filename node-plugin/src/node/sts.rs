@@ -7,6 +7,7 @@ use aws_credential_types::Credentials;
 use aws_credential_types::provider::{self, error::CredentialsError};
 use aws_sdk_sts::error::DisplayErrorContext;
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
+use aws_smithy_types::retry::RetryConfig;
 use weir_fuse::origin::OriginError;
 use weir_fuse::origin::s3::http_client;
 
@@ -20,6 +21,7 @@ const TEXT_MAX: usize = 1024;
 pub(super) struct Sts {
     endpoint_url: Option<String>,
     http: SharedHttpClient,
+    retry: RetryConfig,
 }
 
 impl Sts {
@@ -28,7 +30,7 @@ impl Sts {
     /// # Errors
     /// When no HTTP client can be made.
     pub(super) fn new(endpoint_url: Option<String>) -> Result<Self, OriginError> {
-        Ok(Self { endpoint_url, http: http_client(None)? })
+        Ok(Self { endpoint_url, http: http_client(None)?, retry: RetryConfig::standard() })
     }
 
     /// Credentials for the bearer of a token.
@@ -40,6 +42,7 @@ impl Sts {
         let mut config = aws_sdk_sts::Config::builder()
             .behavior_version(BehaviorVersion::latest())
             .http_client(self.http.clone())
+            .retry_config(self.retry.clone())
             .region(Region::new(region));
         if let Some(url) = &self.endpoint_url {
             config = config.endpoint_url(url);

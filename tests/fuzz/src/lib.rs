@@ -19,7 +19,7 @@ const EDITS_MAX: usize = 8;
 /// How long a target looks, in seconds, where nothing is said.
 const SECONDS: f64 = 1.0;
 /// Inputs between two looks at the clock.
-const AT_ONCE: u32 = 64;
+const AT_ONCE: u32 = 16;
 /// Tries to make an input that fails smaller.
 const SHRINKS_MAX: u32 = 2000;
 

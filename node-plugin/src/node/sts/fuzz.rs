@@ -10,7 +10,7 @@ fn whatever_a_token_service_answers_the_token_is_not_repeated() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let told = Told::default();
     let endpoint_url = Some("http://sts.example".to_owned());
-    let sts = Sts { endpoint_url, http: told.client() };
+    let sts = Sts { endpoint_url, http: told.client(), retry: RetryConfig::disabled() };
     let web = WebIdentity {
         token: "header.payload.signature".into(),
         expires: None,
