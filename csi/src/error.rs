@@ -2,6 +2,9 @@
 
 use tonic::{Code, Status};
 
+/// Longest text of a failed call, in bytes: it goes into a header, and into an Event about the pod.
+const TEXT_MAX: usize = 1024;
+
 /// A failed call. The text says what is wrong, where, and what to do; it holds no secret.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Error {
@@ -57,6 +60,14 @@ impl Error {
 
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
-        Self::new(error.code(), error.to_string())
+        // What it repeats was written by whoever asked.
+        let text = error.to_string();
+        let cut = text.floor_char_boundary(TEXT_MAX);
+        let mut line: String =
+            text[..cut].chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        if cut < text.len() {
+            line.push_str(" ...");
+        }
+        Self::new(error.code(), line)
     }
 }

@@ -1,5 +1,6 @@
 //! `weir status`.
 
+use std::fmt::Display;
 use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -61,13 +62,25 @@ fn ask(path: &PathBuf) -> Option<NodeStatus> {
     serde_json::from_str(&text).ok()
 }
 
+/// A text that somebody chose, as a terminal can show it in a line.
+fn shown(text: impl Display) -> String {
+    let mut shown = String::new();
+    for c in text.to_string().chars() {
+        match c.is_control() {
+            true => shown.extend(c.escape_default()),
+            false => shown.push(c),
+        }
+    }
+    shown
+}
+
 fn describe(node: &NodeStatus) -> String {
     let mut out = String::new();
     for mount in &node.mounts {
         out.push_str(&describe_mount(mount));
     }
     let (cache, counters) = (&node.cache, &node.counters);
-    let opens = counters.cache_hits + counters.cache_misses;
+    let opens = counters.cache_hits.saturating_add(counters.cache_misses);
     let ratio = match opens {
         0 => "no opens yet".to_owned(),
         opens => {
@@ -81,17 +94,20 @@ fn describe(node: &NodeStatus) -> String {
         };
         out.push_str(&format!(
             "  cache      {} ({} in {} versions, {limit})\n",
-            disk.dir.display(),
+            shown(disk.dir.display()),
             Size(disk.used_bytes),
             disk.versions,
         ));
         if let Some(problem) = &disk.problem {
-            out.push_str(&format!("  PROBLEM    {problem}\n"));
+            out.push_str(&format!("  PROBLEM    {}\n", shown(problem)));
         }
         if disk.lost_bytes > 0 {
             let lost = disk.dir.join("lost");
             let size = Size(disk.lost_bytes);
-            out.push_str(&format!("  LOST       {size} not stored, kept in {}\n", lost.display()));
+            out.push_str(&format!(
+                "  LOST       {size} not stored, kept in {}\n",
+                shown(lost.display())
+            ));
         }
     }
     out.push_str(&format!(
@@ -105,7 +121,7 @@ fn describe(node: &NodeStatus) -> String {
         Size(counters.memory_used),
         Size(counters.memory_target),
         node.pid,
-        node.version,
+        shown(&node.version),
     ));
     if node.lost.files > 0 {
         out.push_str(&format!(
@@ -122,7 +138,7 @@ fn describe(node: &NodeStatus) -> String {
 
 fn describe_mount(mount: &MountStatus) -> String {
     let session = &mount.session;
-    let mut out = format!("{} on {}\n", mount.source, mount.mountpoint.display());
+    let mut out = format!("{} on {}\n", shown(&mount.source), shown(mount.mountpoint.display()));
     out.push_str(&format!(
         "  origin     {}\n  reads      {}\n  open       {} handles, {} inodes known\n",
         if session.origin_up { "answers" } else { "does not answer; showing what is remembered" },
@@ -131,7 +147,10 @@ fn describe_mount(mount: &MountStatus) -> String {
         session.inodes,
     ));
     for key in &session.writing {
-        out.push_str(&format!("  writing    {key}\n"));
+        out.push_str(&format!("  writing    {}\n", shown(key)));
     }
     out
 }
+
+#[cfg(test)]
+mod fuzz;

@@ -5,6 +5,9 @@ mod controller;
 mod node;
 mod values;
 
+#[cfg(test)]
+mod fuzz;
+
 pub use capability::{Access, AccessMode, Capability};
 pub use controller::{Create, Topologies, Validate};
 pub use node::{Publish, StatsOf, Unpublish};

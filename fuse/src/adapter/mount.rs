@@ -234,6 +234,9 @@ pub fn set_read_ahead(device: &str) {
 }
 
 #[cfg(test)]
+mod fuzz;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

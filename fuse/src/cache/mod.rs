@@ -28,6 +28,9 @@ pub mod staging;
 mod tenants;
 pub mod version;
 
+#[cfg(test)]
+mod fuzz;
+
 pub use disk::{DiskSettings, DiskStats, Held, Pressure, Room};
 pub use error::CacheError;
 pub use index::Signer;

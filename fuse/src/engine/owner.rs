@@ -49,9 +49,7 @@ pub struct Proc;
 
 impl Processes for Proc {
     fn process_of(&self, thread: u32) -> u32 {
-        let status = text_of(format!("/proc/{thread}/status"));
-        let line = status.lines().find_map(|line| line.strip_prefix("Tgid:"));
-        line.and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+        process_in(&text_of(format!("/proc/{thread}/status")))
     }
 
     fn is_alive(&self, process: u32) -> bool {
@@ -65,31 +63,18 @@ impl Processes for Proc {
         }
         // Not `stat`: reading it waits for an exec, which may be waiting for us to answer the close
         // of a descriptor.
-        let status = text_of(format!("/proc/{thread}/status"));
-        // Memory is let go of before descriptors are; of who is gone there is no line at all.
-        let is_exiting = !status.contains("\nVmSize:");
-        let pending = status.lines().filter_map(|line| {
-            let mask = line.strip_prefix("SigPnd:").or(line.strip_prefix("ShdPnd:"))?;
-            u64::from_str_radix(mask.trim(), 16).ok()
-        });
-        is_exiting || pending.fold(0, |all, mask| all | mask) & KILLED != 0
+        is_dying_in(&text_of(format!("/proc/{thread}/status")))
     }
 
     fn holds(&self, process: u32, file: &FileId<'_>) -> bool {
         let Ok(entries) = fs::read_dir(format!("/proc/{process}/fdinfo")) else { return false };
         entries.flatten().take(DESCRIPTORS_MAX).any(|entry| {
             let info = text_of(entry.path());
-            let field =
-                |key: &str| info.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
-            let same = field("ino:").and_then(|v| v.parse().ok()) == Some(file.ino);
-            let flags = field("flags:").and_then(|v| u32::from_str_radix(v, 8).ok()).unwrap_or(0);
-            if !same || flags & rustix::fs::OFlags::ACCMODE.bits() == 0 {
-                return false;
-            }
+            let Some(mount) = writes_on(&info, file.ino) else { return false };
             let fd = entry.file_name();
             let link = fs::read_link(format!("/proc/{process}/fd/{}", fd.to_string_lossy()));
             link.is_ok_and(|path| path.file_name().is_some_and(|name| name == file.name))
-                && field("mnt_id:").is_some_and(|mount| is_on(process, mount, file.device))
+                && is_on(&text_of(format!("/proc/{process}/mountinfo")), mount, file.device)
         })
     }
 }
@@ -99,14 +84,41 @@ fn text_of(path: impl AsRef<std::path::Path>) -> String {
     fs::read(path).map_or_else(|_| String::new(), |bytes| String::from_utf8_lossy(&bytes).into())
 }
 
-/// Whether a mount, by its id in the process's mount table, is of this device.
-fn is_on(process: u32, mount: &str, device: &str) -> bool {
-    let table = text_of(format!("/proc/{process}/mountinfo"));
+/// The process that a status is of; 0 where it does not say.
+fn process_in(status: &str) -> u32 {
+    let line = status.lines().find_map(|line| line.strip_prefix("Tgid:"));
+    line.and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+}
+
+/// Whether a status is of a thread that takes no answer any more.
+fn is_dying_in(status: &str) -> bool {
+    // Memory is let go of before descriptors are; of who is gone there is no line at all.
+    let is_exiting = !status.contains("\nVmSize:");
+    let pending = status.lines().filter_map(|line| {
+        let mask = line.strip_prefix("SigPnd:").or(line.strip_prefix("ShdPnd:"))?;
+        u64::from_str_radix(mask.trim(), 16).ok()
+    });
+    is_exiting || pending.fold(0, |all, mask| all | mask) & KILLED != 0
+}
+
+/// The mount, by its id, of a descriptor that is open for writing on this inode.
+fn writes_on(info: &str, ino: u64) -> Option<&str> {
+    let field = |key: &str| info.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
+    let same = field("ino:").and_then(|v| v.parse().ok()) == Some(ino);
+    let flags = field("flags:").and_then(|v| u32::from_str_radix(v, 8).ok()).unwrap_or(0);
+    (same && flags & rustix::fs::OFlags::ACCMODE.bits() != 0).then(|| field("mnt_id:")).flatten()
+}
+
+/// Whether a mount, by its id in a mount table, is of this device.
+fn is_on(table: &str, mount: &str, device: &str) -> bool {
     table.lines().any(|line| {
         let mut fields = line.split(' ');
         fields.next() == Some(mount) && fields.nth(1) == Some(device)
     })
 }
+
+#[cfg(test)]
+mod fuzz;
 
 #[cfg(test)]
 mod tests {

@@ -7,3 +7,6 @@ pub mod crc;
 pub mod key;
 pub mod ttl;
 pub mod version;
+
+#[cfg(test)]
+mod fuzz;

@@ -16,12 +16,15 @@ pub enum MetadataTtl {
     Indefinite,
 }
 
+/// The longest lifetime in seconds: what every clock can be moved by.
+const LONGEST_S: f64 = 1e9;
+
 impl MetadataTtl {
     /// The lifetime as a duration; `Indefinite` is ten years, which the kernel takes too.
     pub fn duration(self) -> Duration {
         match self {
             Self::Minimal => Duration::ZERO,
-            Self::For(d) => d,
+            Self::For(d) => d.min(Duration::from_secs_f64(LONGEST_S)),
             Self::Indefinite => Duration::from_secs(10 * 365 * 24 * 3600),
         }
     }
@@ -42,7 +45,7 @@ impl FromStr for MetadataTtl {
             "minimal" => Ok(Self::Minimal),
             "indefinite" => Ok(Self::Indefinite),
             _ => match text.parse::<f64>() {
-                Ok(secs) if (0.0..=1e9).contains(&secs) => {
+                Ok(secs) if (0.0..=LONGEST_S).contains(&secs) => {
                     Ok(Self::For(Duration::from_secs_f64(secs)))
                 }
                 _ => Err(format!(

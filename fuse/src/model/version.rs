@@ -38,10 +38,12 @@ impl ETag {
         &*self.0 == "*"
     }
 
-    /// Without its quotes, as some servers compare it; in requests alone.
+    /// Without its quotes, as some servers compare it; in requests alone. One that would mean something
+    /// else without them, as `"*"`, keeps them.
     #[must_use]
     pub fn bare(&self) -> Self {
-        Self(self.0.trim_matches('"').into())
+        let bare = Self(self.0.trim_matches('"').into());
+        if bare.quoted() == *self { bare } else { self.clone() }
     }
 
     /// Whether it lacks its quotes.

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use super::hidden::HiddenKeys;
 use crate::cache::records::{FileEntry, ListingEntry, ListingRow};
 use crate::model::blocks::OBJECT_MAX;
-use crate::model::key::{BadName, DirPrefix, KeyRole};
+use crate::model::key::{BadName, DirPrefix, KeyRole, check_name};
 use crate::model::version::{ETag, ObjectInfo};
 use crate::origin::ListPage;
 
@@ -115,8 +115,11 @@ impl Listing {
             });
             (entry.name.into(), info)
         };
-        let can_be =
-            |entry: &ListingEntry| entry.file.as_ref().is_none_or(|f| f.size <= OBJECT_MAX);
+        // The disk may have been written by somebody else.
+        let can_be = |entry: &ListingEntry| {
+            let size = entry.file.as_ref().map_or(0, |file| file.size);
+            check_name(&entry.name).is_ok() && size <= OBJECT_MAX
+        };
         let entries = row.entries.into_iter().filter(can_be).map(entry).collect();
         (Self { entries, pages: row.pages, marker: row.marker, last: None }, age)
     }
@@ -130,3 +133,6 @@ fn to_ms(time: SystemTime) -> u64 {
 fn from_ms(ms: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_millis(ms)
 }
+
+#[cfg(test)]
+mod fuzz;

@@ -36,6 +36,26 @@ pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Vec<T> {
     lines.map_while(|line| serde_json::from_slice(line).ok()).collect()
 }
 
+/// Adds a line to a record that its process has left. What that process did not write to its end is
+/// taken away first: a line behind it would never be read.
+pub(super) fn append_to_left<T: Serialize + DeserializeOwned>(
+    path: &Path,
+    line: T,
+) -> io::Result<()> {
+    let text = fs::read(path)?;
+    let is_line = |line: &&[u8]| serde_json::from_slice::<T>(line).is_ok();
+    let lines = text.split_inclusive(|byte| *byte == b'\n').take_while(is_line);
+    let whole: usize = lines.map(<[u8]>::len).sum();
+    let file = OpenOptions::new().append(true).open(path)?;
+    if whole < text.len() {
+        file.set_len(whole as u64)?;
+    }
+    if text[..whole].last().is_some_and(|byte| *byte != b'\n') {
+        (&file).write_all(b"\n")?;
+    }
+    append(&file, [line])
+}
+
 /// Now, in milliseconds since 1970.
 pub(super) fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

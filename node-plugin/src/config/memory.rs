@@ -1,7 +1,7 @@
 //! How much memory a process may count on.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// Least and most memory for bytes on their way and for names, unless told otherwise.
 const DEFAULT: std::ops::RangeInclusive<u64> = 128 << 20..=1 << 30;
@@ -22,11 +22,15 @@ fn target(machine: u64, cgroup: Option<u64>) -> u64 {
 }
 
 /// The least of the limits of this process's cgroup and those above it. Facts: cgroups(7).
-fn cgroup_limit(membership: &str, root: &Path) -> Option<u64> {
+pub(super) fn cgroup_limit(membership: &str, root: &Path) -> Option<u64> {
     let files = membership.lines().filter_map(|line| {
         let mut parts = line.splitn(3, ':');
         let (_, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
         let path = path.trim_start_matches('/').to_owned();
+        // One that is not seen from here (cgroup_namespaces(7)).
+        if Path::new(&path).components().any(|part| part == Component::ParentDir) {
+            return None;
+        }
         match controllers {
             "" => Some((root.to_owned(), path, "memory.max")),
             "memory" => Some((root.join("memory"), path, "memory.limit_in_bytes")),

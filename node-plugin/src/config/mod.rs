@@ -9,6 +9,9 @@ pub mod s3;
 pub mod size;
 pub mod view;
 
+#[cfg(test)]
+mod fuzz;
+
 use crate::exit::{Failure, Kind};
 
 fn usage(text: impl Into<String>) -> Failure {

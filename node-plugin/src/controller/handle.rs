@@ -45,8 +45,8 @@ impl Handle {
         let mut handle = Self { bucket: bucket.to_owned(), prefix, endpoint: None, region: None };
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             match pair.split_once('=')? {
-                ("endpoint", value) => handle.endpoint = plain(value),
-                ("region", value) => handle.region = plain(value),
+                ("endpoint", value) => handle.endpoint = Some(plain(value)?),
+                ("region", value) => handle.region = Some(plain(value)?),
                 _ => return None,
             }
         }

@@ -7,6 +7,9 @@ mod provision;
 mod reconcile;
 pub(crate) mod uninstall;
 
+#[cfg(test)]
+mod fuzz;
+
 use std::sync::Arc;
 use std::time::Duration;
 

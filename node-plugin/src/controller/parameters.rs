@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use weir_csi::Error;
-use weir_csi::request::Create;
+use weir_csi::request::{Create, VolumeId};
 use weir_fuse::model::key::DirPrefix;
 
 use super::handle::Handle;
@@ -64,6 +64,12 @@ impl Parameters {
             endpoint: get("endpointUrl").map(str::to_owned),
             region: get("region").map(str::to_owned),
         };
+        VolumeId::parse(handle.to_string()).map_err(|error| {
+            Error::Invalid(format!(
+                "{error}: prefix, pathPattern and endpointUrl are parts of it, and one of them is too \
+                 long"
+            ))
+        })?;
         let mut context = BTreeMap::from([
             ("bucketName".to_owned(), bucket.to_owned()),
             ("prefix".to_owned(), prefix.as_str().to_owned()),

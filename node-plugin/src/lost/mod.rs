@@ -3,6 +3,9 @@
 pub mod folder;
 mod restore;
 
+#[cfg(test)]
+mod fuzz;
+
 use std::path::PathBuf;
 
 use k8s_openapi::jiff::Timestamp;
@@ -177,10 +180,10 @@ fn table(files: &[LostFile]) -> String {
             .and_then(|ms| Timestamp::from_millisecond(ms - ms.rem_euclid(1000)).ok());
         let key = match (file.bucket.as_str(), file.key.as_str()) {
             (_, "") => "(unknown)".to_owned(),
-            (bucket, key) => format!("s3://{bucket}/{}", key.escape_debug()),
+            (bucket, key) => format!("s3://{}/{}", bucket.escape_debug(), key.escape_debug()),
         };
         [
-            file.id.clone(),
+            file.id.escape_debug().to_string(),
             Size(file.size).to_string(),
             time.map(|time| time.to_string()).unwrap_or_default(),
             key,

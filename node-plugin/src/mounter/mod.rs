@@ -18,6 +18,9 @@ pub mod sealed;
 mod serve;
 pub mod wire;
 
+#[cfg(test)]
+mod fuzz;
+
 use std::sync::Arc;
 use std::time::Duration;
 

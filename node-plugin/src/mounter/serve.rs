@@ -19,6 +19,8 @@ const CONNECTIONS_MAX: usize = 64;
 const WATCH_EVERY: Duration = Duration::from_millis(500);
 /// How often refused connections are told, at each socket.
 const TELL_EVERY: Duration = Duration::from_secs(5);
+/// Longest text of an error, in characters.
+const TEXT_MAX: usize = 2048;
 /// How long nobody is let in after a connection could not be served.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -155,10 +157,7 @@ fn converse(mounts: &Mounts, connection: &OwnedFd, peer: Peer) {
             (_, Peer::Visitor) => answer_visitor(mounts, request),
             (_, Peer::Engine) => mounts.answer(request, along),
         };
-        let (reply, along) = answered.unwrap_or_else(|error| {
-            let failed = Reply::Failed { errno: error.raw_os_error(), text: error.to_string() };
-            (failed, Vec::new())
-        });
+        let (reply, along) = answered.unwrap_or_else(|error| failed(&error));
         let along: Vec<BorrowedFd<'_>> = along.iter().map(AsFd::as_fd).collect();
         if let Err(error) = wire::send(connection, &reply, &along) {
             tracing::debug!(%error, "an answer is not sent");
@@ -166,6 +165,12 @@ fn converse(mounts: &Mounts, connection: &OwnedFd, peer: Peer) {
         }
     }
     drop(attachment);
+}
+
+/// An error as an answer. Errors repeat what was asked, which may be as long as a message.
+pub(super) fn failed(error: &io::Error) -> (Reply, Vec<OwnedFd>) {
+    let text = error.to_string().chars().take(TEXT_MAX).collect();
+    (Reply::Failed { errno: error.raw_os_error(), text }, Vec::new())
 }
 
 /// What visitors may ask: nothing of any one session, and nothing is changed while an engine is

@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 
 /// Longest message, in bytes. It passes whatever the system's buffers are set to
 /// (`net.core.wmem_default` is 208 KiB).
-const MESSAGE_MAX: usize = 64 << 10;
+pub(super) const MESSAGE_MAX: usize = 64 << 10;
 /// Descriptors that come with a message.
 const DESCRIPTORS_MAX: usize = 3;
 

@@ -11,6 +11,7 @@ use aws_credential_types::Credentials;
 use aws_credential_types::provider::{self, error::CredentialsError};
 use aws_sdk_sts::error::DisplayErrorContext;
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
+use aws_smithy_types::retry::RetryConfig;
 use weir_fuse::origin::OriginError;
 use weir_fuse::origin::s3::http_client;
 
@@ -19,12 +20,16 @@ use agent::Agent;
 use super::credentials::{Through, WebIdentity};
 use crate::exit::{Failure, Kind};
 
+/// Longest text of a refusal, in characters: the service decides how much it says.
+const TEXT_MAX: usize = 1024;
+
 /// Where tokens are traded.
 #[derive(Clone, Debug)]
 pub(super) struct Exchange {
     sts_url: Option<String>,
     http: SharedHttpClient,
     agent: Option<Agent>,
+    retry: RetryConfig,
 }
 
 impl Exchange {
@@ -41,7 +46,8 @@ impl Exchange {
         let agent = agent_url.map(Agent::new).transpose()?;
         let unread =
             |error: OriginError| Failure::new(Kind::Usage, format!("--sts-ca-bundle: {error}"));
-        Ok(Self { sts_url, http: http_client(ca_bundle).map_err(unread)?, agent })
+        let http = http_client(ca_bundle).map_err(unread)?;
+        Ok(Self { sts_url, http, agent, retry: RetryConfig::standard() })
     }
 
     /// Keys for the bearer of a token.
@@ -64,6 +70,7 @@ impl Exchange {
         let mut config = aws_sdk_sts::Config::builder()
             .behavior_version(BehaviorVersion::latest())
             .http_client(self.http.clone())
+            .retry_config(self.retry.clone())
             .region(Region::new(region));
         if let Some(url) = &self.sts_url {
             config = config.endpoint_url(url);
@@ -79,6 +86,8 @@ impl Exchange {
             .map_err(|error| {
                 let text = DisplayErrorContext(&error).to_string();
                 let text = text.replace(&web.token, "<token>");
+                let one_line = |c: char| if c.is_control() { ' ' } else { c };
+                let text: String = text.chars().map(one_line).take(TEXT_MAX).collect();
                 CredentialsError::provider_error(format!("AssumeRoleWithWebIdentity: {text}"))
             })?;
         let keys = answer.credentials.ok_or_else(|| {
@@ -94,3 +103,6 @@ impl Exchange {
         ))
     }
 }
+
+#[cfg(test)]
+mod fuzz;

@@ -19,6 +19,9 @@ mod sessions;
 mod volume;
 mod watch;
 
+#[cfg(test)]
+mod fuzz;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -13,6 +13,9 @@ mod raw;
 pub mod sysfs;
 mod tree;
 
+#[cfg(test)]
+mod fuzz;
+
 use std::time::Duration;
 
 use model::Topology;

@@ -38,6 +38,11 @@ impl FromStr for PciAddress {
     /// Reads what sysfs (`0000:0f:00.0`) and NVML (`00000000:0F:00.0`) write.
     fn from_str(text: &str) -> Result<Self, NoAddress> {
         let parse = || {
+            // Signs are taken for numbers, too.
+            let allowed = |byte: u8| byte.is_ascii_hexdigit() || byte == b':' || byte == b'.';
+            if !text.trim().bytes().all(allowed) {
+                return None;
+            }
             let (rest, function) = text.trim().rsplit_once('.')?;
             let mut parts = rest.rsplit(':');
             let (device, bus) = (parts.next()?, parts.next()?);

@@ -49,7 +49,7 @@ impl Sysfs {
             let size = names(folder).into_iter().filter(|n| n.starts_with(name)).find_map(|n| {
                 let sectors: u64 = number(&folder.join(n).join("size"))?;
                 // In units of 512 bytes, whatever the drive's blocks are.
-                Some(sectors * 512)
+                sectors.checked_mul(512)
             });
             Device {
                 model: text(&folder.join("model")),
@@ -62,7 +62,7 @@ impl Sysfs {
     /// With native multipath the namespaces are not below the controller.
     fn first_namespace_bytes(&self, controller: &str) -> Option<u64> {
         let sectors: u64 = number(&self.root.join(format!("block/{controller}n1/size")))?;
-        Some(sectors * 512)
+        sectors.checked_mul(512)
     }
 
     /// Network interfaces with hardware below them.

@@ -114,6 +114,9 @@ fn seconds(time: SystemTime) -> u64 {
 }
 
 #[cfg(test)]
+mod fuzz;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -103,7 +103,7 @@ pub(super) struct Clients {
 }
 
 impl Clients {
-    fn new(config: aws_sdk_s3::config::Builder) -> Self {
+    pub(super) fn new(config: aws_sdk_s3::config::Builder) -> Self {
         let timeouts = |builder: TimeoutConfigBuilder| builder.connect_timeout(CONNECT).build();
         let patient = config
             .clone()

@@ -26,6 +26,11 @@ pub(super) enum Request {
     Write,
 }
 
+/// Longest text of an error, in bytes. Texts go into logs and Events.
+const TEXT_MAX: usize = 512;
+/// Longest code that a server may give an error, in bytes.
+const CODE_MAX: usize = 64;
+
 /// The causes of an error, outermost first, in one line.
 pub(super) fn chain(error: &dyn StdError) -> String {
     let mut text = error.to_string();
@@ -37,7 +42,19 @@ pub(super) fn chain(error: &dyn StdError) -> String {
         }
         cause = inner.source();
     }
-    text
+    one_line(&text)
+}
+
+/// A text that a server may have written parts of, as it can be shown.
+fn one_line(text: &str) -> String {
+    let text = &text[..text.floor_char_boundary(TEXT_MAX)];
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// Whether a text can be a code of an error, or the name of a region.
+fn is_word(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
+    text.len() <= CODE_MAX && text.bytes().all(allowed)
 }
 
 fn finds<E: StdError + 'static>(error: &(dyn StdError + 'static)) -> bool {
@@ -76,8 +93,9 @@ where
         },
         SdkError::ServiceError(service) => {
             let raw = service.raw();
-            let region = raw.headers().get("x-amz-bucket-region").map(str::to_owned);
-            of_status(request, raw.status().as_u16(), service.err().code(), region)
+            let region = raw.headers().get("x-amz-bucket-region").filter(|text| is_word(text));
+            let code = service.err().code().filter(|code| is_word(code));
+            of_status(request, raw.status().as_u16(), code, region.map(str::to_owned))
         }
         _ => OriginError::Unavailable(chain(error)),
     }

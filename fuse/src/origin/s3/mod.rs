@@ -11,6 +11,9 @@ mod read;
 mod uploads;
 mod write;
 
+#[cfg(test)]
+mod fuzz;
+
 use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Mutex;

@@ -115,8 +115,7 @@ impl Leftover {
 
     fn note(&self, line: Line) -> bool {
         let path = path_of(&self.staging);
-        let file = fs::OpenOptions::new().append(true).open(&path);
-        let noted = file.and_then(|file| lines::append(&file, [line]));
+        let noted = lines::append_to_left(&path, line);
         if let Err(error) = &noted {
             tracing::warn!(path = %path.display(), %error, "a record lacks its last change");
         }
@@ -141,6 +140,9 @@ pub fn leftovers(files: Vec<PathBuf>) -> Vec<Leftover> {
     bytes.dedup();
     bytes.into_iter().map(Leftover::read).collect()
 }
+
+#[cfg(test)]
+mod fuzz;
 
 #[cfg(test)]
 mod tests {

@@ -107,8 +107,7 @@ impl RenameLeftover {
     /// Notes that it could not be ended this time.
     pub(super) fn note_try(&self) {
         let line = Line { tried: Some(true), ..Line::default() };
-        let file = fs::OpenOptions::new().append(true).open(&self.path);
-        if let Err(error) = file.and_then(|file| lines::append(&file, [line])) {
+        if let Err(error) = lines::append_to_left(&self.path, line) {
             tracing::warn!(path = %self.path.display(), %error, "a rename's record lacks its last try");
         }
     }
@@ -157,3 +156,6 @@ impl Moved {
         }
     }
 }
+
+#[cfg(test)]
+mod fuzz;
