@@ -14,7 +14,7 @@ use weir_csi::request::{Publish, StatsOf, Unpublish};
 use weir_csi::server::{self, Services};
 use weir_csi::{Error, NodeBackend};
 
-use crate::cli::StandbyArgs;
+use crate::cli::node::StandbyArgs;
 use crate::exit::{Failure, Kind};
 use crate::mounter::client::Mounter;
 use crate::node::registered::Registered;
@@ -37,7 +37,7 @@ pub fn run(args: &StandbyArgs) -> Result<(), Failure> {
     let runtime = assembly::runtime()?;
     let done = runtime.block_on(async {
         let counted = assembly::metrics()?;
-        let registered = Registered::beside(&args.csi_socket, args.csi_group);
+        let registered = Registered::beside(&args.sockets.csi_socket, args.sockets.csi_group);
         if let Some(address) = args.log.metrics_listen {
             metrics::serve(address, counted.clone()).await?;
         }
@@ -51,20 +51,21 @@ pub fn run(args: &StandbyArgs) -> Result<(), Failure> {
         let mut int = signal(SignalKind::interrupt()).map_err(failed)?;
         let stand = async {
             loop {
-                until_needed(&args.csi_socket, &args.mounter_socket).await;
+                until_needed(&args.sockets.csi_socket, &args.sockets.mounter_socket).await;
                 let backend = Backend {
-                    mounter: args.mounter_socket.clone(),
+                    mounter: args.sockets.mounter_socket.clone(),
                     registered: registered.clone(),
                 };
                 let services = Services { node: Some(Arc::new(backend)), controller: None };
-                let over = until_over(&args.mounter_socket);
-                let listener = match server::listen(&args.csi_socket, args.csi_group).await {
-                    Ok(listener) => listener,
-                    Err(error) => {
-                        tracing::warn!(%error, "the plugin's socket cannot be taken");
-                        continue;
-                    }
-                };
+                let over = until_over(&args.sockets.mounter_socket);
+                let listener =
+                    match server::listen(&args.sockets.csi_socket, args.sockets.csi_group).await {
+                        Ok(listener) => listener,
+                        Err(error) => {
+                            tracing::warn!(%error, "the plugin's socket cannot be taken");
+                            continue;
+                        }
+                    };
                 tracing::warn!("no node plugin is there; pods can be deleted meanwhile");
                 if let Err(error) =
                     csi::answer(listener, services, || false, counted.clone(), over).await

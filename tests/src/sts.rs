@@ -23,7 +23,8 @@ pub fn store(path: &Path, bytes: &str) -> io::Result<()> {
 
 /// A MinIO that gives keys out.
 pub struct Issuer {
-    provider: Provider,
+    /// Whose tokens it takes.
+    pub provider: Provider,
     /// A bucket on it.
     pub bucket: Bucket,
 }

@@ -9,7 +9,7 @@ use std::sync::PoisonError;
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 
-pub use signers::{Signer, Standing};
+pub use signers::{FORMER_MAX, Signer, Standing, former};
 
 use super::records::{self, ListingRow, ObjectRow, UploadRow};
 use crate::model::blocks::{self, BlockMap};

@@ -33,7 +33,7 @@ mod fuzz;
 
 pub use disk::{DiskSettings, DiskStats, Held, Pressure, Room};
 pub use error::CacheError;
-pub use index::Signer;
+pub use index::{FORMER_MAX, Signer, former};
 pub use lost::LostRow;
 pub use node::{CacheSettings, CacheStats, NodeCache, Preference};
 pub use staging::{NoRoom, StagingFile};

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 
-use super::index::Standing;
+use super::index::{Standing, former};
 use crate::sync::{Mutex, MutexGuard};
 
 /// Those of one bucket.
@@ -37,12 +37,7 @@ impl Tenants {
         *mounts.entry(identity.to_owned()).or_default() += 1;
         let standings = note(&|identity| mounts.contains_key(identity));
         self.several.store(standings.iter().any(|one| !one.alone), Ordering::Relaxed);
-        let mut former = Vec::new();
-        for name in standings.into_iter().flat_map(|standing| standing.former) {
-            if !former.contains(&name) {
-                former.push(name);
-            }
-        }
+        let former = former(standings.iter().flat_map(|standing| &standing.former), identity);
         drop(mounts);
         let several = self.several.clone();
         Tenancy { several, former, tenants: self, identity: identity.to_owned() }

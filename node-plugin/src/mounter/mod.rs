@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use rustix::process::Resource;
 
-use crate::cli::MounterArgs;
+use crate::cli::node::MounterArgs;
 use crate::exit::{Failure, Kind};
 use crate::{assembly, logging};
 

@@ -1,14 +1,12 @@
 //! Whose credentials sign a session's requests.
 
 use serde::Serialize;
+use weir_fuse::cache::former;
 use weir_fuse::namespace::AccessSettings;
 use weir_fuse::origin::s3::S3Settings;
 
 use super::credentials::{Keys, Source, Through, WebIdentity};
 use crate::config::identity;
-
-/// Identities before one that a record keeps.
-const FORMER_MAX: usize = 32;
 
 /// What is known of the keys.
 #[derive(Serialize)]
@@ -45,13 +43,7 @@ pub(super) fn access(source: &Source, s3: &S3Settings) -> AccessSettings {
 
 /// The same of a session whose credentials were `before`, and are replaced.
 pub(super) fn succeeding(before: &AccessSettings, now: &AccessSettings) -> AccessSettings {
-    let mut former = Vec::new();
-    for identity in [&before.identity].into_iter().chain(&before.former) {
-        if *identity != now.identity && !former.contains(identity) {
-            former.push(identity.clone());
-        }
-    }
-    former.truncate(FORMER_MAX);
+    let former = former([&before.identity].into_iter().chain(&before.former), &now.identity);
     AccessSettings { former, ..now.clone() }
 }
 
@@ -68,6 +60,8 @@ fn of_earlier_releases(source: &Source) -> String {
 
 #[cfg(test)]
 mod tests {
+    use weir_fuse::cache::FORMER_MAX;
+
     use super::super::volume::Settings;
     use super::*;
 

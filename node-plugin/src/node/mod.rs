@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use weir_csi::server::Services;
 
-use crate::cli::NodeArgs;
+use crate::cli::node::NodeArgs;
 use crate::config::cache::CacheConfig;
 use crate::config::mount::Environment;
 use crate::exit::{Failure, Kind};
@@ -55,14 +55,14 @@ pub fn run(args: &NodeArgs) -> Result<(), Failure> {
     assembly::raise_file_limit();
     let configured = configured(args)?;
     let cache = CacheConfig::new(&args.cache, &Environment::of_process())?;
-    if let Some(group) = args.csi_group {
-        csi::share_folder(&args.csi_socket, group);
+    if let Some(group) = args.sockets.csi_group {
+        csi::share_folder(&args.sockets.csi_socket, group);
     }
     let runtime = assembly::runtime()?;
     let done = runtime.block_on(async {
         let counted = assembly::metrics()?;
         let engine_name = engine_name();
-        let mounter = Mounter::new(&args.mounter_socket, engine_name);
+        let mounter = Mounter::new(&args.sockets.mounter_socket, engine_name);
         let (opened, adopted, serving) = (Flag::default(), Flag::default(), Flag::default());
         let readiness = Readiness::new(vec![
             ("the index of the cache is not open", opened.clone()),
@@ -107,7 +107,7 @@ pub fn run(args: &NodeArgs) -> Result<(), Failure> {
             objects.clone(),
             announcer.clone(),
         );
-        let kept = registered::Registered::beside(&args.csi_socket, args.csi_group);
+        let kept = registered::Registered::beside(&args.sockets.csi_socket, args.sockets.csi_group);
         // By an earlier run: kubelet does not ask again because this process started.
         place.was_registered(kept.last().map(|info| info.segments));
         let pods = PodGpus::new(&args.pod_resources_socket, &cache.dirs);
@@ -161,7 +161,7 @@ pub fn run(args: &NodeArgs) -> Result<(), Failure> {
             },
             patience: grace / 4,
         };
-        let socket = csi::Socket { path: &args.csi_socket, group: args.csi_group };
+        let socket = csi::Socket { path: &args.sockets.csi_socket, group: args.sockets.csi_group };
         csi::serve(socket, services, ready, counted, on_signal).await?;
         sessions.leave(until).await;
         tokio::task::block_in_place(|| engine.cache.close());

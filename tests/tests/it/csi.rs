@@ -9,10 +9,9 @@ use tonic::Code;
 use weir_tests::bucket::{Bucket, Server};
 use weir_tests::cached::is_cached;
 use weir_tests::csi_node::{CsiNode, Setup, TestVolume};
-use weir_tests::oidc::Provider;
 use weir_tests::storm::{Fault, Storm};
 use weir_tests::sts::{Issuer, SessionKeys, store};
-use weir_tests::{eventually, minio, random_bytes};
+use weir_tests::{eventually, random_bytes};
 
 const MIB: usize = 1 << 20;
 
@@ -294,18 +293,16 @@ fn secrets_are_in_no_log_and_sockets_are_private() {
 
 #[test]
 fn a_pod_reads_with_what_its_own_token_is_given() {
-    let provider = Provider::start();
-    let data = tempfile::Builder::new().prefix("weir-minio-").tempdir_in("/var/tmp").unwrap();
-    let minio = minio::start_with(data.keep(), provider.settings());
-    let bucket = Bucket::on(&minio);
+    let issuer = Issuer::start();
+    let (provider, bucket) = (&issuer.provider, &issuer.bucket);
     bucket.put("f", "bytes");
-    let setup =
-        Setup { node_flags: vec![format!("--sts-endpoint-url={}", minio.url)], ..Setup::default() };
-    let node = CsiNode::with(&bucket, setup);
+    let node_flags = vec![format!("--sts-endpoint-url={}", bucket.url)];
+    let setup = Setup { node_flags, ..Setup::default() };
+    let node = CsiNode::with(bucket, setup);
     let volume = |pod: &str, policy: &str| {
         let token = provider.token(pod, policy);
         let group = if pod == "one" { 1000 } else { 2000 };
-        TestVolume { group: Some(group), ..TestVolume::new(&bucket, pod) }
+        TestVolume { group: Some(group), ..TestVolume::new(bucket, pod) }
             .attribute("authenticationSource", "pod")
             .attribute("csi.storage.k8s.io/pod.namespace", "default")
             .attribute("csi.storage.k8s.io/serviceAccount.name", pod)

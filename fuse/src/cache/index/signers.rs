@@ -17,7 +17,7 @@ const EXPIRY: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How exact the time of the last use is.
 const EXACT: Duration = Duration::from_secs(3600);
 /// Identities before one that are remembered.
-const FORMER_MAX: usize = 32;
+pub const FORMER_MAX: usize = 32;
 
 /// Somebody who begins to use a bucket.
 #[derive(Clone, Copy)]
@@ -37,6 +37,18 @@ pub struct Standing {
     pub alone: bool,
     /// What he was known as, the latest first.
     pub former: Vec<String>,
+}
+
+/// What somebody was known as, of names with the latest first: each once, and not as he is now.
+pub fn former<'a>(names: impl IntoIterator<Item = &'a String>, identity: &str) -> Vec<String> {
+    let mut former: Vec<String> = Vec::new();
+    for name in names {
+        if name != identity && !former.contains(name) {
+            former.push(name.clone());
+        }
+    }
+    former.truncate(FORMER_MAX);
+    former
 }
 
 impl Index {
@@ -72,13 +84,8 @@ impl Index {
             let replaced = gone.iter().filter(|(name, _)| signer.replaces.contains(name));
             let inherited = replaced.flat_map(|(_, row)| &row.former);
             let known = before.iter().flat_map(|row| &row.former);
-            let mut own = SignerRow { used_s: now, former: Vec::new() };
-            for name in signer.former.iter().chain(inherited).chain(known) {
-                if !own.former.contains(name) && name != signer.identity {
-                    own.former.push(name.clone());
-                }
-            }
-            own.former.truncate(FORMER_MAX);
+            let names = signer.former.iter().chain(inherited).chain(known);
+            let own = SignerRow { used_s: now, former: former(names, signer.identity) };
             let is_noted = before.is_some_and(|row| {
                 row.former == own.former && now.saturating_sub(row.used_s) < EXACT.as_secs()
             });
