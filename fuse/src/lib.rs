@@ -5,6 +5,7 @@
 //! only place that names fuser's types. Nothing here knows of Kubernetes.
 
 pub mod adapter;
+pub mod blocking;
 pub mod buffers;
 pub mod cache;
 pub mod engine;

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::poll_immediate;
 use node::{MIB, Node, ROOT, denied, open, read, unavailable};
 use rustix::io::Errno;
+use weir_fuse::blocking::MayBlock;
 use weir_fuse::engine::Session;
 use weir_fuse::engine::kernel::KernelPort;
 use weir_fuse::engine::open::{IoMode, OpenRequest};
@@ -311,7 +312,7 @@ struct CountingKernel {
 }
 
 impl KernelPort for CountingKernel {
-    fn open_backing(&self, _file: &File) -> io::Result<u32> {
+    fn open_backing(&self, _may: &MayBlock, _file: &File) -> io::Result<u32> {
         let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;
         self.open.lock().unwrap().push(id);
         Ok(id)

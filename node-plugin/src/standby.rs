@@ -13,6 +13,7 @@ use weir_csi::backend::{NodeInfo, VolumeStats};
 use weir_csi::request::{Publish, StatsOf, Unpublish};
 use weir_csi::server::{self, Services};
 use weir_csi::{Error, NodeBackend};
+use weir_fuse::blocking::aside;
 
 use crate::cli::node::StandbyArgs;
 use crate::exit::{Failure, Kind};
@@ -93,11 +94,11 @@ async fn until_needed(socket: &Path, mounter: &Path) {
         tokio::time::sleep(LOOK_EVERY).await;
         let is_served = UnixStream::connect(socket).await.is_ok();
         let asked = mounter.to_owned();
-        let needed = move || {
+        let needed = aside(move |may| {
             let mounter = Mounter::visit(&asked);
-            Ok::<_, std::io::Error>(!mounter.has_engine()? && mounter.is_showing()?)
-        };
-        let needed = !is_served && matches!(blocking(needed).await, Some(Ok(true)));
+            Ok::<_, std::io::Error>(!mounter.has_engine(may)? && mounter.is_showing(may)?)
+        });
+        let needed = !is_served && matches!(needed.await, Ok(true));
         looks = if needed { looks + 1 } else { 0 };
     }
 }
@@ -106,16 +107,12 @@ async fn until_needed(socket: &Path, mounter: &Path) {
 async fn until_over(mounter: &Path) {
     loop {
         let asked = mounter.to_owned();
-        let is_back = blocking(move || Mounter::visit(&asked).has_engine()).await;
-        if matches!(is_back, Some(Ok(true))) {
+        let is_back = aside(move |may| Mounter::visit(&asked).has_engine(may)).await;
+        if matches!(is_back, Ok(true)) {
             return;
         }
         tokio::time::sleep(YIELD_EVERY).await;
     }
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    tokio::task::spawn_blocking(work).await.ok()
 }
 
 /// Takes away, and does nothing else.
@@ -137,14 +134,8 @@ impl NodeBackend for Backend {
 
     async fn unpublish(&self, unpublish: Unpublish) -> Result<(), Error> {
         let (mounter, target) = (self.mounter.clone(), unpublish.target.as_path().to_owned());
-        let done = blocking(move || Mounter::visit(&mounter).unbind(&target)).await;
-        match done {
-            Some(Ok(())) => Ok(()),
-            Some(Err(error)) => {
-                Err(Error::Internal(format!("removing {}: {error}", unpublish.target)))
-            }
-            None => absent(),
-        }
+        let done = aside(move |may| Mounter::visit(&mounter).unbind(may, &target)).await;
+        done.map_err(|error| Error::Internal(format!("removing {}: {error}", unpublish.target)))
     }
 
     async fn stats(&self, _: StatsOf) -> Result<VolumeStats, Error> {

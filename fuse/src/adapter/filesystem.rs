@@ -20,6 +20,7 @@ use super::reply::{
     self, add_name, add_shown, send_attr, send_empty, send_entry, send_open, send_opendir,
     send_xattr,
 };
+use crate::blocking::MayBlock;
 use crate::engine::Session;
 use crate::engine::io::ReadNow;
 use crate::engine::names::AttrChange;
@@ -284,7 +285,7 @@ impl fuser::Filesystem for FuseSession {
         let does = if request.write { RequestKind::OpenToChange } else { RequestKind::Open };
         let Some((_turn, pass, reply)) = self.door.enter(does, reply) else { return };
         let start = Instant::now();
-        if let Some(result) = self.session.open_now(ino.0, &request) {
+        if let Some(result) = self.session.open_now(&MayBlock::own_thread(), ino.0, &request) {
             self.now("open", start);
             return send_open(&self.door, reply, request.write, result);
         }

@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 
 use rustix::ioctl::{Opcode, Setter, ioctl, opcode};
 
+use crate::blocking::MayBlock;
 use crate::engine::kernel::KernelPort;
 
 /// `FUSE_DEV_IOC_BACKING_CLOSE` (include/uapi/linux/fuse.h).
@@ -25,7 +26,7 @@ impl DevFusePort {
 }
 
 impl KernelPort for DevFusePort {
-    fn open_backing(&self, file: &File) -> io::Result<u32> {
+    fn open_backing(&self, _: &MayBlock, file: &File) -> io::Result<u32> {
         fuser::BackingId::create_raw(&self.device, file)
     }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use lru::LruCache;
 
 use super::kernel::KernelPort;
+use crate::blocking::MayBlock;
 use crate::cache::{CachedVersion, Pressure};
 
 /// How long an unused id is kept.
@@ -37,12 +38,17 @@ impl Drop for Backing {
 /// The ids of one session.
 pub struct BackingPool {
     port: OnceLock<Arc<dyn KernelPort>>,
+    registering: Mutex<()>,
     entries: Mutex<LruCache<u64, (Arc<Backing>, Instant)>>,
 }
 
 impl Default for BackingPool {
     fn default() -> Self {
-        Self { port: OnceLock::new(), entries: Mutex::new(LruCache::new(POOL_MAX)) }
+        Self {
+            port: OnceLock::new(),
+            registering: Mutex::default(),
+            entries: Mutex::new(LruCache::new(POOL_MAX)),
+        }
     }
 }
 
@@ -57,22 +63,34 @@ impl BackingPool {
         self.port.get().is_some()
     }
 
-    /// The id of a trusted version; the same for all its opens.
+    /// The id of a version, where it has one.
+    pub fn get(&self, version: &CachedVersion) -> Option<Arc<Backing>> {
+        let mut entries = self.entries();
+        let (backing, used) = entries.get_mut(&version.number)?;
+        *used = Instant::now();
+        Some(backing.clone())
+    }
+
+    /// The id of a trusted version, which gets one if it has none; the same for all its opens.
     ///
     /// # Errors
     /// What the kernel or the cache file reports; then the version is served by the daemon.
-    pub fn get(&self, version: &Arc<CachedVersion>) -> io::Result<Arc<Backing>> {
+    pub fn register(
+        &self,
+        may: &MayBlock,
+        version: &Arc<CachedVersion>,
+    ) -> io::Result<Arc<Backing>> {
         let port = self.port.get().ok_or(io::ErrorKind::Unsupported)?;
-        let mut entries = self.entries();
-        if let Some((backing, used)) = entries.get_mut(&version.number) {
-            *used = Instant::now();
-            return Ok(backing.clone());
+        // One id for a version: who comes second waits for it.
+        let _registering = self.registering.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(backing) = self.get(version) {
+            return Ok(backing);
         }
         let file = version.open_for_passthrough()?;
-        let id = port.open_backing(&file)?;
+        let id = port.open_backing(may, &file)?;
         let backing = Arc::new(Backing { id, _version: version.clone(), port: port.clone() });
         // What falls out of the pool lives on in the modes of inodes that have it open.
-        entries.put(version.number, (backing.clone(), Instant::now()));
+        self.entries().put(version.number, (backing.clone(), Instant::now()));
         Ok(backing)
     }
 
@@ -110,6 +128,10 @@ impl BackingPool {
 
 impl Pressure for BackingPool {
     fn relieve(&self) -> bool {
-        Self::drop_idle(&mut self.entries(), Duration::ZERO, RELIEVED) > 0
+        let given = Self::drop_idle(&mut self.entries(), Duration::ZERO, RELIEVED) > 0;
+        if let (true, Some(port)) = (given, self.port.get()) {
+            port.settle();
+        }
+        given
     }
 }

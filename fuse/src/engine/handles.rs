@@ -45,6 +45,13 @@ pub struct Opener {
     pub has_closed: AtomicBool,
 }
 
+impl Opener {
+    /// A process that has just opened it.
+    pub(super) fn new(process: u32) -> Self {
+        Self { process, has_closed: AtomicBool::new(false) }
+    }
+}
+
 /// Handles by number.
 pub struct Handles {
     next: AtomicU64,

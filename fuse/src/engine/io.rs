@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use super::handles::{FileHandle, Handle, Handles, Opener};
 use super::owner;
 use super::session::Session;
+use crate::blocking::aside;
 use crate::read::Purpose;
 use crate::write::WriteError;
 use crate::write::draft::Draft;
@@ -20,6 +21,16 @@ pub struct PendingRead {
     len: u64,
     extra: u64,
     then: std::ops::Range<u64>,
+}
+
+/// What a close is to what the opener has begun.
+enum Close {
+    /// The opener, or what it passed the file to, goes on.
+    Other,
+    /// Nobody is left who would close it.
+    Last,
+    /// The opener's own last.
+    LastOfOpener,
 }
 
 /// What a read came to without waiting.
@@ -127,7 +138,7 @@ impl Session {
             return Ok(());
         };
         match open.inode.draft() {
-            Some(draft) if draft.is_dirty() && self.is_last_close(open, opener, thread) => {
+            Some(draft) if draft.is_dirty() && self.is_last_close(open, opener, thread).await => {
                 self.store(&draft, thread).await
             }
             _ => Ok(()),
@@ -169,20 +180,29 @@ impl Session {
 
     /// Whether a close ends the opener's writing: the opener holds no other descriptor, or it has
     /// closed before, or it is gone. Other closes are left to the opener's, or to the release.
-    fn is_last_close(&self, open: &FileHandle, opener: &Opener, thread: u32) -> bool {
-        let processes = &self.engine.processes;
-        let closer = processes.process_of(thread);
-        if opener.process != 0 && closer != opener.process {
-            return opener.has_closed.load(Ordering::Relaxed)
-                || !processes.is_alive(opener.process);
+    async fn is_last_close(&self, open: &FileHandle, opener: &Opener, thread: u32) -> bool {
+        let processes = self.engine.processes.clone();
+        let (device, (_, name)) = (self.device().to_owned(), open.node.place());
+        let (ino, opener_is) = (open.node.ino, opener.process);
+        let has_closed = opener.has_closed.load(Ordering::Relaxed);
+        let closes = aside(move |may| {
+            let closer = processes.process_of(may, thread);
+            if opener_is != 0 && closer != opener_is {
+                let is_over = has_closed || !processes.is_alive(may, opener_is);
+                return if is_over { Close::Last } else { Close::Other };
+            }
+            let file = owner::FileId { device: &device, ino, name: &name };
+            let holds = closer != 0 && processes.holds(may, closer, &file);
+            if holds { Close::Other } else { Close::LastOfOpener }
+        });
+        match closes.await {
+            Close::Other => false,
+            Close::Last => true,
+            Close::LastOfOpener => {
+                opener.has_closed.store(true, Ordering::Relaxed);
+                true
+            }
         }
-        let (_, name) = open.node.place();
-        let file = owner::FileId { device: self.device(), ino: open.node.ino, name: &name };
-        if closer != 0 && processes.holds(closer, &file) {
-            return false;
-        }
-        opener.has_closed.store(true, Ordering::Relaxed);
-        true
     }
 
     /// Stores a file under change, in a task that goes on when nobody waits for it any more. That it
@@ -192,12 +212,12 @@ impl Session {
         self.task(async move {
             let generation = draft.generation();
             let done = session.finishing(session.writer.commit(&draft)).await;
-            done.map_err(|error| {
-                if !session.engine.processes.is_dying(thread) {
-                    draft.report(generation);
-                }
-                error.errno()
-            })
+            let Err(error) = done else { return Ok(()) };
+            let processes = session.engine.processes.clone();
+            if !aside(move |may| processes.is_dying(may, thread)).await {
+                draft.report(generation);
+            }
+            Err(error.errno())
         })
         .await
     }

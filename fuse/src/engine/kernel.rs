@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::io;
 
+use crate::blocking::MayBlock;
+
 /// The privileged side of a FUSE connection.
 ///
 /// The real one speaks to /dev/fuse in [`crate::adapter`]; the one for tests counts.
@@ -11,8 +13,11 @@ pub trait KernelPort: Send + Sync {
     ///
     /// # Errors
     /// What the ioctl reports: EPERM without CAP_SYS_ADMIN, ELOOP on a stacked file system.
-    fn open_backing(&self, file: &File) -> io::Result<u32>;
+    fn open_backing(&self, may: &MayBlock, file: &File) -> io::Result<u32>;
 
-    /// Gives a backing id back. Open passthrough files keep working.
+    /// Gives a backing id back, soon, without waiting for it. Open passthrough files keep working.
     fn close_backing(&self, id: u32);
+
+    /// Waits a moment for ids to be gone that were given back: their files take room until then.
+    fn settle(&self) {}
 }

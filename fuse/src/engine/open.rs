@@ -14,6 +14,7 @@ use super::modes::{LockedModes, Mode, OpenInode};
 use super::retries::place_of;
 use super::session::Session;
 use super::{PASSTHROUGH_MIN, SMALL_MAX};
+use crate::blocking::{MayBlock, aside};
 use crate::cache::CachedVersion;
 use crate::namespace::file::FileNode;
 use crate::read::window::Window;
@@ -59,6 +60,8 @@ pub(super) struct OpenCall<'a> {
     pub(super) flags: &'a OpenRequest,
     pub(super) request: Request,
     pub(super) attempt: Attempt,
+    /// The process that asks, where it is to write.
+    pub(super) process: u32,
 }
 
 /// How far an open for reading has come.
@@ -69,9 +72,10 @@ enum Step {
 }
 
 impl Session {
-    /// Opens for reading if nothing must be waited for.
+    /// Opens for reading if nothing must be waited for but the kernel.
     pub fn open_now(
         self: &Arc<Self>,
+        may: &MayBlock,
         ino: u64,
         flags: &OpenRequest,
     ) -> Option<Result<OpenFile, Errno>> {
@@ -90,7 +94,8 @@ impl Session {
         if self.proof(&node.key()) == Proof::Needed {
             return None;
         }
-        match self.try_reading(&call, name, false) {
+        let register = |version: &Arc<CachedVersion>| self.register(may, version);
+        match self.try_reading(&call, name, false, register) {
             Step::Done(result) => Some(self.end_open(&call, result)),
             Step::Fetch(_) => None,
         }
@@ -101,15 +106,32 @@ impl Session {
     /// # Errors
     /// The errno for the process. ESTALE makes the kernel look the name up again and retry.
     pub async fn open(self: &Arc<Self>, ino: u64, flags: &OpenRequest) -> Result<OpenFile, Errno> {
+        let process = match Request::of(flags) {
+            Request::Read => 0,
+            _ => self.process_of(flags.thread).await,
+        };
+        self.open_as(ino, flags, process).await
+    }
+
+    /// As [`Session::open`]; who is to write is this process, or 0 where that is unknown.
+    ///
+    /// # Errors
+    /// As [`Session::open`].
+    pub(super) async fn open_as(
+        self: &Arc<Self>,
+        ino: u64,
+        flags: &OpenRequest,
+        process: u32,
+    ) -> Result<OpenFile, Errno> {
         let node = self.file(ino)?;
-        let call = self.open_call(&node, flags);
+        let call = OpenCall { process, ..self.open_call(&node, flags) };
         let result = self.open_node(&call).await;
         self.end_open(&call, result)
     }
 
     fn open_call<'a>(&self, node: &'a Arc<FileNode>, flags: &'a OpenRequest) -> OpenCall<'a> {
         let attempt = self.retries.attempt(flags.thread, node);
-        OpenCall { node, flags, request: Request::of(flags), attempt }
+        OpenCall { node, flags, request: Request::of(flags), attempt, process: 0 }
     }
 
     /// Notes how an open ended: whether the kernel comes back, or its process is answered.
@@ -174,7 +196,9 @@ impl Session {
         call: &OpenCall<'_>,
         name: Name,
     ) -> Result<OpenFile, Errno> {
-        match self.try_reading(call, name, false) {
+        let _registered = self.registered(call.node).await;
+        let known = |version: &Arc<CachedVersion>| self.backings.get(version);
+        match self.try_reading(call, name, false, known) {
             Step::Done(result) => result,
             Step::Fetch(source) => {
                 self.engine.metrics.cache_misses.inc();
@@ -182,7 +206,8 @@ impl Session {
                     tracing::warn!(key = %source.version.key.key, %error, "open failed");
                     error.errno()
                 })?;
-                match self.try_reading(call, name, true) {
+                let _registered = self.registered(call.node).await;
+                match self.try_reading(call, name, true, known) {
                     Step::Done(result) => result,
                     Step::Fetch(_) => Err(Errno::IO),
                 }
@@ -190,7 +215,41 @@ impl Session {
         }
     }
 
-    fn try_reading(self: &Arc<Self>, call: &OpenCall<'_>, name: Name, fetched: bool) -> Step {
+    /// Makes the kernel know the version of a node, where it may read that by itself.
+    async fn registered(self: &Arc<Self>, node: &Arc<FileNode>) -> Option<Arc<Backing>> {
+        let source = self.source(&self.names.version_key(node)?);
+        if !self.is_passable(&source.version) {
+            return None;
+        }
+        match self.backings.get(&source.version) {
+            Some(backing) => Some(backing),
+            None => {
+                let session = self.clone();
+                aside(move |may| session.register(may, &source.version)).await
+            }
+        }
+    }
+
+    fn register(&self, may: &MayBlock, version: &Arc<CachedVersion>) -> Option<Arc<Backing>> {
+        self.backings
+            .register(may, version)
+            .inspect_err(|error| tracing::warn!(%error, "no passthrough for this file"))
+            .ok()
+    }
+
+    /// Whether the kernel may read a version by itself.
+    fn is_passable(&self, version: &CachedVersion) -> bool {
+        version.size() >= PASSTHROUGH_MIN && version.is_trusted() && self.backings.is_connected()
+    }
+
+    /// Opens for reading with what is here. `backing` gives the kernel's id of a version.
+    fn try_reading(
+        self: &Arc<Self>,
+        call: &OpenCall<'_>,
+        name: Name,
+        fetched: bool,
+        backing: impl FnOnce(&Arc<CachedVersion>) -> Option<Arc<Backing>>,
+    ) -> Step {
         let node = call.node;
         let modes = self.modes.lock();
         if let Err(errno) = self.admit(&modes, call, name, false) {
@@ -211,7 +270,7 @@ impl Session {
         if !fetched {
             self.count_open(&source.version);
         }
-        let result = self.open_version(call, name, source);
+        let result = self.open_version(call, name, source, backing);
         if result.is_ok() && small {
             self.follow_files(node, fetched);
         }
@@ -253,25 +312,19 @@ impl Session {
         call: &OpenCall<'_>,
         name: Name,
         source: Source,
+        backing: impl FnOnce(&Arc<CachedVersion>) -> Option<Arc<Backing>>,
     ) -> Result<OpenFile, Errno> {
-        let trusted = source.version.is_trusted();
-        if source.version.is_complete() && !trusted {
+        if source.version.is_complete() && !source.version.is_trusted() {
             self.engine.reader.verify(&source);
         }
-        let large_enough = source.version.size() >= PASSTHROUGH_MIN;
-        let passable = large_enough && trusted && self.backings.is_connected();
+        let passable = self.is_passable(&source.version);
+        // Before the modes are locked: it may take a while.
+        let backing = passable.then(|| backing(&source.version)).flatten();
         let modes = self.modes.lock();
         self.admit(&modes, call, name, passable)?;
         let mode = match modes.present(call.node.ino) {
             Some(mode) => mode,
-            None if passable => match self.backings.get(&source.version) {
-                Ok(backing) => Mode::Cached(backing),
-                Err(error) => {
-                    tracing::warn!(%error, "no passthrough for this file");
-                    Mode::Streaming
-                }
-            },
-            None => Mode::Streaming,
+            None => backing.map_or(Mode::Streaming, Mode::Cached),
         };
         self.engine.cache.used(&source.version);
         Ok(self.join_mode(modes, call.node, mode, Some(source)))

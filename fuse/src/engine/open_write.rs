@@ -1,7 +1,6 @@
 //! Opening for writing, creating, and what is left to do after the last writer's close.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
 
 use rustix::io::Errno;
@@ -11,6 +10,7 @@ use super::handles::Opener;
 use super::modes::{LockedModes, Mode, OpenInode};
 use super::open::{IoMode, OpenCall, OpenFile, OpenRequest};
 use super::session::{Attr, Session, file_attr};
+use crate::blocking::aside;
 use crate::model::version::ObjectInfo;
 use crate::namespace::file::FileNode;
 use crate::namespace::{LookupError, Node};
@@ -102,7 +102,7 @@ impl Session {
             }
             return Some(Err(error.errno()));
         }
-        Some(Ok(self.writer_of(node, inode, &draft, call.flags)))
+        Some(Ok(self.writer_of(node, inode, &draft, call.process)))
     }
 
     fn begin_draft(
@@ -126,7 +126,7 @@ impl Session {
         if others {
             self.note_writers(&draft);
         }
-        Ok(self.writer_of(node, inode, &draft, call.flags))
+        Ok(self.writer_of(node, inode, &draft, call.process))
     }
 
     /// A handle of a file under change.
@@ -135,10 +135,10 @@ impl Session {
         node: &Arc<FileNode>,
         inode: Arc<OpenInode>,
         draft: &Draft,
-        flags: &OpenRequest,
+        process: u32,
     ) -> OpenFile {
         self.engine.metrics.opens.with_label_values(&["writing"]).inc();
-        let opener = Some(self.opener(flags));
+        let opener = Some(Opener::new(process));
         let opened = self.file_handle(node, inode, None, IoMode::DropCache, opener);
         draft.handle(opened.fh);
         opened
@@ -157,7 +157,7 @@ impl Session {
         let inode = modes.join(node.ino, Mode::Streaming, true);
         drop(modes);
         let source = self.source(&key);
-        let opener = Some(self.opener(call.flags));
+        let opener = Some(Opener::new(call.process));
         Ok(self.file_handle(node, inode, Some(source), IoMode::KeepCache, opener))
     }
 
@@ -195,11 +195,10 @@ impl Session {
         begun.map_err(|error| error.errno())
     }
 
-    fn opener(&self, flags: &OpenRequest) -> Opener {
-        Opener {
-            process: self.engine.processes.process_of(flags.thread),
-            has_closed: AtomicBool::new(false),
-        }
+    /// The process of a thread that opens for writing; 0 when unknown.
+    pub(super) async fn process_of(&self, thread: u32) -> u32 {
+        let processes = self.engine.processes.clone();
+        aside(move |may| processes.process_of(may, thread)).await
     }
 
     /// Creates a file and opens it for writing.
@@ -255,6 +254,7 @@ impl Session {
             writers: 1,
         };
         let asks = flags.truncate && !flags.exclusive && !dir.asked_within(name, JUST_NOW);
+        let process = self.process_of(flags.thread).await;
         // The name leads to the node from its beginning on: nobody is to find it without a mode.
         let mut modes = self.modes.lock();
         let draft = self.begin(&node, beginning)?;
@@ -264,7 +264,7 @@ impl Session {
             self.writer.inquire(&draft);
         }
         self.names.inodes.referenced(node.ino, Node::File(node.clone()));
-        let opened = self.writer_of(&node, inode, &draft, flags);
+        let opened = self.writer_of(&node, inode, &draft, process);
         Ok((file_attr(&node), opened))
     }
 

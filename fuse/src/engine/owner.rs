@@ -3,24 +3,26 @@
 
 use std::fs;
 
+use crate::blocking::MayBlock;
+
 /// Knows the processes that FUSE requests come from.
 ///
 /// [`Proc`] reads `/proc`; a node whose requests carry ids of another pid namespace asks its
 /// mounter, which lives in that one.
 pub trait Processes: Send + Sync {
     /// The process (tgid) of a thread, or 0 if it is gone.
-    fn process_of(&self, thread: u32) -> u32;
+    fn process_of(&self, may: &MayBlock, thread: u32) -> u32;
 
     /// Whether a process is there.
-    fn is_alive(&self, process: u32) -> bool;
+    fn is_alive(&self, may: &MayBlock, process: u32) -> bool;
 
     /// Whether a thread takes no answer any more: it was killed, or exits, or is gone. `false` where
     /// that cannot be seen.
-    fn is_dying(&self, thread: u32) -> bool;
+    fn is_dying(&self, may: &MayBlock, thread: u32) -> bool;
 
     /// Whether a process has a descriptor of this file open for writing; `false` where that
     /// cannot be seen.
-    fn holds(&self, process: u32, file: &FileId<'_>) -> bool;
+    fn holds(&self, may: &MayBlock, process: u32, file: &FileId<'_>) -> bool;
 }
 
 /// A file as descriptors of any process show it.
@@ -48,15 +50,15 @@ const DESCRIPTORS_MAX: usize = 1024;
 pub struct Proc;
 
 impl Processes for Proc {
-    fn process_of(&self, thread: u32) -> u32 {
+    fn process_of(&self, _: &MayBlock, thread: u32) -> u32 {
         process_in(&text_of(format!("/proc/{thread}/status")))
     }
 
-    fn is_alive(&self, process: u32) -> bool {
+    fn is_alive(&self, _: &MayBlock, process: u32) -> bool {
         process != 0 && fs::exists(format!("/proc/{process}")).unwrap_or(false)
     }
 
-    fn is_dying(&self, thread: u32) -> bool {
+    fn is_dying(&self, _: &MayBlock, thread: u32) -> bool {
         // One of a pid namespace that is not seen from here.
         if thread == 0 {
             return false;
@@ -66,7 +68,7 @@ impl Processes for Proc {
         is_dying_in(&text_of(format!("/proc/{thread}/status")))
     }
 
-    fn holds(&self, process: u32, file: &FileId<'_>) -> bool {
+    fn holds(&self, _: &MayBlock, process: u32, file: &FileId<'_>) -> bool {
         let Ok(entries) = fs::read_dir(format!("/proc/{process}/fdinfo")) else { return false };
         entries.flatten().take(DESCRIPTORS_MAX).any(|entry| {
             let info = text_of(entry.path());
@@ -128,6 +130,7 @@ mod tests {
 
     #[test]
     fn a_second_descriptor_of_the_same_process_is_found() {
+        let may = &MayBlock::own_thread();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("out.txt");
         let me = std::process::id();
@@ -137,22 +140,27 @@ mod tests {
         let device = format!("{major}:{minor}");
         let file = FileId { device: &device, ino: meta.ino(), name: "out.txt" };
         let second = first.try_clone().unwrap();
-        assert!(Proc.holds(me, &file));
-        assert!(!Proc.holds(me, &FileId { name: "other.txt", ..file }));
-        assert!(!Proc.holds(me, &FileId { device: "0:0", ..file }));
+        assert!(Proc.holds(may, me, &file));
+        assert!(!Proc.holds(may, me, &FileId { name: "other.txt", ..file }));
+        assert!(!Proc.holds(may, me, &FileId { device: "0:0", ..file }));
         drop(first);
-        assert!(Proc.holds(me, &file));
+        assert!(Proc.holds(may, me, &file));
         drop(second);
         let _reader = fs::File::open(&path).unwrap();
-        assert!(!Proc.holds(me, &file));
+        assert!(!Proc.holds(may, me, &file));
     }
 
     #[test]
     fn a_thread_belongs_to_its_process() {
+        let may = &MayBlock::own_thread();
         let me = rustix::thread::gettid().as_raw_nonzero().get();
-        assert_eq!(Proc.process_of(me as u32), std::process::id());
-        assert_eq!(Proc.process_of(u32::MAX), 0);
-        assert!(Proc.is_alive(std::process::id()) && !Proc.is_alive(0));
-        assert!(!Proc.is_dying(me as u32) && !Proc.is_dying(0) && Proc.is_dying(u32::MAX));
+        assert_eq!(Proc.process_of(may, me as u32), std::process::id());
+        assert_eq!(Proc.process_of(may, u32::MAX), 0);
+        assert!(Proc.is_alive(may, std::process::id()) && !Proc.is_alive(may, 0));
+        assert!(
+            !Proc.is_dying(may, me as u32)
+                && !Proc.is_dying(may, 0)
+                && Proc.is_dying(may, u32::MAX)
+        );
     }
 }

@@ -7,12 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use weir_fuse::blocking::MayBlock;
 use weir_fuse::engine::kernel::KernelPort;
 use weir_fuse::engine::owner::{FileId, Processes};
 
 use super::protocol::{
     Bind, Deposit, Expiry, KEYS_MAX, Mount, RECORD_MAX, Reply, Request, VERSION,
 };
+use super::returns::Returns;
 use super::{sealed, wire};
 use crate::readiness::Flag;
 
@@ -20,6 +22,8 @@ use crate::readiness::Flag;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often it is tried meanwhile.
 const TRY_EVERY: Duration = Duration::from_millis(100);
+/// How long it is waited for backing ids to be gone that were given back.
+const SETTLE_PATIENCE: Duration = Duration::from_millis(100);
 /// Connections kept open.
 const POOL_MAX: usize = 8;
 
@@ -55,13 +59,14 @@ pub struct NewEntry<'a> {
     pub device: &'a OwnedFd,
 }
 
-/// Speaks to the mounter of this node.
+/// Speaks to the mounter of this node. Each call waits for it.
 pub struct Mounter {
     socket: PathBuf,
     hello: Request,
     patience: Duration,
     pool: Mutex<Vec<Line>>,
     attached: Flag,
+    returns: Arc<Returns>,
 }
 
 impl Mounter {
@@ -82,6 +87,7 @@ impl Mounter {
             patience,
             pool: Mutex::default(),
             attached: Flag::default(),
+            returns: Arc::default(),
         })
     }
 
@@ -90,20 +96,31 @@ impl Mounter {
     ///
     /// # Errors
     /// When no thread can be started.
-    pub fn attach(self: &Arc<Self>, again: impl Fn() + Send + 'static) -> io::Result<()> {
+    pub fn attach(self: &Arc<Self>, again: impl Fn(&MayBlock) + Send + 'static) -> io::Result<()> {
         let mounter = Arc::downgrade(self);
         let attached = self.attached.clone();
+        let (returns, returned) = (self.returns.clone(), mounter.clone());
+        let give_back = move || {
+            let may = MayBlock::own_thread();
+            returns.run(|session, id| {
+                if let Some(mounter) = returned.upgrade() {
+                    mounter.give_back(&may, session, id);
+                }
+            })
+        };
+        std::thread::Builder::new().name("backing-ids".into()).spawn(give_back)?;
         let run = move || {
+            let may = MayBlock::own_thread();
             let mut first = true;
             while let Some(mounter) = mounter.upgrade() {
-                let Ok(mut line) = mounter.connect() else {
+                let Ok(mut line) = mounter.connect(&may) else {
                     drop(mounter);
                     std::thread::sleep(TRY_EVERY);
                     continue;
                 };
                 if !first {
                     mounter.pool().clear();
-                    again();
+                    again(&may);
                     tracing::info!("the mounter is back, and knows of every session again");
                 }
                 first = false;
@@ -128,7 +145,7 @@ impl Mounter {
         self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn connect(&self) -> io::Result<Line> {
+    fn connect(&self, _: &MayBlock) -> io::Result<Line> {
         let mut line = Line { socket: wire::connect(&self.socket)?, buffer: Vec::new() };
         match line.exchange(&self.hello, &[])? {
             (Reply::Hello { version: VERSION }, _) => Ok(line),
@@ -139,13 +156,26 @@ impl Mounter {
 
     fn call(
         &self,
+        may: &MayBlock,
         request: &Request,
         along: &[BorrowedFd<'_>],
     ) -> io::Result<(Reply, Vec<OwnedFd>)> {
-        let until = Instant::now() + self.patience;
+        self.call_within(may, self.patience, request, along)
+    }
+
+    fn call_within(
+        &self,
+        may: &MayBlock,
+        patience: Duration,
+        request: &Request,
+        along: &[BorrowedFd<'_>],
+    ) -> io::Result<(Reply, Vec<OwnedFd>)> {
+        let until = Instant::now() + patience;
         loop {
             let pooled = self.pool().pop();
-            let line = pooled.map_or_else(|| self.connect(), Ok);
+            // One that was kept may be of a mounter that is gone.
+            let was_kept = pooled.is_some();
+            let line = pooled.map_or_else(|| self.connect(may), Ok);
             let answered = line.and_then(|mut line| {
                 let answer = line.exchange(request, along)?;
                 let mut pool = self.pool();
@@ -163,6 +193,7 @@ impl Mounter {
                 Ok(answer) => return Ok(answer),
                 // No other try is shorter.
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(error),
+                Err(_) if was_kept => {}
                 Err(error) if Instant::now() >= until => {
                     let text = format!("mounter at {}: {error}", self.socket.display());
                     return Err(io::Error::new(error.kind(), text));
@@ -172,15 +203,23 @@ impl Mounter {
         }
     }
 
-    fn is_so(&self, question: &Request) -> io::Result<bool> {
-        match self.call(question, &[])? {
+    /// Gives a backing id back.
+    fn give_back(&self, may: &MayBlock, session: &str, id: u32) {
+        let request = Request::CloseBacking { session: session.to_owned(), id };
+        if let Err(error) = self.done(may, &request, &[]) {
+            tracing::debug!(%error, id, "backing id not closed");
+        }
+    }
+
+    fn is_so(&self, may: &MayBlock, question: &Request) -> io::Result<bool> {
+        match self.call(may, question, &[])? {
             (Reply::Is(so), _) => Ok(so),
             _ => Err(unexpected()),
         }
     }
 
-    fn done(&self, request: &Request, along: &[BorrowedFd<'_>]) -> io::Result<()> {
-        match self.call(request, along)? {
+    fn done(&self, may: &MayBlock, request: &Request, along: &[BorrowedFd<'_>]) -> io::Result<()> {
+        match self.call(may, request, along)? {
             (Reply::Done, _) => Ok(()),
             _ => Err(unexpected()),
         }
@@ -190,8 +229,8 @@ impl Mounter {
     ///
     /// # Errors
     /// What the mounter reports.
-    pub fn mount(&self, mount: Mount) -> io::Result<(OwnedFd, String)> {
-        match self.call(&Request::Mount(mount), &[])? {
+    pub fn mount(&self, may: &MayBlock, mount: Mount) -> io::Result<(OwnedFd, String)> {
+        match self.call(may, &Request::Mount(mount), &[])? {
             (Reply::Mounted { device }, mut along) => {
                 Ok((along.pop().ok_or_else(unexpected)?, device))
             }
@@ -203,7 +242,7 @@ impl Mounter {
     ///
     /// # Errors
     /// What the mounter reports.
-    pub fn deposit(&self, entry: &NewEntry<'_>) -> io::Result<()> {
+    pub fn deposit(&self, may: &MayBlock, entry: &NewEntry<'_>) -> io::Result<()> {
         let record = sealed::write("weir-record", entry.record)?;
         let keys = entry.keys.map(|(keys, _)| sealed::write("weir-keys", keys)).transpose()?;
         let deposit = Deposit {
@@ -214,15 +253,16 @@ impl Mounter {
         };
         let along = [Some(record.as_fd()), keys.as_ref().map(AsFd::as_fd)];
         let along: Vec<_> = along.into_iter().flatten().chain([entry.device.as_fd()]).collect();
-        self.done(&Request::Deposit(deposit), &along)
+        self.done(may, &Request::Deposit(deposit), &along)
     }
 
     /// The sessions in custody.
     ///
     /// # Errors
     /// What the mounter reports.
-    pub fn sessions(&self) -> io::Result<Vec<String>> {
+    pub fn sessions(&self, may: &MayBlock) -> io::Result<Vec<String>> {
         self.all_pages(
+            may,
             |after| Request::Sessions { after },
             |reply| match reply {
                 Reply::Sessions(page) => Some(page),
@@ -234,13 +274,14 @@ impl Mounter {
     /// All pages of an answer, each asked for after the last of those before.
     fn all_pages<T: Clone + Default>(
         &self,
+        may: &MayBlock,
         request: impl Fn(T) -> Request,
         page_of: impl Fn(Reply) -> Option<Vec<T>>,
     ) -> io::Result<Vec<T>> {
         let mut all: Vec<T> = Vec::new();
         loop {
             let after = all.last().cloned().unwrap_or_default();
-            let (reply, _) = self.call(&request(after), &[])?;
+            let (reply, _) = self.call(may, &request(after), &[])?;
             let page = page_of(reply).ok_or_else(unexpected)?;
             if page.is_empty() {
                 return Ok(all);
@@ -253,8 +294,8 @@ impl Mounter {
     ///
     /// # Errors
     /// What the mounter reports: NotFound when it is not in custody.
-    pub fn take(&self, session: &str) -> io::Result<Entry> {
-        let (reply, along) = self.call(&Request::Take { session: session.to_owned() }, &[])?;
+    pub fn take(&self, may: &MayBlock, session: &str) -> io::Result<Entry> {
+        let (reply, along) = self.call(may, &Request::Take { session: session.to_owned() }, &[])?;
         let Reply::Entry { generation, record, keys } = reply else { return Err(unexpected()) };
         let mut along = along.into_iter();
         let mut next = |max| along.next().ok_or_else(unexpected).map(|file| (file, max));
@@ -273,8 +314,9 @@ impl Mounter {
     ///
     /// # Errors
     /// What the mounter reports.
-    pub fn targets(&self, session: &str) -> io::Result<Vec<PathBuf>> {
+    pub fn targets(&self, may: &MayBlock, session: &str) -> io::Result<Vec<PathBuf>> {
         self.all_pages(
+            may,
             |after| Request::Targets { session: session.to_owned(), after },
             |reply| match reply {
                 Reply::Targets(page) => Some(page),
@@ -287,24 +329,24 @@ impl Mounter {
     ///
     /// # Errors
     /// What the mounter reports.
-    pub fn bind(&self, bind: Bind) -> io::Result<()> {
-        self.done(&Request::Bind(bind), &[])
+    pub fn bind(&self, may: &MayBlock, bind: Bind) -> io::Result<()> {
+        self.done(may, &Request::Bind(bind), &[])
     }
 
     /// Removes what is shown at a target, and the target.
     ///
     /// # Errors
     /// What the mounter reports.
-    pub fn unbind(&self, target: &Path) -> io::Result<()> {
-        self.done(&Request::Unbind { target: target.to_owned() }, &[])
+    pub fn unbind(&self, may: &MayBlock, target: &Path) -> io::Result<()> {
+        self.done(may, &Request::Unbind { target: target.to_owned() }, &[])
     }
 
     /// Unmounts a session and forgets it.
     ///
     /// # Errors
     /// What the mounter reports.
-    pub fn unmount(&self, session: &str) -> io::Result<()> {
-        self.done(&Request::Unmount { session: session.to_owned(), force: false }, &[])
+    pub fn unmount(&self, may: &MayBlock, session: &str) -> io::Result<()> {
+        self.done(may, &Request::Unmount { session: session.to_owned(), force: false }, &[])
     }
 
     /// Ends the connection of a session, so that whoever waits for it gets an error, unmounts it and
@@ -312,24 +354,24 @@ impl Mounter {
     ///
     /// # Errors
     /// What the mounter reports.
-    pub fn end(&self, session: &str) -> io::Result<()> {
-        self.done(&Request::Unmount { session: session.to_owned(), force: true }, &[])
+    pub fn end(&self, may: &MayBlock, session: &str) -> io::Result<()> {
+        self.done(may, &Request::Unmount { session: session.to_owned(), force: true }, &[])
     }
 
     /// Whether an engine is there.
     ///
     /// # Errors
     /// What the mounter reports.
-    pub fn has_engine(&self) -> io::Result<bool> {
-        self.is_so(&Request::HasEngine)
+    pub fn has_engine(&self, may: &MayBlock) -> io::Result<bool> {
+        self.is_so(may, &Request::HasEngine)
     }
 
     /// Whether any volume is shown to a pod.
     ///
     /// # Errors
     /// What the mounter reports.
-    pub fn is_showing(&self) -> io::Result<bool> {
-        self.is_so(&Request::IsShowing)
+    pub fn is_showing(&self, may: &MayBlock) -> io::Result<bool> {
+        self.is_so(may, &Request::IsShowing)
     }
 }
 
@@ -351,34 +393,34 @@ fn unexpected() -> io::Error {
 }
 
 impl Processes for Mounter {
-    fn process_of(&self, thread: u32) -> u32 {
-        match self.call(&Request::ProcessOf { thread }, &[]) {
+    fn process_of(&self, may: &MayBlock, thread: u32) -> u32 {
+        match self.call(may, &Request::ProcessOf { thread }, &[]) {
             Ok((Reply::Process(process), _)) => process,
             _ => 0,
         }
     }
 
-    fn is_alive(&self, process: u32) -> bool {
+    fn is_alive(&self, may: &MayBlock, process: u32) -> bool {
         // Who cannot be asked about counts as gone: then the close stores the file.
-        self.is_so(&Request::IsAlive { process, and_stays: false }).unwrap_or(false)
+        self.is_so(may, &Request::IsAlive { process, and_stays: false }).unwrap_or(false)
     }
 
-    fn is_dying(&self, thread: u32) -> bool {
+    fn is_dying(&self, may: &MayBlock, thread: u32) -> bool {
         if thread == 0 {
             return false;
         }
         let question = Request::IsAlive { process: thread, and_stays: true };
-        self.is_so(&question).is_ok_and(|stays| !stays)
+        self.is_so(may, &question).is_ok_and(|stays| !stays)
     }
 
-    fn holds(&self, process: u32, file: &FileId<'_>) -> bool {
+    fn holds(&self, may: &MayBlock, process: u32, file: &FileId<'_>) -> bool {
         let question = Request::Holds {
             process,
             device: file.device.to_owned(),
             ino: file.ino,
             name: file.name.to_owned(),
         };
-        self.is_so(&question).unwrap_or(false)
+        self.is_so(may, &question).unwrap_or(false)
     }
 }
 
@@ -391,18 +433,20 @@ pub struct SessionPort {
 }
 
 impl KernelPort for SessionPort {
-    fn open_backing(&self, file: &File) -> io::Result<u32> {
+    /// Does not wait for a mounter that is not there: the file is served without it.
+    fn open_backing(&self, may: &MayBlock, file: &File) -> io::Result<u32> {
         let request = Request::OpenBacking { session: self.session.clone() };
-        match self.mounter.call(&request, &[file.as_fd()])? {
+        match self.mounter.call_within(may, Duration::ZERO, &request, &[file.as_fd()])? {
             (Reply::Backing(id), _) => Ok(id),
             _ => Err(unexpected()),
         }
     }
 
     fn close_backing(&self, id: u32) {
-        let request = Request::CloseBacking { session: self.session.clone(), id };
-        if let Err(error) = self.mounter.done(&request, &[]) {
-            tracing::debug!(%error, id, "backing id not closed");
-        }
+        self.mounter.returns.add(&self.session, id);
+    }
+
+    fn settle(&self) {
+        self.mounter.returns.settle(SETTLE_PATIENCE);
     }
 }

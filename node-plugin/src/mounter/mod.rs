@@ -13,6 +13,7 @@ mod peers;
 mod privilege;
 mod process;
 pub mod protocol;
+mod returns;
 mod roots;
 pub mod sealed;
 mod serve;

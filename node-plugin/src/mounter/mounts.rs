@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use weir_fuse::adapter::mount::{self, MountEntry, MountOptions};
 use weir_fuse::adapter::passthrough::DevFusePort;
+use weir_fuse::blocking::MayBlock;
 use weir_fuse::engine::kernel::KernelPort;
 
 use super::backing::{BACKINGS_MAX, Backing};
@@ -42,7 +43,7 @@ impl Mounts {
     /// # Errors
     /// Why it is not done.
     pub(super) fn answer(&self, request: Request, along: Vec<OwnedFd>) -> Answer {
-        if let Some(reply) = process::answer(&request) {
+        if let Some(reply) = process::answer(&MayBlock::own_thread(), &request) {
             return alone(reply);
         }
         match request {
@@ -182,7 +183,8 @@ impl Mounts {
         self.backing.check(&file)?;
         let port = DevFusePort::new(self.custody.device(session)?);
         self.custody.add_backing(session, BACKINGS_MAX)?;
-        port.open_backing(&file.into()).inspect_err(|_| self.custody.drop_backing(session))
+        port.open_backing(&MayBlock::own_thread(), &file.into())
+            .inspect_err(|_| self.custody.drop_backing(session))
     }
 
     /// Targets that show something of ours.

@@ -1,20 +1,21 @@
 //! Whose request it is: what only a process of the host's pid namespace can see.
 
+use weir_fuse::blocking::MayBlock;
 use weir_fuse::engine::owner::{FileId, Proc, Processes};
 
 use super::protocol::{Reply, Request};
 
 /// Answers a question about processes; `None` when it is none.
-pub(super) fn answer(request: &Request) -> Option<Reply> {
+pub(super) fn answer(may: &MayBlock, request: &Request) -> Option<Reply> {
     Some(match request {
-        Request::ProcessOf { thread } => Reply::Process(Proc.process_of(*thread)),
+        Request::ProcessOf { thread } => Reply::Process(Proc.process_of(may, *thread)),
         Request::IsAlive { process, and_stays } => {
-            Reply::Is(Proc.is_alive(*process) && !(*and_stays && Proc.is_dying(*process)))
+            Reply::Is(Proc.is_alive(may, *process) && !(*and_stays && Proc.is_dying(may, *process)))
         }
         Request::Holds { process, device, ino, name } => {
             // Without CAP_SYS_PTRACE only some processes can be looked into; of the others
             // every close of the opener counts as its last, which costs a PUT more at most.
-            Reply::Is(Proc.holds(*process, &FileId { device, ino: *ino, name }))
+            Reply::Is(Proc.holds(may, *process, &FileId { device, ino: *ino, name }))
         }
         _ => return None,
     })

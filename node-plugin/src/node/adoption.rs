@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 
 use futures_util::stream::{self, StreamExt};
 use weir_csi::Error;
+use weir_fuse::blocking::aside;
 
+use super::life::{Live, Message, World};
 use super::record::Record;
-use super::session::STORE_PATIENCE;
-use super::sessions::{Sessions, lock, lost};
+use super::session::{STORE_PATIENCE, Served};
+use super::sessions::{Sessions, lost};
 use crate::kubernetes::events::Subject;
 
 /// How long one session may take; its pods wait meanwhile.
@@ -31,83 +33,85 @@ impl Sessions {
     /// other; until then nothing may be published. Without a mounter it waits for one.
     pub(super) async fn adopt(self: &Arc<Self>) {
         let names = loop {
-            match tokio::task::block_in_place(|| self.maker.mounter.sessions()) {
+            let mounter = self.maker.mounter.clone();
+            match aside(move |may| mounter.sessions(may)).await {
                 Ok(names) => break names,
                 Err(error) => tracing::warn!(%error, "waiting for the mounter"),
             }
             tokio::time::sleep(ASK_EVERY).await;
         };
-        let all = names.into_iter().map(|id| {
-            let sessions = self.clone();
-            // A task each: they make S3 clients and start threads.
-            tokio::spawn(async move {
-                let mut subjects = Vec::new();
-                let adopting = sessions.adopt_one(&id, &mut subjects);
-                let why = match tokio::time::timeout(PATIENCE, adopting).await {
-                    Ok(Ok(())) => return,
-                    Ok(Err(error)) => error.to_string(),
-                    Err(_) => format!("it took more than {} s", PATIENCE.as_secs()),
-                };
-                sessions.give_up(&id, Refusal { why, subjects });
-            })
-        });
+        let all = names.iter().map(|id| self.ask(id, Message::Adopt));
         stream::iter(all).buffer_unordered(AT_ONCE).for_each(|_| std::future::ready(())).await;
     }
 
-    async fn adopt_one(&self, id: &str, subjects: &mut Vec<Subject>) -> Result<(), Error> {
-        let mounter = &self.maker.mounter;
+    /// Serves what is in custody of a session, or ends it.
+    pub(super) async fn adopt_or_end(&self, id: &str) -> Option<Arc<Served>> {
+        let mut subjects = Vec::new();
+        let adopting = self.adopt_one(id, &mut subjects);
+        let why = match tokio::time::timeout(PATIENCE, adopting).await {
+            Ok(Ok(served)) => return served,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("it took more than {} s", PATIENCE.as_secs()),
+        };
+        self.give_up(id, Refusal { why, subjects }).await;
+        None
+    }
+
+    async fn adopt_one(
+        &self,
+        id: &str,
+        subjects: &mut Vec<Subject>,
+    ) -> Result<Option<Arc<Served>>, Error> {
         let internal = |error: io::Error| Error::Internal(error.to_string());
-        let kept = tokio::task::block_in_place(|| mounter.take(id)).map_err(internal)?;
+        let (mounter, name) = (self.maker.mounter.clone(), id.to_owned());
+        let kept = aside(move |may| {
+            let kept = mounter.take(may, &name)?;
+            let shown = mounter.targets(may, &name)?;
+            Ok((kept, shown))
+        });
+        let (kept, shown) = kept.await.map_err(internal)?;
         let Some(bytes) = &kept.record else {
             return Err(Error::Internal("its node plugin ended while it was mounted".into()));
         };
         let record = Record::read(bytes)
             .map_err(|error| Error::Internal(format!("its record cannot be read: {error}")))?;
         subjects.extend(record.targets.values().map(|published| published.subject.clone()));
-        let shown = tokio::task::block_in_place(|| mounter.targets(id)).map_err(internal)?;
-        let mut held = self.slot(id).await;
         let served = Arc::new(self.maker.adopt(id, kept, record).await?);
         let targets = served.targets();
-        let are_all_shown = targets.iter().all(|(target, _)| shown.contains(target));
-        for (target, _) in targets {
-            if shown.contains(&target) {
-                lock(&self.targets).insert(target, id.to_owned());
-            } else {
-                // Taken away while no node was there.
-                served.hidden(&target);
-            }
-        }
-        if served.is_nowhere() {
+        // Taken away while no node was there.
+        let gone = targets.iter().filter(|(target, _)| !shown.contains(target));
+        let changes = gone.map(|(target, _)| served.hidden(target)).count() > 0;
+        if served.targets().is_empty() {
             tracing::info!(session = id, "shown nowhere any more");
-            let ended = served.end(mounter, Instant::now() + STORE_PATIENCE).await;
-            return ended.map(|_| ()).map_err(internal);
+            let until = Instant::now() + STORE_PATIENCE;
+            let ended = served.end(&self.maker.mounter, until).await;
+            return ended.map(|_| None).map_err(internal);
         }
-        if !are_all_shown {
-            self.keep(&served);
+        if changes {
+            self.keep(&served).await;
         }
-        lock(&self.served).insert(id.to_owned(), served.clone());
-        *held = Some(served);
-        Ok(())
+        Ok(Some(served))
     }
 
     /// Ends a session that cannot be served: whoever waits for it gets an error now, and the next
     /// publish mounts it anew.
-    fn give_up(&self, id: &str, refusal: Refusal) {
+    async fn give_up(&self, id: &str, refusal: Refusal) {
         let Refusal { why, mut subjects } = refusal;
         tracing::error!(session = id, why, "a session cannot be served on; its connection ends");
-        let mounter = &self.maker.mounter;
-        if subjects.is_empty() {
-            // Nothing is known but where it was shown.
-            let targets = tokio::task::block_in_place(|| mounter.targets(id)).unwrap_or_default();
-            let of = |target: &std::path::PathBuf| Subject {
-                volume: Subject::volume_of(target, false),
-                ..Subject::default()
-            };
-            subjects.extend(targets.iter().map(of));
-        }
-        if let Err(error) = tokio::task::block_in_place(|| mounter.end(id)) {
-            tracing::error!(session = id, %error, "its connection could not be ended");
-        }
+        let (mounter, name) = (self.maker.mounter.clone(), id.to_owned());
+        let is_known = !subjects.is_empty();
+        let targets = aside(move |may| {
+            // Where nothing is known but where it was shown.
+            let targets = if is_known { Ok(Vec::new()) } else { mounter.targets(may, &name) };
+            if let Err(error) = mounter.end(may, &name) {
+                tracing::error!(session = name, %error, "its connection could not be ended");
+            }
+            targets.unwrap_or_default()
+        });
+        subjects.extend(targets.await.iter().map(|target| Subject {
+            volume: Subject::volume_of(target, false),
+            ..Subject::default()
+        }));
         for subject in subjects {
             self.announcer.say(lost(subject, &why));
         }

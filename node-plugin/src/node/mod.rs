@@ -2,11 +2,14 @@
 
 mod adoption;
 mod backend;
+mod claims;
 mod credentials;
 mod ending;
 mod exchange;
 mod identity;
 mod leave;
+mod life;
+mod mailbox;
 mod options;
 mod place;
 mod pod_gpus;
@@ -138,7 +141,7 @@ pub fn run(args: &NodeArgs) -> Result<(), Failure> {
         tokio::spawn(reporter.run());
         let again = sessions.clone();
         mounter
-            .attach(move || again.deposit_all())
+            .attach(move |may| again.deposit_all(may))
             .map_err(|e| Failure::new(Kind::Other, format!("mounter: {e}")))?;
         if let Some(address) = args.log.metrics_listen {
             metrics::serve(address, counted.clone()).await?;

@@ -3,14 +3,16 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
+use tokio::sync::watch;
 use weir_csi::Error;
 use weir_fuse::adapter::{self, Door, Handshake};
+use weir_fuse::blocking::{MayBlock, aside};
 use weir_fuse::cache::{Held, Preference};
 use weir_fuse::engine::end::UnstoredFile;
 use weir_fuse::engine::{Engine, Session};
@@ -23,6 +25,7 @@ use super::credentials::{Kind, Rotating, Source};
 use super::ending::Ending;
 use super::exchange::Exchange;
 use super::identity;
+use super::life::Live;
 use super::record::{Published, Record};
 use super::volume::{Settings, Volume};
 use crate::assembly;
@@ -70,7 +73,7 @@ pub(super) struct Served {
     /// What is known of its end.
     pub(super) ending: Ending,
     /// Whether its connection is gone.
-    ended: Arc<AtomicBool>,
+    ended: watch::Receiver<bool>,
     /// Whether its pods were told that it was made with other settings than they would get now.
     told: AtomicBool,
 }
@@ -110,7 +113,7 @@ impl Maker {
     ///
     /// # Errors
     /// What is wrong, as the volume's user can mend it.
-    pub(super) async fn make(&self, id: &str, volume: &Volume) -> Result<Served, Error> {
+    pub(super) async fn make(&self, id: &str, volume: &Volume) -> Result<Arc<Served>, Error> {
         let settings = &volume.settings;
         let (origin, remote) = self.origin(settings, Some(volume.credentials.clone())).await?;
         preflight::check_bucket(&*origin, &settings.s3, &settings.session.names.prefix)
@@ -123,25 +126,43 @@ impl Maker {
         };
         let internal =
             |e: io::Error| Error::Internal(format!("mounting {}: {e}", settings.source()));
-        let (device, number) =
-            tokio::task::block_in_place(|| self.mounter.mount(mount)).map_err(internal)?;
+        let (mounter, name) = (self.mounter.clone(), id.to_owned());
+        let mounted = aside(move |may| match mounter.mount(may, mount.clone()) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                // Nobody serves it, or it would be known here.
+                mounter.end(may, &name)?;
+                mounter.mount(may, mount)
+            }
+            mounted => mounted,
+        });
+        let (device, number) = mounted.await.map_err(internal)?;
         let mut session = settings.session.clone();
         session.names.mount = format!("{:032x}", rand::random::<u128>());
         let mount = session.names.mount.clone();
         let session = Session::new(self.engine.clone(), origin, session);
-        let service = self.begin(id, session, remote, &device, None, &number);
+        let service = self.begin(id, session, remote, &device, None, &number).await;
         let served = service.and_then(|service| {
             let handshake = service.serving.handshake.clone();
             let record = Record::new(settings.clone(), handshake, number, mount);
-            let served = Self::served(id, service, device, 1, record)?;
-            served.keep(&self.mounter)?;
-            Ok(served)
+            Self::served(id, service, device, 1, record).map(Arc::new)
         });
-        served.map_err(|error| {
+        let kept = match served {
+            Ok(served) => served.keep(&self.mounter).await.map(|()| served),
+            Err(error) => Err(error),
+        };
+        if kept.is_err() {
             // Whoever has looked into it meanwhile must not wait for ever.
-            let _ = self.mounter.end(id);
-            internal(error)
-        })
+            self.abandon(id).await;
+        }
+        kept.map_err(internal)
+    }
+
+    /// Ends the connection of a session that is not served.
+    pub(super) async fn abandon(&self, id: &str) {
+        let (mounter, name) = (self.mounter.clone(), id.to_owned());
+        if let Err(error) = aside(move |may| mounter.end(may, &name)).await {
+            tracing::error!(session = id, %error, "its connection could not be ended");
+        }
     }
 
     /// Serves a session that an earlier run of the node left, as it was made.
@@ -170,22 +191,22 @@ impl Maker {
         let keys = remote.rotating.keys();
         let bytes = record.bytes();
         // Before it answers anything: the next engine must count this one.
-        let entry = NewEntry {
-            session: id,
-            generation,
-            record: &bytes,
-            keys: keys.as_ref(),
-            device: &kept.device,
-        };
-        let served = self.mounter.deposit(&entry).and_then(|()| {
-            let service = self.begin(id, session, remote, &kept.device, before, &number)?;
-            Self::served(id, service, kept.device, generation, record)
+        let (mounter, name, device) = (self.mounter.clone(), id.to_owned(), kept.device);
+        let deposited = aside(move |may| {
+            let (session, record, keys) = (&*name, &*bytes, keys.as_ref());
+            let entry = NewEntry { session, generation, record, keys, device: &device };
+            mounter.deposit(may, &entry).map(|()| device)
         });
-        served.map_err(|e| Error::Internal(format!("taking it over: {e}")))
+        let internal = |e: io::Error| Error::Internal(format!("taking it over: {e}"));
+        let device = deposited.await.map_err(internal)?;
+        let service = self.begin(id, session, remote, &device, before, &number).await;
+        service
+            .and_then(|service| Self::served(id, service, device, generation, record))
+            .map_err(internal)
     }
 
     /// Begins to take a session's requests.
-    fn begin(
+    async fn begin(
         &self,
         id: &str,
         session: Arc<Session>,
@@ -196,11 +217,9 @@ impl Maker {
     ) -> io::Result<Service> {
         session.set_device(number);
         let port = SessionPort { mounter: self.mounter.clone(), session: id.to_owned() };
-        let device = device.try_clone()?;
-        let serving = tokio::task::block_in_place(|| {
-            adapter::serve(&session, device, before, Arc::new(port))
-        })?;
-        Ok(Service { session, remote, serving })
+        let (device, served) = (device.try_clone()?, session.clone());
+        let serving = aside(move |_| adapter::serve(&served, device, before, Arc::new(port)));
+        Ok(Service { session, remote, serving: serving.await? })
     }
 
     /// A session whose requests are taken, as it is known here.
@@ -212,6 +231,7 @@ impl Maker {
         record: Record,
     ) -> io::Result<Served> {
         let Service { session, remote, serving } = service;
+        let (has_ended, ended) = watch::channel(false);
         let served = Served {
             id: id.to_owned(),
             source: remote.source.clone(),
@@ -223,17 +243,17 @@ impl Maker {
             record: Mutex::new(record),
             door: serving.door.clone(),
             ending: Ending::default(),
-            ended: Arc::default(),
+            ended,
             told: AtomicBool::new(false),
         };
         tracing::info!(session = id, generation, passthrough = serving.passthrough, "serving");
-        let (name, ended) = (id.to_owned(), served.ended.clone());
+        let name = id.to_owned();
         std::thread::Builder::new().name("weir-session".into()).spawn(move || {
             match serving.join() {
                 Ok(()) => tracing::info!(session = name, "unmounted"),
                 Err(error) => tracing::error!(session = name, %error, "serving ended"),
             }
-            ended.store(true, Ordering::Release);
+            has_ended.send_replace(true);
         })?;
         Ok(served)
     }
@@ -248,53 +268,39 @@ impl Served {
     ///
     /// # Errors
     /// What the mounter reports.
-    pub(super) fn keep(&self, mounter: &Mounter) -> io::Result<()> {
+    pub(super) async fn keep(self: &Arc<Self>, mounter: &Arc<Mounter>) -> io::Result<()> {
+        let (served, mounter) = (self.clone(), mounter.clone());
+        aside(move |may| served.keep_now(may, &mounter)).await
+    }
+
+    /// As [`Served::keep`].
+    ///
+    /// # Errors
+    /// As [`Served::keep`].
+    pub(super) fn keep_now(&self, may: &MayBlock, mounter: &Mounter) -> io::Result<()> {
         let keys = self.remote.rotating.keys();
-        mounter.deposit(&NewEntry {
+        let entry = NewEntry {
             session: &self.id,
             generation: self.generation,
             record: &self.record().bytes(),
             keys: keys.as_ref(),
             device: &self.device,
-        })
+        };
+        mounter.deposit(may, &entry)
     }
 
-    /// Whether its connection is gone: unmounted, or ended by an administrator.
-    pub(super) fn has_ended(&self) -> bool {
-        self.ended.load(Ordering::Acquire)
+    /// Waits until its connection is gone.
+    pub(super) fn until_ended(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut ended = self.ended.clone();
+        async move {
+            // Without a sender nobody serves it.
+            let _ = ended.wait_for(|ended| *ended).await;
+        }
     }
 
     /// How its requests come in.
     pub(super) fn door(&self) -> &Door {
         &self.door
-    }
-
-    /// Where it is shown.
-    pub(super) fn targets(&self) -> Vec<(PathBuf, Published)> {
-        let record = self.record();
-        record.targets.iter().map(|(path, p)| (path.clone(), p.clone())).collect()
-    }
-
-    /// Notes that it is shown at a target.
-    pub(super) fn shown(&self, target: PathBuf, published: Published) {
-        self.ending.cancel();
-        self.record().targets.insert(target, published);
-    }
-
-    /// Notes that it is not shown there any more; says whether it is shown nowhere.
-    pub(super) fn hidden(&self, target: &std::path::Path) -> bool {
-        let mut record = self.record();
-        let removed = record.targets.remove(target);
-        let nowhere = record.targets.is_empty();
-        if let (true, Some(removed)) = (nowhere, removed) {
-            self.ending.begin(removed.subject);
-        }
-        nowhere
-    }
-
-    /// Whether it is shown nowhere.
-    pub(super) fn is_nowhere(&self) -> bool {
-        self.record().targets.is_empty()
     }
 
     /// Uses these credentials from now on, if the origin takes them; says whether they are new. Those
@@ -376,7 +382,7 @@ impl Served {
     /// What the mounter reports.
     pub(super) async fn end(
         &self,
-        mounter: &Mounter,
+        mounter: &Arc<Mounter>,
         until: Instant,
     ) -> io::Result<Vec<UnstoredFile>> {
         let stored = self.session.shut_down(until).await;
@@ -385,7 +391,8 @@ impl Served {
             let files = unstored.len();
             tracing::error!(session = self.id, files, "not everything that was written is stored");
         }
-        tokio::task::block_in_place(|| mounter.unmount(&self.id))?;
+        let (mounter, id) = (mounter.clone(), self.id.clone());
+        aside(move |may| mounter.unmount(may, &id)).await?;
         Ok(unstored)
     }
 
@@ -394,5 +401,31 @@ impl Served {
         if !self.session.rest(until).await {
             tracing::warn!(session = self.id, "what is being stored is not stored yet");
         }
+    }
+}
+
+impl Live for Served {
+    fn targets(&self) -> Vec<(PathBuf, Published)> {
+        let record = self.record();
+        record.targets.iter().map(|(path, p)| (path.clone(), p.clone())).collect()
+    }
+
+    fn shown(&self, target: PathBuf, published: Published) {
+        self.ending.cancel();
+        self.record().targets.insert(target, published);
+    }
+
+    fn hidden(&self, target: &Path) -> bool {
+        let mut record = self.record();
+        let removed = record.targets.remove(target);
+        let nowhere = record.targets.is_empty();
+        if let (true, Some(removed)) = (nowhere, removed) {
+            self.ending.begin(removed.subject);
+        }
+        nowhere
+    }
+
+    fn has_ended(&self) -> bool {
+        *self.ended.borrow()
     }
 }

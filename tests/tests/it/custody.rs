@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::Resource;
 use weir_fuse::adapter::mount::{MountEntry, mount_table};
+use weir_fuse::blocking::MayBlock;
 use weir_node::mounter::client::{Mounter, NewEntry};
 use weir_node::mounter::protocol::{Bind, Mount};
 use weir_tests::bucket::{Bucket, Server};
@@ -78,15 +79,20 @@ fn what_cannot_be_taken_over_is_ended_and_can_be_mounted_again() {
     // As a later release might, or a broken node.
     let mounter = hostile(&node);
     let session = mounter
-        .sessions()
+        .sessions(&MayBlock::own_thread())
         .unwrap()
         .into_iter()
-        .find(|session| mounter.targets(session).unwrap().contains(&lost))
+        .find(|session| mounter.targets(&MayBlock::own_thread(), session).unwrap().contains(&lost))
         .unwrap();
-    let kept = mounter.take(&session).unwrap();
+    let kept = mounter.take(&MayBlock::own_thread(), &session).unwrap();
     let record = br#"{"schema": 1000000}"#;
     let (session, device) = (session.as_str(), &kept.device);
-    mounter.deposit(&NewEntry { session, generation: 1, record, keys: None, device }).unwrap();
+    mounter
+        .deposit(
+            &MayBlock::own_thread(),
+            &NewEntry { session, generation: 1, record, keys: None, device },
+        )
+        .unwrap();
     drop((kept.device, mounter));
     let waiting = {
         let path = lost.join("f");
@@ -173,7 +179,7 @@ fn a_broken_node_reaches_no_target_but_its_own() {
     fs::create_dir_all(bare.parent().unwrap()).unwrap();
 
     let mounter = hostile(&node);
-    let session = mounter.sessions().unwrap().remove(0);
+    let session = mounter.sessions(&MayBlock::own_thread()).unwrap().remove(0);
     let targets = [
         token.clone(),
         other.clone(),
@@ -194,14 +200,14 @@ fn a_broken_node_reaches_no_target_but_its_own() {
     for target in &targets {
         for read_only in [false, true] {
             let bind = Bind { session: session.clone(), target: target.clone(), read_only };
-            assert!(mounter.bind(bind).is_err(), "{target:?}");
+            assert!(mounter.bind(&MayBlock::own_thread(), bind).is_err(), "{target:?}");
         }
         // Either it is refused, or there is nothing of ours to take away.
-        let _ = mounter.unbind(target);
+        let _ = mounter.unbind(&MayBlock::own_thread(), target);
     }
     let context = Some("s0\",max_read=1,x=\"".to_owned());
     let mount = Mount { session: "ab".into(), source: "s3://x/".into(), selinux_context: context };
-    assert!(mounter.mount(mount).is_err());
+    assert!(mounter.mount(&MayBlock::own_thread(), mount).is_err());
     assert_eq!(mounts(&node), before);
     for folder in [&token, &other] {
         assert_eq!(fs::read(folder.join("secret")).unwrap(), b"theirs");
@@ -219,23 +225,28 @@ fn visitors_learn_and_change_nothing_but_what_is_left_behind() {
     let volume = TestVolume::new(&bucket, "pod");
     let target = node.publish(&volume).unwrap();
     // Each socket is for one kind of peer, whatever that says of itself.
-    assert!(Mounter::visit(&node.join("mounter.sock")).has_engine().is_err());
+    assert!(
+        Mounter::visit(&node.join("mounter.sock")).has_engine(&MayBlock::own_thread()).is_err()
+    );
     let visitor = Mounter::visit(&node.visitor_socket());
-    assert!(visitor.has_engine().unwrap() && visitor.is_showing().unwrap());
+    assert!(
+        visitor.has_engine(&MayBlock::own_thread()).unwrap()
+            && visitor.is_showing(&MayBlock::own_thread()).unwrap()
+    );
     for refused in [
-        visitor.sessions().map(|_| ()),
-        visitor.take("ab").map(|_| ()),
-        visitor.targets("ab").map(|_| ()),
-        visitor.end("ab"),
-        visitor.unbind(&target),
+        visitor.sessions(&MayBlock::own_thread()).map(|_| ()),
+        visitor.take(&MayBlock::own_thread(), "ab").map(|_| ()),
+        visitor.targets(&MayBlock::own_thread(), "ab").map(|_| ()),
+        visitor.end(&MayBlock::own_thread(), "ab"),
+        visitor.unbind(&MayBlock::own_thread(), &target),
     ] {
         assert!(refused.is_err());
     }
     assert!(fs::read_dir(&target).is_ok());
     node.take_node().kill();
-    eventually("nobody is there", || !visitor.has_engine().unwrap());
-    visitor.unbind(&target).unwrap();
-    assert!(!visitor.is_showing().unwrap() && !target.exists());
+    eventually("nobody is there", || !visitor.has_engine(&MayBlock::own_thread()).unwrap());
+    visitor.unbind(&MayBlock::own_thread(), &target).unwrap();
+    assert!(!visitor.is_showing(&MayBlock::own_thread()).unwrap() && !target.exists());
 }
 
 #[test]
@@ -299,7 +310,7 @@ fn a_mounter_without_descriptors_keeps_what_it_has() {
         .iter()
         .map(|visitor| {
             let visitor = visitor.clone();
-            std::thread::spawn(move || visitor.has_engine())
+            std::thread::spawn(move || visitor.has_engine(&MayBlock::own_thread()))
         })
         .collect();
     eventually("the lack is told", || node.logs().contains("a connection is not served"));
@@ -319,17 +330,17 @@ fn the_kernel_reads_no_file_but_the_caches() {
     let node = CsiNode::new(&bucket);
     node.publish(&TestVolume::new(&bucket, "pod")).unwrap();
     let mounter = hostile(&node);
-    let session = mounter.sessions().unwrap().remove(0);
+    let session = mounter.sessions(&MayBlock::own_thread()).unwrap().remove(0);
     let port = weir_node::mounter::client::SessionPort { mounter, session };
     use weir_fuse::engine::kernel::KernelPort;
     let mine = node.cache_dir().join("file");
     fs::write(&mine, "bytes").unwrap();
-    let id = port.open_backing(&fs::File::open(&mine).unwrap()).unwrap();
+    let id = port.open_backing(&MayBlock::own_thread(), &fs::File::open(&mine).unwrap()).unwrap();
     port.close_backing(id);
     let writable = fs::File::options().read(true).write(true).open(&mine).unwrap();
     let elsewhere = fs::File::open("/proc/self/mounts").unwrap();
     for file in [writable, elsewhere, fs::File::open(node.cache_dir()).unwrap()] {
-        let error = port.open_backing(&file).unwrap_err();
+        let error = port.open_backing(&MayBlock::own_thread(), &file).unwrap_err();
         assert!(error.to_string().contains("a backing file must be"), "{error}");
     }
 }

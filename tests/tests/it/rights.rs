@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
+use weir_fuse::blocking::MayBlock;
 use weir_node::mounter::client::Mounter;
 use weir_tests::bucket::{Bucket, Server};
 use weir_tests::csi_node::{CsiNode, Setup, TestVolume};
@@ -60,13 +61,13 @@ fn who_is_in_no_pod_of_weirs_is_sent_away() {
         let mut lines = logs.lines().filter(|line| line.contains("a connection is refused"));
         lines.any(|line| line.contains(peer) && line.contains("is in no pod of this node"))
     };
-    Mounter::visit(&node.visitor_socket()).has_engine().unwrap();
+    Mounter::visit(&node.visitor_socket()).has_engine(&MayBlock::own_thread()).unwrap();
     node.take_mounter().kill();
     node.add_mounter_flags(&["--engine-volume=weir-engine", "--visitor-volume=weir-visitor"]);
     node.start_mounter();
     // The node comes by itself.
     eventually("the engine is sent away", || told(&node, "Engine"));
-    Mounter::visit(&node.visitor_socket()).has_engine().unwrap_err();
+    Mounter::visit(&node.visitor_socket()).has_engine(&MayBlock::own_thread()).unwrap_err();
     eventually("so is the visitor", || told(&node, "Visitor"));
 }
 

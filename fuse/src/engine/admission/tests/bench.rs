@@ -10,6 +10,7 @@ use futures_util::future::poll_immediate;
 use rustix::io::Errno;
 use tempfile::TempDir;
 
+use crate::blocking::MayBlock;
 use crate::cache::{CacheSettings, NodeCache};
 use crate::engine::admission::{Admission, Attempt, Inode, Name, Refusal, Request, Size};
 use crate::engine::handles::Handle;
@@ -47,7 +48,7 @@ pub(super) struct Lab {
 struct AnyKernel(AtomicU32);
 
 impl KernelPort for AnyKernel {
-    fn open_backing(&self, _file: &File) -> io::Result<u32> {
+    fn open_backing(&self, _may: &MayBlock, _file: &File) -> io::Result<u32> {
         Ok(self.0.fetch_add(1, Ordering::Relaxed))
     }
 
@@ -243,7 +244,7 @@ impl Bench {
         }
         let before = session.modes.lock().present(node.ino);
         let flags = flags_of(request, thread);
-        let open = session.open(node.ino, &flags);
+        let open = session.open_as(node.ino, &flags, 0);
         tokio::pin!(open);
         // Nothing that a writer meets while another one finishes takes its time, but the wait.
         let mut waits = false;

@@ -5,6 +5,7 @@ use rustix::io::Errno;
 
 use super::bench::{Bench, Lab, NAME, ROOT, flags_of};
 use super::{Attempt, Inode, Name, Request, Size};
+use crate::blocking::aside;
 use crate::engine::modes::Mode;
 
 /// A file that the kernel reads by itself; a writer was told, and his new inode.
@@ -22,7 +23,8 @@ async fn readers_wait_for_the_writer_for_whom_a_name_is_reserved() {
     let lab = Lab::new();
     let (bench, ino) = reserved(&lab).await;
     let reader = flags_of(Request::Read, 2);
-    assert!(bench.session.open_now(ino, &reader).is_none());
+    let (session, now) = (bench.session.clone(), reader);
+    assert!(aside(move |may| session.open_now(may, ino, &now).is_none()).await);
     let reading = bench.session.open(ino, &reader);
     tokio::pin!(reading);
     assert!(poll_immediate(&mut reading).await.is_none());
@@ -41,7 +43,7 @@ async fn a_writer_who_does_not_come_is_not_waited_for_for_ever() {
     // Another writer needs no leave, nor does he wait.
     let (bench, ino) = reserved(&lab).await;
     let another = flags_of(Request::Truncate, 3);
-    let open = bench.session.open(ino, &another);
+    let open = bench.session.open_as(ino, &another, 0);
     tokio::pin!(open);
     assert!(poll_immediate(&mut open).await.is_some_and(|opened| opened.is_ok()));
 }
