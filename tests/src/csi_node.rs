@@ -7,6 +7,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 
 use tempfile::TempDir;
 use tokio::net::UnixStream;
@@ -76,8 +77,8 @@ pub struct Setup {
 
 /// A node with its two processes, and a controller if it was started.
 pub struct CsiNode {
-    node: Option<Role>,
-    mounter: Option<Role>,
+    node: Mutex<Option<Role>>,
+    mounter: Mutex<Option<Role>>,
     controller: Option<Role>,
     standby: Option<Role>,
     dir: TempDir,
@@ -101,9 +102,9 @@ impl CsiNode {
             ("AWS_EC2_METADATA_DISABLED", "true"),
         ];
         let environment = environment.map(|(key, value)| (key.to_owned(), value.to_owned()));
-        let mut this = Self {
-            node: None,
-            mounter: None,
+        let this = Self {
+            node: Mutex::default(),
+            mounter: Mutex::default(),
             controller: None,
             standby: None,
             dir: tempfile::Builder::new().prefix("weir-csi-").tempdir().unwrap(),
@@ -187,7 +188,7 @@ impl CsiNode {
     }
 
     /// Starts a mounter.
-    pub fn start_mounter(&mut self) {
+    pub fn start_mounter(&self) {
         let mut command = Command::new(program());
         command
             .arg("mounter")
@@ -202,11 +203,11 @@ impl CsiNode {
             .arg("--target-root")
             .arg(self.pods())
             .args(&self.setup.mounter_flags);
-        self.mounter = Some(Role::start(&mut command, &self.join("log")));
+        *self.mounter.lock().unwrap() = Some(Role::start(&mut command, &self.join("log")));
     }
 
     /// Starts a node, and waits until it answers.
-    pub fn start_node(&mut self) {
+    pub fn start_node(&self) {
         let mut command = Command::new(program());
         command
             .arg("node")
@@ -231,7 +232,7 @@ impl CsiNode {
             assert!(ended.is_none(), "the node ended: {ended:?}\n{}", self.logs());
             std::os::unix::net::UnixStream::connect(&socket).is_ok()
         });
-        self.node = Some(role);
+        *self.node.lock().unwrap() = Some(role);
     }
 
     /// Starts a controller, and waits until it answers.
@@ -254,13 +255,13 @@ impl CsiNode {
     }
 
     /// Takes the node's process out, to end it.
-    pub fn take_node(&mut self) -> Role {
-        self.node.take().unwrap()
+    pub fn take_node(&self) -> Role {
+        self.node.lock().unwrap().take().unwrap()
     }
 
     /// Takes the mounter's process out, to end it.
-    pub fn take_mounter(&mut self) -> Role {
-        self.mounter.take().unwrap()
+    pub fn take_mounter(&self) -> Role {
+        self.mounter.lock().unwrap().take().unwrap()
     }
 
     /// Gives flags to the next run of the node, after those that it has.
@@ -276,16 +277,17 @@ impl CsiNode {
 
     /// Process id of the mounter.
     pub fn mounter_pid(&self) -> u32 {
-        self.mounter.as_ref().unwrap().pid()
+        self.mounter.lock().unwrap().as_ref().unwrap().pid()
     }
 
     /// Process id of the node.
     pub fn node_pid(&self) -> u32 {
-        self.node.as_ref().unwrap().pid()
+        self.node.lock().unwrap().as_ref().unwrap().pid()
     }
 
-    fn client(&self) -> NodeClient<Channel> {
-        NodeClient::new(runtime().block_on(channel(self.socket())))
+    fn client(&self) -> Result<NodeClient<Channel>, Status> {
+        let absent = |error: tonic::transport::Error| Status::unavailable(error.to_string());
+        runtime().block_on(try_channel(self.socket())).map(NodeClient::new).map_err(absent)
     }
 
     fn wait<T>(&self, call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
@@ -298,7 +300,7 @@ impl CsiNode {
     /// # Errors
     /// What the node answers.
     pub fn publish(&self, volume: &TestVolume) -> Result<PathBuf, Status> {
-        let mut client = self.client();
+        let mut client = self.client()?;
         let target = self.target(&volume.pod);
         self.prepare(&target);
         let request = NodePublishVolumeRequest {
@@ -341,7 +343,7 @@ impl CsiNode {
     /// # Errors
     /// What the node answers.
     pub fn unpublish(&self, volume: &TestVolume) -> Result<(), Status> {
-        let mut client = self.client();
+        let mut client = self.client()?;
         let request = NodeUnpublishVolumeRequest {
             volume_id: volume.id.clone(),
             target_path: self.target(&volume.pod).to_str().unwrap().to_owned(),
@@ -354,7 +356,7 @@ impl CsiNode {
     /// # Errors
     /// What the node answers.
     pub fn stats(&self, volume: &TestVolume) -> Result<NodeGetVolumeStatsResponse, Status> {
-        let mut client = self.client();
+        let mut client = self.client()?;
         let request = NodeGetVolumeStatsRequest {
             volume_id: volume.id.clone(),
             volume_path: self.target(&volume.pod).to_str().unwrap().to_owned(),
@@ -372,7 +374,8 @@ impl CsiNode {
 
 impl Drop for CsiNode {
     fn drop(&mut self) {
-        drop((self.node.take(), self.mounter.take(), self.controller.take(), self.standby.take()));
+        let roles = [&self.node, &self.mounter].map(|role| role.lock().map(|mut role| role.take()));
+        drop((roles, self.controller.take(), self.standby.take()));
         if std::thread::panicking() {
             eprintln!("{}", self.logs());
         }
@@ -384,13 +387,17 @@ impl Drop for CsiNode {
 
 /// A connection to a unix socket.
 pub async fn channel(socket: PathBuf) -> Channel {
+    try_channel(socket).await.unwrap()
+}
+
+async fn try_channel(socket: PathBuf) -> Result<Channel, tonic::transport::Error> {
     let connect = move |_: Uri| {
         let socket = socket.clone();
         async move { UnixStream::connect(socket).await.map(hyper_util::rt::TokioIo::new) }
     };
     // The address is not used: the connector knows its own.
     let endpoint = Endpoint::from_static("http://localhost");
-    endpoint.connect_with_connector(tower::service_fn(connect)).await.unwrap()
+    endpoint.connect_with_connector(tower::service_fn(connect)).await
 }
 
 /// A volume as a PersistentVolume would describe it, in a pod.

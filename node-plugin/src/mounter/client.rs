@@ -96,7 +96,7 @@ impl Mounter {
     ///
     /// # Errors
     /// When no thread can be started.
-    pub fn attach(self: &Arc<Self>, again: impl Fn(&MayBlock) + Send + 'static) -> io::Result<()> {
+    pub fn attach(self: &Arc<Self>, again: impl Fn() + Send + 'static) -> io::Result<()> {
         let mounter = Arc::downgrade(self);
         let attached = self.attached.clone();
         let (returns, returned) = (self.returns.clone(), mounter.clone());
@@ -120,7 +120,7 @@ impl Mounter {
                 };
                 if !first {
                     mounter.pool().clear();
-                    again(&may);
+                    again();
                     tracing::info!("the mounter is back, and knows of every session again");
                 }
                 first = false;
@@ -185,11 +185,11 @@ impl Mounter {
                 Ok(answer)
             });
             match answered {
-                Ok((Reply::Failed { errno: Some(errno), text }, _)) => {
-                    tracing::debug!(%text, "the mounter refused");
-                    return Err(io::Error::from_raw_os_error(errno));
+                Ok((Reply::Failed { errno, text }, _)) => {
+                    let kind = |errno| io::Error::from_raw_os_error(errno).kind();
+                    let kind = errno.map_or(io::ErrorKind::Other, kind);
+                    return Err(io::Error::new(kind, text));
                 }
-                Ok((Reply::Failed { errno: None, text }, _)) => return Err(io::Error::other(text)),
                 Ok(answer) => return Ok(answer),
                 // No other try is shorter.
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(error),

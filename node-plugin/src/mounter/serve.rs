@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
 use super::custody::Custody;
@@ -170,7 +171,13 @@ fn converse(mounts: &Mounts, connection: &OwnedFd, peer: Peer) {
 /// An error as an answer. Errors repeat what was asked, which may be as long as a message.
 pub(super) fn failed(error: &io::Error) -> (Reply, Vec<OwnedFd>) {
     let text = error.to_string().chars().take(TEXT_MAX).collect();
-    (Reply::Failed { errno: error.raw_os_error(), text }, Vec::new())
+    let said = match error.kind() {
+        io::ErrorKind::NotFound => Some(Errno::NOENT),
+        io::ErrorKind::AlreadyExists => Some(Errno::EXIST),
+        _ => None,
+    };
+    let errno = error.raw_os_error().or(said.map(Errno::raw_os_error));
+    (Reply::Failed { errno, text }, Vec::new())
 }
 
 /// What visitors may ask: nothing of any one session, and nothing is changed while an engine is

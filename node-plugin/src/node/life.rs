@@ -110,6 +110,8 @@ pub(super) enum Message<V> {
     Unpublish(PathBuf, Reply),
     /// It is in custody.
     Adopt(Reply),
+    /// The mounter knows nothing of it any more.
+    Keep(Reply),
     /// Its connection has ended.
     Lost,
 }
@@ -205,6 +207,12 @@ impl<W: World> Life<W> {
                     && let Some(session) = self.world.adopt(&self.id).await
                 {
                     self.enter(session);
+                }
+                let _ = reply.send(Ok(()));
+            }
+            Message::Keep(reply) => {
+                if let Some(session) = self.session().cloned() {
+                    self.world.keep(&session).await;
                 }
                 let _ = reply.send(Ok(()));
             }

@@ -139,9 +139,9 @@ pub fn run(args: &NodeArgs) -> Result<(), Failure> {
             every: Duration::from_secs(args.topology_interval.max(1)),
         };
         tokio::spawn(reporter.run());
-        let again = sessions.clone();
+        let (again, handle) = (sessions.clone(), runtime.handle().clone());
         mounter
-            .attach(move |may| again.deposit_all(may))
+            .attach(move || handle.block_on(again.keep_all()))
             .map_err(|e| Failure::new(Kind::Other, format!("mounter: {e}")))?;
         if let Some(address) = args.log.metrics_listen {
             metrics::serve(address, counted.clone()).await?;

@@ -7,10 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use futures_util::future::join_all;
 use tokio::sync::{Notify, oneshot, watch};
 use weir_csi::Error;
 use weir_csi::request::{Publish, TargetPath, VolumeId};
-use weir_fuse::blocking::{MayBlock, aside};
+use weir_fuse::blocking::aside;
 use weir_fuse::engine::Engine;
 
 use super::claims::Claims;
@@ -30,6 +31,9 @@ use crate::mounter::protocol::Bind;
 /// How long a session may take to be mounted, and new credentials to be proven: less than kubelet
 /// waits for an answer (two minutes).
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a mounter that is back is waited for to know of all sessions.
+const KEPT_WITHIN: Duration = Duration::from_secs(10);
 
 /// All sessions.
 pub(super) struct Sessions {
@@ -214,12 +218,13 @@ impl Sessions {
         self.served().values().cloned().collect()
     }
 
-    /// Tells a mounter without memory about every session.
-    pub(super) fn deposit_all(&self, may: &MayBlock) {
-        for served in self.all() {
-            if let Err(error) = served.keep_now(may, &self.maker.mounter) {
-                tracing::error!(session = served.id, %error, "not in custody");
-            }
+    /// Tells a mounter without memory about every session. By their tasks: one that ends meanwhile
+    /// must not come into custody after its end.
+    pub(super) async fn keep_all(self: &Arc<Self>) {
+        let all = self.all();
+        let told = join_all(all.iter().map(|served| self.ask(&served.id, Message::Keep)));
+        if tokio::time::timeout(KEPT_WITHIN, told).await.is_err() {
+            tracing::warn!("some sessions are busy; the mounter hears of them later");
         }
     }
 }
@@ -290,11 +295,18 @@ impl World for Sessions {
     async fn show(&self, served: &Arc<Served>, wanted: &Wanted<Volume>) -> io::Result<()> {
         let (session, target) = (served.id.clone(), wanted.target.clone());
         let bind = Bind { session, target, read_only: wanted.published.read_only };
-        let mounter = self.maker.mounter.clone();
+        let (mounter, known) = (self.maker.mounter.clone(), served.clone());
         let shown = aside(move |may| {
             // What an earlier mount left at the target would be hidden, not gone.
             mounter.unbind(may, &bind.target)?;
-            mounter.bind(may, bind)
+            match mounter.bind(may, bind.clone()) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    // It has just started, and was not told of this session yet.
+                    known.keep_now(may, &mounter)?;
+                    mounter.bind(may, bind)
+                }
+                bound => bound,
+            }
         });
         shown.await?;
         let subject = &wanted.published.subject;

@@ -53,7 +53,7 @@ fn a_volume_goes_on_when_the_node_is_killed_or_replaced() {
     for n in 0..20 {
         bucket.put(&format!("dir/f{n}"), format!("bytes {n}"));
     }
-    let mut node = CsiNode::new(&bucket);
+    let node = CsiNode::new(&bucket);
     let volume = TestVolume::new(&bucket, "pod");
     let target = node.publish(&volume).unwrap();
     assert!(fs::read(target.join("big")).unwrap() == random_bytes(1, 5 * MIB));
@@ -92,7 +92,7 @@ fn a_volume_goes_on_when_the_node_is_killed_or_replaced() {
 fn a_mounter_that_comes_back_is_told_everything_again() {
     let bucket = Bucket::new(Server::Minio);
     bucket.put("big", random_bytes(1, MIB));
-    let mut node = CsiNode::new(&bucket);
+    let node = CsiNode::new(&bucket);
     let volume = TestVolume::new(&bucket, "pod");
     let target = node.publish(&volume).unwrap();
     node.take_mounter().kill();
@@ -118,7 +118,7 @@ fn without_an_engine_a_mount_ends_after_the_deadline() {
     let bucket = Bucket::new(Server::Minio);
     bucket.put("f", "bytes");
     let setup = Setup { mounter_flags: vec!["--orphan-timeout=1".into()], ..Setup::default() };
-    let mut node = CsiNode::with(&bucket, setup);
+    let node = CsiNode::with(&bucket, setup);
     let volume = TestVolume::new(&bucket, "pod");
     let target = node.publish(&volume).unwrap();
     node.take_node().kill();
@@ -241,7 +241,7 @@ fn keys_are_proven_before_they_make_anybody_somebody_else() {
     let issuer = Issuer::start();
     let bucket = &issuer.bucket;
     bucket.put("f", random_bytes(1, MIB));
-    let mut node = CsiNode::new(bucket);
+    let node = CsiNode::new(bucket);
     let volume = TestVolume::new(bucket, "one");
     let (mine, theirs) = (issuer.reading(), issuer.reading());
     let target = node.publish(&volume.clone().session_keys(&mine)).unwrap();
@@ -395,7 +395,7 @@ fn a_request_under_way_when_the_node_is_killed_is_answered_by_the_next() {
     let bucket = Bucket::new(Server::Minio);
     bucket.put("dir/asset", random_bytes(1, 5000));
     let storm = Storm::new(&bucket.url);
-    let mut node = CsiNode::new(&bucket);
+    let node = CsiNode::new(&bucket);
     let volume = TestVolume::new(&bucket, "pod").attribute("endpointUrl", &storm.url());
     let target = node.publish(&volume).unwrap();
     assert_eq!(fs::read_dir(target.join("dir")).unwrap().count(), 1);

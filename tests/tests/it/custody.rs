@@ -39,7 +39,7 @@ const SESSIONS: u32 = 90;
 fn sessions_of_a_full_node_are_taken_over() {
     let bucket = Bucket::new(Server::Minio);
     bucket.put("f", "bytes");
-    let mut node = CsiNode::new(&bucket);
+    let node = CsiNode::new(&bucket);
     // Each is a session of its own; kubelet's tokens and a long attribute that is ignored come along.
     let tokens = format!(r#"{{"sts.amazonaws.com": {{"token": "{}"}}}}"#, "t".repeat(1150));
     let volume = |number: u32| {
@@ -71,7 +71,7 @@ fn sessions_of_a_full_node_are_taken_over() {
 fn what_cannot_be_taken_over_is_ended_and_can_be_mounted_again() {
     let bucket = Bucket::new(Server::Minio);
     bucket.put("f", "bytes");
-    let mut node = CsiNode::new(&bucket);
+    let node = CsiNode::new(&bucket);
     let (good, bad) = (TestVolume::new(&bucket, "good"), TestVolume::new(&bucket, "bad"));
     let bad = TestVolume { group: Some(2000), ..bad };
     let (served, lost) = (node.publish(&good).unwrap(), node.publish(&bad).unwrap());
@@ -221,7 +221,7 @@ fn a_broken_node_reaches_no_target_but_its_own() {
 #[test]
 fn visitors_learn_and_change_nothing_but_what_is_left_behind() {
     let bucket = Bucket::new(Server::Minio);
-    let mut node = CsiNode::new(&bucket);
+    let node = CsiNode::new(&bucket);
     let volume = TestVolume::new(&bucket, "pod");
     let target = node.publish(&volume).unwrap();
     // Each socket is for one kind of peer, whatever that says of itself.
@@ -294,7 +294,7 @@ fn a_folder_of_the_nodes_disk_is_never_shown() {
 fn a_mounter_without_descriptors_keeps_what_it_has() {
     let bucket = Bucket::new(Server::Minio);
     bucket.put("big", random_bytes(1, 1 << 20));
-    let mut node = CsiNode::with(&bucket, Setup::default());
+    let node = CsiNode::with(&bucket, Setup::default());
     let volume = TestVolume::new(&bucket, "pod");
     let target = node.publish(&volume).unwrap();
     let pid = rustix::process::Pid::from_raw(node.mounter_pid() as i32);

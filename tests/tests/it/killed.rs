@@ -51,7 +51,7 @@ fn a_rename_of_a_directory_goes_through_although_the_node_is_killed_in_it() {
         let bucket = Bucket::new(Server::Minio);
         fill(&bucket);
         let storm = Storm::new(&bucket.url);
-        let mut node = CsiNode::new(&bucket);
+        let node = CsiNode::new(&bucket);
         let volume = TestVolume::new(&bucket, "pod").attribute("endpointUrl", &storm.url());
         let target = node.publish(&volume).unwrap();
         assert_eq!(fs::read_dir(target.join("old")).unwrap().count(), FILES as usize);
@@ -135,7 +135,7 @@ impl Writer {
 #[test]
 fn a_close_is_answered_by_what_is_stored_although_the_node_was_killed() {
     let bucket = Bucket::new(Server::Minio);
-    let mut node = CsiNode::new(&bucket);
+    let node = CsiNode::new(&bucket);
     let target = node.publish(&TestVolume::new(&bucket, "pod")).unwrap();
     let open = |name: &str| {
         let mut writer = Writer::open(target.join(name), &[]);
@@ -170,7 +170,7 @@ fn a_close_is_answered_by_what_is_stored_although_the_node_was_killed() {
 #[test]
 fn an_upload_under_way_at_an_orderly_end_is_aborted_and_its_bytes_are_kept() {
     let bucket = Bucket::new(Server::Minio);
-    let mut node = CsiNode::new(&bucket);
+    let node = CsiNode::new(&bucket);
     let target = node.publish(&TestVolume::new(&bucket, "pod")).unwrap();
     let bytes = random_bytes(1, 24 * MIB);
     let mut writer = Writer::open(target.join("big"), &[]);

@@ -5,6 +5,7 @@ mod access;
 mod bad_input;
 mod cache;
 mod chart;
+mod churn;
 mod commands;
 mod csi;
 mod custody;

@@ -64,7 +64,7 @@ fn who_reads_while_the_node_is_replaced_in_order_meets_no_error() {
     for n in 0..24 {
         bucket.put(&format!("dir/f{n}"), random_bytes(n, sizes[n as usize % sizes.len()]));
     }
-    let mut node = CsiNode::new(&bucket);
+    let node = CsiNode::new(&bucket);
     let target = node.publish(&TestVolume::new(&bucket, "pod")).unwrap();
     let dir = target.join("dir");
     let mut busy = Busy::new();
@@ -107,7 +107,7 @@ fn who_reads_while_the_node_is_replaced_in_order_meets_no_error() {
 fn a_close_under_way_is_stored_before_the_node_ends() {
     let bucket = Bucket::new(Server::Minio);
     let storm = Storm::new(&bucket.url);
-    let mut node = CsiNode::new(&bucket);
+    let node = CsiNode::new(&bucket);
     let volume = TestVolume::new(&bucket, "pod").attribute("endpointUrl", &storm.url());
     let target = node.publish(&volume).unwrap();
     fs::write(target.join("before"), "bytes").unwrap();

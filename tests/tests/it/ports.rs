@@ -124,7 +124,7 @@ fn a_node_without_its_mounter_is_not_ready() {
     let bucket = Bucket::new(Server::Embedded);
     let setup =
         Setup { node_flags: vec!["--health-listen=127.0.0.1:0".into()], ..Setup::default() };
-    let mut node = CsiNode::with(&bucket, setup);
+    let node = CsiNode::with(&bucket, setup);
     let health = address(|| node.logs(), "serving probes");
     let probe = |node: &CsiNode| {
         let socket = node.socket();

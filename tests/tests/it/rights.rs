@@ -78,7 +78,7 @@ fn who_breaks_into_the_mounter_gets_nothing_more_of_the_kernel() {
 
     let bucket = Bucket::new(Server::Minio);
     bucket.put("f", "bytes");
-    let mut node = CsiNode::new(&bucket);
+    let node = CsiNode::new(&bucket);
     let volume = TestVolume::new(&bucket, "pod");
     let target = node.publish(&volume).unwrap();
     let mounter = node.mounter_pid();

@@ -155,6 +155,8 @@ impl Bench {
             assert!(claimed >= shown, "{case}: {target:?} is shown, but not claimed");
             assert!(!is_kept || claimed == shown, "{case}: {target:?} is claimed for ever");
         }
+        let stray = |kept: &&u32| Some(**kept) != number;
+        assert_eq!(kernel.custody.keys().find(stray), None, "{case}: kept, and not served");
         match noted {
             Some(session) if is_kept => {
                 assert_eq!(kernel.custody[&session.number], targets, "{case}: custody");
@@ -233,7 +235,10 @@ impl World for Bench {
     async fn end(&self, session: &Arc<Fake>) -> Result<(), Error> {
         self.step().await.map_err(|error| Error::Internal(error.to_string()))?;
         assert!(session.all().is_empty(), "ended while it is shown");
-        self.kernel().mounted.remove(&session.number);
+        let mut kernel = self.kernel();
+        kernel.mounted.remove(&session.number);
+        kernel.custody.remove(&session.number);
+        drop(kernel);
         session.ended.store(true, Ordering::SeqCst);
         Ok(())
     }
@@ -242,6 +247,7 @@ impl World for Bench {
         let _ = self.step().await;
         let mut kernel = self.kernel();
         kernel.mounted.remove(&session.number);
+        kernel.custody.remove(&session.number);
         kernel.shown.retain(|_, number| *number != session.number);
         session.ended.store(true, Ordering::SeqCst);
     }
@@ -263,17 +269,25 @@ impl World for Bench {
 enum Act {
     Publish(&'static str),
     Unpublish(&'static str),
+    /// The mounter starts anew.
+    Keep,
     Lose,
 }
 
-const ACTS: [Act; 5] =
-    [Act::Publish(A), Act::Publish(B), Act::Unpublish(A), Act::Unpublish(B), Act::Lose];
+const ACTS: [Act; 6] =
+    [Act::Publish(A), Act::Publish(B), Act::Unpublish(A), Act::Unpublish(B), Act::Keep, Act::Lose];
 
 impl Act {
     async fn run(self, bench: Arc<Bench>) -> Result<(), Error> {
         match self {
             Self::Publish(target) => bench.publish(target).await,
             Self::Unpublish(target) => bench.unpublish(target).await,
+            Self::Keep => {
+                bench.kernel().custody.clear();
+                let (reply, answer) = oneshot::channel();
+                bench.mailboxes.send(&bench, ID, Message::Keep(reply));
+                answer.await.unwrap()
+            }
             Self::Lose => {
                 bench.lose();
                 Ok(())
@@ -287,7 +301,7 @@ impl Act {
         match self {
             Self::Publish(target) => kernel.shown.contains_key(Path::new(target)),
             Self::Unpublish(target) => !kernel.shown.contains_key(Path::new(target)),
-            Self::Lose => true,
+            Self::Keep | Self::Lose => true,
         }
     }
 }
