@@ -424,7 +424,9 @@ fn a_connection_that_was_ended_by_force_is_made_anew() {
     let session = fs::read_dir(node.join("sessions")).unwrap().next().unwrap().unwrap().path();
     let _ = rustix::mount::unmount(session, rustix::mount::UnmountFlags::FORCE);
     assert!(fs::read(target.join("f")).is_err());
-    eventually("the node knows", || node.logs().contains("unmounted"));
+    // Before kubelet asks again, which it does once a minute at most.
+    eventually("it is cleared away, and its pods are told", || node.stats(&volume).is_err());
+    assert!(node.logs().contains("its connection has ended"));
     node.publish(&volume).unwrap();
     assert_eq!(fs::read(target.join("f")).unwrap(), b"bytes");
     node.unpublish(&volume).unwrap();

@@ -163,6 +163,34 @@ fn a_volume_is_away_once_its_bytes_are_stored() {
 }
 
 #[test]
+fn who_comes_while_the_last_pods_bytes_are_stored_waits_for_none_of_it() {
+    let bucket = Bucket::new(Server::Minio);
+    let storm = Storm::new(&bucket.url);
+    let setup = Setup { node_flags: vec!["--unpublish-deadline=3600".into()], ..Setup::default() };
+    let node = CsiNode::with(&bucket, setup);
+    let volume = TestVolume::new(&bucket, "one").attribute("endpointUrl", &storm.url());
+    let target = node.publish(&volume).unwrap();
+    let mut open = File::create(target.join("f")).unwrap();
+    open.write_all(b"bytes").unwrap();
+    storm.rage(|asked| (asked.method == hyper::Method::PUT).then_some(Fault::Stall));
+    let closing = std::thread::spawn(move || close(open));
+    let next = volume.pod("two");
+    std::thread::scope(|scope| {
+        let leaving = scope.spawn(|| node.unpublish(&volume));
+        eventually("the first is shown nothing", || !target.exists());
+        let target = node.publish(&next).unwrap();
+        assert_eq!(fs::read_dir(&target).unwrap().count(), 1);
+        // The bytes have an owner again.
+        leaving.join().unwrap().unwrap();
+    });
+    storm.calm();
+    closing.join().unwrap().unwrap();
+    node.unpublish(&next).unwrap();
+    assert_eq!(bucket.get("f").unwrap(), b"bytes");
+    assert_eq!(fs::read_dir(node.join("sessions")).unwrap().count(), 0);
+}
+
+#[test]
 fn a_volume_whose_bytes_cannot_be_stored_is_away_after_the_deadline() {
     let bucket = Bucket::new(Server::Minio);
     let storm = Storm::new(&bucket.url);

@@ -120,15 +120,20 @@ impl Bench {
         answer.await.unwrap()
     }
 
-    /// Somebody unmounts the session everywhere.
+    /// Somebody unmounts the session everywhere, and its task hears of it.
     fn lose(self: &Arc<Self>) {
+        self.cut();
+        self.mailboxes.send(self, ID, Message::Lost);
+    }
+
+    /// Somebody unmounts the session everywhere.
+    fn cut(&self) {
         if let Some(session) = self.noted() {
             session.ended.store(true, Ordering::SeqCst);
             let mut kernel = self.kernel();
             kernel.mounted.remove(&session.number);
             kernel.shown.retain(|_, number| *number != session.number);
         }
-        self.mailboxes.send(self, ID, Message::Lost);
     }
 
     /// Waits until all messages are done with.
@@ -411,6 +416,13 @@ async fn a_connection_that_is_lost_is_cleared_away_without_being_asked_for() {
     bench.rest().await;
     bench.check("lost", true);
     assert!(bench.noted().is_none());
+    // Nor is anybody shown it who comes before that is known.
+    bench.publish(A).await.unwrap();
+    bench.cut();
+    bench.publish(A).await.unwrap();
+    bench.rest().await;
+    assert_eq!(bench.kernel().made, 3);
+    bench.check("made anew", true);
 }
 
 #[tokio::test]
