@@ -16,6 +16,9 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::resent::{Resent, UnderWay, Witness};
+use crate::engine::resent::Delivery;
+
 /// Nothing is ending.
 const OPEN: u8 = 0;
 /// Opens are noted.
@@ -53,6 +56,7 @@ pub struct Door {
     under_way: AtomicUsize,
     /// Handles opened since [`Door::note_opens`] that need this engine.
     opened: Mutex<HashSet<u64>>,
+    resent: Arc<Resent>,
 }
 
 /// A thread of fuser's in a request. Where the door was closed meanwhile the thread ends here,
@@ -60,7 +64,10 @@ pub struct Door {
 pub(super) struct Turn<'a>(&'a Door);
 
 /// What goes with a request until it is answered. An end waits for those of changes.
-pub(super) struct Pass(Option<Arc<Door>>);
+pub(super) struct Pass {
+    change: Option<Arc<Door>>,
+    _resent: Option<UnderWay>,
+}
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
@@ -73,7 +80,7 @@ impl Drop for Turn<'_> {
 
 impl Drop for Pass {
     fn drop(&mut self) {
-        if let Some(door) = &self.0 {
+        if let Some(door) = &self.change {
             door.under_way.fetch_sub(1, Ordering::SeqCst);
         }
     }
@@ -92,6 +99,7 @@ impl Door {
     pub(super) fn enter<R>(
         self: &Arc<Self>,
         does: RequestKind,
+        delivery: Delivery,
         reply: R,
     ) -> Option<(Turn<'_>, Pass, R)> {
         // Counted before the state is read, so that either it is seen here, or this there.
@@ -113,7 +121,8 @@ impl Door {
             self.under_way.fetch_add(1, Ordering::SeqCst);
             self.clone()
         });
-        Some((turn, Pass(change), reply))
+        let pass = Pass { change, _resent: self.resent.begin(delivery) };
+        Some((turn, pass, reply))
     }
 
     /// Gives an answer, unless nothing is answered any more.
@@ -138,6 +147,11 @@ impl Door {
         if self.state() != OPEN {
             self.handles().remove(&fh);
         }
+    }
+
+    /// Tells this witness of requests that were sent again.
+    pub(super) fn tell(&self, witness: Arc<dyn Witness>) {
+        self.resent.tell(witness);
     }
 
     /// Notes whether the kernel can send unanswered requests again.
@@ -238,12 +252,12 @@ mod tests {
             (RequestKind::Open, false),
             (RequestKind::OpenToChange, true),
         ] {
-            let (turn, pass, ()) = door.enter(does, ()).unwrap();
+            let (turn, pass, ()) = door.enter(does, Delivery::First, ()).unwrap();
             drop(turn);
             assert_eq!(door.under_way.load(Ordering::SeqCst) > 0, waits, "{does:?}");
             drop(pass);
         }
-        let (turn, pass, ()) = door.enter(RequestKind::Change, ()).unwrap();
+        let (turn, pass, ()) = door.enter(RequestKind::Change, Delivery::First, ()).unwrap();
         drop(turn);
         assert!(!door.close(Instant::now()).await);
         drop(pass);
@@ -258,11 +272,11 @@ mod tests {
         door.opened(2);
         assert!(!door.set_opens_aside(Instant::now()).await);
         for does in [RequestKind::Open, RequestKind::OpenToChange] {
-            assert!(door.enter(does, Reply(sender.clone())).is_none());
+            assert!(door.enter(does, Delivery::First, Reply(sender.clone())).is_none());
         }
         // Neither answered nor dropped, and the thread goes on.
         assert!(told.try_recv().is_err());
-        assert!(door.enter(RequestKind::Ask, ()).is_some());
+        assert!(door.enter(RequestKind::Ask, Delivery::First, ()).is_some());
         door.released(2);
         assert!(door.set_opens_aside(soon()).await);
     }
@@ -274,7 +288,11 @@ mod tests {
             let (door, sender) = (door.clone(), sender.clone());
             std::thread::spawn(move || {
                 loop {
-                    let Some((_turn, _pass, ())) = door.enter(RequestKind::Ask, ()) else { return };
+                    let Some((_turn, _pass, ())) =
+                        door.enter(RequestKind::Ask, Delivery::First, ())
+                    else {
+                        return;
+                    };
                     sender.send("answered").unwrap();
                     while door.state() < CLOSED {
                         std::thread::yield_now();
@@ -291,12 +309,15 @@ mod tests {
     #[tokio::test]
     async fn after_the_end_nothing_is_answered_and_no_reply_is_dropped() {
         let (door, (sender, told)) = (door(), mpsc::channel());
-        let (turn, pass, reply) = door.enter(RequestKind::Ask, Reply(sender.clone())).unwrap();
+        let (turn, pass, reply) =
+            door.enter(RequestKind::Ask, Delivery::First, Reply(sender.clone())).unwrap();
         drop((turn, pass));
         door.shut().await;
         door.answer(move || drop(reply));
         let late = (door.clone(), Reply(sender));
-        std::thread::spawn(move || late.0.enter(RequestKind::Change, late.1).is_some());
+        std::thread::spawn(move || {
+            late.0.enter(RequestKind::Change, Delivery::First, late.1).is_some()
+        });
         std::thread::sleep(Duration::from_millis(20));
         assert!(told.try_recv().is_err());
     }
@@ -307,7 +328,8 @@ mod tests {
         door.note_opens();
         door.set_opens_aside(soon()).await;
         door.advance(SHUT);
-        let (turn, _pass, reply) = door.enter(RequestKind::Open, Reply(sender)).unwrap();
+        let (turn, _pass, reply) =
+            door.enter(RequestKind::Open, Delivery::First, Reply(sender)).unwrap();
         door.answer(move || drop(reply));
         // Its end would be this thread's.
         std::mem::forget(turn);

@@ -122,8 +122,12 @@ impl fuser::Filesystem for FuseSession {
         Ok(())
     }
 
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let Some((_turn, pass, reply)) = self.door.enter(RequestKind::Ask, reply) else { return };
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let Some((_turn, pass, reply)) =
+            self.door.enter(RequestKind::Ask, reply::delivery(req.unique()), reply)
+        else {
+            return;
+        };
         let start = Instant::now();
         let session = self.session.clone();
         // A name that is not UTF-8 cannot be a key.
@@ -141,8 +145,12 @@ impl fuser::Filesystem for FuseSession {
         self.session.forget(ino.0, nlookup);
     }
 
-    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        let Some((_turn, _pass, reply)) = self.door.enter(RequestKind::Ask, reply) else { return };
+    fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let Some((_turn, _pass, reply)) =
+            self.door.enter(RequestKind::Ask, reply::delivery(req.unique()), reply)
+        else {
+            return;
+        };
         let start = Instant::now();
         send_attr(&self.session, reply, self.session.getattr(ino.0));
         self.now("getattr", start);
@@ -150,7 +158,7 @@ impl fuser::Filesystem for FuseSession {
 
     fn setattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -166,7 +174,9 @@ impl fuser::Filesystem for FuseSession {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let Some((_turn, pass, reply)) = self.door.enter(RequestKind::Change, reply) else {
+        let Some((_turn, pass, reply)) =
+            self.door.enter(RequestKind::Change, reply::delivery(req.unique()), reply)
+        else {
             return;
         };
         let times = atime.is_some() || mtime.is_some();
@@ -185,7 +195,9 @@ impl fuser::Filesystem for FuseSession {
         _umask: u32,
         reply: ReplyEntry,
     ) {
-        let Some((_turn, pass, reply)) = self.door.enter(RequestKind::Change, reply) else {
+        let Some((_turn, pass, reply)) =
+            self.door.enter(RequestKind::Change, reply::delivery(req.unique()), reply)
+        else {
             return;
         };
         let (session, asked, name) = (self.session.clone(), self.session.clone(), text(name));
@@ -198,7 +210,9 @@ impl fuser::Filesystem for FuseSession {
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let Some((_turn, pass, reply)) = self.door.enter(RequestKind::Change, reply) else {
+        let Some((_turn, pass, reply)) =
+            self.door.enter(RequestKind::Change, reply::delivery(req.unique()), reply)
+        else {
             return;
         };
         let (session, name) = (self.session.clone(), text(name));
@@ -208,7 +222,9 @@ impl fuser::Filesystem for FuseSession {
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let Some((_turn, pass, reply)) = self.door.enter(RequestKind::Change, reply) else {
+        let Some((_turn, pass, reply)) =
+            self.door.enter(RequestKind::Change, reply::delivery(req.unique()), reply)
+        else {
             return;
         };
         let (session, name) = (self.session.clone(), text(name));
@@ -262,7 +278,9 @@ impl fuser::Filesystem for FuseSession {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let Some((_turn, pass, reply)) = self.door.enter(RequestKind::Change, reply) else {
+        let Some((_turn, pass, reply)) =
+            self.door.enter(RequestKind::Change, reply::delivery(req.unique()), reply)
+        else {
             return;
         };
         if flags.intersects(RenameFlags::RENAME_EXCHANGE | RenameFlags::RENAME_WHITEOUT) {
@@ -283,7 +301,11 @@ impl fuser::Filesystem for FuseSession {
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let request = open_request(req, flags.0);
         let does = if request.write { RequestKind::OpenToChange } else { RequestKind::Open };
-        let Some((_turn, pass, reply)) = self.door.enter(does, reply) else { return };
+        let Some((_turn, pass, reply)) =
+            self.door.enter(does, reply::delivery(req.unique()), reply)
+        else {
+            return;
+        };
         let start = Instant::now();
         if let Some(result) = self.session.open_now(&MayBlock::own_thread(), ino.0, &request) {
             self.now("open", start);
@@ -306,7 +328,9 @@ impl fuser::Filesystem for FuseSession {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let Some((_turn, pass, reply)) = self.door.enter(RequestKind::OpenToChange, reply) else {
+        let Some((_turn, pass, reply)) =
+            self.door.enter(RequestKind::OpenToChange, reply::delivery(req.unique()), reply)
+        else {
             return;
         };
         let request = open_request(req, flags);
@@ -331,7 +355,7 @@ impl fuser::Filesystem for FuseSession {
 
     fn read(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -340,7 +364,11 @@ impl fuser::Filesystem for FuseSession {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let Some((_turn, pass, reply)) = self.door.enter(RequestKind::Ask, reply) else { return };
+        let Some((_turn, pass, reply)) =
+            self.door.enter(RequestKind::Ask, reply::delivery(req.unique()), reply)
+        else {
+            return;
+        };
         let start = Instant::now();
         match self.session.read_now(fh.0, offset, u64::from(size)) {
             Ok(ReadNow::Data(data)) => {
@@ -361,7 +389,7 @@ impl fuser::Filesystem for FuseSession {
 
     fn write(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -371,7 +399,9 @@ impl fuser::Filesystem for FuseSession {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let Some((_turn, _pass, reply)) = self.door.enter(RequestKind::Change, reply) else {
+        let Some((_turn, _pass, reply)) =
+            self.door.enter(RequestKind::Change, reply::delivery(req.unique()), reply)
+        else {
             return;
         };
         let start = Instant::now();
@@ -390,7 +420,9 @@ impl fuser::Filesystem for FuseSession {
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        let Some((_turn, pass, reply)) = self.door.enter(RequestKind::Change, reply) else {
+        let Some((_turn, pass, reply)) =
+            self.door.enter(RequestKind::Change, reply::delivery(req.unique()), reply)
+        else {
             return;
         };
         let (session, thread) = (self.session.clone(), req.pid());
@@ -401,7 +433,7 @@ impl fuser::Filesystem for FuseSession {
 
     fn release(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
@@ -409,7 +441,9 @@ impl fuser::Filesystem for FuseSession {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        let Some((_turn, pass, reply)) = self.door.enter(RequestKind::Change, reply) else {
+        let Some((_turn, pass, reply)) =
+            self.door.enter(RequestKind::Change, reply::delivery(req.unique()), reply)
+        else {
             return;
         };
         self.door.released(fh.0);
@@ -432,7 +466,9 @@ impl fuser::Filesystem for FuseSession {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        let Some((_turn, pass, reply)) = self.door.enter(RequestKind::Change, reply) else {
+        let Some((_turn, pass, reply)) =
+            self.door.enter(RequestKind::Change, reply::delivery(req.unique()), reply)
+        else {
             return;
         };
         let (session, thread) = (self.session.clone(), req.pid());
@@ -440,8 +476,12 @@ impl fuser::Filesystem for FuseSession {
         self.later("fsync", (pass, None), work, move |r| send_empty(reply, r));
     }
 
-    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let Some((_turn, pass, reply)) = self.door.enter(RequestKind::Open, reply) else { return };
+    fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let Some((_turn, pass, reply)) =
+            self.door.enter(RequestKind::Open, reply::delivery(req.unique()), reply)
+        else {
+            return;
+        };
         let start = Instant::now();
         if let Some(result) = self.session.opendir_now(ino.0) {
             self.now("opendir", start);
@@ -457,13 +497,15 @@ impl fuser::Filesystem for FuseSession {
 
     fn readdir(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         reply: ReplyDirectory,
     ) {
-        let Some((_turn, pass, mut reply)) = self.door.enter(RequestKind::Ask, reply) else {
+        let Some((_turn, pass, mut reply)) =
+            self.door.enter(RequestKind::Ask, reply::delivery(req.unique()), reply)
+        else {
             return;
         };
         let start = Instant::now();
@@ -493,13 +535,15 @@ impl fuser::Filesystem for FuseSession {
 
     fn readdirplus(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        let Some((_turn, pass, mut reply)) = self.door.enter(RequestKind::Ask, reply) else {
+        let Some((_turn, pass, mut reply)) =
+            self.door.enter(RequestKind::Ask, reply::delivery(req.unique()), reply)
+        else {
             return;
         };
         let start = Instant::now();
@@ -536,13 +580,17 @@ impl fuser::Filesystem for FuseSession {
 
     fn releasedir(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        let Some((_turn, _pass, reply)) = self.door.enter(RequestKind::Ask, reply) else { return };
+        let Some((_turn, _pass, reply)) =
+            self.door.enter(RequestKind::Ask, reply::delivery(req.unique()), reply)
+        else {
+            return;
+        };
         self.door.released(fh.0);
         self.session.releasedir(fh.0);
         reply.ok();
@@ -566,8 +614,12 @@ impl fuser::Filesystem for FuseSession {
         reply.statfs(blocks, blocks, blocks, 1 << 40, 1 << 40, STATFS_UNIT, names, STATFS_UNIT);
     }
 
-    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let Some((_turn, pass, reply)) = self.door.enter(RequestKind::Ask, reply) else { return };
+    fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let Some((_turn, pass, reply)) =
+            self.door.enter(RequestKind::Ask, reply::delivery(req.unique()), reply)
+        else {
+            return;
+        };
         let start = Instant::now();
         let Ok(name) = text(name) else { return reply.error(FuseErrno::ENODATA) };
         if let Some(result) = self.session.getxattr_now(ino.0, &name) {
@@ -579,8 +631,12 @@ impl fuser::Filesystem for FuseSession {
         self.later("getxattr", (pass, Some(DEADLINE)), work, move |r| send_xattr(reply, size, r));
     }
 
-    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let Some((_turn, _pass, reply)) = self.door.enter(RequestKind::Ask, reply) else { return };
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let Some((_turn, _pass, reply)) =
+            self.door.enter(RequestKind::Ask, reply::delivery(req.unique()), reply)
+        else {
+            return;
+        };
         let mut list = Vec::new();
         for name in self.session.listxattr(ino.0) {
             list.extend_from_slice(name.as_bytes());

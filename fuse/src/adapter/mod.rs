@@ -6,9 +6,11 @@ mod handshake;
 pub mod mount;
 pub mod passthrough;
 mod reply;
+mod resent;
 pub mod serve;
 
 pub use door::Door;
 pub use handshake::Handshake;
 pub use mount::{MountError, MountOptions};
+pub use resent::Witness;
 pub use serve::{Mounted, Serving, mount, serve};

@@ -11,6 +11,7 @@ use super::filesystem::FuseSession;
 use super::handshake::{self, Handshake};
 use super::mount::{self, MountError, MountOptions};
 use super::passthrough::DevFusePort;
+use super::resent::Witness;
 use crate::engine::Session;
 use crate::engine::kernel::KernelPort;
 
@@ -45,7 +46,7 @@ pub fn mount(session: &Arc<Session>, options: &MountOptions) -> Result<Mounted, 
     let device = mount::mount_device(options)?;
     let begun = device
         .try_clone()
-        .and_then(|port| serve(session, device, None, Arc::new(DevFusePort::new(port))));
+        .and_then(|port| serve(session, device, None, Arc::new(DevFusePort::new(port)), None));
     let serving = begun.map_err(|error| {
         let _ = mount::unmount(&options.mountpoint, true);
         failed(error)
@@ -58,7 +59,8 @@ pub fn mount(session: &Arc<Session>, options: &MountOptions) -> Result<Mounted, 
 }
 
 /// Serves a connection that is mounted already, in threads of its own. `before` is what an
-/// earlier engine agreed on with the kernel; requests that it left unanswered come again.
+/// earlier engine agreed on with the kernel; requests that it left unanswered come again, and a
+/// witness is told while they are under way.
 ///
 /// # Errors
 /// What the device reports.
@@ -67,10 +69,14 @@ pub fn serve(
     device: OwnedFd,
     before: Option<Handshake>,
     port: Arc<dyn KernelPort>,
+    witness: Option<Arc<dyn Witness>>,
 ) -> io::Result<Serving> {
     let stats = session.engine().cache.stats();
     let depth = stats.disks.iter().map(|disk| stack_depth(&disk.dir)).max().unwrap_or(1);
     let door = Arc::new(Door::default());
+    if let Some(witness) = witness {
+        door.tell(witness);
+    }
     let filesystem = FuseSession::new(session.clone(), depth, door.clone());
     let mut config = fuser::Config::default();
     config.n_threads = Some(THREADS);

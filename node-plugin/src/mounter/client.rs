@@ -7,14 +7,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use weir_fuse::adapter::Witness;
 use weir_fuse::blocking::MayBlock;
 use weir_fuse::engine::kernel::KernelPort;
 use weir_fuse::engine::owner::{FileId, Processes};
 
+use super::notices::Notices;
 use super::protocol::{
     Bind, Deposit, Expiry, KEYS_MAX, Mount, RECORD_MAX, Reply, Request, VERSION,
 };
-use super::returns::Returns;
 use super::{sealed, wire};
 use crate::readiness::Flag;
 
@@ -43,6 +44,9 @@ pub struct Entry {
     pub keys: Option<Vec<u8>>,
     /// The FUSE connection.
     pub device: OwnedFd,
+    /// Engines that ended one after the other while requests of it were under way that the kernel
+    /// had sent again.
+    pub deaths: u8,
 }
 
 /// What is given into custody.
@@ -66,7 +70,7 @@ pub struct Mounter {
     patience: Duration,
     pool: Mutex<Vec<Line>>,
     attached: Flag,
-    returns: Arc<Returns>,
+    notices: Arc<Notices>,
 }
 
 impl Mounter {
@@ -87,7 +91,7 @@ impl Mounter {
             patience,
             pool: Mutex::default(),
             attached: Flag::default(),
-            returns: Arc::default(),
+            notices: Arc::default(),
         })
     }
 
@@ -99,16 +103,18 @@ impl Mounter {
     pub fn attach(self: &Arc<Self>, again: impl Fn() + Send + 'static) -> io::Result<()> {
         let mounter = Arc::downgrade(self);
         let attached = self.attached.clone();
-        let (returns, returned) = (self.returns.clone(), mounter.clone());
-        let give_back = move || {
+        let (notices, of) = (self.notices.clone(), mounter.clone());
+        let say = move || {
             let may = MayBlock::own_thread();
-            returns.run(|session, id| {
-                if let Some(mounter) = returned.upgrade() {
-                    mounter.give_back(&may, session, id);
+            notices.run(|notice| {
+                if let Some(mounter) = of.upgrade()
+                    && let Err(error) = mounter.done(&may, notice, &[])
+                {
+                    tracing::debug!(?notice, %error, "not heard by the mounter");
                 }
             })
         };
-        std::thread::Builder::new().name("backing-ids".into()).spawn(give_back)?;
+        std::thread::Builder::new().name("notices".into()).spawn(say)?;
         let run = move || {
             let may = MayBlock::own_thread();
             let mut first = true;
@@ -203,14 +209,6 @@ impl Mounter {
         }
     }
 
-    /// Gives a backing id back.
-    fn give_back(&self, may: &MayBlock, session: &str, id: u32) {
-        let request = Request::CloseBacking { session: session.to_owned(), id };
-        if let Err(error) = self.done(may, &request, &[]) {
-            tracing::debug!(%error, id, "backing id not closed");
-        }
-    }
-
     fn is_so(&self, may: &MayBlock, question: &Request) -> io::Result<bool> {
         match self.call(may, question, &[])? {
             (Reply::Is(so), _) => Ok(so),
@@ -296,7 +294,9 @@ impl Mounter {
     /// What the mounter reports: NotFound when it is not in custody.
     pub fn take(&self, may: &MayBlock, session: &str) -> io::Result<Entry> {
         let (reply, along) = self.call(may, &Request::Take { session: session.to_owned() }, &[])?;
-        let Reply::Entry { generation, record, keys } = reply else { return Err(unexpected()) };
+        let Reply::Entry { generation, record, keys, deaths } = reply else {
+            return Err(unexpected());
+        };
         let mut along = along.into_iter();
         let mut next = |max| along.next().ok_or_else(unexpected).map(|file| (file, max));
         let record = record.then(|| next(RECORD_MAX)).transpose()?;
@@ -307,6 +307,7 @@ impl Mounter {
             record: record.map(read).transpose()?,
             keys: keys.map(read).transpose()?,
             device: along.next().ok_or_else(unexpected)?,
+            deaths,
         })
     }
 
@@ -356,6 +357,15 @@ impl Mounter {
     /// What the mounter reports.
     pub fn end(&self, may: &MayBlock, session: &str) -> io::Result<()> {
         self.done(may, &Request::Unmount { session: session.to_owned(), force: true }, &[])
+    }
+
+    /// Notes that this engine ends in order: what is under way of a session is not what ends it.
+    ///
+    /// # Errors
+    /// What the mounter reports.
+    pub fn acquit(&self, may: &MayBlock, session: &str) -> io::Result<()> {
+        let session = session.to_owned();
+        self.done(may, &Request::Trial { session, number: None, under_way: false }, &[])
     }
 
     /// Whether an engine is there.
@@ -443,10 +453,29 @@ impl KernelPort for SessionPort {
     }
 
     fn close_backing(&self, id: u32) {
-        self.mounter.returns.add(&self.session, id);
+        let session = self.session.clone();
+        self.mounter.notices.add(Request::CloseBacking { session, id });
     }
 
     fn settle(&self) {
-        self.mounter.returns.settle(SETTLE_PATIENCE);
+        self.mounter.notices.settle(SETTLE_PATIENCE);
     }
+}
+
+impl Witness for SessionPort {
+    /// Does not wait for a mounter that is not there, and that would remember nothing.
+    fn trial_begins(&self, may: &MayBlock, trial: u64) {
+        let notice = trial_of(&self.session, trial, true);
+        if let Err(error) = self.mounter.call_within(may, Duration::ZERO, &notice, &[]) {
+            tracing::debug!(session = self.session, %error, "a trial is not witnessed");
+        }
+    }
+
+    fn trial_ends(&self, trial: u64) {
+        self.mounter.notices.add(trial_of(&self.session, trial, false));
+    }
+}
+
+fn trial_of(session: &str, trial: u64, under_way: bool) -> Request {
+    Request::Trial { session: session.to_owned(), number: Some(trial), under_way }
 }

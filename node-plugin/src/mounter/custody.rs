@@ -39,13 +39,17 @@ struct Entry {
     record: Option<OwnedFd>,
     keys: Option<(OwnedFd, Expiry)>,
     backings: usize,
+    /// The trial that is under way, and how many engines have ended over one.
+    trial: Option<u64>,
+    deaths: u8,
 }
 
 impl Entry {
     /// Of a session of which no engine has said anything.
     fn new(device: OwnedFd, root: Option<OwnedFd>) -> Self {
         let root = root.map(Arc::new);
-        Self { device, root, generation: 0, record: None, keys: None, backings: 0 }
+        let (generation, backings, deaths) = (0, 0, 0);
+        Self { device, root, generation, record: None, keys: None, backings, trial: None, deaths }
     }
 }
 
@@ -55,6 +59,7 @@ pub(super) struct EntryCopy {
     pub(super) record: Option<OwnedFd>,
     pub(super) keys: Option<OwnedFd>,
     pub(super) device: OwnedFd,
+    pub(super) deaths: u8,
 }
 
 /// How many sessions leave descriptors for conversations, where a process may have `descriptors`.
@@ -92,6 +97,10 @@ impl Custody {
                 let _ = rustix::net::shutdown(&old, rustix::net::Shutdown::Both);
             }
             state.engine = Some(engine.to_owned());
+            for kept in state.sessions.values_mut().filter(|kept| kept.trial.is_some()) {
+                kept.trial = None;
+                kept.deaths = kept.deaths.saturating_add(1);
+            }
         }
         state.next_connection += 1;
         let number = state.next_connection;
@@ -199,6 +208,7 @@ impl Custody {
             record: kept.record.as_ref().map(copy).transpose()?,
             keys: kept.keys.as_ref().map(|(file, _)| copy(file)).transpose()?,
             device: kept.device.try_clone()?,
+            deaths: kept.deaths,
         })
     }
 
@@ -237,6 +247,21 @@ impl Custody {
         }
         kept.backings += 1;
         Ok(())
+    }
+
+    /// Notes that a trial of the present engine begins, or that it ended well: a number says which,
+    /// none says any.
+    pub(super) fn note_trial(&self, session: &str, number: Option<u64>, under_way: bool) {
+        let mut state = self.state();
+        let Some(kept) = state.sessions.get_mut(session) else { return };
+        match under_way {
+            true => kept.trial = number,
+            false if number.is_none() || kept.trial == number => {
+                kept.trial = None;
+                kept.deaths = 0;
+            }
+            false => {}
+        }
     }
 
     /// Notes that a backing file of a session is not registered any more.

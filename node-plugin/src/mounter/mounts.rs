@@ -80,6 +80,10 @@ impl Mounts {
                 }
                 alone(Reply::Done)
             }
+            Request::Trial { session, number, under_way } => {
+                self.custody.note_trial(&session, number, under_way);
+                alone(Reply::Done)
+            }
             Request::HasEngine => alone(Reply::Is(self.custody.has_engine())),
             Request::IsShowing => alone(Reply::Is(self.shown()?.next().is_some())),
             Request::Hello { .. } | Request::Visit { .. } => {
@@ -216,8 +220,9 @@ impl Mounts {
 
 /// What is kept, as an answer.
 fn entry(copy: EntryCopy) -> (Reply, Vec<OwnedFd>) {
-    let EntryCopy { generation, record, keys, device } = copy;
-    let reply = Reply::Entry { generation, record: record.is_some(), keys: keys.is_some() };
+    let EntryCopy { generation, record, keys, device, deaths } = copy;
+    let (has_record, has_keys) = (record.is_some(), keys.is_some());
+    let reply = Reply::Entry { generation, record: has_record, keys: has_keys, deaths };
     (reply, record.into_iter().chain(keys).chain([device]).collect())
 }
 

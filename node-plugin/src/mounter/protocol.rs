@@ -86,6 +86,17 @@ pub enum Request {
         /// Which.
         id: u32,
     },
+    /// Note whether requests are under way that were sent again: an engine that ends meanwhile may
+    /// have ended over them.
+    Trial {
+        /// Of which session.
+        session: String,
+        /// Which trial of this engine; the end of another one is none of this one's. Without a number
+        /// it is the end of any.
+        number: Option<u64>,
+        /// Whether they are under way, or all were answered.
+        under_way: bool,
+    },
     /// Which process is this thread of?
     ProcessOf {
         /// Id of the thread, in the mounter's pid namespace.
@@ -181,6 +192,8 @@ pub enum Reply {
         record: bool,
         /// Whether keys come along.
         keys: bool,
+        /// Engines that ended one after the other while requests were under way that were sent again.
+        deaths: u8,
     },
     /// Where a session is shown.
     Targets(Vec<PathBuf>),

@@ -19,6 +19,9 @@ use crate::kubernetes::events::Subject;
 const PATIENCE: Duration = Duration::from_secs(8);
 /// Sessions that are taken over at once.
 const AT_ONCE: usize = 16;
+/// A session whose requests, sent again, have ended so many node plugins is served by no other: the
+/// other volumes of the node go on.
+const DEATHS_MAX: u8 = 2;
 /// How often a mounter that is not there is asked what it keeps.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
@@ -76,6 +79,10 @@ impl Sessions {
         let record = Record::read(bytes)
             .map_err(|error| Error::Internal(format!("its record cannot be read: {error}")))?;
         subjects.extend(record.targets.values().map(|published| published.subject.clone()));
+        if kept.deaths >= DEATHS_MAX {
+            let text = format!("{} node plugins have ended over its requests", kept.deaths);
+            return Err(Error::Internal(text));
+        }
         let served = Arc::new(self.maker.adopt(id, kept, record).await?);
         let targets = served.targets();
         // Taken away while no node was there.

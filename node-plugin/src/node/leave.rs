@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use weir_fuse::blocking::aside;
 
 use super::sessions::Sessions;
 
@@ -12,6 +13,9 @@ const SETTLING: Duration = Duration::from_secs(1);
 /// How long those are waited for who have opened something since the signal. Meanwhile nobody
 /// opens anything.
 const READING_OUT: Duration = Duration::from_secs(2);
+
+/// How long the mounter is waited for in the end.
+const ACQUITTED_WITHIN: Duration = Duration::from_secs(1);
 
 impl Sessions {
     /// Begins the end: unpublishes that wait for stores wait no more.
@@ -48,6 +52,16 @@ impl Sessions {
         }
         self.rest(until).await;
         join_all(all.iter().map(|served| served.door().shut())).await;
+        let mounter = self.maker.mounter.clone();
+        let acquitted = aside(move |may| {
+            for served in all {
+                if let Err(error) = mounter.acquit(may, &served.id) {
+                    return tracing::warn!(%error, "the mounter does not know that this end is in order");
+                }
+            }
+        });
+        // A mounter that is not there remembers nothing that would have to be acquitted.
+        let _ = tokio::time::timeout(ACQUITTED_WITHIN, acquitted).await;
     }
 
     /// Waits for what is being stored, in all sessions, until `until`; the mounts stay.

@@ -216,9 +216,11 @@ impl Maker {
         number: &str,
     ) -> io::Result<Service> {
         session.set_device(number);
-        let port = SessionPort { mounter: self.mounter.clone(), session: id.to_owned() };
+        let mounter = self.mounter.clone();
+        let port = Arc::new(SessionPort { mounter, session: id.to_owned() });
         let (device, served) = (device.try_clone()?, session.clone());
-        let serving = aside(move |_| adapter::serve(&served, device, before, Arc::new(port)));
+        let serving =
+            aside(move |_| adapter::serve(&served, device, before, port.clone(), Some(port)));
         Ok(Service { session, remote, serving: serving.await? })
     }
 

@@ -14,6 +14,7 @@ use weir_node::mounter::client::{Mounter, NewEntry};
 use weir_node::mounter::protocol::{Bind, Mount};
 use weir_tests::bucket::{Bucket, Server};
 use weir_tests::csi_node::{CsiNode, Setup, TestVolume};
+use weir_tests::storm::{Fault, Storm};
 use weir_tests::sts::{Issuer, store};
 use weir_tests::{eventually, random_bytes};
 
@@ -321,6 +322,37 @@ fn a_mounter_without_descriptors_keeps_what_it_has() {
     node.take_node().kill();
     node.start_node();
     assert!(fs::read(target.join("big")).unwrap() == random_bytes(1, 1 << 20));
+}
+
+/// As if an answer to one of its requests crashed whoever gives it.
+#[test]
+fn a_volume_whose_requests_end_one_node_after_the_other_is_ended_and_no_other() {
+    let bucket = Bucket::new(Server::Minio);
+    bucket.put("f", random_bytes(1, 5000));
+    let storm = Storm::new(&bucket.url);
+    let node = CsiNode::new(&bucket);
+    let good = TestVolume::new(&bucket, "good");
+    let bad = TestVolume::new(&bucket, "bad").attribute("endpointUrl", &storm.url());
+    let (served, target) = (node.publish(&good).unwrap(), node.publish(&bad).unwrap());
+    storm.rage(|asked| asked.path.contains("/f").then_some(Fault::Stall));
+    let path = target.join("f");
+    let waiting = std::thread::spawn(move || fs::read(path));
+    // The first has it from the process, two more from the kernel.
+    let mut before = 0;
+    for _ in 0..3 {
+        eventually("it is being fetched", || storm.met() > before);
+        node.take_node().kill();
+        before = storm.met();
+        node.start_node();
+    }
+    eventually("who waits gets an error", || waiting.is_finished());
+    assert!(waiting.join().unwrap().is_err());
+    assert!(node.logs().contains("2 node plugins have ended over its requests"));
+    assert!(node.stats(&bad).is_err());
+    assert!(fs::read(served.join("f")).unwrap() == random_bytes(1, 5000));
+    storm.calm();
+    node.publish(&bad).unwrap();
+    assert!(fs::read(target.join("f")).unwrap() == random_bytes(1, 5000));
 }
 
 #[test]

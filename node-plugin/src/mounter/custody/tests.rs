@@ -109,3 +109,32 @@ fn backing_files_are_counted() {
     custody.drop_backing("a");
     custody.add_backing("a", 3).unwrap();
 }
+
+#[test]
+fn an_engine_that_ends_in_a_trial_counts_until_one_ends_well() {
+    let custody = custody();
+    custody.keep("a", descriptor(), descriptor()).unwrap();
+    custody.keep("b", descriptor(), descriptor()).unwrap();
+    let deaths = |session| custody.take(session).unwrap().deaths;
+    custody.attach("one", descriptor());
+    for (engine, expected) in [("two", 1), ("three", 2)] {
+        custody.note_trial("a", Some(1), true);
+        // The same one again, as after a lost connection.
+        custody.attach(if expected == 1 { "one" } else { "two" }, descriptor());
+        custody.attach(engine, descriptor());
+        assert_eq!((deaths("a"), deaths("b")), (expected, 0));
+    }
+    // The end of a trial that is over says nothing of the next.
+    custody.note_trial("a", Some(2), true);
+    custody.note_trial("a", Some(1), false);
+    custody.attach("four", descriptor());
+    assert_eq!(deaths("a"), 3);
+    custody.note_trial("a", Some(1), true);
+    custody.note_trial("a", Some(1), false);
+    assert_eq!(deaths("a"), 0);
+    // An end in order is nobody's fault.
+    custody.note_trial("a", Some(2), true);
+    custody.note_trial("a", None, false);
+    custody.attach("five", descriptor());
+    assert_eq!(deaths("a"), 0);
+}

@@ -1,36 +1,39 @@
-//! Backing ids on their way back to the kernel: whoever drops one must not wait for the mounter.
+//! What is said to the mounter by those who must not wait for it: whoever drops a backing id, or
+//! has answered a request.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Ids given back, each with its session, in order.
+use super::protocol::Request;
+
+/// What is to be said, in order.
 #[derive(Default)]
-pub(super) struct Returns {
+pub(super) struct Notices {
     queue: Mutex<Queue>,
     changed: Condvar,
 }
 
 #[derive(Default)]
 struct Queue {
-    waiting: VecDeque<(String, u32)>,
+    waiting: VecDeque<Request>,
     /// Whether one is under way.
     is_busy: bool,
 }
 
-impl Returns {
+impl Notices {
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds one.
-    pub(super) fn add(&self, session: &str, id: u32) {
-        self.queue().waiting.push_back((session.to_owned(), id));
+    pub(super) fn add(&self, notice: Request) {
+        self.queue().waiting.push_back(notice);
         self.changed.notify_all();
     }
 
-    /// Gives one after the other back, for ever.
-    pub(super) fn run(&self, give_back: impl Fn(&str, u32)) -> ! {
+    /// Says one after the other, for ever.
+    pub(super) fn run(&self, say: impl Fn(&Request)) -> ! {
         loop {
             let is_idle = |queue: &mut Queue| queue.waiting.is_empty();
             let mut queue = self
@@ -40,15 +43,15 @@ impl Returns {
             let next = queue.waiting.pop_front();
             queue.is_busy = true;
             drop(queue);
-            if let Some((session, id)) = next {
-                give_back(&session, id);
+            if let Some(notice) = next {
+                say(&notice);
             }
             self.queue().is_busy = false;
             self.changed.notify_all();
         }
     }
 
-    /// Waits until all are given back, at most so long.
+    /// Waits until all is said, at most so long.
     pub(super) fn settle(&self, patience: Duration) {
         let is_under_way = |queue: &mut Queue| queue.is_busy || !queue.waiting.is_empty();
         let _ = self.changed.wait_timeout_while(self.queue(), patience, is_under_way);
@@ -63,26 +66,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_are_given_back_in_order_and_it_can_be_waited_for() {
-        let returns = Arc::new(Returns::default());
-        let (sender, given) = mpsc::channel();
+    fn all_is_said_in_order_and_it_can_be_waited_for() {
+        let notices = Arc::new(Notices::default());
+        let (sender, said) = mpsc::channel();
         let (hold, held) = mpsc::channel::<()>();
-        let run = returns.clone();
+        let run = notices.clone();
         std::thread::spawn(move || {
-            run.run(|session, id| {
+            run.run(|notice| {
                 let _ = held.recv();
-                let _ = sender.send((session.to_owned(), id));
+                let _ = sender.send(notice.clone());
             })
         });
-        returns.add("a", 1);
-        returns.add("b", 2);
+        let all = [1, 2].map(|id| Request::CloseBacking { session: "a".into(), id });
+        all.iter().for_each(|notice| notices.add(notice.clone()));
         // Nobody is held up by who is not there.
-        returns.settle(Duration::from_millis(1));
-        assert!(given.try_recv().is_err());
+        notices.settle(Duration::from_millis(1));
+        assert!(said.try_recv().is_err());
         hold.send(()).unwrap();
         hold.send(()).unwrap();
-        returns.settle(Duration::from_secs(60));
-        let all: Vec<_> = given.try_iter().collect();
-        assert_eq!(all, [("a".to_owned(), 1), ("b".to_owned(), 2)]);
+        notices.settle(Duration::from_secs(60));
+        assert_eq!(said.try_iter().collect::<Vec<_>>(), all);
     }
 }
