@@ -56,7 +56,7 @@ mod tests {
     use aws_credential_types::Credentials;
     use aws_sdk_s3::primitives::SdkBody;
     use aws_smithy_runtime_api::client::http::{
-        HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpConnector,
+        HttpConnector, HttpConnectorFuture, SharedHttpConnector, http_client_fn,
     };
     use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
 
@@ -83,26 +83,17 @@ mod tests {
         }
     }
 
-    impl HttpClient for Endpoint {
-        fn http_connector(
-            &self,
-            _: &HttpConnectorSettings,
-            _: &RuntimeComponents,
-        ) -> SharedHttpConnector {
-            SharedHttpConnector::new(self.clone())
-        }
-    }
-
     /// What is said of an object, a part, and a part beside copied ones.
     async fn said(url: &str, upload_checksums: bool) -> Vec<String> {
         let endpoint = Endpoint::default();
+        let connector = SharedHttpConnector::new(endpoint.clone());
         let settings = S3Settings { bucket: "b".into(), upload_checksums, ..S3Settings::default() };
         let config = aws_sdk_s3::Config::builder()
             .behavior_version_latest()
             .region(Region::new("us-east-1"))
             .endpoint_url(url)
             .credentials_provider(Credentials::new("key", "secret", None, None, "test"))
-            .http_client(endpoint.clone());
+            .http_client(http_client_fn(move |_, _| connector.clone()));
         let config = with_checksums(config, &settings, is_plain(url));
         let origin = S3Origin::new(settings, Clients::new(config), url);
         let write = WriteIntent { condition: Condition::Always, writer: "w".into() };
