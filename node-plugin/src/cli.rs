@@ -2,6 +2,7 @@
 
 pub mod lost;
 pub mod node;
+mod rights;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -51,18 +52,6 @@ pub enum Command {
     UninstallCheck,
     /// Mount for `weir node`, and keep its connections: the one privileged process of a node.
     Mounter(MounterArgs),
-}
-
-impl Command {
-    /// Whether it runs for long, and may hold keys or tokens meanwhile.
-    pub(crate) fn holds_keys(&self) -> bool {
-        match self {
-            Self::Mount(_) | Self::Lost(_) | Self::Node(_) | Self::Mounter(_) => true,
-            Self::Controller(_) | Self::Reconciler(_) | Self::Standby(_) => true,
-            Self::Umount(_) | Self::Status(_) | Self::Topology(_) => false,
-            Self::Demo(_) | Self::UninstallCheck => false,
-        }
-    }
 }
 
 /// Options of `weir mount`.

@@ -35,6 +35,9 @@ impl Kind {
     }
 }
 
+/// What aws-config says of a profile's `credential_process` where the kernel lets no program be started.
+const NOT_STARTED: &str = "from external process: Operation not permitted";
+
 /// A failure as a person sees it.
 #[derive(Debug)]
 pub struct Failure {
@@ -70,6 +73,11 @@ impl Failure {
                 Kind::Credentials,
                 "check the credentials (AWS_ACCESS_KEY_ID, --profile, an IAM role) and their \
                  right to s3:ListBucket and s3:GetObject",
+            ),
+            OriginError::NoCredentials(text) if text.contains(NOT_STARTED) => (
+                Kind::Credentials,
+                "the profile has its keys from a program (credential_process), and none is started \
+                 on Kubernetes: use keys in a Secret, an IAM role, or a profile with keys",
             ),
             OriginError::NoCredentials(_) => (
                 Kind::Credentials,

@@ -20,6 +20,7 @@ pub mod node;
 mod privacy;
 mod probes;
 mod readiness;
+mod seccomp;
 pub mod standby;
 pub mod status;
 pub mod topology;
@@ -57,6 +58,12 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
     }
     if cli.command.holds_keys() {
         privacy::keep();
+    }
+    if cli.command.starts_no_program()
+        && let Err(error) = seccomp::give_up_programs()
+    {
+        let text = format!("giving up the right to start programs: {error}");
+        return Failure::new(exit::Kind::Kernel, text).report();
     }
     let done: Result<(), Failure> = match cli.command {
         Command::Mount(mount) => mount::run(*mount, &args),

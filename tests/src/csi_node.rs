@@ -73,6 +73,8 @@ pub struct Setup {
     pub node_flags: Vec<String>,
     /// More flags of `weir mounter`.
     pub mounter_flags: Vec<String>,
+    /// More of the environment of `weir node` and `weir controller`.
+    pub environment: Vec<(String, String)>,
 }
 
 /// A node with its two processes, and a controller if it was started.
@@ -102,6 +104,7 @@ impl CsiNode {
             ("AWS_EC2_METADATA_DISABLED", "true"),
         ];
         let environment = environment.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let environment = [environment.to_vec(), setup.environment.clone()].concat();
         let this = Self {
             node: Mutex::default(),
             mounter: Mutex::default(),
@@ -110,7 +113,7 @@ impl CsiNode {
             dir: tempfile::Builder::new().prefix("weir-csi-").tempdir().unwrap(),
             cache: cache_dir(),
             setup,
-            environment: environment.to_vec(),
+            environment,
         };
         this.start_mounter();
         this.start_node();
@@ -283,6 +286,11 @@ impl CsiNode {
     /// Process id of the node.
     pub fn node_pid(&self) -> u32 {
         self.node.lock().unwrap().as_ref().unwrap().pid()
+    }
+
+    /// Process id of the controller.
+    pub fn controller_pid(&self) -> u32 {
+        self.controller.as_ref().unwrap().pid()
     }
 
     fn client(&self) -> Result<NodeClient<Channel>, Status> {

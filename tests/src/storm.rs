@@ -35,7 +35,12 @@ pub enum Fault {
     StallBody(usize),
     /// Its answer has another ETag.
     WrongETag,
+    /// Its body reaches the server with other bytes, whose CRC32C is the same.
+    Forge,
 }
+
+/// Added to any bytes it leaves their CRC32C as it is: the polynomial (RFC 3720, 12.1), first bit lowest.
+const POLYNOMIAL: [u8; 5] = [0xf1, 0x76, 0xec, 0x05, 0x01];
 
 /// A request, as far as a plan looks at it.
 #[derive(Clone, Debug)]
@@ -156,6 +161,10 @@ async fn answer(
         }
         _ => {}
     }
+    let request = match fault {
+        Some(Fault::Forge) => forged(request).await?,
+        _ => request.map(|body| body.map_err(std::io::Error::other).boxed()),
+    };
     let reply = forward(shared.server, request).await?;
     Ok(match fault {
         Some(Fault::LoseReply) => return broken(),
@@ -184,9 +193,24 @@ fn refused(status: u16) -> Response<Body> {
     response
 }
 
+async fn forged(request: Request<Incoming>) -> Result<Request<Body>, std::io::Error> {
+    let (head, body) = request.into_parts();
+    let mut bytes = body.collect().await.map_err(std::io::Error::other)?.to_bytes().to_vec();
+    forge(&mut bytes);
+    let body = Full::new(bytes.into()).map_err(|never: Infallible| match never {}).boxed();
+    Ok(Request::from_parts(head, body))
+}
+
+fn forge(bytes: &mut [u8]) {
+    let middle = bytes.len() / 2;
+    for (byte, added) in bytes[middle..].iter_mut().zip(POLYNOMIAL) {
+        *byte ^= added;
+    }
+}
+
 async fn forward(
     server: SocketAddr,
-    request: Request<Incoming>,
+    request: Request<Body>,
 ) -> Result<Response<Body>, std::io::Error> {
     let stream = TcpStream::connect(server).await?;
     let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
@@ -222,4 +246,18 @@ fn cut(reply: Response<Body>, at: usize, stall: Option<Arc<Shared>>) -> Response
         });
         BodyExt::boxed(StreamBody::new(until.chain(end)))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_bytes_have_the_same_checksum() {
+        let bytes = crate::random_bytes(1, 1000);
+        let mut forged = bytes.clone();
+        forge(&mut forged);
+        assert!(forged != bytes);
+        assert_eq!(crc32c::crc32c(&forged), crc32c::crc32c(&bytes));
+    }
 }

@@ -11,10 +11,9 @@ use std::io;
 
 use libc::c_long;
 use rustix::io::Errno;
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule,
-};
+use seccompiler::{SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
+
+use crate::seccomp::apply;
 
 /// Calls that may have any arguments.
 const FREE: &[c_long] = &[
@@ -111,17 +110,6 @@ pub(super) fn install() -> io::Result<()> {
     apply(newer, SeccompAction::Allow, absent)?;
     let denied = SeccompAction::Errno(Errno::PERM.raw_os_error().unsigned_abs());
     apply(rules()?, denied, SeccompAction::Allow)
-}
-
-fn apply(
-    rules: BTreeMap<i64, Vec<SeccompRule>>,
-    else_: SeccompAction,
-    then: SeccompAction,
-) -> io::Result<()> {
-    let arch = std::env::consts::ARCH.try_into().map_err(io::Error::other)?;
-    let filter = SeccompFilter::new(rules, else_, then, arch).map_err(io::Error::other)?;
-    let program = BpfProgram::try_from(filter).map_err(io::Error::other)?;
-    seccompiler::apply_filter_all_threads(&program).map_err(io::Error::other)
 }
 
 /// Calls by number; of those with rules, one must hold.

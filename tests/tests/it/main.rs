@@ -30,6 +30,7 @@ mod sanity;
 mod storms;
 mod topology;
 mod vast;
+mod wire;
 mod writing;
 
 /// Makes one test for each kind of server.

@@ -8,6 +8,9 @@ use weir_node::mounter::client::Mounter;
 use weir_tests::bucket::{Bucket, Server};
 use weir_tests::csi_node::{CsiNode, Setup, TestVolume};
 use weir_tests::eventually;
+#[cfg(target_arch = "x86_64")]
+use weir_tests::injected::Injected;
+use weir_tests::mount::{cache_dir, is_mounted, weir};
 
 /// Nobody, on any machine.
 const STANDBY: u32 = 65531;
@@ -19,6 +22,13 @@ fn status(path: &str, name: &str) -> String {
     line.trim_start_matches(':').trim().to_owned()
 }
 
+/// The threads of a process, by where the kernel tells of them.
+fn threads(pid: u32) -> Vec<String> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let names = threads.map(|thread| thread.unwrap().file_name().into_string().unwrap());
+    names.map(|thread| format!("{pid}/task/{thread}")).collect()
+}
+
 #[test]
 fn a_standby_that_is_not_root_takes_volumes_away() {
     let bucket = Bucket::new(Server::Minio);
@@ -26,6 +36,7 @@ fn a_standby_that_is_not_root_takes_volumes_away() {
     let setup = Setup {
         node_flags: vec![format!("--csi-group={STANDBY}")],
         mounter_flags: vec![format!("--visitor-group={STANDBY}")],
+        ..Setup::default()
     };
     let mut node = CsiNode::with(&bucket, setup);
     let volume = TestVolume::new(&bucket, "pod");
@@ -71,24 +82,31 @@ fn who_is_in_no_pod_of_weirs_is_sent_away() {
     eventually("so is the visitor", || told(&node, "Visitor"));
 }
 
+/// A call's name, number and arguments.
+#[cfg(target_arch = "x86_64")]
+type Call = (&'static str, i64, [u64; 6]);
+
+/// Those of the calls that are not refused, and what the kernel answers.
+#[cfg(target_arch = "x86_64")]
+fn allowed(broken: &Injected, calls: &[Call]) -> Vec<(&'static str, i64)> {
+    let answers =
+        calls.iter().map(|(name, number, arguments)| (*name, broken.call(*number, *arguments)));
+    answers.filter(|(_, answer)| *answer != -i64::from(libc::EPERM)).collect()
+}
+
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn who_breaks_into_the_mounter_gets_nothing_more_of_the_kernel() {
-    use weir_tests::injected::Injected;
-
     let bucket = Bucket::new(Server::Minio);
     bucket.put("f", "bytes");
     let node = CsiNode::new(&bucket);
     let volume = TestVolume::new(&bucket, "pod");
     let target = node.publish(&volume).unwrap();
     let mounter = node.mounter_pid();
-    for task in fs::read_dir(format!("/proc/{mounter}/task")).unwrap() {
-        let task = task.unwrap().file_name().into_string().unwrap();
-        assert_eq!(status(&format!("{mounter}/task/{task}"), "Seccomp"), "2");
-    }
+    assert!(threads(mounter).iter().all(|thread| status(thread, "Seccomp") == "2"));
     // With arguments that do no harm where they are let through.
     let (none, nobody) = (u64::MAX, 0x7fff_ffff);
-    let calls: &[(&str, i64, [u64; 6])] = &[
+    let calls: &[Call] = &[
         ("ptrace", libc::SYS_ptrace, [16, nobody, 0, 0, 0, 0]),
         ("process_vm_readv", libc::SYS_process_vm_readv, [nobody, 0, 0, 0, 0, 0]),
         ("process_vm_writev", libc::SYS_process_vm_writev, [nobody, 0, 0, 0, 0, 0]),
@@ -138,10 +156,7 @@ fn who_breaks_into_the_mounter_gets_nothing_more_of_the_kernel() {
     // It does what it is told.
     assert_eq!(broken.call(libc::SYS_getpid, [0; 6]), i64::from(mounter));
     assert_eq!(broken.call(libc::SYS_close, [none, 0, 0, 0, 0, 0]), -i64::from(libc::EBADF));
-    let answers =
-        calls.iter().map(|(name, number, arguments)| (*name, broken.call(*number, *arguments)));
-    let allowed: Vec<_> =
-        answers.filter(|(_, answer)| *answer != -i64::from(libc::EPERM)).collect();
+    let allowed = allowed(&broken, calls);
     assert!(allowed.is_empty(), "{allowed:?}");
     // By which glibc learns that it is to take the older one.
     assert_eq!(broken.call(libc::SYS_clone3, [0; 6]), -i64::from(libc::ENOSYS));
@@ -155,4 +170,76 @@ fn who_breaks_into_the_mounter_gets_nothing_more_of_the_kernel() {
     node.unpublish(&volume.pod("second")).unwrap();
     node.unpublish(&volume).unwrap();
     assert!(node.mounts().is_empty());
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn who_breaks_into_a_role_starts_no_program() {
+    let bucket = Bucket::new(Server::Minio);
+    bucket.put("f", "bytes");
+    let mut node = CsiNode::new(&bucket);
+    let target = node.publish(&TestVolume::new(&bucket, "pod")).unwrap();
+    node.start_controller();
+    node.start_standby();
+    eventually("the standby runs", || node.standby_logs().contains("serving probes"));
+    let none = u64::MAX;
+    let calls: &[Call] = &[
+        ("execve", libc::SYS_execve, [0; 6]),
+        ("execveat", libc::SYS_execveat, [none, 0, 0, 0, 0, 0]),
+        // By the numbers of the x32 ABI.
+        ("execve", 0x4000_0000 + 520, [0; 6]),
+        ("execveat", 0x4000_0000 + 545, [none, 0, 0, 0, 0, 0]),
+    ];
+    for (role, pid) in [
+        ("node", node.node_pid()),
+        ("controller", node.controller_pid()),
+        ("standby", node.standby_pid()),
+    ] {
+        for thread in threads(pid) {
+            let held = (status(&thread, "Seccomp"), status(&thread, "NoNewPrivs"));
+            assert_eq!(held, ("2".into(), "1".into()), "{role}");
+        }
+        let broken = Injected::into(pid);
+        // It does what it is told.
+        assert_eq!(broken.call(libc::SYS_getpid, [0; 6]), i64::from(pid));
+        let allowed = allowed(&broken, calls);
+        assert!(allowed.is_empty(), "{role}: {allowed:?}");
+    }
+    assert_eq!(fs::read(target.join("f")).unwrap(), b"bytes");
+}
+
+#[test]
+fn a_profile_with_a_program_is_refused_on_a_node_and_taken_by_a_mount() {
+    let bucket = Bucket::new(Server::Minio);
+    let dir = tempfile::tempdir().unwrap();
+    let (config, started) = (dir.path().join("config"), dir.path().join("started"));
+    let keys = serde_json::json!({
+        "Version": 1, "AccessKeyId": bucket.access_key, "SecretAccessKey": bucket.secret_key,
+    });
+    let program = format!("touch {}; echo '{keys}'", started.display());
+    fs::write(&config, format!("[profile keys]\ncredential_process = {program}\n")).unwrap();
+    let config = config.to_str().unwrap().to_owned();
+    let environment = vec![("AWS_CONFIG_FILE".to_owned(), config.clone())];
+    let node = CsiNode::with(&bucket, Setup { environment, ..Setup::default() });
+    let volume = TestVolume::new(&bucket, "pod").option("profile keys");
+    let refused = node.publish(&volume).unwrap_err();
+    for word in [bucket.name.as_str(), "credential_process", "keys in a Secret"] {
+        assert!(refused.message().contains(word), "{refused}");
+    }
+    assert!(!started.exists());
+
+    let (mnt, cache) = (dir.path().join("mnt"), cache_dir());
+    fs::create_dir(&mnt).unwrap();
+    let call = |args: &[&str]| {
+        let mut command = weir(&bucket);
+        command.args(args).env("AWS_CONFIG_FILE", &config).env("WEIR_RUN_DIR", dir.path());
+        command.output().unwrap()
+    };
+    let (source, mnt_text) = (format!("s3://{}", bucket.name), mnt.to_str().unwrap());
+    let mount = ["mount", &source, mnt_text, "--endpoint-url", &bucket.url, "--profile", "keys"];
+    let cache = ["--cache-dir", cache.path().to_str().unwrap(), "--cache-min-free", "0"];
+    let mounted = call(&[mount.as_slice(), &cache].concat());
+    assert!(mounted.status.success(), "{}", String::from_utf8_lossy(&mounted.stderr));
+    assert!(is_mounted(&mnt) && started.exists());
+    eventually("it is taken away", || call(&["umount", mnt_text]).status.success());
 }

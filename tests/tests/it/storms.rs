@@ -19,7 +19,7 @@ use weir_tests::{PATIENCE, eventually, random_bytes};
 const MIB: usize = 1 << 20;
 
 /// A bucket whose mounts go through a storm; this test itself goes past it.
-fn stormy() -> (Bucket, Storm) {
+pub(super) fn stormy() -> (Bucket, Storm) {
     let mut bucket = Bucket::new(Server::Minio);
     let storm = Storm::new(&bucket.url);
     bucket.url = storm.url();

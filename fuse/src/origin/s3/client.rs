@@ -15,12 +15,12 @@ use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_sdk_s3::Client;
-use aws_sdk_s3::config::RequestChecksumCalculation;
+use aws_sdk_s3::config::{Builder, RequestChecksumCalculation};
 use aws_sdk_s3::types::{ServerSideEncryption, StorageClass};
 use aws_types::service_config::ServiceConfigKey;
 use serde::{Deserialize, Serialize};
 
-use super::http::Http;
+use super::http::{Http, is_plain};
 use crate::origin::OriginError;
 
 /// Longest wait for a connection.
@@ -103,7 +103,7 @@ pub(super) struct Clients {
 }
 
 impl Clients {
-    pub(super) fn new(config: aws_sdk_s3::config::Builder) -> Self {
+    pub(super) fn new(config: Builder) -> Self {
         let timeouts = |builder: TimeoutConfigBuilder| builder.connect_timeout(CONNECT).build();
         let patient = config
             .clone()
@@ -126,6 +126,15 @@ fn endpoint_of(shared: &SdkConfig) -> Option<String> {
         .build();
     let own = key.ok().and_then(|key| shared.service_config()?.load_config(key));
     own.or_else(|| shared.endpoint_url().map(Into::into))
+}
+
+/// Has the SDK add checksums of its own to bodies that come without one, or not. Not over plain HTTP, where it
+/// signs such bodies in pieces: a damaged one would be refused as one of somebody else's, and not be sent again.
+pub(super) fn with_checksums(config: Builder, settings: &S3Settings, is_plain: bool) -> Builder {
+    match settings.upload_checksums && !is_plain {
+        true => config,
+        false => config.request_checksum_calculation(RequestChecksumCalculation::WhenRequired),
+    }
 }
 
 /// Builds the clients; the second value names the endpoint for cache identity.
@@ -176,13 +185,11 @@ pub(super) async fn build(settings: &S3Settings) -> Result<(Clients, String), Or
     let path_style = settings
         .force_path_style
         .unwrap_or_else(|| endpoint.as_ref().is_some_and(|e| !e.contains(".amazonaws.com")));
-    let mut config = aws_sdk_s3::config::Builder::from(&shared)
+    let config = Builder::from(&shared)
         .http_client(http.for_endpoint(endpoint.as_deref())?)
         .region(region.clone())
         .force_path_style(path_style);
-    if !settings.upload_checksums {
-        config = config.request_checksum_calculation(RequestChecksumCalculation::WhenRequired);
-    }
+    let mut config = with_checksums(config, settings, endpoint.as_deref().is_some_and(is_plain));
     if let Some(url) = &endpoint {
         config = config.endpoint_url(url);
     }

@@ -28,13 +28,8 @@ fn origin(told: &Told) -> S3Origin {
         .retry_config(RetryConfig::disabled())
         .force_path_style(true)
         .http_client(SharedHttpClient::new(Bounded(told.client())));
-    S3Origin {
-        clients: Clients::new(config),
-        id: BucketId::new("http://s3.example", "b"),
-        settings: S3Settings { bucket: "b".into(), upload_checksums: true, ..Default::default() },
-        checksums_doubted: AtomicBool::new(false),
-        copies: Mutex::default(),
-    }
+    let settings = S3Settings { bucket: "b".into(), upload_checksums: true, ..Default::default() };
+    S3Origin::new(settings, Clients::new(config), "http://s3.example")
 }
 
 /// Texts go into logs, Events and onto terminals.

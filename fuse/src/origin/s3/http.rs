@@ -55,7 +55,7 @@ impl Http {
     /// [`OriginError::Invalid`] when there is no certificate authority.
     pub(super) fn for_endpoint(&self, url: Option<&str>) -> Result<SharedHttpClient, OriginError> {
         match url {
-            Some(url) if url.starts_with("http://") => Ok(self.plain.clone()),
+            Some(url) if is_plain(url) => Ok(self.plain.clone()),
             _ => self.secure().map_err(OriginError::Invalid),
         }
     }
@@ -79,6 +79,11 @@ impl HttpClient for Http {
     }
 }
 
+/// Whether what goes to this URL is neither hidden nor guarded on its way. Schemes have no case (RFC 3986).
+pub(super) fn is_plain(url: &str) -> bool {
+    url.split_once(':').is_some_and(|(scheme, _)| scheme.eq_ignore_ascii_case("http"))
+}
+
 /// For callers whose URLs are not known before: credential providers speak plain HTTP to the
 /// instance and TLS to token services.
 #[derive(Debug)]
@@ -90,7 +95,7 @@ struct ByScheme {
 
 impl HttpConnector for ByScheme {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        let client = match request.uri().starts_with("http://") {
+        let client = match is_plain(request.uri()) {
             true => Ok(self.http.instance.clone()),
             false => self.http.secure(),
         };

@@ -4,10 +4,12 @@ mod body;
 mod bound;
 mod client;
 mod copy;
+mod digest;
 mod errors;
 mod http;
 mod names;
 mod read;
+mod signing;
 mod uploads;
 mod write;
 
@@ -44,6 +46,8 @@ pub struct S3Origin {
     clients: Clients,
     id: BucketId,
     settings: S3Settings,
+    /// Whether what is sent can be changed on its way, and its signature has to say what it is.
+    signs_payloads: bool,
     /// Whether the endpoint was seen to take a wrong CRC32C.
     checksums_doubted: AtomicBool,
     /// Uploads that were begun for copies, and neither completed nor aborted.
@@ -57,9 +61,18 @@ impl S3Origin {
     /// [`OriginError::Invalid`] when no region is known or the CA bundle cannot be read.
     pub async fn connect(settings: S3Settings) -> Result<Self, OriginError> {
         let (clients, endpoint) = client::build(&settings).await?;
-        let id = BucketId::new(&endpoint, &settings.bucket);
-        let checksums_doubted = AtomicBool::new(false);
-        Ok(Self { clients, id, settings, checksums_doubted, copies: Mutex::default() })
+        Ok(Self::new(settings, clients, &endpoint))
+    }
+
+    fn new(settings: S3Settings, clients: Clients, endpoint: &str) -> Self {
+        Self {
+            clients,
+            id: BucketId::new(endpoint, &settings.bucket),
+            signs_payloads: http::is_plain(endpoint) && !settings.no_sign_request,
+            settings,
+            checksums_doubted: AtomicBool::new(false),
+            copies: Mutex::default(),
+        }
     }
 
     /// Sends a request and bounds the wait for its answer. The SDK's futures are tens of KiB:

@@ -13,7 +13,8 @@ use base64::engine::general_purpose::STANDARD;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
-use super::body::{Progress, content_md5, stream};
+use super::body::{Progress, stream};
+use super::digest::content_md5;
 use super::errors::{self, Request};
 use super::{REPLY_DEADLINE, S3Origin, headers, stored};
 use crate::origin::{
@@ -45,9 +46,8 @@ impl S3Origin {
         send.then(|| STANDARD.encode(body.crc32c().to_be_bytes()))
     }
 
-    /// Bodies are not signed by themselves, since their SHA-256 would take most of the CPU time
-    /// of an upload (API reference, "Signature calculations": UNSIGNED-PAYLOAD). A digest among
-    /// the signed headers stands in: CRC32C, or this where that is not sent or not checked.
+    /// A digest among the signed headers tells what a body is to be, also where it is not signed itself:
+    /// CRC32C, or this where that is not sent or not checked.
     async fn md5(&self, body: &UploadBody) -> Result<Option<String>, OriginError> {
         let is_guarded =
             self.settings.upload_checksums && !self.checksums_doubted.load(Ordering::Relaxed);
@@ -87,6 +87,7 @@ pub(super) async fn put(
     // What has no body is sent again by the SDK, as any other request.
     let client = if body.is_empty() { &origin.clients.prompt } else { &origin.clients.once };
     let (crc32c, md5) = (origin.crc32c(&body), origin.md5(&body).await?);
+    let signing = origin.signing(&body).await?;
     let (stream, progress) = stream(body);
     let request = client
         .put_object()
@@ -104,7 +105,7 @@ pub(super) async fn put(
         .set_expected_bucket_owner(origin.owner())
         .body(stream)
         .customize()
-        .disable_payload_signing();
+        .interceptor(signing);
     let reply = sent(progress, request.send()).await?;
     Ok(stored(reply.e_tag(), reply.version_id()))
 }
@@ -141,6 +142,7 @@ pub(super) async fn upload_part(
         true => (None, Some(content_md5(body.clone()).await?)),
         false => (origin.crc32c(&body), origin.md5(&body).await?),
     };
+    let signing = origin.signing(&body).await?;
     let (stream, progress) = stream(body);
     let request = origin
         .clients
@@ -156,7 +158,7 @@ pub(super) async fn upload_part(
         .set_expected_bucket_owner(origin.owner())
         .body(stream)
         .customize()
-        .disable_payload_signing();
+        .interceptor(signing);
     let reply = sent(progress, request.send()).await?;
     let etag = reply.e_tag().map(str::to_owned);
     let etag = etag.ok_or_else(|| OriginError::NotS3("no ETag for a part".into()))?;
