@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use weir_fuse::model::ttl::MetadataTtl;
 
 use crate::config::size::{Amount, Size};
+use crate::mount::preflight::MountPolicy;
 use lost::LostArgs;
 use node::{MounterArgs, NodeArgs, StandbyArgs};
 
@@ -76,6 +77,9 @@ pub struct MountArgs {
     /// Stay in the foreground and log to the terminal.
     #[arg(short, long)]
     pub foreground: bool,
+    /// Where the bucket cannot be reached: fail, or begin with what is cached.
+    #[arg(long, value_enum, default_value_t = MountPolicy::Strict)]
+    pub mount_policy: MountPolicy,
     /// How the bucket is shown.
     #[command(flatten)]
     pub view: ViewArgs,

@@ -259,6 +259,11 @@ impl DiskCache {
         self.index.enter(bucket.as_str(), signer, now_secs(), lives)
     }
 
+    /// What somebody was known as who has used a bucket ([`Index::former_of`]).
+    pub(super) fn former_of(&self, bucket: &BucketId, identity: &str) -> Option<Vec<String>> {
+        self.index.former_of(bucket.as_str(), identity)
+    }
+
     /// Takes the files that were in the staging folder when the cache was opened.
     pub(super) fn take_staged(&self) -> Vec<PathBuf> {
         std::mem::take(&mut *self.staged.lock().unwrap_or_else(PoisonError::into_inner))

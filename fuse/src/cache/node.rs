@@ -308,6 +308,12 @@ impl NodeCache {
         })
     }
 
+    /// What somebody was known as before, the latest first; `None` for one who has not used the
+    /// bucket.
+    pub fn former_of(&self, bucket: &BucketId, identity: &str) -> Option<Vec<String>> {
+        self.disks.iter().find_map(|disk| disk.former_of(bucket, identity))
+    }
+
     /// Takes the uploads that an earlier release began in this bucket and did not finish; each is
     /// given once, so that no mount aborts what another one has under way.
     pub fn take_journaled_uploads(&self, bucket: &BucketId) -> Vec<(String, UploadRow)> {
