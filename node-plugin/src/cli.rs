@@ -204,6 +204,9 @@ pub struct CacheArgs {
     /// What the cache leaves free on its disk, as 20GiB or 10% [default: 10%].
     #[arg(long, value_name = "SIZE")]
     pub cache_min_free: Option<Amount>,
+    /// How many files and folders more its disk is to hold, as 100000 or 10% of all [default: 10%].
+    #[arg(long, value_name = "COUNT")]
+    pub cache_min_free_inodes: Option<Amount>,
     /// Most bytes kept in the cache directory that could not be stored, as 20GiB [default: 10GiB,
     /// or a tenth of the disk where that is less].
     #[arg(long, value_name = "SIZE")]
