@@ -321,6 +321,49 @@ fn what_is_written_makes_place_and_ends_before_the_disk_is_full() {
 }
 
 #[test]
+fn versions_give_way_before_too_few_inodes_are_free() {
+    const FLOOR: u64 = 60;
+    let disk = Tmpfs::with_inodes(64, 600);
+    let dir = disk.path().join("cache");
+    let limits =
+        DiskSettings { min_free_inodes: FLOOR, ..DiskSettings::new(dir.clone(), u64::MAX, 0) };
+    let cache = open(&CacheSettings { disks: vec![limits] });
+    for n in 0..400 {
+        let name = n.to_string();
+        match n % 2 {
+            0 => store(&cache, &cache.acquire(&key(&name, BLOCK), &[]), 0),
+            _ => adopt(&cache, &name, 1),
+        }
+    }
+    cache.flush();
+    // A first file of a folder brings that, too.
+    assert!(disk.free_inodes() + 1 >= FLOOR, "{}", disk.free_inodes());
+    let held = cache.stats().disks[0].versions;
+    assert!((200..400).contains(&held) && objects(&dir).len() as u64 == held, "{held}");
+    assert!(cache.peek(&key("0", BLOCK)).is_none() && cache.peek(&key("399", BLOCK)).is_some());
+    cache.close();
+}
+
+#[test]
+fn nothing_gives_way_for_inodes_that_others_have() {
+    let disk = Tmpfs::with_inodes(64, 200);
+    let dir = disk.path().join("cache");
+    let limits = DiskSettings { min_free_inodes: 60, ..DiskSettings::new(dir, u64::MAX, 0) };
+    let cache = open(&CacheSettings { disks: vec![limits] });
+    (0..10).for_each(|n| adopt(&cache, &n.to_string(), 1));
+    let others: Vec<PathBuf> = (0..200)
+        .map(|n| disk.path().join(n.to_string()))
+        .take_while(|path| fs::write(path, "").is_ok())
+        .collect();
+    let version = cache.acquire(&key("new", BLOCK), &[]);
+    eventually("it is noticed", || cache.make_room(&version, BLOCK).is_none());
+    assert_eq!(cache.stats().disks[0].versions, 10);
+    others.iter().for_each(|path| fs::remove_file(path).unwrap());
+    eventually("there is room again", || cache.make_room(&version, BLOCK).is_some());
+    cache.close();
+}
+
+#[test]
 fn what_is_lost_is_kept_counted_and_bounded() {
     let dir = tempfile::tempdir().unwrap();
     let disk =

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use weir_fuse::cache::Signer;
 use weir_fuse::engine::Session;
 use weir_fuse::engine::open::OpenRequest;
-use weir_fuse::namespace::AccessSettings;
+use weir_fuse::namespace::{AccessSettings, NamespaceSettings};
 use weir_fuse::origin::faulty::{Fault, Op};
 use weir_fuse::origin::{Origin, OriginError};
 
@@ -175,4 +175,37 @@ async fn a_permission_that_is_narrowed_is_noticed_within_its_lifetime() {
     origin.forget_faults();
     let fh = open(&one, "f").await.unwrap();
     one.release(fh).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whose_permission_was_narrowed_may_not_begin_without_the_origin() {
+    let node = Node::new();
+    node.memory.insert("f", vec![7; 100_000]);
+    let settings = AccessSettings { lifetime_s: 0, ..access("one", &[]) };
+    let shown = NamespaceSettings { access: settings.clone(), ..NamespaceSettings::default() };
+    let becomes = async |may: bool| {
+        let bucket = node.faulty.bucket_id();
+        let waiting = async {
+            while node.engine.can_begin_away(bucket, &shown) != may {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("never {may}"));
+    };
+    let (origin, one) = node.session_as(settings.clone());
+    bring(&one, "f").await;
+    names(&one).await.unwrap();
+    becomes(true).await;
+    // He is asked for it, beside, each time.
+    origin.inject_once(Op::Head, denied());
+    let fh = open(&one, "f").await.unwrap();
+    one.release(fh).await;
+    becomes(false).await;
+    names(&one).await.unwrap();
+    becomes(false).await;
+    // Another run, to which the origin allows an object.
+    let (_, again) = node.session_as(settings.clone());
+    let fh = open(&again, "f").await.unwrap();
+    again.release(fh).await;
+    becomes(true).await;
 }

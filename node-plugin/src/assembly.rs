@@ -68,7 +68,12 @@ pub(crate) fn engine(
     let disk = |dir: &PathBuf| {
         let whole = weir_fuse::cache::dir::file_system_bytes(dir);
         let usual = DiskSettings::new(dir.clone(), max_size, config.min_free.of(whole));
-        DiskSettings { lost_max: config.lost_max.unwrap_or(usual.lost_max), ..usual }
+        let inodes = weir_fuse::cache::dir::file_system_inodes(dir);
+        DiskSettings {
+            min_free_inodes: config.min_free_inodes.of(inodes),
+            lost_max: config.lost_max.unwrap_or(usual.lost_max),
+            ..usual
+        }
     };
     let settings = CacheSettings { disks: config.dirs.iter().map(disk).collect() };
     let cache = NodeCache::open(&settings, counted.clone())?;

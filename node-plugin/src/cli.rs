@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use weir_fuse::model::ttl::MetadataTtl;
 
 use crate::config::size::{Amount, Size};
+use crate::mount::preflight::MountPolicy;
 use lost::LostArgs;
 use node::{MounterArgs, NodeArgs, StandbyArgs};
 
@@ -65,6 +66,9 @@ pub struct MountArgs {
     /// Stay in the foreground and log to the terminal.
     #[arg(short, long)]
     pub foreground: bool,
+    /// Where the bucket cannot be reached: fail, or begin with what is cached.
+    #[arg(long, value_enum, default_value_t = MountPolicy::Strict)]
+    pub mount_policy: MountPolicy,
     /// How the bucket is shown.
     #[command(flatten)]
     pub view: ViewArgs,
@@ -189,6 +193,9 @@ pub struct CacheArgs {
     /// What the cache leaves free on its disk, as 20GiB or 10% [default: 10%].
     #[arg(long, value_name = "SIZE")]
     pub cache_min_free: Option<Amount>,
+    /// How many files and folders more its disk is to hold, as 100000 or 10% of all [default: 10%].
+    #[arg(long, value_name = "COUNT")]
+    pub cache_min_free_inodes: Option<Amount>,
     /// Most bytes kept in the cache directory that could not be stored, as 20GiB [default: 10GiB,
     /// or a tenth of the disk where that is less].
     #[arg(long, value_name = "SIZE")]

@@ -11,7 +11,7 @@ use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use weir_csi::server::{self, Services};
-use weir_csi::{Calls, Plugin};
+use weir_csi::{Calls, Error, Plugin};
 use weir_fuse::metrics::Metrics;
 
 use crate::exit::{Failure, Kind};
@@ -47,6 +47,18 @@ pub(crate) struct Socket<'a> {
     pub(crate) path: &'a Path,
     /// Who else may call, and answer in this process's place while it is not there.
     pub(crate) group: Option<u32>,
+}
+
+/// A failure in the terms of CSI.
+pub(crate) fn failed(failure: Failure) -> Error {
+    let text = failure.text.replace("--", "");
+    match failure.kind {
+        Kind::Usage => Error::Invalid(text),
+        Kind::Credentials => Error::Denied(text),
+        Kind::Bucket => Error::NotFound(text),
+        Kind::Endpoint => Error::Unavailable(text),
+        Kind::Other | Kind::Mountpoint | Kind::Cache | Kind::Kernel => Error::Internal(text),
+    }
 }
 
 /// Serves these services at `socket` until SIGTERM or SIGINT, and until the calls under way have

@@ -40,6 +40,11 @@ impl Tmpfs {
         let stat = rustix::fs::statvfs(self.dir.path()).unwrap();
         stat.f_bavail * stat.f_frsize
     }
+
+    /// How many files and folders more it holds.
+    pub fn free_inodes(&self) -> u64 {
+        rustix::fs::statvfs(self.dir.path()).unwrap().f_favail
+    }
 }
 
 impl Drop for Tmpfs {

@@ -19,6 +19,15 @@ const FOLDERS: [&str; 3] = ["objects", "staging", "lost"];
 /// Mode bits that let others than the owner in.
 const OTHERS: u32 = 0o077;
 
+/// What is free on a file system.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Free {
+    /// Bytes.
+    pub(super) bytes: u64,
+    /// Inodes: files and folders more; [`u64::MAX`] where the file system does not count them.
+    pub(super) inodes: u64,
+}
+
 /// An owned cache directory. Ownership ends when this is dropped or the process dies.
 pub struct CacheDir {
     root: PathBuf,
@@ -99,8 +108,19 @@ impl CacheDir {
     /// # Errors
     /// What statvfs reports.
     pub fn free_bytes(&self) -> io::Result<u64> {
+        Ok(self.free()?.bytes)
+    }
+
+    /// What an unprivileged process may still take.
+    ///
+    /// # Errors
+    /// What statvfs reports.
+    pub(super) fn free(&self) -> io::Result<Free> {
         let stat = rustix::fs::fstatvfs(&self.handle)?;
-        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+        Ok(Free {
+            bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
+            inodes: if stat.f_files == 0 { u64::MAX } else { stat.f_favail },
+        })
     }
 
     /// Puts everything written so far onto the medium, in one call for the whole batch.
@@ -162,8 +182,19 @@ fn id_of(path: &Path) -> Option<u64> {
 /// Size in bytes of the file system on which `path` is or, if it is not there yet, its nearest
 /// parent; 0 when that cannot be told.
 pub fn file_system_bytes(path: &Path) -> u64 {
-    let there = path.ancestors().find(|part| part.exists()).unwrap_or(Path::new("/"));
-    rustix::fs::statvfs(there).map_or(0, |stat| stat.f_blocks.saturating_mul(stat.f_frsize))
+    rustix::fs::statvfs(existing(path))
+        .map_or(0, |stat| stat.f_blocks.saturating_mul(stat.f_frsize))
+}
+
+/// Most files and folders that the file system on which `path` is, or would be, can hold; 0 when it
+/// does not count them, as btrfs, or that cannot be told.
+pub fn file_system_inodes(path: &Path) -> u64 {
+    rustix::fs::statvfs(existing(path)).map_or(0, |stat| stat.f_files)
+}
+
+/// `path` or, if it is not there yet, its nearest parent.
+fn existing(path: &Path) -> &Path {
+    path.ancestors().find(|part| part.exists()).unwrap_or(Path::new("/"))
 }
 
 /// Makes a folder that is for its owner alone, with its parents, if it is not there.

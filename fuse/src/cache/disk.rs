@@ -32,15 +32,17 @@ pub struct DiskSettings {
     pub max_size: u64,
     /// Bytes that it leaves free on its file system.
     pub min_free: u64,
+    /// Inodes that it leaves free there, where that counts them.
+    pub min_free_inodes: u64,
     /// Most bytes that `lost/` is meant to hold.
     pub lost_max: u64,
 }
 
 impl DiskSettings {
-    /// These limits, and the default one of `lost/`.
+    /// These limits, the default one of `lost/`, and none of inodes.
     pub fn new(dir: PathBuf, max_size: u64, min_free: u64) -> Self {
         let lost_max = lost::default_max(file_system_bytes(&dir));
-        Self { dir, max_size, min_free, lost_max }
+        Self { dir, max_size, min_free, min_free_inodes: 0, lost_max }
     }
 }
 
@@ -257,6 +259,11 @@ impl DiskCache {
         lives: impl Fn(&str) -> bool,
     ) -> Standing {
         self.index.enter(bucket.as_str(), signer, now_secs(), lives)
+    }
+
+    /// What somebody was known as who has used a bucket ([`Index::former_of`]).
+    pub(super) fn former_of(&self, bucket: &BucketId, identity: &str) -> Option<Vec<String>> {
+        self.index.former_of(bucket.as_str(), identity)
     }
 
     /// Takes the files that were in the staging folder when the cache was opened.

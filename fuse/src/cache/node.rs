@@ -15,6 +15,7 @@ use super::index::Signer;
 use super::lost::LostRow;
 use super::moves::Moves;
 use super::records::{ListingRow, UploadRow};
+use super::space::Need;
 use super::staging::StagingFile;
 use super::tenants::{Tenancy, Tenants};
 use super::version::CachedVersion;
@@ -163,7 +164,9 @@ impl NodeCache {
         if !version.key.version.etag.is_strong() {
             return None;
         }
-        self.disk_of(version).make_room(bytes)
+        // Its first bytes come with a file.
+        let files = u64::from(version.held_bytes() == 0);
+        self.disk_of(version).make_room(Need { bytes, files })
     }
 
     /// Registers somebody to be asked when room is short.
@@ -211,7 +214,8 @@ impl NodeCache {
         let adopted = || {
             key.version.etag.is_strong().then_some(())?;
             let disk = staging.disk();
-            let room = disk.make_place(key.version.size, staging.reserved())?;
+            let need = Need { bytes: key.version.size, files: 1 };
+            let room = disk.make_place(need, staging.reserved())?;
             let _placing = lock(&self.placing);
             let version = self.peek(key).unwrap_or_else(|| disk.acquire(key));
             let here = Arc::ptr_eq(&disk.shared, &version.shared);
@@ -245,7 +249,9 @@ impl NodeCache {
         let Some(source) = self.peek(from) else { return };
         let Some((opened, sums)) = source.whole() else { return };
         let disk = self.disk_of(&source);
-        let Some(room) = disk.make_place(to.version.size, 0) else { return };
+        // Of a file that is there.
+        let need = Need { bytes: to.version.size, files: 0 };
+        let Some(room) = disk.make_place(need, 0) else { return };
         let _placing = lock(&self.placing);
         let version = self.peek(to).unwrap_or_else(|| disk.acquire(to));
         if Arc::ptr_eq(&disk.shared, &version.shared) {
@@ -306,6 +312,12 @@ impl NodeCache {
         tenants.enter(signer.identity, |lives| {
             self.disks.iter().map(|disk| disk.enter(bucket, signer, lives)).collect()
         })
+    }
+
+    /// What somebody was known as before, the latest first; `None` for one who has not used the
+    /// bucket.
+    pub fn former_of(&self, bucket: &BucketId, identity: &str) -> Option<Vec<String>> {
+        self.disks.iter().find_map(|disk| disk.former_of(bucket, identity))
     }
 
     /// Takes the uploads that an earlier release began in this bucket and did not finish; each is

@@ -6,7 +6,7 @@
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
-use super::dir::CacheDir;
+use super::dir::{CacheDir, Free};
 use super::evict::Recency;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Mutex, MutexGuard};
@@ -17,15 +17,26 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Bytes of the index that are not counted, so that a small cache holds more than its index.
 pub(super) const INDEX_ALLOWANCE: u64 = 8 * 1024 * 1024;
 
-/// The limits of a cache on one disk, all in bytes.
+/// The limits of a cache on one disk, in bytes unless they say otherwise.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     /// Most that it holds.
     pub max_size: u64,
     /// What it leaves free.
     pub min_free: u64,
+    /// Inodes that it leaves free.
+    pub min_free_inodes: u64,
     /// Most that `lost/` is meant to hold.
     pub lost_max: u64,
+}
+
+/// What is to be put on the disk.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Need {
+    /// Bytes.
+    pub bytes: u64,
+    /// Files that stay there, as those of versions do.
+    pub files: u64,
 }
 
 /// The limits that new bytes must keep.
@@ -54,8 +65,8 @@ struct Accounts {
     rooms: u64,
     /// The part of `staging` that the file system does not count as taken yet.
     unwritten: u64,
-    /// Free bytes as of a moment, less what was set aside before and since.
-    look: Option<(Instant, u64)>,
+    /// What was free at a moment, less what was set aside before and since.
+    look: Option<(Instant, Free)>,
 }
 
 impl Accounts {
@@ -128,9 +139,21 @@ impl Space {
         self.accounts().index = bytes;
     }
 
-    /// Bytes that may be added within both limits, without evicting anything.
+    /// Bytes that may be added within all limits, without evicting anything.
     pub(super) fn available(&self, dir: &CacheDir) -> u64 {
-        self.room(&mut self.accounts(), dir, Bound::Both)
+        let mut accounts = self.accounts();
+        match self.spare_inodes(&mut accounts, dir) {
+            0 => 0,
+            _ => self.room(&mut accounts, dir, Bound::Both),
+        }
+    }
+
+    /// Whether more inodes are lacking than evictions can bring: others have them.
+    pub(super) fn is_out_of_inodes(&self, dir: &CacheDir) -> bool {
+        let mut accounts = self.accounts();
+        let free = accounts.free(dir).inodes;
+        let needed = self.limits.min_free_inodes.saturating_add(1);
+        needed.saturating_sub(free) > accounts.versions.len() as u64
     }
 
     fn room(&self, accounts: &mut Accounts, dir: &CacheDir, bound: Bound) -> u64 {
@@ -144,25 +167,21 @@ impl Space {
     }
 
     fn room_by_disk(&self, accounts: &mut Accounts, dir: &CacheDir) -> u64 {
-        let free = match accounts.look {
-            Some((at, free)) if at.elapsed() <= LOOK_EVERY => free,
-            _ => {
-                let aside = accounts.rooms.saturating_add(accounts.unwritten);
-                let free = dir.free_bytes().unwrap_or(0).saturating_sub(aside);
-                accounts.look = Some((Instant::now(), free));
-                free
-            }
-        };
-        free.saturating_sub(self.limits.min_free)
+        accounts.free(dir).bytes.saturating_sub(self.limits.min_free)
     }
 
-    /// Sets `bytes` aside for what is being fetched if the limits are then still kept.
-    pub(super) fn reserve(&self, dir: &CacheDir, bytes: u64, bound: Bound) -> bool {
+    fn spare_inodes(&self, accounts: &mut Accounts, dir: &CacheDir) -> u64 {
+        accounts.free(dir).inodes.saturating_sub(self.limits.min_free_inodes)
+    }
+
+    /// Sets aside what is needed for what is being fetched if the limits are then still kept.
+    pub(super) fn reserve(&self, dir: &CacheDir, need: Need, bound: Bound) -> bool {
         let mut accounts = self.accounts();
-        let fits = bytes <= self.room(&mut accounts, dir, bound);
+        let fits = need.bytes <= self.room(&mut accounts, dir, bound)
+            && (need.files == 0 || need.files <= self.spare_inodes(&mut accounts, dir));
         if fits {
-            accounts.rooms += bytes;
-            accounts.take(bytes);
+            accounts.rooms += need.bytes;
+            accounts.take(need);
         }
         fits
     }
@@ -204,7 +223,7 @@ impl Space {
         };
         accounts.staging += given;
         accounts.unwritten += given;
-        accounts.take(given);
+        accounts.take(Need { bytes: given, files: 0 });
         Some(given)
     }
 
@@ -233,9 +252,23 @@ impl Space {
 }
 
 impl Accounts {
-    fn take(&mut self, bytes: u64) {
+    fn free(&mut self, dir: &CacheDir) -> Free {
+        if let Some((at, free)) = self.look
+            && at.elapsed() <= LOOK_EVERY
+        {
+            return free;
+        }
+        let aside = self.rooms.saturating_add(self.unwritten);
+        let free = dir.free().unwrap_or(Free { bytes: 0, inodes: 0 });
+        let free = Free { bytes: free.bytes.saturating_sub(aside), ..free };
+        self.look = Some((Instant::now(), free));
+        free
+    }
+
+    fn take(&mut self, need: Need) {
         if let Some((_, free)) = &mut self.look {
-            *free = free.saturating_sub(bytes);
+            free.bytes = free.bytes.saturating_sub(need.bytes);
+            free.inodes = free.inodes.saturating_sub(need.files);
         }
     }
 }

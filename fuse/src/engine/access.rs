@@ -125,6 +125,13 @@ impl Access {
         }
     }
 
+    /// Notes that the origin does not allow these credentials what it did: each object is asked for
+    /// from now on.
+    pub(super) fn narrow(&self) {
+        self.narrowed.store(true, Ordering::Relaxed);
+        self.allowed().clear();
+    }
+
     fn is_settling(&self) -> bool {
         let replaced = self.replaced.lock().unwrap_or_else(PoisonError::into_inner);
         replaced.is_some_and(|at| at.elapsed() < SETTLING)
@@ -132,8 +139,12 @@ impl Access {
 
     /// Asks the origin for one object, of all that these credentials brought: where it is refused,
     /// each is asked for from now on.
-    pub(super) async fn prove(&self, origin: &dyn Origin, key: &str) {
-        if let Err(OriginError::Denied(reason)) = self.ask(origin, key).await {
+    ///
+    /// # Errors
+    /// What the origin reports.
+    pub(super) async fn prove(&self, origin: &dyn Origin, key: &str) -> Result<(), OriginError> {
+        let proof = self.ask(origin, key).await;
+        if let Err(OriginError::Denied(reason)) = &proof {
             tracing::warn!(
                 bucket = origin.bucket_id().as_str(),
                 reason,
@@ -142,6 +153,7 @@ impl Access {
             );
             self.narrowed.store(true, Ordering::Relaxed);
         }
+        proof
     }
 
     fn allowed(&self) -> MutexGuard<'_, LruCache<Box<str>, Instant>> {

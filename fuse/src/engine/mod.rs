@@ -7,6 +7,7 @@
 mod access;
 mod admission;
 mod ahead;
+mod away;
 pub mod backing;
 pub mod end;
 pub mod handles;
@@ -43,6 +44,7 @@ use crate::write::leftovers::Leftovers;
 use owner::Processes;
 use verdicts::KeptVerdicts;
 
+pub use away::Answer;
 pub use session::Session;
 
 /// What all mounts of a node share.

@@ -185,7 +185,8 @@ impl Session {
         if proof == Proof::Due {
             let (session, key) = (self.clone(), key.to_owned());
             self.engine.runtime.spawn(async move {
-                session.access.prove(&*session.names.origin, &key).await;
+                let proof = session.access.prove(&*session.names.origin, &key).await;
+                session.note_proof(&proof);
             });
         }
         proof

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::sync::unpoisoned;
 
 /// How long after a failure the origin is not asked again where an answer is remembered.
-const HOLD_OFF: Duration = Duration::from_secs(5);
+pub const HOLD_OFF: Duration = Duration::from_secs(5);
 
 /// A circuit breaker.
 #[derive(Default)]

@@ -104,7 +104,7 @@ impl Listing {
 
     /// The listing in a row, with its age.
     pub fn from_row(row: ListingRow) -> (Self, Duration) {
-        let age = SystemTime::now().duration_since(from_ms(row.fetched_ms)).unwrap_or_default();
+        let age = age(&row);
         let entry = |entry: ListingEntry| {
             let info = entry.file.map(|file| ObjectInfo {
                 size: file.size,
@@ -123,6 +123,11 @@ impl Listing {
         let entries = row.entries.into_iter().filter(can_be).map(entry).collect();
         (Self { entries, pages: row.pages, marker: row.marker, last: None }, age)
     }
+}
+
+/// How long ago a listing in a row was begun.
+pub(super) fn age(row: &ListingRow) -> Duration {
+    SystemTime::now().duration_since(from_ms(row.fetched_ms)).unwrap_or_default()
 }
 
 fn to_ms(time: SystemTime) -> u64 {

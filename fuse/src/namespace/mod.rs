@@ -8,6 +8,7 @@ pub mod file;
 pub mod health;
 pub mod hidden;
 pub mod inode;
+pub(crate) mod kept;
 pub mod listing;
 pub mod memory;
 pub mod pages;

@@ -1,24 +1,19 @@
 //! Asking the origin about names, once for all who wait.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
+use super::Namespace;
 use super::dir::kernel_cache::Snapshot;
 use super::dir::{Ask, Dir};
 use super::listing::Listing;
 use super::memory::NAME_BYTES;
 use super::pages::{self, Pages};
 use super::stream::{DirStream, PAGE};
-use super::{AccessSettings, Namespace};
 use crate::model::blocks::OBJECT_MAX;
 use crate::model::key::BadName;
-use crate::model::ttl::MetadataTtl;
 use crate::origin::OriginError;
 
-/// Listings with more names are not kept in the index.
-const KEPT_MAX: usize = 200_000;
-/// A listing that does not change is put into the index this often, for its age.
-const KEPT_EVERY: Duration = Duration::from_secs(60);
 /// How often a name is asked for whose answer is given up before it is looked at.
 const ASKED_MAX: u32 = 8;
 
@@ -96,6 +91,7 @@ impl Namespace {
             Ok(Listed::Longer | Listed::Vast(_)) => self.ask_single(dir, name).await,
             // Who may not list the directory may still know names in it.
             Err(error) if error.is_refusal() => {
+                self.note_refusal(dir, &error);
                 dir.ask_singly();
                 self.ask_single(dir, name).await
             }
@@ -144,7 +140,10 @@ impl Namespace {
                 self.note_outage(&error);
                 remembered().map(|names| self.whole(dir, names)).ok_or(error)
             }
-            Err(error) => Err(error),
+            Err(error) => {
+                self.note_refusal(dir, &error);
+                Err(error)
+            }
         }
     }
 
@@ -212,11 +211,7 @@ impl Namespace {
 
     fn took_over(&self, dir: &Arc<Dir>, listing: Listing, started: Instant, fetched: SystemTime) {
         self.note_answer();
-        if listing.entries.len() <= KEPT_MAX
-            && dir.is_worth_keeping(listing.fingerprint(), KEPT_EVERY)
-        {
-            self.cache.put_listing(self.kept_name(dir), Some(listing.to_row(fetched)));
-        }
+        self.keep(dir, &listing, fetched);
         dir.merge(listing, started);
     }
 
@@ -264,58 +259,17 @@ impl Namespace {
                 self.note_outage(&error);
                 if self.remembers(dir, name) { Ok(()) } else { Err(error) }
             }
+            // What is refused of one name says nothing about the directory.
+            Err(error) if error.is_about_account() => {
+                self.note_refusal(dir, &error);
+                Err(error)
+            }
             other => other,
         }
     }
 
     fn remembers(&self, dir: &Arc<Dir>, name: &str) -> bool {
         dir.has(name) || dir.listed_at().is_some() || self.load_kept(dir, true)
-    }
-
-    /// Takes over the listing kept in the index, if none is known and it is young enough or
-    /// `any_age` will do. Says whether it did.
-    fn load_kept(&self, dir: &Arc<Dir>, any_age: bool) -> bool {
-        if dir.listed_at().is_some() || !(any_age || self.cache.knows_all_changes()) {
-            return false;
-        }
-        let mut kept = self.kept_names(dir).into_iter();
-        let Some(row) = kept.find_map(|name| self.cache.listing(&name)) else { return false };
-        if row.entries.len() as u64 * NAME_BYTES > self.memory.dir_max() {
-            return false;
-        }
-        let (listing, age) = Listing::from_row(row);
-        // What is true for as long as the mount lives is asked for anew by the next mount.
-        let lasts = self.settings.ttl != MetadataTtl::Indefinite && age < self.ttl();
-        if !lasts && !any_age {
-            return false;
-        }
-        let Some(started) = Instant::now().checked_sub(age) else { return false };
-        dir.merge(listing, started);
-        true
-    }
-
-    /// Forgets the listing kept in the index, because something was changed here.
-    pub fn drop_kept(&self, dir: &Dir) {
-        dir.forget_kept();
-        for name in self.kept_names(dir) {
-            self.cache.put_listing(name, None);
-        }
-    }
-
-    /// What a listing is kept as: names, too, are for those whose credentials showed them.
-    fn kept_name(&self, dir: &Dir) -> Vec<u8> {
-        self.name_of(&self.settings.access.identity, dir)
-    }
-
-    /// What it is kept as, and was before keys were replaced.
-    fn kept_names(&self, dir: &Dir) -> Vec<Vec<u8>> {
-        let AccessSettings { identity, former, .. } = &self.settings.access;
-        [identity].into_iter().chain(former).map(|identity| self.name_of(identity, dir)).collect()
-    }
-
-    fn name_of(&self, identity: &str, dir: &Dir) -> Vec<u8> {
-        let prefix = dir.prefix();
-        [identity, self.bucket().as_str(), prefix.as_str()].join("\u{1f}").into_bytes()
     }
 
     fn note_outage(&self, error: &OriginError) {

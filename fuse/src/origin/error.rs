@@ -110,6 +110,11 @@ impl OriginError {
         matches!(self, Self::Denied(_) | Self::NoCredentials(_))
     }
 
+    /// Whether the origin has said that what was asked for may not be seen, or is gone with its bucket.
+    pub fn is_denial(&self) -> bool {
+        matches!(self, Self::Denied(_) | Self::NoSuchBucket)
+    }
+
     /// Whether the credentials are refused as such, and not for what they were used for.
     pub fn is_about_account(&self) -> bool {
         match self {

@@ -50,6 +50,11 @@ impl LastAnswer {
         self.fetched_bytes.load(Ordering::Relaxed)
     }
 
+    /// Notes that the bucket was given up on, with this error.
+    pub fn failed(&self, error: OriginError) {
+        self.note::<()>(Scope::Bucket, &Err(error));
+    }
+
     fn note<T>(&self, scope: Scope, result: &Result<T, OriginError>) {
         let mut problem = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
         let error = match result {

@@ -17,6 +17,8 @@ pub struct CacheConfig {
     pub max: u64,
     /// What it leaves free.
     pub min_free: Amount,
+    /// Inodes that it leaves free, in place of bytes.
+    pub min_free_inodes: Amount,
     /// Most bytes that it keeps which could not be stored; `None`: as the cache chooses.
     pub lost_max: Option<u64>,
     /// Memory for bytes on their way.
@@ -40,6 +42,7 @@ impl CacheConfig {
             dirs: dirs(&args.cache_dir, env)?,
             max,
             min_free: args.cache_min_free.unwrap_or(Amount::Percent(10)),
+            min_free_inodes: args.cache_min_free_inodes.unwrap_or(Amount::Percent(10)),
             lost_max: args.lost_max.map(|Size(bytes)| bytes),
             memory: args.memory_target.map_or_else(memory::default_target, |s| s.0),
             read_part,

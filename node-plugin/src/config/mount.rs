@@ -12,6 +12,7 @@ use super::cache::CacheConfig;
 use super::{identity, s3, usage, view};
 use crate::cli::MountArgs;
 use crate::exit::Failure;
+use crate::mount::preflight::MountPolicy;
 
 /// What the environment contributes.
 #[derive(Clone, Debug)]
@@ -44,6 +45,8 @@ pub struct MountConfig {
     pub mountpoint: PathBuf,
     /// How it is shown.
     pub session: SessionSettings,
+    /// What becomes of the mount where the bucket cannot be reached.
+    pub policy: MountPolicy,
     /// Whether other users see it.
     pub allow_other: bool,
     /// The cache, and memory.
@@ -72,6 +75,7 @@ impl MountConfig {
             s3,
             mountpoint: args.mountpoint.clone(),
             session,
+            policy: args.mount_policy,
             allow_other: args.view.allow_other,
             cache: CacheConfig::new(&args.cache, env)?,
             grace: args.end.grace(),

@@ -22,7 +22,8 @@ use super::parameters::Parameters;
 use crate::assembly;
 use crate::cli::S3Args;
 use crate::config::s3;
-use crate::node::{Keys, failed};
+use crate::csi::failed;
+use crate::node::Keys;
 use crate::topology::labels::{GPU_PRODUCT, NVLINK_DOMAIN, ZONE};
 
 /// Deletes under way at once.

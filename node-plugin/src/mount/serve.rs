@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use weir_fuse::adapter::{self, MountOptions, Mounted, mount as fuse_mount};
 use weir_fuse::cache::NodeCache;
-use weir_fuse::engine::Session;
 use weir_fuse::engine::owner::Proc;
+use weir_fuse::engine::{Engine, Session};
 use weir_fuse::metrics::Metrics;
 use weir_fuse::origin::Origin;
 
 use super::background::Ready;
-use super::preflight;
+use super::preflight::{self, Start, Unfit, Wanted};
 use crate::admin::{self, AdminSocket, Counters, MountStatus, NodeStatus};
 use crate::cli::LogArgs;
 use crate::config::mount::MountConfig;
@@ -86,21 +86,25 @@ impl Service {
         let opening = tokio::task::spawn_blocking(move || {
             assembly::engine(&settings, of_cache, runtime, Arc::new(Proc))
         });
-        let origin = connect(config, &counted).await;
+        let connected = connect(config, &counted).await;
         let opened = opening.await;
         let opened = opened.map_err(|e| Failure::new(Kind::Other, format!("cache: {e}")))?;
-        let origin = match origin {
-            Ok(origin) => origin,
+        let engine = match opened {
+            Ok(engine) => engine,
             Err(failure) => {
-                if let Ok(engine) = opened {
-                    tokio::task::block_in_place(|| engine.cache.close());
-                }
+                // What is wrong with the bucket is said first.
+                let (_, looked) = connected?;
+                return Err(looked.map_or_else(|unfit| unfit.explain(&config.s3), |()| failure));
+            }
+        };
+        let cache = engine.cache.clone();
+        let session = match begin(config, engine, connected).await {
+            Ok(session) => session,
+            Err(failure) => {
+                tokio::task::block_in_place(|| cache.close());
                 return Err(failure);
             }
         };
-        let engine = opened?;
-        let cache = engine.cache.clone();
-        let session = Session::new(engine, origin, config.session.clone());
         let source = format!("s3://{}/{}", config.s3.bucket, config.session.names.prefix);
         let options = MountOptions {
             source: source.clone(),
@@ -198,11 +202,37 @@ impl Service {
     }
 }
 
-async fn connect(config: &MountConfig, counted: &Arc<Metrics>) -> Result<Arc<dyn Origin>, Failure> {
+/// An origin, and what it says of what is to be mounted.
+type Connected = (Arc<dyn Origin>, Result<(), Unfit>);
+
+async fn connect(config: &MountConfig, counted: &Arc<Metrics>) -> Result<Connected, Failure> {
     let explain = |error| preflight::explain(&error, &config.s3);
     let (origin, _) = assembly::origin(config.s3.clone(), counted).await.map_err(explain)?;
-    preflight::check_bucket(&*origin, &config.s3, &config.session.names.prefix).await?;
-    Ok(origin)
+    let looked = preflight::look(&*origin, &config.session.names.prefix).await;
+    Ok((origin, looked))
+}
+
+async fn begin(
+    config: &MountConfig,
+    engine: Arc<Engine>,
+    connected: Result<Connected, Failure>,
+) -> Result<Arc<Session>, Failure> {
+    let (origin, looked) = connected?;
+    let names = &config.session.names;
+    let wanted = Wanted {
+        engine: &engine,
+        bucket: origin.bucket_id(),
+        s3: &config.s3,
+        names,
+        policy: config.policy,
+    };
+    let start = wanted.start(std::future::ready(looked)).await?;
+    let session = Session::new(engine, origin.clone(), config.session.clone());
+    if let Start::Away(error) = start {
+        tracing::warn!(%error, "the origin is away; beginning with what is cached");
+        session.begin_away(preflight::answer(origin, names.prefix.clone()));
+    }
+    Ok(session)
 }
 
 fn report(ended: Result<std::io::Result<()>, tokio::task::JoinError>) {

@@ -47,7 +47,6 @@ use crate::{assembly, csi, kubernetes, logging, metrics, probes};
 use pod_gpus::PodGpus;
 
 pub(crate) use credentials::Keys;
-pub(crate) use session::failed;
 
 /// Runs the command until a signal ends it. Mounts stay: they wait for the next run.
 ///

@@ -29,9 +29,9 @@ use super::life::Live;
 use super::record::{Published, Record};
 use super::volume::{Settings, Volume};
 use crate::assembly;
-use crate::exit::{self, Failure};
+use crate::csi::failed;
 use crate::kubernetes::events::Subject;
-use crate::mount::preflight;
+use crate::mount::preflight::{self, Start};
 use crate::mounter::client::{Entry, Mounter, NewEntry, SessionPort};
 use crate::mounter::protocol::Mount;
 
@@ -78,20 +78,6 @@ pub(super) struct Served {
     told: AtomicBool,
 }
 
-/// A failure in the terms of CSI.
-pub(crate) fn failed(failure: Failure) -> Error {
-    let text = failure.text.replace("--", "");
-    match failure.kind {
-        exit::Kind::Usage => Error::Invalid(text),
-        exit::Kind::Credentials => Error::Denied(text),
-        exit::Kind::Bucket => Error::NotFound(text),
-        exit::Kind::Endpoint => Error::Unavailable(text),
-        exit::Kind::Other | exit::Kind::Mountpoint | exit::Kind::Cache | exit::Kind::Kernel => {
-            Error::Internal(text)
-        }
-    }
-}
-
 impl Maker {
     async fn origin(
         &self,
@@ -109,16 +95,18 @@ impl Maker {
         Ok((origin, Remote { source: settings.source(), rotating, last }))
     }
 
-    /// Mounts a session after a look at its bucket.
+    /// Mounts a session after a look at its bucket, or without one where that is away and the volume
+    /// may begin so.
     ///
     /// # Errors
     /// What is wrong, as the volume's user can mend it.
     pub(super) async fn make(&self, id: &str, volume: &Volume) -> Result<Arc<Served>, Error> {
         let settings = &volume.settings;
         let (origin, remote) = self.origin(settings, Some(volume.credentials.clone())).await?;
-        preflight::check_bucket(&*origin, &settings.s3, &settings.session.names.prefix)
-            .await
-            .map_err(failed)?;
+        let names = &settings.session.names;
+        let wanted = volume.wanted(&self.engine, origin.bucket_id());
+        let look = preflight::look(&*origin, &names.prefix);
+        let start = wanted.start(look).await.map_err(failed)?;
         let mount = Mount {
             session: id.to_owned(),
             source: settings.source(),
@@ -139,7 +127,12 @@ impl Maker {
         let mut session = settings.session.clone();
         session.names.mount = format!("{:032x}", rand::random::<u128>());
         let mount = session.names.mount.clone();
-        let session = Session::new(self.engine.clone(), origin, session);
+        let session = Session::new(self.engine.clone(), origin.clone(), session);
+        if let Start::Away(error) = start {
+            tracing::warn!(session = id, %error, "the origin is away; beginning with what is cached");
+            remote.last.failed(error);
+            session.begin_away(preflight::answer(origin, names.prefix.clone()));
+        }
         let service = self.begin(id, session, remote, &device, None, &number).await;
         let served = service.and_then(|service| {
             let handshake = service.serving.handshake.clone();
@@ -323,9 +316,9 @@ impl Served {
             return Ok(true);
         }
         let (origin, _) = maker.origin(&settings, Some(volume.credentials.clone())).await?;
-        preflight::check_bucket(&*origin, &settings.s3, &settings.session.names.prefix)
+        preflight::look(&*origin, &settings.session.names.prefix)
             .await
-            .map_err(failed)?;
+            .map_err(|unfit| failed(unfit.explain(&settings.s3)))?;
         rotating.replace(volume.credentials.clone());
         self.session.credentials_changed(&access);
         self.record().settings.session.names.access = access;
@@ -365,7 +358,10 @@ impl Served {
 
     /// Why the volume is not served as it should be, if it is not.
     pub(super) fn problem(&self) -> Option<String> {
-        self.remote.last.problem().map(|error| error.to_string())
+        let error = self.remote.last.problem()?;
+        let advice = "what is cached is read, the rest fails until it answers; check the endpoint \
+                      and the network";
+        Some(if error.is_outage() { format!("{error}; {advice}") } else { error.to_string() })
     }
 
     /// Bytes that came from its origin.

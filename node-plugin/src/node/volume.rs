@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use weir_csi::Error;
 use weir_csi::request::{Publish, VolumeId};
 use weir_fuse::adapter::mount::{self, MountError};
-use weir_fuse::engine::SessionSettings;
+use weir_fuse::engine::{Engine, SessionSettings};
+use weir_fuse::model::version::BucketId;
 use weir_fuse::origin::s3::S3Settings;
 
 use super::credentials::{Kind, Source, Tokens};
@@ -16,17 +18,19 @@ use crate::cli::S3Args;
 use crate::config::{s3, view};
 use crate::exit::Failure;
 use crate::kubernetes::events::Subject;
+use crate::mount::preflight::{MountPolicy, Wanted};
 
 /// Attributes that mean nothing here but stand in volumes of other drivers.
 const FOREIGN: [&str; 3] = ["cache", "mountpoint", "storage.kubernetes.io/"];
 /// Attributes that a volume may have.
-const KNOWN: [&str; 8] = [
+const KNOWN: [&str; 9] = [
     "bucketName",
     "prefix",
     "authenticationSource",
     "stsRegion",
     "roleArn",
     "mountOptions",
+    "mountPolicy",
     "endpointUrl",
     "region",
 ];
@@ -103,6 +107,8 @@ pub(super) struct Volume {
     pub(super) settings: Settings,
     /// Whose credentials are used.
     pub(super) credentials: Source,
+    /// What becomes of it while its origin is away.
+    pub(super) policy: MountPolicy,
     /// Whether this pod may only read.
     pub(super) read_only: bool,
     /// For which pod.
@@ -168,6 +174,7 @@ impl Volume {
         {
             return Err(Error::Invalid(MountError::Context(context.clone()).to_string()));
         }
+        let policy = policy(get("mountPolicy"))?;
         let read_only = publish.read_only || session.read_only;
         let source = credentials.kind();
         let settings = Settings { s3, session, source, selinux_context };
@@ -179,7 +186,13 @@ impl Volume {
                 )));
             }
         }
-        Ok(Self { settings, credentials, read_only, subject: subject(publish) })
+        Ok(Self { settings, credentials, policy, read_only, subject: subject(publish) })
+    }
+
+    /// What is to be mounted of a bucket, with this cache.
+    pub(super) fn wanted<'a>(&'a self, engine: &'a Engine, bucket: &'a BucketId) -> Wanted<'a> {
+        let Settings { s3, session, .. } = &self.settings;
+        Wanted { engine, bucket, s3, names: &session.names, policy: self.policy }
     }
 
     /// Names the session that serves this publish: the same for publishes that can share one.
@@ -199,6 +212,15 @@ impl Volume {
 
 fn invalid(failure: Failure) -> Error {
     Error::Invalid(failure.text.replace("--", ""))
+}
+
+/// What becomes of a volume while its origin is away, unless it says otherwise: a pod that starts
+/// again is to find what it had.
+fn policy(given: Option<&str>) -> Result<MountPolicy, Error> {
+    let Some(given) = given else { return Ok(MountPolicy::Cached) };
+    MountPolicy::from_str(given, false).map_err(|_| {
+        Error::Invalid(format!("mountPolicy {given:?} is unknown; known are strict and cached"))
+    })
 }
 
 fn check_names(attributes: &BTreeMap<String, String>) -> Result<(), Error> {

@@ -94,7 +94,7 @@ fn a_disk_without_inodes_is_read_through() {
         bucket.put(&format!("f{n}"), random_bytes(n, 5000));
     }
     let disk = Tmpfs::with_inodes(64, 40);
-    let options = Options::flags("--cache-min-free 0").cache(disk.path());
+    let options = Options::flags("--cache-min-free 0 --cache-min-free-inodes 0").cache(disk.path());
     for _ in 0..2 {
         let mount = Mount::with(&bucket, &options);
         for n in 0..80 {

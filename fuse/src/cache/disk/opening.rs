@@ -30,10 +30,10 @@ impl DiskCache {
         let dir = CacheDir::own(&settings.dir, settings.min_free)?;
         let index = Arc::new(Index::open(&dir)?);
         let staged = dir.staging_leftovers();
-        let DiskSettings { max_size, min_free, lost_max, .. } = *settings;
+        let DiskSettings { max_size, min_free, min_free_inodes, lost_max, dir: _ } = *settings;
         let shared = Arc::new(Shared {
             dir,
-            space: Space::new(Limits { max_size, min_free, lost_max }),
+            space: Space::new(Limits { max_size, min_free, min_free_inodes, lost_max }),
             committer: Committer::default(),
             metrics,
             epoch: index.epoch,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::DiskCache;
 use crate::cache::shared::Shared;
-use crate::cache::space::Bound;
+use crate::cache::space::{Bound, Need};
 use crate::model::version::VersionKey;
 use crate::sync::atomic::AtomicU64;
 
@@ -56,24 +56,28 @@ impl Drop for Room {
 }
 
 impl DiskCache {
-    /// Makes room for `bytes`, by evicting what was not used for longest, and sets it aside
-    /// while the result lives. `None`: there is no room.
-    pub(in crate::cache) fn make_room(&self, bytes: u64) -> Option<Room> {
-        self.make_room_within(bytes, Bound::Both)
+    /// Makes room for what a version needs, by evicting what was not used for longest, and sets it
+    /// aside while the result lives. `None`: there is no room.
+    pub(in crate::cache) fn make_room(&self, need: Need) -> Option<Room> {
+        self.make_room_within(need, Bound::Both)
     }
 
     /// Like [`DiskCache::make_room`], of bytes that are on the disk already, `counted` of them in
     /// the account.
-    pub(in crate::cache) fn make_place(&self, bytes: u64, counted: u64) -> Option<Room> {
-        self.make_room_within(bytes.saturating_sub(counted), Bound::MaxSize)
+    pub(in crate::cache) fn make_place(&self, need: Need, counted: u64) -> Option<Room> {
+        let need = Need { bytes: need.bytes.saturating_sub(counted), ..need };
+        self.make_room_within(need, Bound::MaxSize)
     }
 
-    fn make_room_within(&self, bytes: u64, bound: Bound) -> Option<Room> {
+    fn make_room_within(&self, need: Need, bound: Bound) -> Option<Room> {
+        let Self { shared, .. } = self;
         loop {
-            if self.shared.space.reserve(&self.shared.dir, bytes, bound) {
-                return Some(Room { shared: self.shared.clone(), left: AtomicU64::new(bytes) });
+            if shared.space.reserve(&shared.dir, need, bound) {
+                let left = AtomicU64::new(need.bytes);
+                return Some(Room { shared: shared.clone(), left });
             }
-            if bytes > self.shared.space.limits().max_size {
+            let lacks_inodes = || need.files > 0 && shared.space.is_out_of_inodes(&shared.dir);
+            if need.bytes > shared.space.limits().max_size || lacks_inodes() {
                 return None;
             }
             // Who reads behind it does not wait for a disk that is busy: there is the origin.
@@ -193,6 +197,10 @@ mod tests {
 
     const SIZE: u64 = 8 * BLOCK;
 
+    fn bytes(bytes: u64) -> Need {
+        Need { bytes, files: 0 }
+    }
+
     /// A cache with room for ten blocks, what it was opened in, a version of eight and its bytes.
     fn small() -> (tempfile::TempDir, Arc<DiskCache>, VersionKey, Vec<Block>) {
         let dir = tempfile::tempdir().unwrap();
@@ -212,16 +220,16 @@ mod tests {
     fn what_is_stored_is_not_set_aside_as_well() {
         let (_dir, cache, key, blocks) = small();
         let version = cache.acquire(&key);
-        let room = cache.make_room(SIZE).unwrap();
+        let room = cache.make_room(bytes(SIZE)).unwrap();
         version.store(0, &blocks[..5], &room).unwrap();
         // Held a second time: it takes no room.
         version.store(0, &blocks[..5], &room).unwrap();
-        assert!(cache.make_room(3 * BLOCK).is_none());
-        let rest = cache.make_room(2 * BLOCK).expect("8 of 10 blocks are taken");
+        assert!(cache.make_room(bytes(3 * BLOCK)).is_none());
+        let rest = cache.make_room(bytes(2 * BLOCK)).expect("8 of 10 blocks are taken");
         version.store(5, &blocks[5..], &room).unwrap();
         drop((rest, room));
         assert_eq!(cache.shared.space.used(), SIZE);
-        assert!(cache.make_room(2 * BLOCK).is_some());
+        assert!(cache.make_room(bytes(2 * BLOCK)).is_some());
         drop(version);
         cache.close();
     }
@@ -232,16 +240,16 @@ mod tests {
         let (told, answer) = mpsc::channel();
         let room = cache.index.stalled(|| {
             // In use until it is in the index, and all that could make place.
-            let room = cache.make_room(SIZE).unwrap();
+            let room = cache.make_room(bytes(SIZE)).unwrap();
             cache.acquire(&key).store(0, &blocks, &room).unwrap();
             drop(room);
             let asked = cache.clone();
-            std::thread::spawn(move || told.send(asked.make_room(4 * BLOCK).is_some()));
+            std::thread::spawn(move || told.send(asked.make_room(bytes(4 * BLOCK)).is_some()));
             answer.recv_timeout(Duration::from_secs(30))
         });
         assert_eq!(room, Ok(false));
         cache.shared.committer.flush();
-        assert!(cache.make_room(4 * BLOCK).is_some());
+        assert!(cache.make_room(bytes(4 * BLOCK)).is_some());
         cache.close();
     }
 }

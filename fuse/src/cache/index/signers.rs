@@ -65,6 +65,17 @@ impl Index {
         logged(self.try_enter(bucket, signer, now, lives)).unwrap_or_default()
     }
 
+    /// What somebody was known as before, the latest first; `None` for one who has not used the
+    /// bucket.
+    pub fn former_of(&self, bucket: &str, identity: &str) -> Option<Vec<String>> {
+        let read = self.with(|db| {
+            let table = db.begin_read()?.open_table(SIGNERS)?;
+            let row = table.get((bucket, identity))?;
+            Ok(row.and_then(|row| postcard::from_bytes::<SignerRow>(row.value()).ok()))
+        });
+        logged(read).flatten().map(|row| row.former)
+    }
+
     fn try_enter(
         &self,
         bucket: &str,
