@@ -35,6 +35,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a mounter that is back is waited for to know of all sessions.
 const KEPT_WITHIN: Duration = Duration::from_secs(10);
 
+/// What is said where the task of a session has panicked.
+const TASK_ENDED: &str = "the task of the session has ended; see the node's log";
+
 /// All sessions.
 pub(super) struct Sessions {
     pub(super) maker: Maker,
@@ -98,9 +101,7 @@ impl Sessions {
     ) -> Result<(), Error> {
         let (reply, answer) = oneshot::channel();
         self.mailboxes.send(self, id, message(reply));
-        let gone =
-            || Error::Internal("the task of the session has ended; see the node's log".into());
-        answer.await.unwrap_or_else(|_| Err(gone()))
+        answer.await.unwrap_or_else(|_| Err(Error::Internal(TASK_ENDED.into())))
     }
 
     /// Shows a volume at a target; a repeat refreshes its credentials.
@@ -138,8 +139,13 @@ impl Sessions {
             read_only: volume.read_only,
             subject: volume.subject.clone(),
         };
-        let wanted = Box::new(Wanted { target, published, volume });
-        self.ask(&claimed, |reply| Message::Publish(wanted, reply)).await
+        let wanted = Box::new(Wanted { target: target.clone(), published, volume });
+        let done = self.ask(&claimed, |reply| Message::Publish(wanted, reply)).await;
+        if matches!(&done, Err(Error::Internal(text)) if text == TASK_ENDED) {
+            // It did not come to say so.
+            self.claims.end(&target, false);
+        }
+        done
     }
 
     /// Tells that a session goes on with the keys that it has.
