@@ -51,16 +51,15 @@ pub(crate) fn metrics() -> Result<Arc<Metrics>, Failure> {
     Ok(Arc::new(Metrics::new().map_err(|e| Failure::new(Kind::Other, e.to_string()))?))
 }
 
-/// Opens the cache and makes an engine on it. Blocks.
-///
-/// # Errors
-/// Why the cache cannot be used.
-pub(crate) fn engine(
-    config: &CacheConfig,
-    counted: Arc<Metrics>,
-    runtime: tokio::runtime::Handle,
-    processes: Arc<dyn Processes>,
-) -> Result<Arc<Engine>, Failure> {
+/// Most bytes of a spare cache: as much as a container's `/dev/shm` has, unless it was given more.
+const SPARE_MAX: u64 = 64 << 20;
+
+fn spare_disk(dir: PathBuf) -> DiskSettings {
+    let rest = weir_fuse::cache::dir::file_system_free(&dir).saturating_sub(SPARE_MAX);
+    DiskSettings { lost_max: SPARE_MAX / 4, ..DiskSettings::new(dir, SPARE_MAX, rest) }
+}
+
+fn cache_settings(config: &CacheConfig) -> CacheSettings {
     let max_size = match config.max {
         u64::MAX => u64::MAX,
         max => max / config.dirs.len() as u64,
@@ -75,8 +74,26 @@ pub(crate) fn engine(
             ..usual
         }
     };
-    let settings = CacheSettings { disks: config.dirs.iter().map(disk).collect() };
-    let cache = NodeCache::open(&settings, counted.clone())?;
+    CacheSettings { disks: config.dirs.iter().map(disk).collect() }
+}
+
+/// Whether a cache that could not be opened could be now. Blocks.
+pub(crate) fn can_open(config: &CacheConfig, counted: Arc<Metrics>) -> bool {
+    NodeCache::open(&cache_settings(config), counted).map(|cache| cache.close()).is_ok()
+}
+
+/// Opens the cache and makes an engine on it. Blocks.
+///
+/// # Errors
+/// Why the cache cannot be used.
+pub(crate) fn engine(
+    config: &CacheConfig,
+    counted: Arc<Metrics>,
+    runtime: tokio::runtime::Handle,
+    processes: Arc<dyn Processes>,
+) -> Result<Arc<Engine>, Failure> {
+    let spare = config.spare.clone().map(spare_disk);
+    let cache = NodeCache::open_or(&cache_settings(config), spare.as_ref(), counted.clone())?;
     Ok(Engine::new(cache, config.memory, counted, runtime, config.read_part, processes))
 }
 

@@ -186,6 +186,13 @@ pub fn file_system_bytes(path: &Path) -> u64 {
         .map_or(0, |stat| stat.f_blocks.saturating_mul(stat.f_frsize))
 }
 
+/// Bytes that an unprivileged process may still write to the file system on which `path` is, or would
+/// be; 0 when that cannot be told.
+pub fn file_system_free(path: &Path) -> u64 {
+    rustix::fs::statvfs(existing(path))
+        .map_or(0, |stat| stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
 /// Most files and folders that the file system on which `path` is, or would be, can hold; 0 when it
 /// does not count them, as btrfs, or that cannot be told.
 pub fn file_system_inodes(path: &Path) -> u64 {

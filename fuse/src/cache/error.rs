@@ -74,3 +74,13 @@ pub enum CacheError {
         error: String,
     },
 }
+
+impl CacheError {
+    /// Whether the disk is at fault, and not who has named it: then another may take its place.
+    pub fn is_about_disk(&self) -> bool {
+        match self {
+            Self::Unusable { .. } | Self::Full { .. } | Self::Index { .. } => true,
+            Self::InUse { .. } | Self::Foreign { .. } | Self::NotACache { .. } => false,
+        }
+    }
+}

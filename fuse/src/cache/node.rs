@@ -57,6 +57,8 @@ pub struct NodeCache {
     disks: Vec<Arc<DiskCache>>,
     /// Disks that could not be opened.
     unopened: Vec<DiskStats>,
+    /// Whether the spare one is used, since none of them could.
+    is_spare: bool,
     /// Held while a disk is chosen, so that a version gets one.
     placing: Mutex<()>,
     /// Who uses which bucket.
@@ -75,21 +77,38 @@ impl NodeCache {
     /// # Errors
     /// [`CacheError`].
     pub fn open(settings: &CacheSettings, metrics: Arc<Metrics>) -> Result<Arc<Self>, CacheError> {
+        Self::open_or(settings, None, metrics)
+    }
+
+    /// Like [`NodeCache::open`], but with a spare disk, which is opened where all others fail
+    /// ([`CacheError::is_about_disk`]); then one that is too full is left out, too.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub fn open_or(
+        settings: &CacheSettings,
+        spare: Option<&DiskSettings>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Arc<Self>, CacheError> {
         let mut disks = Vec::new();
         let mut unopened = Vec::new();
         let mut failed = None;
         for (disk, number) in settings.disks.iter().zip(0..) {
             match DiskCache::open(disk, number, metrics.clone()) {
                 Ok(opened) => disks.push(opened),
-                Err(error @ (CacheError::InUse { .. } | CacheError::Full { .. })) => {
-                    return Err(error);
-                }
+                Err(error @ CacheError::InUse { .. }) => return Err(error),
+                Err(error @ CacheError::Full { .. }) if spare.is_none() => return Err(error),
                 Err(error) => {
                     tracing::error!(%error, "a disk of the cache is not used");
                     unopened.push(DiskStats::of_unopened(disk, &error));
                     failed.get_or_insert(error);
                 }
             }
+        }
+        let is_about_disk = failed.as_ref().is_some_and(CacheError::is_about_disk);
+        let spare = spare.filter(|_| disks.is_empty() && is_about_disk);
+        if let Some(spare) = spare {
+            disks.push(DiskCache::open(spare, 0, metrics)?);
         }
         if disks.is_empty() {
             let none = || CacheError::Unusable {
@@ -101,10 +120,16 @@ impl NodeCache {
         Ok(Arc::new(Self {
             disks,
             unopened,
+            is_spare: spare.is_some(),
             placing: Mutex::default(),
             tenants: Mutex::default(),
             moves: Moves::default(),
         }))
+    }
+
+    /// Whether it is a spare one, since none of its disks could be opened.
+    pub fn is_spare(&self) -> bool {
+        self.is_spare
     }
 
     /// The disks that are used: those that work or, if none does, all.

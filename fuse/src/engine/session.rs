@@ -161,7 +161,8 @@ impl Session {
 
     /// Makes passthrough possible, once the kernel has agreed to it.
     pub fn connect_kernel(&self, port: Arc<dyn KernelPort>) {
-        if self.settings.passthrough {
+        // No other process reaches the files of a spare cache.
+        if self.settings.passthrough && !self.engine.cache.is_spare() {
             self.backings.connect(port);
         }
     }

@@ -82,6 +82,9 @@ pub struct NodeArgs {
     /// Options of the cache and of memory.
     #[command(flatten)]
     pub cache: CacheArgs,
+    /// Directory on a tmpfs: of it 64 MiB are used in place of a cache while no disk of that works.
+    #[arg(long, value_name = "DIR", default_value = "/dev/shm/weir-cache")]
+    pub spare_cache_dir: PathBuf,
     /// Options of the end.
     #[command(flatten)]
     pub end: EndArgs,

@@ -21,6 +21,9 @@ pub struct CacheConfig {
     pub min_free_inodes: Amount,
     /// Most bytes that it keeps which could not be stored; `None`: as the cache chooses.
     pub lost_max: Option<u64>,
+    /// A directory on a file system in memory, for what must be in files where none of the others can
+    /// be used.
+    pub spare: Option<PathBuf>,
     /// Memory for bytes on their way.
     pub memory: u64,
     /// Most bytes in one GET.
@@ -44,6 +47,7 @@ impl CacheConfig {
             min_free: args.cache_min_free.unwrap_or(Amount::Percent(10)),
             min_free_inodes: args.cache_min_free_inodes.unwrap_or(Amount::Percent(10)),
             lost_max: args.lost_max.map(|Size(bytes)| bytes),
+            spare: None,
             memory: args.memory_target.map_or_else(memory::default_target, |s| s.0),
             read_part,
         })

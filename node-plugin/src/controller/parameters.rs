@@ -8,9 +8,10 @@ use weir_fuse::model::key::DirPrefix;
 
 use super::handle::Handle;
 use crate::config::{s3, view};
+use crate::mount::preflight::MountPolicy;
 
 /// Parameters that a class may have.
-const KNOWN: [&str; 8] = [
+const KNOWN: [&str; 9] = [
     "bucketName",
     "prefix",
     "pathPattern",
@@ -19,7 +20,11 @@ const KNOWN: [&str; 8] = [
     "authenticationSource",
     "stsRegion",
     "roleArn",
+    "mountPolicy",
 ];
+/// Those that a volume gets as they are.
+const PASSED_ON: [&str; 6] =
+    ["endpointUrl", "region", "authenticationSource", "stsRegion", "roleArn", "mountPolicy"];
 /// What the provisioner adds begins so.
 const PROVISIONER: &str = "csi.storage.k8s.io/";
 
@@ -74,7 +79,8 @@ impl Parameters {
             ("bucketName".to_owned(), bucket.to_owned()),
             ("prefix".to_owned(), prefix.as_str().to_owned()),
         ]);
-        for key in ["endpointUrl", "region", "authenticationSource", "stsRegion", "roleArn"] {
+        MountPolicy::of_volume(get("mountPolicy")).map_err(Error::Invalid)?;
+        for key in PASSED_ON {
             if let Some(value) = get(key) {
                 context.insert(key.to_owned(), value.to_owned());
             }
@@ -138,24 +144,38 @@ mod tests {
 
     use super::*;
 
+    fn create(parameters: &[(&str, &str)]) -> Create {
+        let parameters = parameters.iter().map(|(key, value)| ((*key).into(), (*value).into()));
+        Create {
+            name: VolumeName::parse("v".into()).unwrap(),
+            required_bytes: 0,
+            limit_bytes: None,
+            capabilities: Vec::new(),
+            parameters: Context::parse(parameters.collect(), "parameters").unwrap(),
+            secrets: Secrets::parse(BTreeMap::new()).unwrap(),
+            topologies: None,
+        }
+    }
+
+    #[test]
+    fn a_volume_has_the_mount_policy_of_its_class() {
+        let of = |policy| {
+            let create = create(&[("bucketName", "bucket"), ("mountPolicy", policy)]);
+            Parameters::parse(&create).map(|parsed| parsed.context.get("mountPolicy").cloned())
+        };
+        assert_eq!(of("strict").unwrap().as_deref(), Some("strict"));
+        assert_eq!(of("").unwrap(), None);
+        assert!(of("lax").unwrap_err().to_string().contains("known are strict and cached"));
+    }
+
     #[test]
     fn two_fields_are_kept_apart_by_a_slash() {
         let expanded = |pattern: &str| {
-            let known = [
+            let create = create(&[
                 ("csi.storage.k8s.io/pvc/namespace", "a"),
                 ("csi.storage.k8s.io/pvc/name", "b-c"),
                 ("csi.storage.k8s.io/pv/name", "pvc-1"),
-            ];
-            let known = known.map(|(key, value)| (key.to_owned(), value.to_owned()));
-            let create = Create {
-                name: VolumeName::parse("v".into()).unwrap(),
-                required_bytes: 0,
-                limit_bytes: None,
-                capabilities: Vec::new(),
-                parameters: Context::parse(BTreeMap::from(known), "parameters").unwrap(),
-                secrets: Secrets::parse(BTreeMap::new()).unwrap(),
-                topologies: None,
-            };
+            ]);
             expand(pattern, &create).map_err(|error| error.to_string())
         };
         assert_eq!(expanded("x-${.pvc.namespace}/${.pvc.name}-y").unwrap(), "x-a/b-c-y");

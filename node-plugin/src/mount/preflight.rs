@@ -28,6 +28,18 @@ pub enum MountPolicy {
     Cached,
 }
 
+impl MountPolicy {
+    /// That of a volume: where it says nothing, a pod that starts again finds what it had.
+    ///
+    /// # Errors
+    /// What is wrong with what it says.
+    pub fn of_volume(given: Option<&str>) -> Result<Self, String> {
+        let Some(given) = given else { return Ok(Self::Cached) };
+        let unknown = |_| format!("mountPolicy {given:?} is unknown; known are strict and cached");
+        Self::from_str(given, false).map_err(unknown)
+    }
+}
+
 /// How a mount begins.
 #[derive(Debug)]
 pub enum Start {

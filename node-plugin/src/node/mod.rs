@@ -19,6 +19,7 @@ mod registrar;
 mod report;
 mod session;
 mod sessions;
+mod spare;
 mod volume;
 mod watch;
 
@@ -57,6 +58,7 @@ pub fn run(args: &NodeArgs) -> Result<(), Failure> {
     assembly::raise_file_limit();
     let configured = configured(args)?;
     let cache = CacheConfig::new(&args.cache, &Environment::of_process())?;
+    let cache = CacheConfig { spare: Some(args.spare_cache_dir.clone()), ..cache };
     if let Some(group) = args.sockets.csi_group {
         csi::share_folder(&args.sockets.csi_socket, group);
     }
@@ -122,6 +124,7 @@ pub fn run(args: &NodeArgs) -> Result<(), Failure> {
             sessions::Nearness { place: place.clone(), pods },
             Duration::from_secs(args.unpublish_deadline),
         );
+        tokio::spawn(spare::watch(engine.clone(), cache.clone(), announcer.clone()));
         tokio::spawn(watch::run(sessions.clone(), engine.clone(), announcer));
         let registrar = Arc::new(registrar::Registrar {
             node_id: args.node_id.clone(),

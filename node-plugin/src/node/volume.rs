@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use weir_csi::Error;
@@ -174,7 +173,7 @@ impl Volume {
         {
             return Err(Error::Invalid(MountError::Context(context.clone()).to_string()));
         }
-        let policy = policy(get("mountPolicy"))?;
+        let policy = MountPolicy::of_volume(get("mountPolicy")).map_err(Error::Invalid)?;
         let read_only = publish.read_only || session.read_only;
         let source = credentials.kind();
         let settings = Settings { s3, session, source, selinux_context };
@@ -212,15 +211,6 @@ impl Volume {
 
 fn invalid(failure: Failure) -> Error {
     Error::Invalid(failure.text.replace("--", ""))
-}
-
-/// What becomes of a volume while its origin is away, unless it says otherwise: a pod that starts
-/// again is to find what it had.
-fn policy(given: Option<&str>) -> Result<MountPolicy, Error> {
-    let Some(given) = given else { return Ok(MountPolicy::Cached) };
-    MountPolicy::from_str(given, false).map_err(|_| {
-        Error::Invalid(format!("mountPolicy {given:?} is unknown; known are strict and cached"))
-    })
 }
 
 fn check_names(attributes: &BTreeMap<String, String>) -> Result<(), Error> {

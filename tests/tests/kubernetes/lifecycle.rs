@@ -135,6 +135,49 @@ fn an_upgrade_is_not_noticed_and_an_uninstall_waits_for_pods() {
 }
 
 #[test]
+fn a_release_that_cannot_serve_goes_no_further_and_is_rolled_back() {
+    let bucket = Bucket::new(Server::Minio);
+    bucket.put("f", "bytes");
+    let (cluster, manifest) = with_static_pod(&bucket);
+    // It looks for the mounter where none is.
+    let broken = "mounter.runDir=/run/weir-of-nobody";
+    let chart = Cluster::chart();
+    let upgrade = ["upgrade", "weir", &chart, "-n", "weir", "--reuse-values", "--set", broken];
+    cluster.helm(&upgrade);
+    cluster.eventually("one node has it, and as many as may be are not ready", |cluster| {
+        let set = cluster.get(&["daemonset", "-n", "weir", "weir-node"]);
+        let (status, strategy) = (&set["status"], &set["spec"]["updateStrategy"]);
+        status["observedGeneration"] == set["metadata"]["generation"]
+            && status["updatedNumberScheduled"] == 1
+            && status["numberUnavailable"] == strategy["rollingUpdate"]["maxUnavailable"]
+            && node_pod(cluster, "status.phase") == "Running"
+    });
+    let why = "the mounter is not connected";
+    cluster.eventually("it says why", |cluster| {
+        let url = format!("http://{}:9467/readyz", node_pod(cluster, "status.podIP"));
+        let page = cluster.on_node(&["curl", "-s", &url]).stdout;
+        String::from_utf8_lossy(&page).contains(why)
+    });
+    cluster.eventually("so does the report of the node", |cluster| {
+        let said = "jsonpath={.items[*].status.ready} {.items[*].status.problem}";
+        cluster.kubectl(&["get", "weirnodes", "-o", said]) == format!("false {why}")
+    });
+    cluster.eventually("who reads gets an error", |cluster| {
+        cluster.exec("static", "cat /assets/f").is_err()
+    });
+    cluster.helm(&["rollback", "weir", "-n", "weir"]);
+    for set in ["daemonset/weir-node", "daemonset/weir-standby"] {
+        cluster.kubectl(&["rollout", "status", "-n", "weir", set, "--timeout=120s"]);
+    }
+    cluster.delete(&manifest);
+    cluster.apply(&manifest);
+    cluster.until_ready("static");
+    assert_eq!(cluster.exec("static", "cat /assets/f").unwrap(), "bytes");
+    cluster.delete(&manifest);
+    nothing_is_left(&cluster);
+}
+
+#[test]
 fn the_start_up_taint_goes_when_the_node_is_ready() {
     let bucket = Bucket::new(Server::Minio);
     let cluster = installed(&bucket);
