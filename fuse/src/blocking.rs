@@ -56,7 +56,7 @@ mod tests {
     fn a_thread_that_runs_tasks_is_none_of_its_own() {
         let _ = MayBlock::own_thread();
         let runtime = tokio::runtime::Runtime::new().unwrap();
-        let task = runtime.spawn(async { drop(MayBlock::own_thread()) });
+        let task = runtime.spawn(async { _ = MayBlock::own_thread() });
         let refused = runtime.block_on(task).is_err();
         assert_eq!(refused, cfg!(debug_assertions));
     }

@@ -86,15 +86,17 @@ impl Sessions {
         let served = Arc::new(self.maker.adopt(id, kept, record).await?);
         let targets = served.targets();
         // Taken away while no node was there.
-        let gone = targets.iter().filter(|(target, _)| !shown.contains(target));
-        let changes = gone.map(|(target, _)| served.hidden(target)).count() > 0;
+        let gone: Vec<_> = targets.iter().filter(|(target, _)| !shown.contains(target)).collect();
+        for (target, _) in &gone {
+            served.hidden(target);
+        }
         if served.targets().is_empty() {
             tracing::info!(session = id, "shown nowhere any more");
             let until = Instant::now() + STORE_PATIENCE;
             let ended = served.end(&self.maker.mounter, until).await;
             return ended.map(|_| None).map_err(internal);
         }
-        if changes {
+        if !gone.is_empty() {
             self.keep(&served).await;
         }
         Ok(Some(served))
