@@ -15,7 +15,7 @@ use fuser::{
 };
 use rustix::io::Errno;
 
-use super::door::{Door, Pass, RequestKind};
+use super::door::{Door, Pass, RequestKind, Turn};
 use super::reply::{
     self, add_name, add_shown, send_attr, send_empty, send_entry, send_open, send_opendir,
     send_xattr,
@@ -48,6 +48,11 @@ impl FuseSession {
     /// `stack_depth` is 1, or 2 where the cache lies on a stacked file system.
     pub fn new(session: Arc<Session>, stack_depth: u32, door: Arc<Door>) -> Self {
         Self { session, stack_depth, door }
+    }
+
+    /// Lets a request in: [`Door::enter`].
+    fn enter<R>(&self, does: RequestKind, req: &Request, reply: R) -> Option<(Turn<'_>, Pass, R)> {
+        self.door.enter(does, reply::delivery(req.unique()), reply)
     }
 
     /// Answers later, within the deadline if there is one. `pass` ends with the answer.
@@ -123,11 +128,7 @@ impl fuser::Filesystem for FuseSession {
     }
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let Some((_turn, pass, reply)) =
-            self.door.enter(RequestKind::Ask, reply::delivery(req.unique()), reply)
-        else {
-            return;
-        };
+        let Some((_turn, pass, reply)) = self.enter(RequestKind::Ask, req, reply) else { return };
         let start = Instant::now();
         let session = self.session.clone();
         // A name that is not UTF-8 cannot be a key.
@@ -146,11 +147,7 @@ impl fuser::Filesystem for FuseSession {
     }
 
     fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        let Some((_turn, _pass, reply)) =
-            self.door.enter(RequestKind::Ask, reply::delivery(req.unique()), reply)
-        else {
-            return;
-        };
+        let Some((_turn, _pass, reply)) = self.enter(RequestKind::Ask, req, reply) else { return };
         let start = Instant::now();
         send_attr(&self.session, reply, self.session.getattr(ino.0));
         self.now("getattr", start);
@@ -174,9 +171,7 @@ impl fuser::Filesystem for FuseSession {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let Some((_turn, pass, reply)) =
-            self.door.enter(RequestKind::Change, reply::delivery(req.unique()), reply)
-        else {
+        let Some((_turn, pass, reply)) = self.enter(RequestKind::Change, req, reply) else {
             return;
         };
         let times = atime.is_some() || mtime.is_some();
@@ -195,9 +190,7 @@ impl fuser::Filesystem for FuseSession {
         _umask: u32,
         reply: ReplyEntry,
     ) {
-        let Some((_turn, pass, reply)) =
-            self.door.enter(RequestKind::Change, reply::delivery(req.unique()), reply)
-        else {
+        let Some((_turn, pass, reply)) = self.enter(RequestKind::Change, req, reply) else {
             return;
         };
         let (session, asked, name) = (self.session.clone(), self.session.clone(), text(name));
@@ -210,9 +203,7 @@ impl fuser::Filesystem for FuseSession {
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let Some((_turn, pass, reply)) =
-            self.door.enter(RequestKind::Change, reply::delivery(req.unique()), reply)
-        else {
+        let Some((_turn, pass, reply)) = self.enter(RequestKind::Change, req, reply) else {
             return;
         };
         let (session, name) = (self.session.clone(), text(name));
@@ -222,9 +213,7 @@ impl fuser::Filesystem for FuseSession {
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let Some((_turn, pass, reply)) =
-            self.door.enter(RequestKind::Change, reply::delivery(req.unique()), reply)
-        else {
+        let Some((_turn, pass, reply)) = self.enter(RequestKind::Change, req, reply) else {
             return;
         };
         let (session, name) = (self.session.clone(), text(name));
@@ -278,9 +267,7 @@ impl fuser::Filesystem for FuseSession {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let Some((_turn, pass, reply)) =
-            self.door.enter(RequestKind::Change, reply::delivery(req.unique()), reply)
-        else {
+        let Some((_turn, pass, reply)) = self.enter(RequestKind::Change, req, reply) else {
             return;
         };
         if flags.intersects(RenameFlags::RENAME_EXCHANGE | RenameFlags::RENAME_WHITEOUT) {
@@ -301,11 +288,7 @@ impl fuser::Filesystem for FuseSession {
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let request = open_request(req, flags.0);
         let does = if request.write { RequestKind::OpenToChange } else { RequestKind::Open };
-        let Some((_turn, pass, reply)) =
-            self.door.enter(does, reply::delivery(req.unique()), reply)
-        else {
-            return;
-        };
+        let Some((_turn, pass, reply)) = self.enter(does, req, reply) else { return };
         let start = Instant::now();
         if let Some(result) = self.session.open_now(&MayBlock::own_thread(), ino.0, &request) {
             self.now("open", start);
@@ -328,9 +311,7 @@ impl fuser::Filesystem for FuseSession {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let Some((_turn, pass, reply)) =
-            self.door.enter(RequestKind::OpenToChange, reply::delivery(req.unique()), reply)
-        else {
+        let Some((_turn, pass, reply)) = self.enter(RequestKind::OpenToChange, req, reply) else {
             return;
         };
         let request = open_request(req, flags);
@@ -364,11 +345,7 @@ impl fuser::Filesystem for FuseSession {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let Some((_turn, pass, reply)) =
-            self.door.enter(RequestKind::Ask, reply::delivery(req.unique()), reply)
-        else {
-            return;
-        };
+        let Some((_turn, pass, reply)) = self.enter(RequestKind::Ask, req, reply) else { return };
         let start = Instant::now();
         match self.session.read_now(fh.0, offset, u64::from(size)) {
             Ok(ReadNow::Data(data)) => {
@@ -399,9 +376,7 @@ impl fuser::Filesystem for FuseSession {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let Some((_turn, _pass, reply)) =
-            self.door.enter(RequestKind::Change, reply::delivery(req.unique()), reply)
-        else {
+        let Some((_turn, _pass, reply)) = self.enter(RequestKind::Change, req, reply) else {
             return;
         };
         let start = Instant::now();
@@ -420,9 +395,7 @@ impl fuser::Filesystem for FuseSession {
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        let Some((_turn, pass, reply)) =
-            self.door.enter(RequestKind::Change, reply::delivery(req.unique()), reply)
-        else {
+        let Some((_turn, pass, reply)) = self.enter(RequestKind::Change, req, reply) else {
             return;
         };
         let (session, thread) = (self.session.clone(), req.pid());
@@ -441,9 +414,7 @@ impl fuser::Filesystem for FuseSession {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        let Some((_turn, pass, reply)) =
-            self.door.enter(RequestKind::Change, reply::delivery(req.unique()), reply)
-        else {
+        let Some((_turn, pass, reply)) = self.enter(RequestKind::Change, req, reply) else {
             return;
         };
         self.door.released(fh.0);
@@ -466,9 +437,7 @@ impl fuser::Filesystem for FuseSession {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        let Some((_turn, pass, reply)) =
-            self.door.enter(RequestKind::Change, reply::delivery(req.unique()), reply)
-        else {
+        let Some((_turn, pass, reply)) = self.enter(RequestKind::Change, req, reply) else {
             return;
         };
         let (session, thread) = (self.session.clone(), req.pid());
@@ -477,11 +446,7 @@ impl fuser::Filesystem for FuseSession {
     }
 
     fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let Some((_turn, pass, reply)) =
-            self.door.enter(RequestKind::Open, reply::delivery(req.unique()), reply)
-        else {
-            return;
-        };
+        let Some((_turn, pass, reply)) = self.enter(RequestKind::Open, req, reply) else { return };
         let start = Instant::now();
         if let Some(result) = self.session.opendir_now(ino.0) {
             self.now("opendir", start);
@@ -503,9 +468,7 @@ impl fuser::Filesystem for FuseSession {
         offset: u64,
         reply: ReplyDirectory,
     ) {
-        let Some((_turn, pass, mut reply)) =
-            self.door.enter(RequestKind::Ask, reply::delivery(req.unique()), reply)
-        else {
+        let Some((_turn, pass, mut reply)) = self.enter(RequestKind::Ask, req, reply) else {
             return;
         };
         let start = Instant::now();
@@ -541,9 +504,7 @@ impl fuser::Filesystem for FuseSession {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        let Some((_turn, pass, mut reply)) =
-            self.door.enter(RequestKind::Ask, reply::delivery(req.unique()), reply)
-        else {
+        let Some((_turn, pass, mut reply)) = self.enter(RequestKind::Ask, req, reply) else {
             return;
         };
         let start = Instant::now();
@@ -586,11 +547,7 @@ impl fuser::Filesystem for FuseSession {
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        let Some((_turn, _pass, reply)) =
-            self.door.enter(RequestKind::Ask, reply::delivery(req.unique()), reply)
-        else {
-            return;
-        };
+        let Some((_turn, _pass, reply)) = self.enter(RequestKind::Ask, req, reply) else { return };
         self.door.released(fh.0);
         self.session.releasedir(fh.0);
         reply.ok();
@@ -615,11 +572,7 @@ impl fuser::Filesystem for FuseSession {
     }
 
     fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let Some((_turn, pass, reply)) =
-            self.door.enter(RequestKind::Ask, reply::delivery(req.unique()), reply)
-        else {
-            return;
-        };
+        let Some((_turn, pass, reply)) = self.enter(RequestKind::Ask, req, reply) else { return };
         let start = Instant::now();
         let Ok(name) = text(name) else { return reply.error(FuseErrno::ENODATA) };
         if let Some(result) = self.session.getxattr_now(ino.0, &name) {
@@ -632,11 +585,7 @@ impl fuser::Filesystem for FuseSession {
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let Some((_turn, _pass, reply)) =
-            self.door.enter(RequestKind::Ask, reply::delivery(req.unique()), reply)
-        else {
-            return;
-        };
+        let Some((_turn, _pass, reply)) = self.enter(RequestKind::Ask, req, reply) else { return };
         let mut list = Vec::new();
         for name in self.session.listxattr(ino.0) {
             list.extend_from_slice(name.as_bytes());

@@ -107,20 +107,16 @@ impl Sessions {
     async fn give_up(&self, id: &str, refusal: Refusal) {
         let Refusal { why, mut subjects } = refusal;
         tracing::error!(session = id, why, "a session cannot be served on; its connection ends");
-        let (mounter, name) = (self.maker.mounter.clone(), id.to_owned());
-        let is_known = !subjects.is_empty();
-        let targets = aside(move |may| {
-            // Where nothing is known but where it was shown.
-            let targets = if is_known { Ok(Vec::new()) } else { mounter.targets(may, &name) };
-            if let Err(error) = mounter.end(may, &name) {
-                tracing::error!(session = name, %error, "its connection could not be ended");
-            }
-            targets.unwrap_or_default()
-        });
-        subjects.extend(targets.await.iter().map(|target| Subject {
-            volume: Subject::volume_of(target, false),
-            ..Subject::default()
-        }));
+        if subjects.is_empty() {
+            // Nothing is known but where it was shown.
+            let (mounter, name) = (self.maker.mounter.clone(), id.to_owned());
+            let targets = aside(move |may| mounter.targets(may, &name)).await.unwrap_or_default();
+            subjects.extend(targets.iter().map(|target| Subject {
+                volume: Subject::volume_of(target, false),
+                ..Subject::default()
+            }));
+        }
+        self.maker.abandon(id).await;
         for subject in subjects {
             self.announcer.say(lost(subject, &why));
         }

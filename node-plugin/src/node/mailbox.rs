@@ -48,7 +48,7 @@ impl<V: Send + Sync + 'static> Mailboxes<V> {
         let _ = sender.send(message);
     }
 
-    /// Whether a session has a task.
+    /// Whether no session has a task.
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         lock(&self.senders).is_empty()

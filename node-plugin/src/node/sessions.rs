@@ -17,7 +17,7 @@ use weir_fuse::engine::Engine;
 use super::claims::Claims;
 use super::ending::{self, Next};
 use super::exchange::Exchange;
-use super::life::{Live, Message, Wanted, World};
+use super::life::{Live, Message, Reply, Wanted, World};
 use super::mailbox::Mailboxes;
 use super::place::Place;
 use super::pod_gpus::PodGpus;
@@ -34,9 +34,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long a mounter that is back is waited for to know of all sessions.
 const KEPT_WITHIN: Duration = Duration::from_secs(10);
-
-/// What is said where the task of a session has panicked.
-const TASK_ENDED: &str = "the task of the session has ended; see the node's log";
 
 /// All sessions.
 pub(super) struct Sessions {
@@ -97,11 +94,20 @@ impl Sessions {
     pub(super) async fn ask(
         self: &Arc<Self>,
         id: &str,
-        message: impl FnOnce(oneshot::Sender<Result<(), Error>>) -> Message<Volume>,
+        message: impl FnOnce(Reply) -> Message<Volume>,
     ) -> Result<(), Error> {
+        self.try_ask(id, message).await.unwrap_or_else(|| Err(task_ended()))
+    }
+
+    /// As [`Sessions::ask`]; `None` where the task has panicked.
+    async fn try_ask(
+        self: &Arc<Self>,
+        id: &str,
+        message: impl FnOnce(Reply) -> Message<Volume>,
+    ) -> Option<Result<(), Error>> {
         let (reply, answer) = oneshot::channel();
         self.mailboxes.send(self, id, message(reply));
-        answer.await.unwrap_or_else(|_| Err(Error::Internal(TASK_ENDED.into())))
+        answer.await.ok()
     }
 
     /// Shows a volume at a target; a repeat refreshes its credentials.
@@ -140,12 +146,12 @@ impl Sessions {
             subject: volume.subject.clone(),
         };
         let wanted = Box::new(Wanted { target: target.clone(), published, volume });
-        let done = self.ask(&claimed, |reply| Message::Publish(wanted, reply)).await;
-        if matches!(&done, Err(Error::Internal(text)) if text == TASK_ENDED) {
+        let done = self.try_ask(&claimed, |reply| Message::Publish(wanted, reply)).await;
+        done.unwrap_or_else(|| {
             // It did not come to say so.
             self.claims.end(&target, false);
-        }
-        done
+            Err(task_ended())
+        })
     }
 
     /// Tells that a session goes on with the keys that it has.
@@ -394,6 +400,11 @@ impl World for Sessions {
     fn released(&self, target: &Path) {
         self.claims.release(target);
     }
+}
+
+/// What is said where the task of a session has panicked.
+fn task_ended() -> Error {
+    Error::Internal("the task of the session has ended; see the node's log".into())
 }
 
 /// What pods are told whose mount has ended under them.
