@@ -7,6 +7,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
 
 use super::dir::Dir;
 use crate::sync::unpoisoned;
@@ -19,12 +20,18 @@ pub(super) const DIR_BYTES: u64 = 768;
 /// What a name takes in a snapshot that an open descriptor goes through.
 pub(super) const SNAPSHOT_BYTES: u64 = 80;
 
+/// Where nearly all was in use, it is looked again for names to give up after so long.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
 /// The limit, and what counts towards it.
 pub struct NameMemory {
     total: u64,
     used: AtomicU64,
-    /// Beyond so many names are given up.
+    /// Beyond so many names are given up at once; above the limit where a look found too few.
     due: AtomicU64,
+    started: Instant,
+    /// When the last look ended, in milliseconds from the start.
+    looked: AtomicU64,
     dirs: Mutex<Vec<Weak<Dir>>>,
 }
 
@@ -32,8 +39,14 @@ impl NameMemory {
     /// `total` is the limit in bytes; at least a page of names has room.
     pub fn new(total: u64) -> Arc<Self> {
         let total = total.max(4 * 1000 * NAME_BYTES);
-        let (used, due) = (AtomicU64::new(0), AtomicU64::new(total));
-        Arc::new(Self { total, used, due, dirs: Mutex::default() })
+        Arc::new(Self {
+            total,
+            used: AtomicU64::new(0),
+            due: AtomicU64::new(total),
+            started: Instant::now(),
+            looked: AtomicU64::new(0),
+            dirs: Mutex::default(),
+        })
     }
 
     /// The limit in bytes.
@@ -69,12 +82,11 @@ impl NameMemory {
 
     /// Gives names up, where the limit is passed, until a quarter is free.
     pub(super) fn settle(&self) {
-        let is_due = || self.used() > self.due.load(Ordering::Relaxed);
-        if !is_due() {
+        if !self.is_due() {
             return;
         }
         let mut dirs = unpoisoned(self.dirs.lock());
-        if !is_due() {
+        if !self.is_due() {
             return;
         }
         // None is held meanwhile: what nobody else holds can go.
@@ -91,6 +103,20 @@ impl NameMemory {
         // Where nearly all is in use, looking for more at each name would find nothing.
         let due = self.total.max(self.used() + self.total / 8);
         self.due.store(due, Ordering::Relaxed);
+        self.looked.store(self.millis(), Ordering::Relaxed);
+    }
+
+    /// Whether it is time to look for names to give up.
+    fn is_due(&self) -> bool {
+        let used = self.used();
+        let looked = Duration::from_millis(self.looked.load(Ordering::Relaxed));
+        used > self.total
+            && (used > self.due.load(Ordering::Relaxed)
+                || self.started.elapsed() >= looked + LOOK_AGAIN)
+    }
+
+    fn millis(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
     }
 }
 
@@ -126,5 +152,30 @@ impl Account {
 impl Drop for Account {
     fn drop(&mut self) {
         self.set(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::key::DirPrefix;
+
+    #[test]
+    fn what_was_in_use_is_given_up_when_it_no_longer_is() {
+        let memory = NameMemory::new(0);
+        let mut others = memory.account();
+        others.set(memory.total() + NAME_BYTES);
+        assert!(!memory.has_room(), "nobody can give up anything");
+        others.set(memory.total() - NAME_BYTES);
+        let dir = Dir::root(DirPrefix::root(), memory.clone());
+        (0..3).for_each(|n| {
+            dir.merge_one(&n.to_string(), Some(None), Instant::now());
+        });
+        let begun = Instant::now();
+        while !memory.has_room() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "never looked again");
+            std::thread::sleep(LOOK_AGAIN / 10);
+        }
+        assert_eq!(memory.used(), others.bytes);
     }
 }
