@@ -94,7 +94,8 @@ pub(crate) fn engine(
 ) -> Result<Arc<Engine>, Failure> {
     let spare = config.spare.clone().map(spare_disk);
     let cache = NodeCache::open_or(&cache_settings(config), spare.as_ref(), counted.clone())?;
-    Ok(Engine::new(cache, config.memory, counted, runtime, config.read_part, processes))
+    Engine::new(cache, config.memory, counted, runtime, config.read_part, processes)
+        .map_err(|e| Failure::new(Kind::Other, format!("threads: {e}")))
 }
 
 /// Makes an origin of a bucket, hedged and counted, and the place where its last answer is

@@ -88,7 +88,8 @@ impl Node {
             runtime().handle().clone(),
             settings.read_part,
             Arc::new(Proc),
-        );
+        )
+        .unwrap();
         let faulty = Arc::new(Faulty::new(memory.clone()));
         Self { memory, faulty, engine, settings }
     }
@@ -152,7 +153,9 @@ pub fn read_some(session: &Arc<Session>, name: &str, len: usize) -> Vec<u8> {
     while all.len() < len {
         let bytes = match session.read_now(opened.fh, all.len() as u64, 131_072).unwrap() {
             ReadNow::Data(bytes) => bytes,
-            ReadNow::Wait(pending) => runtime().block_on(session.read(pending)).unwrap(),
+            ReadNow::Disk(waits) | ReadNow::Origin(waits) => {
+                runtime().block_on(session.read(waits)).unwrap()
+            }
         };
         if bytes.is_empty() {
             break;

@@ -15,21 +15,24 @@ use fuser::{
 };
 use rustix::io::Errno;
 
-use super::door::{Door, Pass, RequestKind, Turn};
+use super::door::{Door, Pass, RequestKind};
 use super::reply::{
     self, add_name, add_shown, send_attr, send_empty, send_entry, send_open, send_opendir,
-    send_xattr,
+    send_written, send_xattr,
 };
-use crate::blocking::MayBlock;
+use super::service::Service;
 use crate::engine::Session;
-use crate::engine::io::ReadNow;
+use crate::engine::io::{PendingRead, ReadNow};
 use crate::engine::names::AttrChange;
-use crate::engine::open::OpenRequest;
+use crate::engine::open::{OpenNow, OpenRequest};
 
 /// Longest wait for the answer to a request that brings no bytes to the origin.
 const DEADLINE: Duration = Duration::from_secs(30);
 /// Largest read and write, in bytes.
 const REQUEST_MAX: u32 = 1 << 20;
+/// Writes beyond so many bytes are copied, so that a disk that is slow to take them holds up
+/// nobody else; less is taken by its page cache.
+const COPIED_MIN: usize = 64 << 10;
 /// Requests that may wait in the background: readahead of many files.
 const BACKGROUND: u16 = 64;
 /// What statfs shows: a bucket has no size, so a round number that no program runs out of.
@@ -39,48 +42,18 @@ const STATFS_UNIT: u32 = 1 << 20;
 
 /// A session as fuser wants it.
 pub struct FuseSession {
-    session: Arc<Session>,
+    service: Service,
     stack_depth: u32,
-    door: Arc<Door>,
 }
 
 impl FuseSession {
     /// `stack_depth` is 1, or 2 where the cache lies on a stacked file system.
     pub fn new(session: Arc<Session>, stack_depth: u32, door: Arc<Door>) -> Self {
-        Self { session, stack_depth, door }
+        Self { service: Service::new(session, door), stack_depth }
     }
 
-    /// Lets a request in: [`Door::enter`].
-    fn enter<R>(&self, does: RequestKind, req: &Request, reply: R) -> Option<(Turn<'_>, Pass, R)> {
-        self.door.enter(does, reply::delivery(req.unique()), reply)
-    }
-
-    /// Answers later, within the deadline if there is one. `pass` ends with the answer.
-    fn later<T: Send + 'static>(
-        &self,
-        op: &'static str,
-        (pass, deadline): (Pass, Option<Duration>),
-        work: impl Future<Output = Result<T, Errno>> + Send + 'static,
-        answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
-    ) {
-        let metrics = self.session.engine().metrics.clone();
-        let (start, door) = (Instant::now(), self.door.clone());
-        self.session.engine().runtime.spawn(async move {
-            let result = match deadline {
-                None => work.await,
-                Some(limit) => {
-                    tokio::time::timeout(limit, work).await.unwrap_or(Err(Errno::TIMEDOUT))
-                }
-            };
-            // Before the answer: who has it may look at the metrics at once.
-            metrics.fuse(op, start);
-            door.answer(move || answer(result));
-            drop(pass);
-        });
-    }
-
-    fn now(&self, op: &str, start: Instant) {
-        self.session.engine().metrics.fuse(op, start);
+    fn session(&self) -> &Arc<Session> {
+        &self.service.session
     }
 }
 
@@ -98,6 +71,23 @@ fn open_request(req: &Request, flags: i32) -> OpenRequest {
         exclusive: flags.contains(rustix::fs::OFlags::EXCL),
         thread: req.pid(),
     }
+}
+
+fn open_later(service: &Service, pass: Pass, reply: ReplyOpen, ino: INodeNo, flags: OpenRequest) {
+    let (session, door) = (service.session.clone(), service.door.clone());
+    let work = async move { session.open(ino.0, &flags).await };
+    service.later("open", (pass, Some(DEADLINE)), work, move |r| {
+        send_open(&door, reply, flags.write, r);
+    });
+}
+
+fn read_later(service: &Service, pass: Pass, reply: ReplyData, pending: PendingRead) {
+    let session = service.session.clone();
+    let work = async move { session.read(pending).await };
+    service.later("read", (pass, Some(DEADLINE)), work, move |r| match r {
+        Ok(data) => reply.data(&data),
+        Err(error) => reply.error(reply::errno(error)),
+    });
 }
 
 impl fuser::Filesystem for FuseSession {
@@ -128,29 +118,34 @@ impl fuser::Filesystem for FuseSession {
     }
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let Some((_turn, pass, reply)) = self.enter(RequestKind::Ask, req, reply) else { return };
+        let Some((_turn, pass, reply)) = self.service.enter(RequestKind::Ask, req, reply) else {
+            return;
+        };
         let start = Instant::now();
-        let session = self.session.clone();
+        let session = self.session().clone();
         // A name that is not UTF-8 cannot be a key.
         let Ok(name) = text(name) else { return reply.error(FuseErrno::ENOENT) };
         if let Some(result) = session.lookup_now(parent.0, &name) {
-            self.now("lookup", start);
+            self.service.count("lookup", start);
             return send_entry(&session, reply, result);
         }
         let asked = session.clone();
         let work = async move { asked.lookup(parent.0, &name).await };
-        self.later("lookup", (pass, Some(DEADLINE)), work, move |r| send_entry(&session, reply, r));
+        self.service
+            .later("lookup", (pass, Some(DEADLINE)), work, move |r| send_entry(&session, reply, r));
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
-        self.session.forget(ino.0, nlookup);
+        self.session().forget(ino.0, nlookup);
     }
 
     fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        let Some((_turn, _pass, reply)) = self.enter(RequestKind::Ask, req, reply) else { return };
+        let Some((_turn, _pass, reply)) = self.service.enter(RequestKind::Ask, req, reply) else {
+            return;
+        };
         let start = Instant::now();
-        send_attr(&self.session, reply, self.session.getattr(ino.0));
-        self.now("getattr", start);
+        send_attr(self.session(), reply, self.session().getattr(ino.0));
+        self.service.count("getattr", start);
     }
 
     fn setattr(
@@ -171,14 +166,14 @@ impl fuser::Filesystem for FuseSession {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let Some((_turn, pass, reply)) = self.enter(RequestKind::Change, req, reply) else {
+        let Some((_turn, pass, reply)) = self.service.enter(RequestKind::Change, req, reply) else {
             return;
         };
         let times = atime.is_some() || mtime.is_some();
         let change = AttrChange { size, mode, uid, gid, times, handle: fh.map(|fh| fh.0) };
-        let (session, asked) = (self.session.clone(), self.session.clone());
+        let (session, asked) = (self.session().clone(), self.session().clone());
         let work = async move { asked.setattr(ino.0, &change).await };
-        self.later("setattr", (pass, None), work, move |r| send_attr(&session, reply, r));
+        self.service.later("setattr", (pass, None), work, move |r| send_attr(&session, reply, r));
     }
 
     fn mkdir(
@@ -190,36 +185,36 @@ impl fuser::Filesystem for FuseSession {
         _umask: u32,
         reply: ReplyEntry,
     ) {
-        let Some((_turn, pass, reply)) = self.enter(RequestKind::Change, req, reply) else {
+        let Some((_turn, pass, reply)) = self.service.enter(RequestKind::Change, req, reply) else {
             return;
         };
-        let (session, asked, name) = (self.session.clone(), self.session.clone(), text(name));
+        let (session, asked, name) = (self.session().clone(), self.session().clone(), text(name));
         let delivery = reply::delivery(req.unique());
         let work = async move { asked.mkdir_sent(delivery, parent.0, &name?).await };
-        self.later("mkdir", (pass, Some(DEADLINE)), work, move |r| match r {
+        self.service.later("mkdir", (pass, Some(DEADLINE)), work, move |r| match r {
             Err(error) => reply.error(reply::errno(error)),
             shown => send_entry(&session, reply, shown),
         });
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let Some((_turn, pass, reply)) = self.enter(RequestKind::Change, req, reply) else {
+        let Some((_turn, pass, reply)) = self.service.enter(RequestKind::Change, req, reply) else {
             return;
         };
-        let (session, name) = (self.session.clone(), text(name));
+        let (session, name) = (self.session().clone(), text(name));
         let delivery = reply::delivery(req.unique());
         let work = async move { session.unlink_sent(delivery, parent.0, &name?).await };
-        self.later("unlink", (pass, Some(DEADLINE)), work, move |r| send_empty(reply, r));
+        self.service.later("unlink", (pass, Some(DEADLINE)), work, move |r| send_empty(reply, r));
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let Some((_turn, pass, reply)) = self.enter(RequestKind::Change, req, reply) else {
+        let Some((_turn, pass, reply)) = self.service.enter(RequestKind::Change, req, reply) else {
             return;
         };
-        let (session, name) = (self.session.clone(), text(name));
+        let (session, name) = (self.session().clone(), text(name));
         let delivery = reply::delivery(req.unique());
         let work = async move { session.rmdir_sent(delivery, parent.0, &name?).await };
-        self.later("rmdir", (pass, Some(DEADLINE)), work, move |r| send_empty(reply, r));
+        self.service.later("rmdir", (pass, Some(DEADLINE)), work, move |r| send_empty(reply, r));
     }
 
     fn symlink(
@@ -267,14 +262,14 @@ impl fuser::Filesystem for FuseSession {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let Some((_turn, pass, reply)) = self.enter(RequestKind::Change, req, reply) else {
+        let Some((_turn, pass, reply)) = self.service.enter(RequestKind::Change, req, reply) else {
             return;
         };
         if flags.intersects(RenameFlags::RENAME_EXCHANGE | RenameFlags::RENAME_WHITEOUT) {
             return reply.error(FuseErrno::EINVAL);
         }
         let no_replace = flags.contains(RenameFlags::RENAME_NOREPLACE);
-        let (session, name, newname) = (self.session.clone(), text(name), text(newname));
+        let (session, name, newname) = (self.session().clone(), text(name), text(newname));
         let delivery = reply::delivery(req.unique());
         let work = async move {
             let (name, newname) = (name?, newname?);
@@ -282,23 +277,29 @@ impl fuser::Filesystem for FuseSession {
             session.rename_sent(delivery, from, to, no_replace).await
         };
         // Copies of large objects take their time; each request to S3 has a deadline of its own.
-        self.later("rename", (pass, None), work, move |r| send_empty(reply, r));
+        self.service.later("rename", (pass, None), work, move |r| send_empty(reply, r));
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let request = open_request(req, flags.0);
         let does = if request.write { RequestKind::OpenToChange } else { RequestKind::Open };
-        let Some((_turn, pass, reply)) = self.enter(does, req, reply) else { return };
+        let Some((_turn, pass, reply)) = self.service.enter(does, req, reply) else { return };
         let start = Instant::now();
-        if let Some(result) = self.session.open_now(&MayBlock::own_thread(), ino.0, &request) {
-            self.now("open", start);
-            return send_open(&self.door, reply, request.write, result);
+        match self.session().open_now(ino.0, &request) {
+            OpenNow::Done(result) => {
+                self.service.count("open", start);
+                send_open(&self.service.door, reply, request.write, result);
+            }
+            OpenNow::Tell => self.service.aside(move |may, service| {
+                match service.session.open_telling(may, ino.0, &request) {
+                    OpenNow::Done(result) => service.finish(("open", start), pass, || {
+                        send_open(&service.door, reply, request.write, result);
+                    }),
+                    OpenNow::Tell | OpenNow::Ask => open_later(service, pass, reply, ino, request),
+                }
+            }),
+            OpenNow::Ask => open_later(&self.service, pass, reply, ino, request),
         }
-        let (session, door) = (self.session.clone(), self.door.clone());
-        let work = async move { session.open(ino.0, &request).await };
-        self.later("open", (pass, Some(DEADLINE)), work, move |r| {
-            send_open(&door, reply, request.write, r);
-        });
     }
 
     fn create(
@@ -311,15 +312,16 @@ impl fuser::Filesystem for FuseSession {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let Some((_turn, pass, reply)) = self.enter(RequestKind::OpenToChange, req, reply) else {
+        let Some((_turn, pass, reply)) = self.service.enter(RequestKind::OpenToChange, req, reply)
+        else {
             return;
         };
         let request = open_request(req, flags);
-        let (session, door, name) = (self.session.clone(), self.door.clone(), text(name));
-        let owned = self.session.settings().ownership;
-        let ttl = self.session.settings().names.ttl.duration();
+        let (session, door, name) = (self.session().clone(), self.service.door.clone(), text(name));
+        let owned = self.session().settings().ownership;
+        let ttl = self.session().settings().names.ttl.duration();
         let work = async move { session.create(parent.0, &name?, &request).await };
-        self.later("create", (pass, Some(DEADLINE)), work, move |r| match r {
+        self.service.later("create", (pass, Some(DEADLINE)), work, move |r| match r {
             Ok((attr, opened)) => {
                 door.opened(opened.fh);
                 reply.created(
@@ -345,20 +347,28 @@ impl fuser::Filesystem for FuseSession {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let Some((_turn, pass, reply)) = self.enter(RequestKind::Ask, req, reply) else { return };
+        let Some((_turn, pass, reply)) = self.service.enter(RequestKind::Ask, req, reply) else {
+            return;
+        };
         let start = Instant::now();
-        match self.session.read_now(fh.0, offset, u64::from(size)) {
+        match self.session().read_now(fh.0, offset, u64::from(size)) {
+            Ok(ReadNow::Disk(pending)) => self.service.aside(move |may, service| {
+                match service.session.read_disk(may, pending) {
+                    Ok(ReadNow::Disk(pending) | ReadNow::Origin(pending)) => {
+                        read_later(service, pass, reply, pending);
+                    }
+                    Ok(ReadNow::Data(data)) => {
+                        service.finish(("read", start), pass, || reply.data(&data));
+                    }
+                    Err(error) => {
+                        service.finish(("read", start), pass, || reply.error(reply::errno(error)));
+                    }
+                }
+            }),
+            Ok(ReadNow::Origin(pending)) => read_later(&self.service, pass, reply, pending),
             Ok(ReadNow::Data(data)) => {
-                self.now("read", start);
+                self.service.count("read", start);
                 reply.data(&data);
-            }
-            Ok(ReadNow::Wait(pending)) => {
-                let session = self.session.clone();
-                let work = async move { session.read(pending).await };
-                self.later("read", (pass, Some(DEADLINE)), work, move |r| match r {
-                    Ok(data) => reply.data(&data),
-                    Err(error) => reply.error(reply::errno(error)),
-                });
             }
             Err(error) => reply.error(reply::errno(error)),
         }
@@ -376,15 +386,20 @@ impl fuser::Filesystem for FuseSession {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let Some((_turn, _pass, reply)) = self.enter(RequestKind::Change, req, reply) else {
+        let Some((_turn, pass, reply)) = self.service.enter(RequestKind::Change, req, reply) else {
             return;
         };
         let start = Instant::now();
-        match self.session.write(fh.0, offset, data) {
-            Ok(written) => reply.written(written),
-            Err(error) => reply.error(reply::errno(error)),
-        }
-        self.now("write", start);
+        let copy = (data.len() > COPIED_MIN).then(|| self.service.copy(data)).flatten();
+        let Some(mut copy) = copy else {
+            return self.service.finish(("write", start), pass, || {
+                send_written(reply, self.session().write(fh.0, offset, data));
+            });
+        };
+        self.service.aside(move |_, service| {
+            let written = service.session.write(fh.0, offset, copy.bytes_mut());
+            service.finish(("write", start), pass, || send_written(reply, written));
+        });
     }
 
     fn flush(
@@ -395,13 +410,13 @@ impl fuser::Filesystem for FuseSession {
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        let Some((_turn, pass, reply)) = self.enter(RequestKind::Change, req, reply) else {
+        let Some((_turn, pass, reply)) = self.service.enter(RequestKind::Change, req, reply) else {
             return;
         };
-        let (session, thread) = (self.session.clone(), req.pid());
+        let (session, thread) = (self.session().clone(), req.pid());
         let work = async move { session.flush(fh.0, thread).await };
         // As long as there is progress: each request to S3 has a deadline of its own.
-        self.later("flush", (pass, None), work, move |r| send_empty(reply, r));
+        self.service.later("flush", (pass, None), work, move |r| send_empty(reply, r));
     }
 
     fn release(
@@ -414,19 +429,19 @@ impl fuser::Filesystem for FuseSession {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        let Some((_turn, pass, reply)) = self.enter(RequestKind::Change, req, reply) else {
+        let Some((_turn, pass, reply)) = self.service.enter(RequestKind::Change, req, reply) else {
             return;
         };
-        self.door.released(fh.0);
-        if self.session.release_now(fh.0) {
+        self.service.door.released(fh.0);
+        if self.session().release_now(fh.0) {
             return reply.ok();
         }
-        let session = self.session.clone();
+        let session = self.session().clone();
         let work = async move {
             session.release(fh.0).await;
             Ok(())
         };
-        self.later("release", (pass, None), work, move |r| send_empty(reply, r));
+        self.service.later("release", (pass, None), work, move |r| send_empty(reply, r));
     }
 
     fn fsync(
@@ -437,25 +452,27 @@ impl fuser::Filesystem for FuseSession {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        let Some((_turn, pass, reply)) = self.enter(RequestKind::Change, req, reply) else {
+        let Some((_turn, pass, reply)) = self.service.enter(RequestKind::Change, req, reply) else {
             return;
         };
-        let (session, thread) = (self.session.clone(), req.pid());
+        let (session, thread) = (self.session().clone(), req.pid());
         let work = async move { session.fsync(fh.0, thread).await };
-        self.later("fsync", (pass, None), work, move |r| send_empty(reply, r));
+        self.service.later("fsync", (pass, None), work, move |r| send_empty(reply, r));
     }
 
     fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let Some((_turn, pass, reply)) = self.enter(RequestKind::Open, req, reply) else { return };
+        let Some((_turn, pass, reply)) = self.service.enter(RequestKind::Open, req, reply) else {
+            return;
+        };
         let start = Instant::now();
-        if let Some(result) = self.session.opendir_now(ino.0) {
-            self.now("opendir", start);
-            return send_opendir(&self.door, reply, result);
+        if let Some(result) = self.session().opendir_now(ino.0) {
+            self.service.count("opendir", start);
+            return send_opendir(&self.service.door, reply, result);
         }
-        let (session, door) = (self.session.clone(), self.door.clone());
+        let (session, door) = (self.session().clone(), self.service.door.clone());
         let work = async move { session.opendir(ino.0).await };
         // A directory of a million keys takes a thousand requests.
-        self.later("opendir", (pass, Some(DEADLINE * 10)), work, move |r| {
+        self.service.later("opendir", (pass, Some(DEADLINE * 10)), work, move |r| {
             send_opendir(&door, reply, r);
         });
     }
@@ -468,22 +485,23 @@ impl fuser::Filesystem for FuseSession {
         offset: u64,
         reply: ReplyDirectory,
     ) {
-        let Some((_turn, pass, mut reply)) = self.enter(RequestKind::Ask, req, reply) else {
+        let Some((_turn, pass, mut reply)) = self.service.enter(RequestKind::Ask, req, reply)
+        else {
             return;
         };
         let start = Instant::now();
         let add = |next, name: &str, is_dir, _| add_name(&mut reply, next, name, is_dir);
-        let done = self.session.readdir(fh.0, offset, false, add);
+        let done = self.session().readdir(fh.0, offset, false, add);
         let Ok(false) = done else {
-            self.now("readdir", start);
+            self.service.count("readdir", start);
             return match done {
                 Ok(_) => reply.ok(),
                 Err(error) => reply.error(reply::errno(error)),
             };
         };
-        let session = self.session.clone();
+        let session = self.session().clone();
         let work = async move { session.stream_names(fh.0, offset).await };
-        self.later("readdir", (pass, Some(DEADLINE)), work, move |names| match names {
+        self.service.later("readdir", (pass, Some(DEADLINE)), work, move |names| match names {
             Ok(names) => {
                 for (next, name) in (offset + 1..).zip(&names) {
                     if !add_name(&mut reply, next, &name.name, name.is_dir) {
@@ -504,17 +522,18 @@ impl fuser::Filesystem for FuseSession {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        let Some((_turn, pass, mut reply)) = self.enter(RequestKind::Ask, req, reply) else {
+        let Some((_turn, pass, mut reply)) = self.service.enter(RequestKind::Ask, req, reply)
+        else {
             return;
         };
         let start = Instant::now();
-        let session = self.session.clone();
+        let session = self.session().clone();
         let owned = session.settings().ownership;
         let done = session.readdir(fh.0, offset, true, |next, name, is_dir, shown| {
             add_shown(&mut reply, &owned, next, (name, is_dir), shown.as_ref())
         });
         let Ok(false) = done else {
-            self.now("readdirplus", start);
+            self.service.count("readdirplus", start);
             return match done {
                 Ok(_) => reply.ok(),
                 Err(error) => reply.error(reply::errno(error)),
@@ -522,7 +541,7 @@ impl fuser::Filesystem for FuseSession {
         };
         let asked = session.clone();
         let work = async move { asked.stream_names(fh.0, offset).await };
-        self.later("readdirplus", (pass, Some(DEADLINE)), work, move |names| match names {
+        self.service.later("readdirplus", (pass, Some(DEADLINE)), work, move |names| match names {
             Ok(names) => {
                 for (next, name) in (offset + 1..).zip(&names) {
                     let shown = session.show_streamed(ino.0, name);
@@ -547,9 +566,11 @@ impl fuser::Filesystem for FuseSession {
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        let Some((_turn, _pass, reply)) = self.enter(RequestKind::Ask, req, reply) else { return };
-        self.door.released(fh.0);
-        self.session.releasedir(fh.0);
+        let Some((_turn, _pass, reply)) = self.service.enter(RequestKind::Ask, req, reply) else {
+            return;
+        };
+        self.service.door.released(fh.0);
+        self.session().releasedir(fh.0);
         reply.ok();
     }
 
@@ -572,22 +593,27 @@ impl fuser::Filesystem for FuseSession {
     }
 
     fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let Some((_turn, pass, reply)) = self.enter(RequestKind::Ask, req, reply) else { return };
+        let Some((_turn, pass, reply)) = self.service.enter(RequestKind::Ask, req, reply) else {
+            return;
+        };
         let start = Instant::now();
         let Ok(name) = text(name) else { return reply.error(FuseErrno::ENODATA) };
-        if let Some(result) = self.session.getxattr_now(ino.0, &name) {
+        if let Some(result) = self.session().getxattr_now(ino.0, &name) {
             send_xattr(reply, size, result.map(String::into_bytes));
-            return self.now("getxattr", start);
+            return self.service.count("getxattr", start);
         }
-        let session = self.session.clone();
+        let session = self.session().clone();
         let work = async move { session.version_xattr(ino.0).await.map(String::into_bytes) };
-        self.later("getxattr", (pass, Some(DEADLINE)), work, move |r| send_xattr(reply, size, r));
+        self.service
+            .later("getxattr", (pass, Some(DEADLINE)), work, move |r| send_xattr(reply, size, r));
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let Some((_turn, _pass, reply)) = self.enter(RequestKind::Ask, req, reply) else { return };
+        let Some((_turn, _pass, reply)) = self.service.enter(RequestKind::Ask, req, reply) else {
+            return;
+        };
         let mut list = Vec::new();
-        for name in self.session.listxattr(ino.0) {
+        for name in self.session().listxattr(ino.0) {
             list.extend_from_slice(name.as_bytes());
             list.push(0);
         }

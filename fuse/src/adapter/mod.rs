@@ -8,6 +8,7 @@ pub mod passthrough;
 mod reply;
 mod resent;
 pub mod serve;
+mod service;
 
 pub use door::Door;
 pub use handshake::Handshake;

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use fuser::{
     FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyXattr,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, ReplyXattr,
 };
 use rustix::io::Errno;
 
@@ -82,6 +82,13 @@ pub(super) fn send_attr(session: &Session, reply: ReplyAttr, result: Result<Entr
 pub(super) fn send_empty(reply: ReplyEmpty, result: Result<(), Errno>) {
     match result {
         Ok(()) => reply.ok(),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+pub(super) fn send_written(reply: ReplyWrite, result: Result<u32, Errno>) {
+    match result {
+        Ok(written) => reply.written(written),
         Err(error) => reply.error(errno(error)),
     }
 }

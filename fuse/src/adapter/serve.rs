@@ -15,8 +15,8 @@ use super::resent::Witness;
 use crate::engine::Session;
 use crate::engine::kernel::KernelPort;
 
-/// Threads that read requests. Reads of the cache's disk happen in them.
-const THREADS: usize = 8;
+/// Threads that read requests: what waits is done by others ([`super::service`]).
+const THREADS: usize = 1;
 /// `OVERLAYFS_SUPER_MAGIC` (include/uapi/linux/magic.h).
 const OVERLAYFS_MAGIC: u64 = 0x794c_7630;
 

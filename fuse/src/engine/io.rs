@@ -1,5 +1,6 @@
 //! Reading, writing and storing through open handles.
 
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
@@ -9,18 +10,18 @@ use rustix::io::Errno;
 use super::handles::{FileHandle, Handle, Handles, Opener};
 use super::owner;
 use super::session::Session;
-use crate::blocking::aside;
-use crate::read::Purpose;
+use crate::blocking::{MayBlock, aside};
+use crate::read::{Purpose, Source};
 use crate::write::WriteError;
 use crate::write::draft::Draft;
 
-/// A read that must wait for the origin.
+/// A read that must wait.
 pub struct PendingRead {
     handle: Arc<Handle>,
     offset: u64,
     len: u64,
     extra: u64,
-    then: std::ops::Range<u64>,
+    then: Range<u64>,
 }
 
 /// What a close is to what the opener has begun.
@@ -37,20 +38,27 @@ enum Close {
 pub enum ReadNow {
     /// The bytes.
     Data(Bytes),
-    /// The origin must be asked.
-    Wait(PendingRead),
+    /// The cache's disk must be read: [`Session::read_disk`].
+    Disk(PendingRead),
+    /// The origin must be asked: [`Session::read`].
+    Origin(PendingRead),
 }
 
 impl Session {
-    /// Reads what is here; may read the cache disk.
+    /// Reads what is in memory.
     ///
     /// # Errors
     /// The errno for the process.
     pub fn read_now(self: &Arc<Self>, fh: u64, offset: u64, len: u64) -> Result<ReadNow, Errno> {
         let handle = self.handles.get(fh).ok_or(Errno::BADF)?;
         let Handle::File(open) = &*handle else { return Err(Errno::ISDIR) };
+        let pending =
+            |extra, then| PendingRead { handle: handle.clone(), offset, len, extra, then };
         if let Some(draft) = open.inode.draft() {
-            return read_draft(&draft, offset, len);
+            return Ok(match draft.read_now(offset, bytes_of(len)) {
+                Some(data) => ReadNow::Data(data.into()),
+                None => ReadNow::Disk(pending(0, 0..0)),
+            });
         }
         let Some(source) = &open.source else { return Err(Errno::STALE) };
         let size = source.version.size();
@@ -62,26 +70,56 @@ impl Session {
             let extra = window.read(offset, len);
             (extra, window.ahead(self.engine.reader.part_bytes(), size))
         };
-        match self.engine.reader.read_now(&source.version, offset, len, Purpose::Serve) {
-            Some(data) => {
-                if !then.is_empty() {
-                    self.engine.reader.prefetch(source, then);
-                }
-                self.served(open, data.len() as u64);
-                Ok(ReadNow::Data(data))
+        let reader = &self.engine.reader;
+        Ok(match reader.read_now(&source.version, offset, len, Purpose::Serve) {
+            Some(data) => ReadNow::Data(self.serve(open, source, data, then)),
+            None if reader.is_here(&source.version, offset, len) => {
+                ReadNow::Disk(pending(extra, then))
             }
-            None => {
-                let handle = handle.clone();
-                Ok(ReadNow::Wait(PendingRead { handle, offset, len, extra, then }))
-            }
-        }
+            None => ReadNow::Origin(pending(extra, then)),
+        })
     }
 
-    /// Reads what must be fetched.
+    /// Reads what is on the cache's disk.
     ///
     /// # Errors
     /// The errno for the process.
-    pub async fn read(self: &Arc<Self>, read: PendingRead) -> Result<Bytes, Errno> {
+    pub fn read_disk(self: &Arc<Self>, _: &MayBlock, read: PendingRead) -> Result<ReadNow, Errno> {
+        let Handle::File(open) = &*read.handle else { return Err(Errno::BADF) };
+        if let Some(draft) = open.inode.draft() {
+            let data = draft.read(read.offset, bytes_of(read.len));
+            let data = data.map_err(|error| WriteError::Staging(error).errno())?;
+            return Ok(ReadNow::Data(data.into()));
+        }
+        let Some(source) = &open.source else { return Err(Errno::STALE) };
+        let (version, reader) = (&source.version, &self.engine.reader);
+        Ok(match reader.read_disk(version, read.offset, read.len, Purpose::Serve) {
+            Some(data) => ReadNow::Data(self.serve(open, source, data, read.then.clone())),
+            None => ReadNow::Origin(read),
+        })
+    }
+
+    /// Bytes that were here, for the process; what it will ask for next is fetched.
+    fn serve(&self, open: &FileHandle, source: &Source, data: Bytes, then: Range<u64>) -> Bytes {
+        if !then.is_empty() {
+            self.engine.reader.prefetch(source, then);
+        }
+        self.served(open, data.len() as u64);
+        data
+    }
+
+    /// Reads what must be waited for, wherever it is.
+    ///
+    /// # Errors
+    /// The errno for the process.
+    pub async fn read(self: &Arc<Self>, mut read: PendingRead) -> Result<Bytes, Errno> {
+        if matches!(&*read.handle, Handle::File(open) if open.inode.draft().is_some()) {
+            let session = self.clone();
+            read = match aside(move |may| session.read_disk(may, read)).await? {
+                ReadNow::Data(data) => return Ok(data),
+                ReadNow::Disk(read) | ReadNow::Origin(read) => read,
+            };
+        }
         let Handle::File(open) = &*read.handle else { return Err(Errno::BADF) };
         let Some(source) = &open.source else { return Err(Errno::STALE) };
         let reader = &self.engine.reader;
@@ -185,6 +223,8 @@ impl Session {
         let (device, (_, name)) = (self.device().to_owned(), open.node.place());
         let (ino, opener_is) = (open.node.ino, opener.process);
         let has_closed = opener.has_closed.load(Ordering::Relaxed);
+        // It is never closed.
+        let _turn = self.closes.acquire().await;
         let closes = aside(move |may| {
             let closer = processes.process_of(may, thread);
             if opener_is != 0 && closer != opener_is {
@@ -232,7 +272,6 @@ impl Session {
     }
 }
 
-fn read_draft(draft: &Draft, offset: u64, len: u64) -> Result<ReadNow, Errno> {
-    let data = draft.read(offset, usize::try_from(len).unwrap_or(usize::MAX));
-    data.map(|data| ReadNow::Data(data.into())).map_err(|error| WriteError::Staging(error).errno())
+fn bytes_of(len: u64) -> usize {
+    usize::try_from(len).unwrap_or(usize::MAX)
 }

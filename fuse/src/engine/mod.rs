@@ -31,6 +31,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
+use crate::blocking::WaitingThreads;
 use crate::buffers::Buffers;
 use crate::cache::NodeCache;
 use crate::metrics::Metrics;
@@ -47,6 +48,9 @@ use verdicts::KeptVerdicts;
 pub use away::Answer;
 pub use session::Session;
 
+/// Most threads that wait for disks and for the mounter: what a fast disk does side by side.
+const WAITING_MAX: usize = 64;
+
 /// What all mounts of a node share.
 pub struct Engine {
     /// The node cache.
@@ -59,6 +63,8 @@ pub struct Engine {
     pub metrics: Arc<Metrics>,
     pub(crate) reader: Arc<Reader>,
     pub(crate) runtime: Handle,
+    /// Threads that wait for disks and for the mounter, for all sessions.
+    pub(crate) waiting: WaitingThreads,
     pub(crate) processes: Arc<dyn Processes>,
     /// What earlier runs were writing when they ended.
     pub(crate) leftovers: Leftovers,
@@ -71,6 +77,9 @@ impl Engine {
     /// `memory` is the limit of what others decide about, in bytes: half of it for bytes on their
     /// way, half for names. `read_part` is the most bytes that one GET asks for; `processes` knows
     /// who sends requests.
+    ///
+    /// # Errors
+    /// That no thread can be started.
     pub fn new(
         cache: Arc<NodeCache>,
         memory: u64,
@@ -78,7 +87,7 @@ impl Engine {
         runtime: Handle,
         read_part: u64,
         processes: Arc<dyn Processes>,
-    ) -> Arc<Self> {
+    ) -> std::io::Result<Arc<Self>> {
         let buffers = Buffers::new(memory / 2);
         let reader = Reader::new(
             cache.clone(),
@@ -89,18 +98,19 @@ impl Engine {
         );
         let leftovers = Leftovers::of(&cache);
         let verdicts = Arc::new(KeptVerdicts::new(cache.clone()));
-        Arc::new(Self {
+        Ok(Arc::new(Self {
             cache,
             buffers,
             name_memory: NameMemory::new(memory / 2),
             metrics,
             reader,
             runtime,
+            waiting: WaitingThreads::new("weir-waits", WAITING_MAX)?,
             processes,
             leftovers,
             verdicts,
             live_uploads: Arc::default(),
-        })
+        }))
     }
 
     /// Bytes taken of the memory for what others decide about.

@@ -64,40 +64,81 @@ pub(super) struct OpenCall<'a> {
     pub(super) process: u32,
 }
 
+/// What an open came to without waiting.
+pub enum OpenNow {
+    /// It is done, or refused.
+    Done(Result<OpenFile, Errno>),
+    /// The kernel is to be told of a file first: [`Session::open_telling`].
+    Tell,
+    /// The origin may have to be asked: [`Session::open`].
+    Ask,
+}
+
 /// How far an open for reading has come.
 enum Step {
     Done(Result<OpenFile, Errno>),
+    /// The kernel does not know the file of this version.
+    Tell,
     /// The whole of this small version is to be fetched first.
     Fetch(Source),
 }
 
+/// The kernel's id of a version.
+enum Known {
+    As(Arc<Backing>),
+    /// It is to be told first.
+    NotYet,
+    /// It cannot be told.
+    Never,
+}
+
+impl From<Option<Arc<Backing>>> for Known {
+    fn from(told: Option<Arc<Backing>>) -> Self {
+        told.map_or(Self::Never, Self::As)
+    }
+}
+
 impl Session {
-    /// Opens for reading if nothing must be waited for but the kernel.
-    pub fn open_now(
+    /// Opens for reading if nothing must be waited for.
+    pub fn open_now(self: &Arc<Self>, ino: u64, flags: &OpenRequest) -> OpenNow {
+        self.open_here(ino, flags, |version| self.known(version))
+    }
+
+    /// As [`Session::open_now`]; tells the kernel of the file where it does not know it.
+    pub fn open_telling(
         self: &Arc<Self>,
         may: &MayBlock,
         ino: u64,
         flags: &OpenRequest,
-    ) -> Option<Result<OpenFile, Errno>> {
+    ) -> OpenNow {
+        self.open_here(ino, flags, |version| self.register(may, version).into())
+    }
+
+    fn open_here(
+        self: &Arc<Self>,
+        ino: u64,
+        flags: &OpenRequest,
+        backing: impl FnOnce(&Arc<CachedVersion>) -> Known,
+    ) -> OpenNow {
         if Request::of(flags) != Request::Read {
-            return None;
+            return OpenNow::Ask;
         }
         let node = match self.file(ino) {
             Ok(node) => node,
-            Err(errno) => return Some(Err(errno)),
+            Err(errno) => return OpenNow::Done(Err(errno)),
         };
         let call = self.open_call(&node, flags);
         if call.request.heeds_reservations() && self.reservations.is_reserved(|| place_of(&node)) {
-            return None;
+            return OpenNow::Ask;
         }
-        let name = Name::of(self.names.is_current_now(&node)?);
+        let Some(current) = self.names.is_current_now(&node) else { return OpenNow::Ask };
         if self.proof(&node.key()) == Proof::Needed {
-            return None;
+            return OpenNow::Ask;
         }
-        let register = |version: &Arc<CachedVersion>| self.register(may, version);
-        match self.try_reading(&call, name, false, register) {
-            Step::Done(result) => Some(self.end_open(&call, result)),
-            Step::Fetch(_) => None,
+        match self.try_reading(&call, Name::of(current), false, backing) {
+            Step::Done(result) => OpenNow::Done(self.end_open(&call, result)),
+            Step::Tell => OpenNow::Tell,
+            Step::Fetch(_) => OpenNow::Ask,
         }
     }
 
@@ -198,9 +239,11 @@ impl Session {
         name: Name,
     ) -> Result<OpenFile, Errno> {
         let _registered = self.registered(call.node).await;
-        let known = |version: &Arc<CachedVersion>| self.backings.get(version);
+        // What is not known now is served without.
+        let known = |version: &Arc<CachedVersion>| self.backings.get(version).into();
         match self.try_reading(call, name, false, known) {
             Step::Done(result) => result,
+            Step::Tell => Err(Errno::IO),
             Step::Fetch(source) => {
                 self.engine.metrics.cache_misses.inc();
                 self.engine.reader.fetch_whole(&source).await.map_err(|error| {
@@ -210,7 +253,7 @@ impl Session {
                 let _registered = self.registered(call.node).await;
                 match self.try_reading(call, name, true, known) {
                     Step::Done(result) => result,
-                    Step::Fetch(_) => Err(Errno::IO),
+                    Step::Fetch(_) | Step::Tell => Err(Errno::IO),
                 }
             }
         }
@@ -231,6 +274,10 @@ impl Session {
         }
     }
 
+    fn known(&self, version: &CachedVersion) -> Known {
+        self.backings.get(version).map_or(Known::NotYet, Known::As)
+    }
+
     fn register(&self, may: &MayBlock, version: &Arc<CachedVersion>) -> Option<Arc<Backing>> {
         self.backings
             .register(may, version)
@@ -249,7 +296,7 @@ impl Session {
         call: &OpenCall<'_>,
         name: Name,
         fetched: bool,
-        backing: impl FnOnce(&Arc<CachedVersion>) -> Option<Arc<Backing>>,
+        backing: impl FnOnce(&Arc<CachedVersion>) -> Known,
     ) -> Step {
         let node = call.node;
         let modes = self.modes.lock();
@@ -268,6 +315,12 @@ impl Session {
         if small && !fetched && !self.is_here(&source.version) {
             return Step::Fetch(source);
         }
+        // Before the modes are locked: it may take a while.
+        let backing = match self.is_passable(&source.version).then(|| backing(&source.version)) {
+            Some(Known::NotYet) => return Step::Tell,
+            Some(Known::As(backing)) => Some(backing),
+            Some(Known::Never) | None => None,
+        };
         if !fetched {
             self.count_open(&source.version);
         }
@@ -313,14 +366,12 @@ impl Session {
         call: &OpenCall<'_>,
         name: Name,
         source: Source,
-        backing: impl FnOnce(&Arc<CachedVersion>) -> Option<Arc<Backing>>,
+        backing: Option<Arc<Backing>>,
     ) -> Result<OpenFile, Errno> {
         if source.version.is_complete() && !source.version.is_trusted() {
             self.engine.reader.verify(&source);
         }
         let passable = self.is_passable(&source.version);
-        // Before the modes are locked: it may take a while.
-        let backing = passable.then(|| backing(&source.version)).flatten();
         let modes = self.modes.lock();
         self.admit(&modes, call, name, passable)?;
         let mode = match modes.present(call.node.ino) {

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use rustix::io::Errno;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 use super::access::Access;
 use super::ahead::Walkers;
@@ -62,7 +62,12 @@ pub struct Session {
     pub(super) unstored: UnstoredFiles,
     /// What its origin may have of what all mounts share.
     lane: Arc<Lane>,
+    /// Closes that ask about processes side by side: who closes much holds up nobody else.
+    pub(super) closes: Semaphore,
 }
+
+/// See [`Session::closes`].
+const CLOSES_MAX: usize = 8;
 
 /// Attributes of a node.
 #[derive(Clone, Copy, Debug)]
@@ -135,6 +140,7 @@ impl Session {
             finished: Notify::new(),
             unstored: UnstoredFiles::default(),
             lane,
+            closes: Semaphore::new(CLOSES_MAX),
         });
         session.start();
         session

@@ -64,7 +64,7 @@ mod tests {
         }
         let cache = opened.unwrap();
         let runtime = tokio::runtime::Handle::current();
-        Engine::new(cache, 1 << 21, metrics, runtime, 1 << 20, Arc::new(Proc))
+        Engine::new(cache, 1 << 21, metrics, runtime, 1 << 20, Arc::new(Proc)).unwrap()
     }
 
     /// Stores a new object in a mount of `engine`; how many PUTs that took.

@@ -110,7 +110,7 @@ impl Reader {
         &self.buffers
     }
 
-    /// The bytes at `offset`, if they are here; may read the disk.
+    /// The bytes at `offset`, if they are in memory.
     pub fn read_now(
         self: &Arc<Self>,
         version: &Arc<CachedVersion>,
@@ -118,7 +118,24 @@ impl Reader {
         len: u64,
         purpose: Purpose,
     ) -> Option<Bytes> {
+        self.gather(version, offset..offset.saturating_add(len), &[], false, purpose)
+    }
+
+    /// The bytes at `offset`, if they are in memory or on the disk, which may be read.
+    pub fn read_disk(
+        self: &Arc<Self>,
+        version: &Arc<CachedVersion>,
+        offset: u64,
+        len: u64,
+        purpose: Purpose,
+    ) -> Option<Bytes> {
         self.gather(version, offset..offset.saturating_add(len), &[], true, purpose)
+    }
+
+    /// Whether the bytes at `offset` are in memory or on the disk.
+    pub fn is_here(&self, version: &CachedVersion, offset: u64, len: u64) -> bool {
+        let mut wanted = blocks::covering(offset, len, version.size());
+        wanted.all(|block| version.has(block) || self.in_memory(version, block, &[]).is_some())
     }
 
     /// The bytes at `offset`, fetched where needed. `extra` is how many bytes beyond are worth
@@ -284,7 +301,7 @@ impl Reader {
             }
             let missing = in_memory[place..].iter().take_while(|data| data.is_none()).count();
             let end = (at + missing as u32).min(at + RUN);
-            let run = self.read_disk(version, at..end)?;
+            let run = self.read_run(version, at..end)?;
             for (block, data) in (at..).zip(&run) {
                 if !is_done(block) {
                     self.hot.insert(version.number, block, std::slice::from_ref(data));
@@ -303,7 +320,7 @@ impl Reader {
         Some(joined.slice(from.min(to)..to))
     }
 
-    fn read_disk(&self, version: &Arc<CachedVersion>, run: Range<u32>) -> Option<Vec<Block>> {
+    fn read_run(&self, version: &Arc<CachedVersion>, run: Range<u32>) -> Option<Vec<Block>> {
         let mut share = self.try_share(fetch::capacity_of(run.clone(), version.size()))?;
         version.read_run(run, &mut share).ok()
     }

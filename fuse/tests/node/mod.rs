@@ -42,7 +42,8 @@ impl Node {
         let settings = CacheSettings::one(dir.path(), u64::MAX, 0);
         let cache = NodeCache::open(&settings, metrics.clone()).unwrap();
         let runtime = tokio::runtime::Handle::current();
-        let engine = Engine::new(cache, 128 << 20, metrics, runtime, 1 << 20, Arc::new(Proc));
+        let engine =
+            Engine::new(cache, 128 << 20, metrics, runtime, 1 << 20, Arc::new(Proc)).unwrap();
         let faulty = Arc::new(Faulty::new(memory.clone()));
         Self { memory, faulty, engine, _dir: dir }
     }
@@ -154,7 +155,9 @@ pub(crate) async fn read(
 ) -> Result<Vec<u8>, Errno> {
     match session.read_now(fh, offset, len)? {
         ReadNow::Data(data) => Ok(data.to_vec()),
-        ReadNow::Wait(pending) => session.read(pending).await.map(|data| data.to_vec()),
+        ReadNow::Disk(waits) | ReadNow::Origin(waits) => {
+            session.read(waits).await.map(|data| data.to_vec())
+        }
     }
 }
 

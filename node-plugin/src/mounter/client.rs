@@ -25,6 +25,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const TRY_EVERY: Duration = Duration::from_millis(100);
 /// How long it is waited for backing ids to be gone that were given back.
 const SETTLE_PATIENCE: Duration = Duration::from_millis(100);
+/// How long a mounter that is there may take to answer a question, or to note something.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
+/// How long it may take to mount, to show or to end something, which the kernel may delay.
+const CHANGE_DEADLINE: Duration = Duration::from_secs(60);
+/// How long a mounter that did not answer is asked nothing that can do without an answer.
+const SILENCE: Duration = Duration::from_secs(10);
 /// Connections kept open.
 const POOL_MAX: usize = 8;
 
@@ -69,6 +75,8 @@ pub struct Mounter {
     hello: Request,
     patience: Duration,
     pool: Mutex<Vec<Line>>,
+    /// When it was found not to answer.
+    silent: Mutex<Option<Instant>>,
     attached: Flag,
     notices: Arc<Notices>,
 }
@@ -90,6 +98,7 @@ impl Mounter {
             hello,
             patience,
             pool: Mutex::default(),
+            silent: Mutex::default(),
             attached: Flag::default(),
             notices: Arc::default(),
         })
@@ -119,7 +128,11 @@ impl Mounter {
             let may = MayBlock::own_thread();
             let mut first = true;
             while let Some(mounter) = mounter.upgrade() {
-                let Ok(mut line) = mounter.connect(&may) else {
+                let line = mounter.connect(&may).and_then(|line| {
+                    wire::set_deadline(&line.socket, None)?;
+                    Ok(line)
+                });
+                let Ok(mut line) = line else {
                     drop(mounter);
                     std::thread::sleep(TRY_EVERY);
                     continue;
@@ -152,7 +165,8 @@ impl Mounter {
     }
 
     fn connect(&self, _: &MayBlock) -> io::Result<Line> {
-        let mut line = Line { socket: wire::connect(&self.socket)?, buffer: Vec::new() };
+        let socket = wire::connect(&self.socket, ANSWER_DEADLINE).map_err(told_late)?;
+        let mut line = Line { socket, buffer: Vec::new() };
         match line.exchange(&self.hello, &[])? {
             (Reply::Hello { version: VERSION }, _) => Ok(line),
             (Reply::Failed { text, .. }, _) => Err(io::Error::other(text)),
@@ -177,12 +191,17 @@ impl Mounter {
         along: &[BorrowedFd<'_>],
     ) -> io::Result<(Reply, Vec<OwnedFd>)> {
         let until = Instant::now() + patience;
+        let deadline = deadline_of(request);
+        if can_be_left(request) && self.is_silent() {
+            return Err(silence());
+        }
         loop {
             let pooled = self.pool().pop();
             // One that was kept may be of a mounter that is gone.
             let was_kept = pooled.is_some();
             let line = pooled.map_or_else(|| self.connect(may), Ok);
             let answered = line.and_then(|mut line| {
+                wire::set_deadline(&line.socket, Some(deadline))?;
                 let answer = line.exchange(request, along)?;
                 let mut pool = self.pool();
                 if pool.len() < POOL_MAX {
@@ -196,7 +215,14 @@ impl Mounter {
                     let kind = errno.map_or(io::ErrorKind::Other, kind);
                     return Err(io::Error::new(kind, text));
                 }
-                Ok(answer) => return Ok(answer),
+                Ok(answer) => {
+                    self.note_silence(None);
+                    return Ok(answer);
+                }
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                    self.note_silence(Some(Instant::now()));
+                    return Err(error);
+                }
                 // No other try is shorter.
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(error),
                 Err(_) if was_kept => {}
@@ -207,6 +233,15 @@ impl Mounter {
                 Err(_) => std::thread::sleep(TRY_EVERY),
             }
         }
+    }
+
+    fn is_silent(&self) -> bool {
+        let silent = *self.silent.lock().unwrap_or_else(PoisonError::into_inner);
+        silent.is_some_and(|since| since.elapsed() < SILENCE)
+    }
+
+    fn note_silence(&self, since: Option<Instant>) {
+        *self.silent.lock().unwrap_or_else(PoisonError::into_inner) = since;
     }
 
     fn is_so(&self, may: &MayBlock, question: &Request) -> io::Result<bool> {
@@ -391,11 +426,44 @@ impl Line {
         request: &Request,
         along: &[BorrowedFd<'_>],
     ) -> io::Result<(Reply, Vec<OwnedFd>)> {
-        wire::send(&self.socket, request, along)?;
-        wire::receive(&self.socket, &mut self.buffer)?.ok_or_else(|| {
+        wire::send(&self.socket, request, along).map_err(told_late)?;
+        wire::receive(&self.socket, &mut self.buffer).map_err(told_late)?.ok_or_else(|| {
             io::Error::new(io::ErrorKind::ConnectionReset, "it closed the connection")
         })
     }
+}
+
+/// How long the mounter may take for a request.
+fn deadline_of(request: &Request) -> Duration {
+    match request {
+        Request::Mount(_)
+        | Request::Deposit(_)
+        | Request::Bind(_)
+        | Request::Unbind { .. }
+        | Request::Unmount { .. } => CHANGE_DEADLINE,
+        _ => ANSWER_DEADLINE,
+    }
+}
+
+/// Whether who asks can do without the answer: the file is served by the engine, or stored once more.
+fn can_be_left(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::OpenBacking { .. }
+            | Request::ProcessOf { .. }
+            | Request::IsAlive { .. }
+            | Request::Holds { .. }
+    )
+}
+
+/// The error of a call whose deadline has passed.
+fn told_late(error: io::Error) -> io::Error {
+    if error.kind() == io::ErrorKind::WouldBlock { silence() } else { error }
+}
+
+fn silence() -> io::Error {
+    let text = "the mounter is there and does not answer; look at its pod and at the kernel's log";
+    io::Error::new(io::ErrorKind::TimedOut, text)
 }
 
 fn unexpected() -> io::Error {

@@ -6,8 +6,10 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::Mode;
+use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
@@ -51,14 +53,25 @@ fn share(path: &Path, group: u32, mode: u32) -> io::Result<()> {
     std::fs::set_permissions(path, Permissions::from_mode(mode))
 }
 
-/// A connection to the socket at `path`.
+/// A connection to the socket at `path`, on which nothing takes longer than `deadline`.
 ///
 /// # Errors
-/// What the system reports: ENOENT or ECONNREFUSED while nobody listens.
-pub fn connect(path: &Path) -> io::Result<OwnedFd> {
+/// What the system reports: ENOENT or ECONNREFUSED while nobody listens, EAGAIN where who listens
+/// takes no connection (unix(7), SO_SNDTIMEO).
+pub fn connect(path: &Path, deadline: Duration) -> io::Result<OwnedFd> {
     let socket = socket()?;
+    set_deadline(&socket, Some(deadline))?;
     rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
     Ok(socket)
+}
+
+/// How long sending and receiving wait from now on, EAGAIN after that; `None`: for ever.
+///
+/// # Errors
+/// What the system reports.
+pub fn set_deadline(socket: &OwnedFd, deadline: Option<Duration>) -> io::Result<()> {
+    sockopt::set_socket_timeout(socket, Timeout::Send, deadline)?;
+    Ok(sockopt::set_socket_timeout(socket, Timeout::Recv, deadline)?)
 }
 
 fn socket() -> io::Result<OwnedFd> {

@@ -197,7 +197,9 @@ impl Files for SessionFiles {
             let want = (len - bytes.len()).min(128 << 10) as u64;
             let data = match self.session.read_now(fd, offset + bytes.len() as u64, want)? {
                 ReadNow::Data(data) => data,
-                ReadNow::Wait(pending) => runtime().block_on(self.session.read(pending))?,
+                ReadNow::Disk(waits) | ReadNow::Origin(waits) => {
+                    runtime().block_on(self.session.read(waits))?
+                }
             };
             bytes.extend_from_slice(&data);
             if (data.len() as u64) < want {

@@ -256,6 +256,14 @@ impl Draft {
         }
     }
 
+    /// Reads what was written, up to the end, where it is in memory.
+    pub fn read_now(&self, offset: u64, len: usize) -> Option<Vec<u8>> {
+        let len = self.size().saturating_sub(offset).min(len as u64) as usize;
+        let mut out = vec![0; len];
+        page_cache::read(self.file(), &mut out, offset).ok()?;
+        Some(out)
+    }
+
     /// Reads what was written, up to the end.
     ///
     /// # Errors

@@ -88,7 +88,7 @@ impl Lab {
         let cache = NodeCache::open(&settings, metrics.clone()).unwrap();
         let runtime = tokio::runtime::Handle::current();
         let proc = Arc::new(Proc);
-        let engine = Engine::new(cache, 128 << 20, metrics, runtime, 1 << 20, proc);
+        let engine = Engine::new(cache, 128 << 20, metrics, runtime, 1 << 20, proc).unwrap();
         Self { engine, buckets: AtomicU64::new(0), _dir: dir }
     }
 

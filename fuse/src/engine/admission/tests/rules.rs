@@ -5,8 +5,8 @@ use rustix::io::Errno;
 
 use super::bench::{Bench, Lab, NAME, ROOT, flags_of};
 use super::{Attempt, Inode, Name, Request, Size};
-use crate::blocking::aside;
 use crate::engine::modes::Mode;
+use crate::engine::open::OpenNow;
 
 /// A file that the kernel reads by itself; a writer was told, and his new inode.
 async fn reserved(lab: &Lab) -> (Bench, u64) {
@@ -23,8 +23,7 @@ async fn readers_wait_for_the_writer_for_whom_a_name_is_reserved() {
     let lab = Lab::new();
     let (bench, ino) = reserved(&lab).await;
     let reader = flags_of(Request::Read, 2);
-    let (session, now) = (bench.session.clone(), reader);
-    assert!(aside(move |may| session.open_now(may, ino, &now).is_none()).await);
+    assert!(matches!(bench.session.open_now(ino, &reader), OpenNow::Ask));
     let reading = bench.session.open(ino, &reader);
     tokio::pin!(reading);
     assert!(poll_immediate(&mut reading).await.is_none());

@@ -1,0 +1,108 @@
+//! How the requests of one connection are served: at once, on the one thread that reads them;
+//! where a disk or the mounter must be waited for, on one of the engine's threads that may wait;
+//! where the origin must be, in a task under a deadline.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fuser::Request;
+use rustix::io::Errno;
+use tokio::sync::Semaphore;
+
+use super::door::{Door, Pass, RequestKind, Turn};
+use super::reply;
+use crate::blocking::MayBlock;
+use crate::buffers::{Buffer, capacity_for};
+use crate::engine::Session;
+
+/// Threads that may wait which one session has at most; the engine's others are for the others.
+const THREADS_MAX: usize = 16;
+
+/// The session, and its requests under way.
+#[derive(Clone)]
+pub(super) struct Service {
+    pub(super) session: Arc<Session>,
+    pub(super) door: Arc<Door>,
+    threads: Arc<Semaphore>,
+}
+
+impl Service {
+    /// Requests come in by `door`.
+    pub(super) fn new(session: Arc<Session>, door: Arc<Door>) -> Self {
+        Self { session, door, threads: Arc::new(Semaphore::new(THREADS_MAX)) }
+    }
+
+    /// Lets a request in: [`Door::enter`].
+    pub(super) fn enter<R>(
+        &self,
+        does: RequestKind,
+        req: &Request,
+        reply: R,
+    ) -> Option<(Turn<'_>, Pass, R)> {
+        self.door.enter(does, reply::delivery(req.unique()), reply)
+    }
+
+    /// Counts a request that is answered.
+    pub(super) fn count(&self, op: &str, start: Instant) {
+        self.session.engine().metrics.fuse(op, start);
+    }
+
+    /// Answers later, within the deadline if there is one. `pass` ends with the answer.
+    pub(super) fn later<T: Send + 'static>(
+        &self,
+        op: &'static str,
+        (pass, deadline): (Pass, Option<Duration>),
+        work: impl Future<Output = Result<T, Errno>> + Send + 'static,
+        answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
+    ) {
+        let service = self.clone();
+        let start = Instant::now();
+        self.session.engine().runtime.spawn(async move {
+            let result = match deadline {
+                None => work.await,
+                Some(limit) => {
+                    tokio::time::timeout(limit, work).await.unwrap_or(Err(Errno::TIMEDOUT))
+                }
+            };
+            service.finish((op, start), pass, || answer(result));
+        });
+    }
+
+    /// A copy of what is to be written, where there is memory for it.
+    pub(super) fn copy(&self, data: &[u8]) -> Option<Buffer> {
+        let buffers = &self.session.engine().buffers;
+        let mut copy = buffers.try_share(capacity_for(data.len()))?.buffer(data.len());
+        copy.bytes_mut().copy_from_slice(data);
+        Some(copy)
+    }
+
+    /// Does something on a thread that may wait; it finishes the request, or passes it on.
+    pub(super) fn aside(&self, work: impl FnOnce(&MayBlock, &Self) + Send + 'static) {
+        let service = self.clone();
+        let engine = self.session.engine().clone();
+        match self.threads.clone().try_acquire_owned() {
+            Ok(thread) => engine.waiting.begin(&engine.runtime, move |may| {
+                work(may, &service);
+                drop(thread);
+            }),
+            Err(_) => {
+                self.session.engine().runtime.spawn(async move {
+                    // It is never closed.
+                    let thread = service.threads.clone().acquire_owned().await;
+                    engine.waiting.begin(&engine.runtime, move |may| {
+                        work(may, &service);
+                        drop(thread);
+                    });
+                });
+            }
+        }
+    }
+
+    /// Answers a request that was not answered by the thread that read it.
+    pub(super) fn finish(&self, (op, start): (&str, Instant), pass: Pass, answer: impl FnOnce()) {
+        // Before the answer: who has it may look at the metrics at once.
+        self.count(op, start);
+        self.door.answer(answer);
+        drop(pass);
+    }
+}
