@@ -145,17 +145,22 @@ impl Cluster {
         text.trim().parse().unwrap()
     }
 
-    /// Listens on the node's address, and passes connections on to MinIO on this machine.
-    fn serve_s3(&self) {
+    /// Listens on the node's address: pods reach what a test serves there.
+    pub fn listen(&self, port: u16) -> TcpListener {
         let network = File::open(format!("/proc/{}/ns/net", self.init())).unwrap();
         let entered = std::thread::spawn(move || {
             use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
             use std::os::fd::AsFd;
             let kind = Some(LinkNameSpaceType::Network);
             move_into_link_name_space(network.as_fd(), kind).unwrap();
-            TcpListener::bind((NODE_IP, S3_PORT)).unwrap()
+            TcpListener::bind((NODE_IP, port)).unwrap()
         });
-        let listener = entered.join().unwrap();
+        entered.join().unwrap()
+    }
+
+    /// Passes connections to the node's address on to MinIO on this machine.
+    fn serve_s3(&self) {
+        let listener = self.listen(S3_PORT);
         let server = minio::shared().url.trim_start_matches("http://").to_owned();
         let open = self.s3.clone();
         std::thread::spawn(move || {

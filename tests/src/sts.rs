@@ -1,10 +1,12 @@
 //! Keys that last an hour, with as many rights as a test gives them.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
-use aws_sdk_sts::config::{BehaviorVersion, Region};
+use aws_sdk_sts::config::{BehaviorVersion, Credentials, Region};
 use weir_fuse::origin::s3::http_client;
 
 use crate::bucket::Bucket;
@@ -80,5 +82,110 @@ impl Issuer {
     /// Keys that may list and read.
     pub fn reading(&self) -> SessionKeys {
         self.keys(&["s3:ListBucket", "s3:GetObject"])
+    }
+}
+
+/// A security token service that gives whoever brings a token the keys of a bucket, if he names one of
+/// its roles. MinIO's own looks at tokens alone.
+pub struct RoleService {
+    /// Where it listens.
+    pub url: String,
+    asked: Arc<Mutex<Vec<(String, String)>>>,
+}
+
+impl RoleService {
+    /// Starts one that knows these roles, by their ARNs.
+    pub fn start(listener: TcpListener, roles: &[&str], bucket: &Bucket) -> Self {
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let (kept, keys) = (asked.clone(), keys_of(bucket));
+        let roles: Vec<_> = roles.iter().map(|role| (*role).to_owned()).collect();
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let Some(form) = form(&stream) else { continue };
+                let field = |name: &str| {
+                    let pairs = form.split('&').filter_map(|pair| pair.split_once('='));
+                    let value =
+                        pairs.filter(|(key, _)| *key == name).map(|(_, value)| value).next();
+                    value.unwrap_or_default().replace("%3A", ":").replace("%2F", "/")
+                };
+                let role = field("RoleArn");
+                let is_known = roles.contains(&role) && !field("WebIdentityToken").is_empty();
+                kept.lock().unwrap().push((role, field("RoleSessionName")));
+                let (status, body) = match is_known {
+                    true => ("200 OK", granted(&keys)),
+                    false => ("403 Forbidden", REFUSED.to_owned()),
+                };
+                let _ = write!(
+                    stream,
+                    "HTTP/1.1 {status}\r\nContent-Type: text/xml\r\nContent-Length: {}\r\n\
+                     Connection: close\r\n\r\n{body}",
+                    body.len()
+                );
+            }
+        });
+        Self { url, asked }
+    }
+
+    /// Roles that were asked for, each with the name of the session.
+    pub fn asked(&self) -> Vec<(String, String)> {
+        self.asked.lock().unwrap().clone()
+    }
+}
+
+const REFUSED: &str = "<ErrorResponse><Error><Type>Sender</Type><Code>AccessDenied</Code>\
+    <Message>no such role</Message></Error><RequestId>1</RequestId></ErrorResponse>";
+
+fn granted(keys: &SessionKeys) -> String {
+    format!(
+        "<AssumeRoleWithWebIdentityResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\">\
+         <AssumeRoleWithWebIdentityResult><Credentials><AccessKeyId>{}</AccessKeyId>\
+         <SecretAccessKey>{}</SecretAccessKey><SessionToken>{}</SessionToken>\
+         <Expiration>2100-01-01T00:00:00Z</Expiration></Credentials>\
+         </AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>",
+        keys.access_key, keys.secret_key, keys.token
+    )
+}
+
+/// The body of a request.
+fn form(stream: &TcpStream) -> Option<String> {
+    let mut reader = BufReader::new(stream.try_clone().ok()?);
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).ok()?;
+        let line = line.trim_end().to_ascii_lowercase();
+        if line.is_empty() {
+            break;
+        }
+        if let Some(value) = line.strip_prefix("content-length:") {
+            length = value.trim().parse().ok()?;
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
+    String::from_utf8(body).ok()
+}
+
+/// Keys with all rights of the bucket's owner.
+fn keys_of(bucket: &Bucket) -> SessionKeys {
+    let owner = Credentials::new(&bucket.access_key, &bucket.secret_key, None, None, "owner");
+    let config = aws_sdk_sts::Config::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .http_client(http_client(None).unwrap())
+        .endpoint_url(&bucket.url)
+        .credentials_provider(owner)
+        .region(Region::new("us-east-1"))
+        .build();
+    let asked = aws_sdk_sts::Client::from_conf(config)
+        .assume_role()
+        .role_arn("arn:aws:iam::000000000000:role/any")
+        .role_session_name("test")
+        .send();
+    let keys = runtime().block_on(asked).unwrap().credentials.unwrap();
+    SessionKeys {
+        access_key: keys.access_key_id,
+        secret_key: keys.secret_access_key,
+        token: keys.session_token,
     }
 }

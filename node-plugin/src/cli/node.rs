@@ -36,6 +36,10 @@ pub struct PodIdentityArgs {
     /// `http://169.254.170.23` there.
     #[arg(long, value_name = "URL")]
     pub pod_identity_agent_url: Option<String>,
+    /// For volumes that name no role, take that of the annotation `eks.amazonaws.com/role-arn` of the
+    /// pod's service account: needs the right to get serviceaccounts of every namespace.
+    #[arg(long)]
+    pub role_from_service_account: bool,
 }
 
 /// Options of `weir node`.

@@ -1,5 +1,6 @@
 //! What Weir says to people, and asks, through the Kubernetes API.
 
+pub(crate) mod accounts;
 pub(crate) mod api;
 pub(crate) mod events;
 pub(crate) mod nodes;

@@ -13,6 +13,7 @@ use weir_csi::Error;
 use weir_csi::request::{Publish, Secrets};
 
 use super::exchange::Exchange;
+use super::role::Annotated;
 use crate::cli::S3Args;
 use crate::mounter::protocol::Expiry;
 
@@ -101,21 +102,32 @@ impl fmt::Debug for Source {
 }
 
 impl Source {
-    /// Reads a request. A secret beside no `authenticationSource` is what counts.
+    /// Reads a request. A secret beside no `authenticationSource` is what counts; a role that the
+    /// volume does not name is what the pod's service account was found to say.
     ///
     /// # Errors
     /// [`Error::Invalid`] when what the source needs is missing.
-    pub(super) fn parse(publish: &Publish, tokens: &Tokens) -> Result<Self, Error> {
+    pub(super) fn parse(
+        publish: &Publish,
+        tokens: &Tokens,
+        annotated: Option<&Annotated>,
+    ) -> Result<Self, Error> {
         let get = |key: &str| publish.context.get(key).filter(|value| !value.is_empty());
         let default = if publish.secrets.is_empty() { "driver" } else { "secret" };
         match get("authenticationSource").unwrap_or(default) {
             "driver" => Ok(Self::Driver),
             "secret" => Keys::parse(publish).map(Self::Secret),
-            "pod" => WebIdentity::parse(publish, tokens).map(Self::Pod),
+            "pod" => WebIdentity::parse(publish, tokens, annotated).map(Self::Pod),
             other => Err(Error::Invalid(format!(
                 "authenticationSource {other:?} is unknown; known are driver, secret and pod"
             ))),
         }
+    }
+
+    /// Whether the request is for what a pod's token is given, and names no role.
+    pub(super) fn lacks_role(publish: &Publish) -> bool {
+        let get = |key: &str| publish.context.get(key).filter(|value| !value.is_empty());
+        get("authenticationSource") == Some("pod") && get("roleArn").is_none()
     }
 
     /// Which it is.
@@ -223,9 +235,13 @@ struct Token {
 }
 
 impl WebIdentity {
-    fn parse(publish: &Publish, asked: &Tokens) -> Result<Self, Error> {
+    fn parse(
+        publish: &Publish,
+        asked: &Tokens,
+        annotated: Option<&Annotated>,
+    ) -> Result<Self, Error> {
         let get = |key: &str| publish.context.get(key).filter(|value| !value.is_empty());
-        let role_arn = get("roleArn").map(str::to_owned);
+        let role_arn = get("roleArn").or(annotated.and_then(Annotated::role)).map(str::to_owned);
         let (through, audience) = match role_arn {
             None if asked.has_agent => (Through::Agent, EKS_AUDIENCE),
             _ => (Through::Sts, &*asked.audience),

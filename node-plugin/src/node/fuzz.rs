@@ -80,16 +80,16 @@ fn tokens() -> Tokens {
 #[test]
 fn a_volume_of_any_text_is_one_that_can_be_kept_or_is_refused_without_its_secrets() {
     let (s3, inline_driver_credentials) = (S3Args::default(), false);
-    let defaults = Defaults { s3, inline_driver_credentials, tokens: tokens() };
+    let defaults = Defaults { s3, inline_driver_credentials, tokens: tokens(), accounts: None };
     near_texts(&inputs(PUBLISHES), |text| {
         let Some(publish) = publish(text) else { return };
-        let volume = match Volume::parse(&publish, &defaults) {
+        let volume = match Volume::parse(&publish, &defaults, None) {
             Ok(volume) => volume,
             Err(error) => {
                 // It is the same whatever the secrets are.
                 let other = self::publish(&masked(text)).unwrap();
-                let same = Volume::parse(&other, &defaults).err().map(|error| error.to_string());
-                assert_eq!(same, Some(error.to_string()));
+                let same = Volume::parse(&other, &defaults, None).err();
+                assert_eq!(same.map(|error| error.to_string()), Some(error.to_string()));
                 return is_said_well(error);
             }
         };
@@ -119,7 +119,7 @@ fn a_volume_of_any_text_is_one_that_can_be_kept_or_is_refused_without_its_secret
 fn keys_of_any_bytes_are_those_of_their_kind_or_none() {
     let kept = |text: &[u8]| {
         let publish = publish(&String::from_utf8_lossy(text)).unwrap();
-        Source::parse(&publish, &tokens()).unwrap().keys().map(|(keys, _)| keys)
+        Source::parse(&publish, &tokens(), None).unwrap().keys().map(|(keys, _)| keys)
     };
     let real: Vec<_> = inputs(PUBLISHES).iter().filter_map(|text| kept(text)).collect();
     near(&real, |bytes| {

@@ -17,6 +17,7 @@ mod record;
 pub(crate) mod registered;
 mod registrar;
 mod report;
+mod role;
 mod session;
 mod sessions;
 mod spare;
@@ -36,6 +37,7 @@ use crate::cli::node::NodeArgs;
 use crate::config::cache::CacheConfig;
 use crate::config::mount::Environment;
 use crate::exit::{Failure, Kind};
+use crate::kubernetes::accounts::Accounts;
 use crate::kubernetes::api::Events;
 use crate::kubernetes::events::Announcer;
 use crate::kubernetes::nodes::{ApiObjects, OwnObjects};
@@ -83,20 +85,13 @@ pub fn run(args: &NodeArgs) -> Result<(), Failure> {
             assembly::engine(&cache, counted.clone(), handle, processes)
         })?;
         opened.set(true);
-        let volumes = volume::Defaults {
-            s3: args.s3.clone(),
-            inline_driver_credentials: args.inline_driver_credentials,
-            tokens: credentials::Tokens {
-                audience: args.pods.sts_audience.clone(),
-                has_agent: args.pods.pod_identity_agent_url.is_some(),
-            },
-        };
+        let client = kubernetes::client();
+        let volumes = defaults(args, client.as_ref());
         let exchange = exchange::Exchange::new(
             args.pods.sts_endpoint_url.clone(),
             args.pods.sts_ca_bundle.as_deref(),
             args.pods.pod_identity_agent_url.as_deref(),
         )?;
-        let client = kubernetes::client();
         let node = args.node_id.as_str();
         let announcer = client.clone().map_or_else(Announcer::silent, |client| {
             let events = Events::new(client, node, counted.clone());
@@ -176,6 +171,20 @@ pub fn run(args: &NodeArgs) -> Result<(), Failure> {
     // runtime they would be answered with EIO; the end of the process drops nothing.
     std::mem::forget(runtime);
     done
+}
+
+/// What the node adds to every volume.
+fn defaults(args: &NodeArgs, client: Option<&kube::Client>) -> volume::Defaults {
+    let reads_accounts = args.pods.role_from_service_account;
+    volume::Defaults {
+        s3: args.s3.clone(),
+        inline_driver_credentials: args.inline_driver_credentials,
+        tokens: credentials::Tokens {
+            audience: args.pods.sts_audience.clone(),
+            has_agent: args.pods.pod_identity_agent_url.is_some(),
+        },
+        accounts: reads_accounts.then(|| Arc::new(Accounts::new(client.cloned()))),
+    }
 }
 
 /// A name that no other run of a node has.

@@ -299,14 +299,17 @@ impl Served {
     }
 
     /// Uses these credentials from now on, if the origin takes them; says whether they are new. Those
-    /// of another kind are for the session that the pod gets when it starts again.
+    /// of another kind, or of what its account says otherwise by now, are for the session that the pod
+    /// gets when it starts again.
     ///
     /// # Errors
     /// Why new ones are not used. Those before are kept.
     pub(super) async fn refresh(&self, volume: &Volume, maker: &Maker) -> Result<bool, Error> {
         let rotating = &self.remote.rotating;
-        let settings = self.record().settings.clone();
-        if settings.source != volume.settings.source || rotating.is(&volume.credentials) {
+        let settings = self.settings();
+        let of_another = settings.source != volume.settings.source
+            || settings.annotated != volume.settings.annotated;
+        if of_another || rotating.is(&volume.credentials) {
             return Ok(false);
         }
         let before = &settings.session.names.access;
@@ -328,6 +331,11 @@ impl Served {
     /// Says whether this is the first time that it is asked.
     pub(super) fn tell_once(&self) -> bool {
         !self.told.swap(true, Ordering::Relaxed)
+    }
+
+    /// What it was made with.
+    pub(super) fn settings(&self) -> Settings {
+        self.record().settings.clone()
     }
 
     /// Whether it was made with other settings than these.

@@ -22,6 +22,7 @@ use super::mailbox::Mailboxes;
 use super::place::Place;
 use super::pod_gpus::PodGpus;
 use super::record::Published;
+use super::role;
 use super::session::{Maker, STORE_PATIENCE, Served};
 use super::volume::{Defaults, Volume, subject};
 use crate::kubernetes::events::{Announcer, Note, Severity, Subject};
@@ -117,6 +118,7 @@ impl Sessions {
     pub(super) async fn publish(self: &Arc<Self>, publish: &Publish) -> Result<(), Error> {
         let done = self.try_publish(publish).await;
         if let Err(error) = &done {
+            role::forget(publish, &self.defaults);
             // The pod hears of it from kubelet.
             self.announcer.say(Note {
                 severity: Severity::Warning,
@@ -131,8 +133,10 @@ impl Sessions {
     }
 
     async fn try_publish(self: &Arc<Self>, publish: &Publish) -> Result<(), Error> {
-        let volume = Volume::parse(publish, &self.defaults)?;
         let target = publish.target.as_path().to_owned();
+        let made = self.at(&target).map(|served| served.settings());
+        let annotated = role::annotated(publish, &self.defaults, made.as_ref()).await?;
+        let volume = Volume::parse(publish, &self.defaults, annotated)?;
         let id = volume.session_id(&publish.volume_id, &publish.target.to_string());
         let volume_id = publish.volume_id.as_str();
         let single = publish.capability.mode.single;
@@ -208,6 +212,12 @@ impl Sessions {
         }
     }
 
+    /// The session that a target belongs to, once it is served.
+    fn at(&self, target: &Path) -> Option<Arc<Served>> {
+        let session = self.claims.session_at(target)?;
+        self.served().get(&session).cloned()
+    }
+
     /// The session that shows this volume at this path.
     ///
     /// # Errors
@@ -218,9 +228,7 @@ impl Sessions {
             let at = targets.iter().find(|(target, _)| target == path.as_path());
             at.is_some_and(|(_, published)| published.volume_id == id.as_str())
         };
-        let session = self.claims.session_at(path.as_path());
-        let served = session.and_then(|session| self.served().get(&session).cloned());
-        served
+        self.at(path.as_path())
             .filter(shows)
             .ok_or_else(|| Error::NotFound(format!("volume {id} is not published at {path}")))
     }

@@ -1,6 +1,7 @@
 //! From a publish request to what is to be mounted.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -12,10 +13,12 @@ use weir_fuse::model::version::BucketId;
 use weir_fuse::origin::s3::S3Settings;
 
 use super::credentials::{Kind, Source, Tokens};
+use super::role::Annotated;
 use super::{identity, options};
 use crate::cli::S3Args;
 use crate::config::{s3, view};
 use crate::exit::Failure;
+use crate::kubernetes::accounts::Accounts;
 use crate::kubernetes::events::Subject;
 use crate::mount::preflight::{MountPolicy, Wanted};
 
@@ -37,7 +40,7 @@ const KNOWN: [&str; 9] = [
 const KUBELET: &str = "csi.storage.k8s.io/";
 
 /// What the node adds to every volume.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Defaults {
     /// Where buckets are, unless a volume says otherwise.
     pub(super) s3: S3Args,
@@ -45,6 +48,8 @@ pub(super) struct Defaults {
     pub(super) inline_driver_credentials: bool,
     /// Which tokens of pods there are.
     pub(super) tokens: Tokens,
+    /// Where roles are asked for that volumes do not name, if they may be.
+    pub(super) accounts: Option<Arc<Accounts>>,
 }
 
 /// Most of settings, and of keys, that one publish may bring, in bytes as they are kept: the mounter
@@ -62,6 +67,9 @@ pub(super) struct Settings {
     pub(super) session: SessionSettings,
     /// Where its credentials come from.
     pub(super) source: Kind,
+    /// What the pod's service account said about its role, where it was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) annotated: Option<Annotated>,
     /// SELinux context of everything in it.
     pub(super) selinux_context: Option<String>,
 }
@@ -77,7 +85,7 @@ impl Settings {
     /// not looked at: keys are refreshed in place.
     pub(super) fn serves_as(&self, other: &Self) -> bool {
         let text = |settings: &Self| {
-            let mut settings = settings.clone();
+            let mut settings = Self { annotated: None, ..settings.clone() };
             settings.session.names.access.identity.clear();
             settings.session.names.access.former.clear();
             settings.session.names.access.formerly = None;
@@ -115,11 +123,15 @@ pub(super) struct Volume {
 }
 
 impl Volume {
-    /// Reads a request.
+    /// Reads a request, beside what the pod's service account was found to say about its role.
     ///
     /// # Errors
     /// [`Error::Invalid`] that names the attribute or option.
-    pub(super) fn parse(publish: &Publish, defaults: &Defaults) -> Result<Self, Error> {
+    pub(super) fn parse(
+        publish: &Publish,
+        defaults: &Defaults,
+        annotated: Option<Annotated>,
+    ) -> Result<Self, Error> {
         let attributes = publish.context.as_map();
         check_names(attributes)?;
         let get = |key: &str| publish.context.get(key).filter(|value| !value.is_empty());
@@ -134,7 +146,7 @@ impl Volume {
             }
             options.s3.endpoint_url = Some(endpoint.to_owned());
         }
-        let credentials = Source::parse(publish, &defaults.tokens)?;
+        let credentials = Source::parse(publish, &defaults.tokens, annotated.as_ref())?;
         if inline && matches!(credentials, Source::Driver) && !defaults.inline_driver_credentials {
             let text = "inline volumes may not use the node's credentials: name a secret \
                         (nodePublishSecretRef) or set authenticationSource: pod, or let the \
@@ -176,15 +188,8 @@ impl Volume {
         let policy = MountPolicy::of_volume(get("mountPolicy")).map_err(Error::Invalid)?;
         let read_only = publish.read_only || session.read_only;
         let source = credentials.kind();
-        let settings = Settings { s3, session, source, selinux_context };
-        let keys = credentials.keys().map_or(0, |(keys, _)| keys.len());
-        for (what, bytes) in [("the settings", settings.text().len()), ("the keys", keys)] {
-            if bytes > PUBLISH_MAX {
-                return Err(Error::Invalid(format!(
-                    "{what} of the volume take {bytes} bytes; at most {PUBLISH_MAX} are kept"
-                )));
-            }
-        }
+        let settings = Settings { s3, session, source, annotated, selinux_context };
+        check_size(&settings, &credentials)?;
         Ok(Self { settings, credentials, policy, read_only, subject: subject(publish) })
     }
 
@@ -226,6 +231,19 @@ fn check_names(attributes: &BTreeMap<String, String>) -> Result<(), Error> {
             KNOWN.join(", ")
         ))),
     }
+}
+
+/// Checks that what is kept of a volume is not too much.
+fn check_size(settings: &Settings, credentials: &Source) -> Result<(), Error> {
+    let keys = credentials.keys().map_or(0, |(keys, _)| keys.len());
+    for (what, bytes) in [("the settings", settings.text().len()), ("the keys", keys)] {
+        if bytes > PUBLISH_MAX {
+            return Err(Error::Invalid(format!(
+                "{what} of the volume take {bytes} bytes; at most {PUBLISH_MAX} are kept"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Whom a publish is for.

@@ -108,6 +108,26 @@ fn kubelet_is_asked_for_the_tokens_that_a_value_names_and_no_other() {
 }
 
 #[test]
+fn service_accounts_are_read_where_a_value_says_so_alone() {
+    let of = |value: &str| {
+        let all = template(&["--set", value]).unwrap();
+        let node = object(&all, "DaemonSet", "weir-node").unwrap().to_owned();
+        let rights = object(&all, "ClusterRole", "weir-node").unwrap().to_owned();
+        // Nobody else reads them.
+        let right = "resources: [serviceaccounts]";
+        assert_eq!(all.matches(right).count(), rights.matches(right).count());
+        assert!(!all.contains("serviceaccounts/token"));
+        let get_alone = rights.contains("resources: [serviceaccounts], verbs: [get]}");
+        (node.contains("- --role-from-service-account\n"), rights.contains(right), get_alone)
+    };
+    assert_eq!(of("podIdentity.enabled=true"), (false, false, false));
+    assert_eq!(of("podIdentity.roleFromServiceAccount=true"), (true, true, true));
+    // Without tokens for them roles are of no use.
+    let without = "podIdentity.roleFromServiceAccount=true,podIdentity.enabled=false";
+    assert_eq!(of(without), (false, false, false));
+}
+
+#[test]
 fn a_class_may_say_where_its_volumes_are() {
     let class = r#"storageClasses=[{"name": "near", "parameters": {"bucketName": "b"},
         "allowedTopologies": [{"matchLabelExpressions":

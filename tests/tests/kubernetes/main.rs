@@ -4,6 +4,7 @@
 mod gpus;
 mod lifecycle;
 mod rights;
+mod roles;
 mod volumes;
 
 use std::path::Path;
