@@ -16,6 +16,7 @@ use weir_fuse::origin::{Origin, OriginError};
 
 use crate::config::cache::CacheConfig;
 use crate::exit::{Failure, Kind};
+use crate::logging;
 
 /// Threads for what blocks.
 const DISK_THREADS: usize = 16;
@@ -34,13 +35,15 @@ pub(crate) fn raise_file_limit() {
 /// # Errors
 /// When threads cannot be started.
 pub(crate) fn runtime() -> Result<Runtime, Failure> {
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         // They write to the cache's disk; more of them only take memory.
         .max_blocking_threads(DISK_THREADS)
         .thread_name("weir-io")
         .build()
-        .map_err(|e| Failure::new(Kind::Other, format!("runtime: {e}")))
+        .map_err(|e| Failure::new(Kind::Other, format!("runtime: {e}")))?;
+    runtime.spawn(logging::tell_what_is_left_out());
+    Ok(runtime)
 }
 
 /// Counters of a process.

@@ -1,15 +1,23 @@
 //! Log lines: to the terminal, or to a file when in the background.
 
+mod budget;
+
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{LazyLock, Mutex};
 
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, fmt};
 
 use crate::cli::{LogArgs, LogFormat};
 use crate::exit::{Failure, Kind};
+use budget::{LineBudget, TOLD_EVERY};
+
+/// Of this process.
+static BUDGET: LazyLock<LineBudget> = LazyLock::new(LineBudget::default);
 
 /// Starts logging, to `file` or to standard error.
 ///
@@ -41,11 +49,24 @@ fn start_with(level: tracing::Level, format: LogFormat, writer: BoxMakeWriter) {
     let ours =
         ["weir_csi", "weir_fuse", "weir_node"].map(|name| format!("{name}={level}")).join(",");
     let filter = EnvFilter::new(format!("warn,{ours}"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
-    let started = match format {
-        LogFormat::Json => builder.json().try_init(),
-        LogFormat::Text => builder.with_ansi(false).with_target(false).try_init(),
+    let lines = fmt::layer().with_writer(writer);
+    let lines = match format {
+        LogFormat::Json => lines.json().with_filter(BUDGET.clone()).boxed(),
+        LogFormat::Text => {
+            lines.with_ansi(false).with_target(false).with_filter(BUDGET.clone()).boxed()
+        }
     };
     // Only the first start of a process counts.
-    let _ = started;
+    let _ = tracing_subscriber::registry().with(lines).with(filter).try_init();
+}
+
+/// Says once in a while that there were more lines than were logged. For ever.
+pub async fn tell_what_is_left_out() {
+    loop {
+        tokio::time::sleep(TOLD_EVERY).await;
+        let lines = BUDGET.left_out();
+        if lines > 0 {
+            tracing::warn!(lines, "left out of the log: there were too many of their kind");
+        }
+    }
 }

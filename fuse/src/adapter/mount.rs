@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
@@ -173,12 +173,24 @@ pub fn check_mountpoint(path: &Path) -> Result<PathBuf, MountError> {
     Ok(absolute)
 }
 
-/// Opens /dev/fuse and mounts it. The kernel's INIT request then waits on the result.
+/// The folder that [`check_mountpoint`] has found. A symlink that took the place of any part of its
+/// path since leads nowhere: openat2(2), RESOLVE_NO_SYMLINKS.
+///
+/// # Errors
+/// [`MountError::Unusable`].
+pub fn open_mountpoint(path: &Path) -> Result<OwnedFd, MountError> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)
+        .map_err(|e| MountError::Unusable(path.into(), e.into()))
+}
+
+/// Opens /dev/fuse and mounts it on an open folder. The kernel's INIT request then waits on the
+/// result.
 ///
 /// # Errors
 /// [`MountError::NoDevice`], [`MountError::NotPermitted`], [`MountError::Context`] or
 /// [`MountError::Failed`].
-pub fn mount_device(options: &MountOptions) -> Result<OwnedFd, MountError> {
+pub fn mount_device(options: &MountOptions, folder: BorrowedFd<'_>) -> Result<OwnedFd, MountError> {
     let device = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(|e| MountError::NoDevice(e.into()))?;
     let mut data = format!(
@@ -203,7 +215,8 @@ pub fn mount_device(options: &MountOptions) -> Result<OwnedFd, MountError> {
         flags |= MountFlags::RDONLY;
     }
     let source = options.source.as_str();
-    match rustix::mount::mount(source, &options.mountpoint, FS_TYPE, flags, data.as_c_str()) {
+    let at = format!("/proc/self/fd/{}", folder.as_raw_fd());
+    match rustix::mount::mount(source, &at, FS_TYPE, flags, data.as_c_str()) {
         Ok(()) => Ok(device),
         Err(Errno::PERM | Errno::ACCESS) => Err(MountError::NotPermitted),
         Err(error) => Err(failed(error.into())),
@@ -286,5 +299,18 @@ mod tests {
         assert!(matches!(check_mountpoint(&missing), Err(MountError::Unusable(..))));
         fs::write(dir.path().join("x"), "x").unwrap();
         assert!(matches!(check_mountpoint(dir.path()), Err(MountError::NotEmpty(_))));
+    }
+
+    #[test]
+    fn a_link_that_took_the_place_of_a_mountpoint_leads_nowhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().canonicalize().unwrap().join("mine/below");
+        fs::create_dir_all(&path).unwrap();
+        let checked = check_mountpoint(&path).unwrap();
+        assert!(open_mountpoint(&checked).is_ok());
+        fs::rename(dir.path().join("mine"), dir.path().join("was")).unwrap();
+        std::os::unix::fs::symlink("was", dir.path().join("mine")).unwrap();
+        assert!(path.is_dir());
+        assert!(matches!(open_mountpoint(&checked), Err(MountError::Unusable(..))));
     }
 }

@@ -1,7 +1,7 @@
 //! Mounting a session and serving it until it is unmounted.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -43,7 +43,8 @@ pub struct Serving {
 /// [`MountError`].
 pub fn mount(session: &Arc<Session>, options: &MountOptions) -> Result<Mounted, MountError> {
     let failed = |e| MountError::Failed(options.mountpoint.clone(), e);
-    let device = mount::mount_device(options)?;
+    let folder = mount::open_mountpoint(&options.mountpoint)?;
+    let device = mount::mount_device(options, folder.as_fd())?;
     let begun = device
         .try_clone()
         .and_then(|port| serve(session, device, None, Arc::new(DevFusePort::new(port)), None));

@@ -70,6 +70,12 @@ pub struct NodeArgs {
     /// Most volumes on this node; 0 for any number.
     #[arg(long, default_value_t = 0)]
     pub max_volumes: i64,
+    /// Most sessions on this node, each of a volume and of who reads it; 0 for any number.
+    #[arg(long, value_name = "NUMBER", default_value_t = 1000)]
+    pub max_sessions: usize,
+    /// Most of them that pods of one namespace have; 0 for any number.
+    #[arg(long, value_name = "NUMBER", default_value_t = 250)]
+    pub max_sessions_per_namespace: usize,
     /// How pods' own tokens are traded for keys.
     #[command(flatten)]
     pub pods: PodIdentityArgs,

@@ -114,7 +114,7 @@ impl Mounts {
             read_only: false,
             selinux_context: wanted.selinux_context.clone(),
         };
-        let device = mount::mount_device(&options).map_err(io::Error::other)?;
+        let device = mount::mount_device(&options, folder.as_fd()).map_err(io::Error::other)?;
         let root = place.folder()?;
         let entry = ours(&root)?;
         mount::set_read_ahead(&entry.device);

@@ -51,6 +51,16 @@ pub(super) struct WebIdentity {
     pub(super) through: Through,
 }
 
+impl WebIdentity {
+    /// Whether keys of one are those of the other: only the token differs.
+    fn is_whom(&self, other: &Self) -> bool {
+        let of = |web: &Self| {
+            (web.role_arn.clone(), web.region.clone(), web.account.clone(), web.through)
+        };
+        of(self) == of(other)
+    }
+}
+
 /// Who trades a service-account token for keys.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -311,9 +321,17 @@ impl Rotating {
         self.state().source.as_ref() == Some(source)
     }
 
-    /// Uses this source from now on.
+    /// Uses this source from now on, and what it was given before where it is the same role's.
     pub(super) fn replace(&self, source: Source) {
-        self.state().source = Some(source);
+        let mut state = self.state();
+        let same = match (&state.source, &source) {
+            (Some(Source::Pod(before)), Source::Pod(now)) => before.is_whom(now),
+            _ => false,
+        };
+        if !same {
+            state.session = None;
+        }
+        state.source = Some(source);
     }
 
     /// What is needed to sign, as it is kept in custody.
@@ -356,5 +374,33 @@ impl ProvideCredentials for Rotating {
         Self: 'a,
     {
         future::ProvideCredentials::new(self.provide())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn web(token: &str, role: &str) -> Source {
+        Source::Pod(WebIdentity {
+            token: token.into(),
+            expires: None,
+            role_arn: Some(role.into()),
+            region: None,
+            account: "games/player".into(),
+            through: Through::default(),
+        })
+    }
+
+    #[test]
+    fn keys_of_a_role_sign_for_no_other() {
+        let exchange = Exchange::new(None, None, None).unwrap();
+        let rotating = Rotating::new(Some(web("one", "a")), exchange);
+        let given = Credentials::new("id", "secret", None, None, "test");
+        rotating.state().session = Some(given);
+        rotating.replace(web("two", "a"));
+        assert!(rotating.state().session.is_some(), "only the token is new");
+        rotating.replace(web("two", "b"));
+        assert!(rotating.state().session.is_none());
     }
 }

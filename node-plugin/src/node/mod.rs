@@ -9,6 +9,7 @@ mod exchange;
 mod identity;
 mod leave;
 mod life;
+mod limits;
 mod mailbox;
 mod options;
 mod place;
@@ -117,7 +118,13 @@ pub fn run(args: &NodeArgs) -> Result<(), Failure> {
             exchange,
             announcer.clone(),
             sessions::Nearness { place: place.clone(), pods },
-            Duration::from_secs(args.unpublish_deadline),
+            limits::Limits {
+                unpublish_deadline: Duration::from_secs(args.unpublish_deadline),
+                sessions: limits::SessionLimits {
+                    node: args.max_sessions,
+                    namespace: args.max_sessions_per_namespace,
+                },
+            },
         );
         tokio::spawn(spare::watch(engine.clone(), cache.clone(), announcer.clone()));
         tokio::spawn(watch::run(sessions.clone(), engine.clone(), announcer));

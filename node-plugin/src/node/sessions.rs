@@ -18,6 +18,7 @@ use super::claims::Claims;
 use super::ending::{self, Next};
 use super::exchange::Exchange;
 use super::life::{Live, Message, Reply, Wanted, World};
+use super::limits::{Limits, Places};
 use super::mailbox::Mailboxes;
 use super::place::Place;
 use super::pod_gpus::PodGpus;
@@ -50,6 +51,7 @@ pub(super) struct Sessions {
     pub(super) leaving: watch::Sender<bool>,
     /// How long kubelet is told to wait for bytes that are not stored.
     unpublish_deadline: Duration,
+    places: Places,
 }
 
 /// What is known of places.
@@ -66,7 +68,7 @@ impl Sessions {
         exchange: Exchange,
         announcer: Announcer,
         nearness: Nearness,
-        unpublish_deadline: Duration,
+        limits: Limits,
     ) -> Arc<Self> {
         Arc::new(Self {
             maker: Maker { engine, mounter, exchange },
@@ -78,7 +80,8 @@ impl Sessions {
             nearness,
             changed: Notify::new(),
             leaving: watch::Sender::new(false),
-            unpublish_deadline,
+            unpublish_deadline: limits.unpublish_deadline,
+            places: Places::new(limits.sessions),
         })
     }
 
@@ -233,6 +236,15 @@ impl Sessions {
             .ok_or_else(|| Error::NotFound(format!("volume {id} is not published at {path}")))
     }
 
+    /// The namespaces of the pods of each session.
+    fn namespaces(&self) -> HashMap<String, Vec<String>> {
+        let of = |served: &Served| {
+            let targets = served.targets();
+            targets.iter().map(|(_, shown)| shown.subject.namespace.clone()).collect()
+        };
+        self.served().iter().map(|(id, served)| (id.clone(), of(served))).collect()
+    }
+
     /// All of them.
     pub(super) fn all(&self) -> Vec<Arc<Served>> {
         self.served().values().cloned().collect()
@@ -255,6 +267,7 @@ impl World for Sessions {
     type Volume = Volume;
 
     async fn make(&self, id: &str, volume: &Volume) -> Result<Arc<Served>, Error> {
+        let _place = self.places.take(id, &volume.subject.namespace, || self.namespaces())?;
         match tokio::time::timeout(PATIENCE, self.maker.make(id, volume)).await {
             Ok(made) => made,
             Err(_) => {

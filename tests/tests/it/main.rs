@@ -28,6 +28,7 @@ mod promises;
 mod reading;
 mod rights;
 mod sanity;
+mod silence;
 mod spare;
 mod storms;
 mod topology;
