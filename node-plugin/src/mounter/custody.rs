@@ -281,14 +281,22 @@ impl Custody {
         self.state().sessions.remove(session);
     }
 
-    /// Takes the sessions out that have waited too long for an engine, and those that never
-    /// were deposited while none is there.
-    pub(super) fn take_orphans(&self) -> Vec<String> {
+    /// A session that has waited too long for an engine, or that never was deposited while none is
+    /// there.
+    pub(super) fn orphan(&self) -> Option<String> {
+        let state = self.state();
+        self.is_alone_in(&state).then(|| state.sessions.keys().next().cloned()).flatten()
+    }
+
+    /// Takes a session out if it is an orphan still: an engine may have come that serves it.
+    pub(super) fn take_orphan(&self, session: &str) -> bool {
         let mut state = self.state();
-        if !state.connections.is_empty() || state.alone_since.elapsed() < self.orphan_timeout {
-            return Vec::new();
-        }
-        std::mem::take(&mut state.sessions).into_keys().collect()
+        self.is_alone_in(&state) && state.sessions.remove(session).is_some()
+    }
+
+    /// Whether an engine was waited for too long.
+    fn is_alone_in(&self, state: &State) -> bool {
+        state.connections.is_empty() && state.alone_since.elapsed() >= self.orphan_timeout
     }
 
     /// Lets go of keys that are of no use any more.

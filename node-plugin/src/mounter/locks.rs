@@ -29,6 +29,13 @@ impl Locks {
         }
         done
     }
+
+    /// How many wait for one that is held.
+    #[cfg(test)]
+    pub(super) fn waiting(&self, name: &str) -> usize {
+        // The map's, and the holder's.
+        self.all().get(name).map_or(0, |lock| Arc::strong_count(lock).saturating_sub(2))
+    }
 }
 
 #[cfg(test)]

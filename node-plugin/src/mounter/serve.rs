@@ -116,12 +116,7 @@ fn watch(mounts: &Mounts) {
     loop {
         std::thread::sleep(WATCH_EVERY);
         mounts.custody.drop_keys_expired_at(SystemTime::now());
-        for session in mounts.custody.take_orphans() {
-            tracing::error!(session, "no engine came for this session; its connection ends");
-            if let Err(error) = mounts.end(&session, true) {
-                tracing::error!(session, %error, "an orphan could not be unmounted");
-            }
-        }
+        mounts.end_orphans();
     }
 }
 

@@ -25,13 +25,19 @@ fn sessions_wait_for_an_engine_until_the_deadline() {
     let with_device = Deposit { device: true, ..deposit("b") };
     custody.deposit(&with_device, vec![record(), descriptor()]).unwrap();
     let connection = custody.attach("one", descriptor());
-    assert!(custody.take_orphans().is_empty());
+    assert_eq!(custody.orphan(), None);
     let other = custody.attach("two", descriptor());
     custody.detach(connection);
-    assert!(custody.has_engine() && custody.take_orphans().is_empty());
+    assert!(custody.has_engine() && custody.orphan().is_none() && !custody.take_orphan("a"));
     assert_eq!(custody.names(""), ["a", "b"]);
     custody.detach(other);
-    assert_eq!(custody.take_orphans(), ["a", "b"]);
+    assert_eq!(custody.orphan().as_deref(), Some("a"));
+    assert!(custody.take_orphan("a") && !custody.take_orphan("a"));
+    // One that comes now finds what is left.
+    let late = custody.attach("three", descriptor());
+    assert!(custody.orphan().is_none() && !custody.take_orphan("b"));
+    custody.detach(late);
+    assert!(custody.orphan().as_deref() == Some("b") && custody.take_orphan("b"));
     assert!(custody.names("").is_empty());
 }
 
