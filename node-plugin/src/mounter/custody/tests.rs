@@ -4,6 +4,12 @@ fn descriptor() -> OwnedFd {
     std::fs::File::open("/dev/null").unwrap().into()
 }
 
+/// What the kernel is asked nothing by, and is the FUSE device.
+fn fuse() -> OwnedFd {
+    use rustix::fs::{Mode, OFlags};
+    rustix::fs::open("/dev/fuse", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap()
+}
+
 fn custody() -> Custody {
     Custody::new(Duration::ZERO, 4)
 }
@@ -23,7 +29,7 @@ fn sessions_wait_for_an_engine_until_the_deadline() {
     custody.deposit(&deposit("a"), vec![record()]).unwrap();
     assert!(custody.deposit(&deposit("b"), vec![record()]).is_err());
     let with_device = Deposit { device: true, ..deposit("b") };
-    custody.deposit(&with_device, vec![record(), descriptor()]).unwrap();
+    custody.deposit(&with_device, vec![record(), fuse()]).unwrap();
     let connection = custody.attach("one", descriptor());
     assert_eq!(custody.orphan(), None);
     let other = custody.attach("two", descriptor());
