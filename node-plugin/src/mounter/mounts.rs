@@ -170,6 +170,8 @@ impl Mounts {
     /// # Errors
     /// What the system reports.
     pub(super) fn end(&self, session: &str, force: bool) -> io::Result<()> {
+        #[cfg(test)]
+        assert_ne!(session, tests::PANICS);
         let place = self.roots.session(session)?;
         if force {
             let is_mounted = place.mounted().is_ok_and(|mounted| mounted.is_some());

@@ -405,6 +405,6 @@ fn the_mounter_keeps_no_connection_that_is_none_of_fuse() {
             assert!(error.to_string().contains("must be of /dev/fuse"), "{error}");
         }
     }
-    assert_eq!(mounter.sessions(&may).unwrap(), [served.clone()]);
+    assert_eq!(mounter.sessions(&may).unwrap(), std::slice::from_ref(&served));
     deposit("ab", &mounter.take(&may, &served).unwrap().device).unwrap();
 }

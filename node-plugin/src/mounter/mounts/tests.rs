@@ -1,6 +1,11 @@
 use std::time::{Duration, Instant};
 
+use super::super::protocol::VERSION;
+use super::super::{serve, wire};
 use super::*;
+
+/// The end of this session panics.
+pub(super) const PANICS: &str = "dead";
 
 fn descriptor() -> OwnedFd {
     std::fs::File::open("/dev/null").unwrap().into()
@@ -42,4 +47,38 @@ fn an_engine_that_comes_while_orphans_end_keeps_those_that_are_left() {
         watch.join().unwrap();
     });
     assert_eq!(mounts.custody.names(""), ["b", "c"]);
+}
+
+/// What is answered at a socket after a greeting, or the end of the connection.
+fn ask(socket: &Path, greeting: &Request, request: &Request) -> Option<Reply> {
+    let (connection, mut buffer) = (wire::connect(socket).unwrap(), Vec::new());
+    wire::send(&connection, greeting, &[]).unwrap();
+    let greeted = wire::receive::<Reply>(&connection, &mut buffer).unwrap();
+    assert!(matches!(greeted, Some((Reply::Hello { .. }, _))));
+    wire::send(&connection, request, &[]).unwrap();
+    wire::receive(&connection, &mut buffer).unwrap().map(|(reply, _)| reply)
+}
+
+#[test]
+fn a_panic_costs_a_conversation_or_a_round_and_the_mounter_serves_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engines, visitors) = (dir.path().join("engines"), dir.path().join("visitors"));
+    let listen = |socket: &Path| wire::listen(socket, None).unwrap();
+    let mounts = Arc::new(with_sessions(dir.path(), &[PANICS]));
+    let (served, sockets) = (mounts.clone(), (listen(&engines), listen(&visitors)));
+    std::thread::spawn(move || serve::run(sockets.0, sockets.1, served));
+    eventually("a round panics", || !mounts.custody.has(PANICS));
+    mounts.custody.keep("ab", descriptor(), descriptor()).unwrap();
+    eventually("another ends", || !mounts.custody.has("ab"));
+
+    let hello = Request::Hello { version: VERSION, engine: "engine".into() };
+    let visit = Request::Visit { version: VERSION };
+    let end = |session: &str| Request::Unmount { session: session.into(), force: true };
+    for _ in 0..3 {
+        assert_eq!(ask(&engines, &hello, &end(PANICS)), None);
+        assert_eq!(ask(&engines, &hello, &end("ab")), Some(Reply::Done));
+        assert_eq!(ask(&visitors, &visit, &Request::IsShowing), Some(Reply::Is(false)));
+    }
+    // Whose conversation it was counts as there no more.
+    eventually("no engine is there", || !mounts.custody.has_engine());
 }
