@@ -19,6 +19,7 @@ mod registrar;
 mod report;
 mod session;
 mod sessions;
+mod showing;
 mod spare;
 mod volume;
 mod watch;
