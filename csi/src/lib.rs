@@ -2,6 +2,7 @@
 //! one of two narrow traits, [`NodeBackend`] and [`ControllerBackend`]; no message of the
 //! specification (v1.12) goes further than this crate, but to callers of a service.
 
+pub mod accept;
 pub mod backend;
 mod calls;
 mod controller;

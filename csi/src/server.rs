@@ -7,9 +7,11 @@ use std::sync::Arc;
 
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags};
 use tokio::net::{UnixListener, UnixStream};
+use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
+use crate::accept;
 use crate::backend::{ControllerBackend, NodeBackend};
 use crate::calls::Calls;
 use crate::controller::ControllerService;
@@ -86,11 +88,18 @@ pub async fn serve(
     let controller = services
         .controller
         .map(|backend| ControllerServer::new(ControllerService { backend, calls: calls.clone() }));
+    // The transport tries again at once, as often as it can.
+    let connections = UnixListenerStream::new(listener).then(async |accepted| {
+        if let Err(error) = &accepted {
+            accept::failed(error).await;
+        }
+        accepted
+    });
     Server::builder()
         .add_service(IdentityServer::new(plugin))
         .add_optional_service(node)
         .add_optional_service(controller)
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), until)
+        .serve_with_incoming_shutdown(connections, until)
         .await
         .map_err(io::Error::other)
 }

@@ -5,14 +5,19 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
+use weir_csi::accept;
 use weir_fuse::cache::CacheStats;
 use weir_fuse::engine::status::SessionStatus;
 
 use crate::lost::folder::LostTotal;
+
+/// How long who asks may take to read the answer.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a process tells about itself.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -120,10 +125,10 @@ impl AdminSocket {
         fs::rename(&unnamed, path)?;
         tokio::spawn(async move {
             loop {
-                let Ok((mut stream, _)) = listener.accept().await else { continue };
-                let text = serde_json::to_vec(&status()).unwrap_or_default();
-                if let Err(error) = stream.write_all(&text).await {
-                    tracing::debug!(%error, "status not delivered");
+                match listener.accept().await {
+                    // Who does not read keeps nobody else waiting.
+                    Ok((stream, _)) => drop(tokio::spawn(tell(stream, status(), PATIENCE))),
+                    Err(error) => accept::failed(&error).await,
                 }
             }
         });
@@ -131,9 +136,20 @@ impl AdminSocket {
     }
 }
 
+async fn tell(mut stream: UnixStream, status: NodeStatus, patience: Duration) {
+    let text = serde_json::to_vec(&status).unwrap_or_default();
+    match tokio::time::timeout(patience, stream.write_all(&text)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "status not delivered"),
+        Err(_) => tracing::debug!("status not delivered: nobody reads it"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
+
+    use tokio::io::AsyncReadExt;
 
     use super::*;
     use crate::status;
@@ -178,5 +194,29 @@ mod tests {
             removed
         });
         assert_eq!(removed, None, "a live socket was removed");
+    }
+
+    /// More than a socket holds.
+    fn long() -> NodeStatus {
+        NodeStatus { version: "x".repeat(4 << 20), ..nothing() }
+    }
+
+    #[tokio::test]
+    async fn who_does_not_read_keeps_nobody_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("weir.sock");
+        let _socket = AdminSocket::serve(&path, long).unwrap();
+        let _silent = UnixStream::connect(&path).await.unwrap();
+        let mut asks = UnixStream::connect(&path).await.unwrap();
+        let mut text = Vec::new();
+        let told = tokio::time::timeout(PATIENCE / 2, asks.read_to_end(&mut text)).await;
+        assert!(told.is_ok_and(|told| told.is_ok()) && text.len() > 4 << 20);
+    }
+
+    #[tokio::test]
+    async fn who_does_not_read_is_left_after_a_while() {
+        let (mine, _silent) = UnixStream::pair().unwrap();
+        let told = tell(mine, long(), Duration::from_millis(50));
+        tokio::time::timeout(Duration::from_secs(30), told).await.unwrap();
     }
 }

@@ -3,7 +3,6 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
+use weir_csi::accept;
 
 /// Connections at once; for one more the oldest is ended, so that a new client is always heard.
 const CONNECTIONS_MAX: usize = 64;
@@ -26,9 +26,6 @@ const HEADER_PATIENCE: Duration = Duration::from_secs(5);
 const CONNECTION_PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes of a request's head, at most: the least that hyper allows.
 const HEADER_MAX: usize = 8192;
-/// After an accept that failed for want of descriptors or memory: until then nothing is tried.
-const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
-
 /// What is answered to a path; `None` where there is nothing.
 pub(crate) type Pages = Arc<dyn Fn(&str) -> Option<(StatusCode, String)> + Send + Sync>;
 
@@ -38,10 +35,8 @@ pub(crate) async fn serve(listener: TcpListener, pages: Pages) {
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
-            Err(error) if is_of_one_client(&error) => continue,
             Err(error) => {
-                tracing::warn!(%error, "accept failed; the next one is after a pause");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                accept::failed(&error).await;
                 continue;
             }
         };
@@ -55,13 +50,6 @@ pub(crate) async fn serve(listener: TcpListener, pages: Pages) {
         }
         open.push_back(tokio::spawn(connection(stream, pages.clone())));
     }
-}
-
-/// Whether an accept failed because of the client whose connection it was: accept(2), "Error
-/// handling". Each such failure takes a connection off the queue, so that none comes twice.
-fn is_of_one_client(error: &io::Error) -> bool {
-    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
-    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
 }
 
 /// One request.

@@ -2,6 +2,8 @@
 
 use kube::Api;
 use kube::api::{DynamicObject, ListParams};
+use serde::Deserialize;
+use serde_json::Value;
 
 use crate::exit::{Failure, Kind};
 use crate::kubernetes;
@@ -26,9 +28,7 @@ pub(crate) fn check() -> Result<(), Failure> {
         };
         let mut used = Vec::new();
         for node in nodes {
-            let report: NodeReport =
-                serde_json::from_value(node.data["status"].clone()).unwrap_or_default();
-            used.extend(in_use(&node.metadata.name.unwrap_or_default(), report));
+            used.extend(in_use(&node.metadata.name.unwrap_or_default(), &node.data["status"]));
         }
         match used.is_empty() {
             true => Ok(()),
@@ -42,7 +42,16 @@ pub(crate) fn check() -> Result<(), Failure> {
 }
 
 /// What pods of a node use, for people.
-fn in_use(node: &str, report: NodeReport) -> Vec<String> {
+fn in_use(node: &str, status: &Value) -> Vec<String> {
+    if status.is_null() {
+        // It has reported nothing yet.
+        return Vec::new();
+    }
+    let report = match NodeReport::deserialize(status) {
+        Ok(report) => report,
+        // Of another release, perhaps: what is not known to be free is in use.
+        Err(error) => return vec![format!("perhaps some on {node}, whose report says: {error}")],
+    };
     let volumes = report.volumes.into_iter().filter(|volume| volume.pods > 0);
     let mut used: Vec<String> =
         volumes.map(|volume| format!("{} on {node}", volume.persistent_volume)).collect();
@@ -54,6 +63,8 @@ fn in_use(node: &str, report: NodeReport) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::kubernetes::weirnode::VolumeReport;
 
@@ -69,7 +80,17 @@ mod tests {
             inline_volumes: 2,
             ..NodeReport::default()
         };
-        assert_eq!(in_use("n", report), ["a on n", "2 inline on n"]);
-        assert!(in_use("n", NodeReport::default()).is_empty());
+        let status = |report| serde_json::to_value::<NodeReport>(report).unwrap();
+        assert_eq!(in_use("n", &status(report)), ["a on n", "2 inline on n"]);
+        assert!(in_use("n", &status(NodeReport::default())).is_empty());
+        assert!(in_use("n", &Value::Null).is_empty());
+    }
+
+    #[test]
+    fn a_report_that_is_not_understood_counts_as_in_use() {
+        for status in [json!({"volumes": "many"}), json!("x"), json!({"inlineVolumes": -1})] {
+            let used = in_use("n", &status);
+            assert!(used.len() == 1 && used[0].contains("on n"), "{status}: {used:?}");
+        }
     }
 }

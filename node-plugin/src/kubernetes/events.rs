@@ -124,6 +124,14 @@ impl Announcer {
         self.say_at(note, Instant::now());
     }
 
+    /// Whether something was said for this reason a short while ago, in whichever words.
+    pub(crate) fn has_said_lately(&self, about: &Subject, reason: &str) -> bool {
+        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        said.iter().any(|((subject, of, _), at)| {
+            subject == about && *of == reason && at.elapsed() < AGAIN_AFTER
+        })
+    }
+
     fn say_at(&self, note: Note, now: Instant) {
         let Some((sender, counted)) = &self.sender else { return };
         let key = (note.about.clone(), note.reason, note.text.clone());
@@ -192,9 +200,13 @@ mod tests {
     #[tokio::test]
     async fn the_same_is_said_once() {
         let (announcer, mut told) = announcer();
+        assert!(!announcer.has_said_lately(&Subject::default(), "OriginRefuses"));
         for text in ["a", "a", "b", "a"] {
             announcer.say(note(text));
         }
+        assert!(announcer.has_said_lately(&Subject::default(), "OriginRefuses"));
+        assert!(!announcer.has_said_lately(&Subject::node(), "OriginRefuses"));
+        assert!(!announcer.has_said_lately(&Subject::default(), "MountLost"));
         drop(announcer);
         assert_eq!(told.recv().await.unwrap().text, "a");
         assert_eq!(told.recv().await.unwrap().text, "b");

@@ -7,6 +7,8 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use rustix::fs::FileType;
+
 use super::protocol::{Deposit, Expiry, KEYS_MAX, RECORD_MAX, SESSIONS_PAGE};
 use super::sealed;
 
@@ -14,6 +16,8 @@ use super::sealed;
 const DESCRIPTORS_OF_A_SESSION: u64 = 4;
 /// Descriptors that are for conversations, and for what they carry.
 const DESCRIPTORS_ELSE: u64 = 512;
+/// Major and minor number of /dev/fuse (Documentation/admin-guide/devices.txt).
+const FUSE_DEVICE: (u32, u32) = (10, 229);
 
 /// Sessions, and whether an engine is there.
 pub(super) struct Custody {
@@ -154,7 +158,8 @@ impl Custody {
     ///
     /// # Errors
     /// `NotFound` when the session is not in custody and no FUSE descriptor came along;
-    /// `InvalidData` when something else came along than the message says, or too much.
+    /// `InvalidData` when something else came along than the message says, or too much;
+    /// `PermissionDenied` when something else than a FUSE connection is said to be one.
     pub(super) fn deposit(&self, deposit: &Deposit, along: Vec<OwnedFd>) -> io::Result<()> {
         let mut along = along.into_iter();
         let mut next = |expected: bool| match (expected, expected.then(|| along.next()).flatten()) {
@@ -166,6 +171,7 @@ impl Custody {
         let record = next(true)?;
         let keys = next(deposit.keys.is_some())?;
         let device = next(deposit.device)?;
+        device.as_ref().map(check_device).transpose()?;
         for (file, max) in [(&record, RECORD_MAX), (&keys, KEYS_MAX)] {
             file.as_ref().map(|file| sealed::check(file, max)).transpose()?;
         }
@@ -281,14 +287,22 @@ impl Custody {
         self.state().sessions.remove(session);
     }
 
-    /// Takes the sessions out that have waited too long for an engine, and those that never
-    /// were deposited while none is there.
-    pub(super) fn take_orphans(&self) -> Vec<String> {
+    /// A session that has waited too long for an engine, or that never was deposited while none is
+    /// there.
+    pub(super) fn orphan(&self) -> Option<String> {
+        let state = self.state();
+        self.is_alone_in(&state).then(|| state.sessions.keys().next().cloned()).flatten()
+    }
+
+    /// Takes a session out if it is an orphan still: an engine may have come that serves it.
+    pub(super) fn take_orphan(&self, session: &str) -> bool {
         let mut state = self.state();
-        if !state.connections.is_empty() || state.alone_since.elapsed() < self.orphan_timeout {
-            return Vec::new();
-        }
-        std::mem::take(&mut state.sessions).into_keys().collect()
+        self.is_alone_in(&state) && state.sessions.remove(session).is_some()
+    }
+
+    /// Whether an engine was waited for too long.
+    fn is_alone_in(&self, state: &State) -> bool {
+        state.connections.is_empty() && state.alone_since.elapsed() >= self.orphan_timeout
     }
 
     /// Lets go of keys that are of no use any more.
@@ -297,6 +311,23 @@ impl Custody {
         for kept in self.state().sessions.values_mut() {
             kept.keys.take_if(|(_, expiry)| expiry.at.is_some_and(|at| at <= now));
         }
+    }
+}
+
+/// Checks that this is a connection of FUSE: later the kernel is asked by it, with all rights.
+///
+/// # Errors
+/// `PermissionDenied` that says what it is.
+fn check_device(file: &OwnedFd) -> io::Result<()> {
+    let stat = rustix::fs::fstat(file)?;
+    let (major, minor) = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
+    let kind = FileType::from_raw_mode(stat.st_mode);
+    match kind == FileType::CharacterDevice && (major, minor) == FUSE_DEVICE {
+        true => Ok(()),
+        false => Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!("a connection must be of /dev/fuse, and this is a {kind:?} {major}:{minor}"),
+        )),
     }
 }
 

@@ -51,7 +51,8 @@ impl Mounts {
             Request::Take { session } => self.custody.take(&session).map(entry),
             Request::Deposit(deposit) => {
                 self.roots.session(&deposit.session)?;
-                self.custody.deposit(&deposit, along).map(done)
+                let keep = || self.custody.deposit(&deposit, along);
+                self.locks.hold(&deposit.session, keep).map(done)
             }
             Request::Sessions { after } => alone(Reply::Sessions(self.custody.names(&after))),
             Request::Targets { session, after } => {
@@ -169,6 +170,8 @@ impl Mounts {
     /// # Errors
     /// What the system reports.
     pub(super) fn end(&self, session: &str, force: bool) -> io::Result<()> {
+        #[cfg(test)]
+        assert_ne!(session, tests::PANICS);
         let place = self.roots.session(session)?;
         if force {
             let is_mounted = place.mounted().is_ok_and(|mounted| mounted.is_some());
@@ -181,6 +184,22 @@ impl Mounts {
         }
         place.clear()?;
         place.remove()
+    }
+
+    /// Ends the sessions that no engine came for, one after the other: one that comes meanwhile keeps
+    /// those that are left, and what it mounts anew.
+    pub(super) fn end_orphans(&self) {
+        while let Some(session) = self.custody.orphan() {
+            self.locks.hold(&session, || {
+                if !self.custody.take_orphan(&session) {
+                    return;
+                }
+                tracing::error!(session, "no engine came for this session; its connection ends");
+                if let Err(error) = self.end(&session, true) {
+                    tracing::error!(session, %error, "an orphan could not be unmounted");
+                }
+            });
+        }
     }
 
     fn open_backing(&self, session: &str, file: OwnedFd) -> io::Result<u32> {
@@ -234,3 +253,6 @@ fn ours(folder: &OwnedFd) -> io::Result<MountEntry> {
     let entry = mount::mount_of(folder.as_fd())?;
     Ok(entry.filter(MountEntry::is_ours).ok_or(rustix::io::Errno::NOTCONN)?)
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -55,7 +56,9 @@ impl Drop for Attachment<'_> {
 /// When the threads that this needs cannot be started.
 pub(super) fn run(engines: OwnedFd, visitors: OwnedFd, mounts: Arc<Mounts>) -> io::Result<()> {
     let watched = mounts.clone();
-    std::thread::Builder::new().name("orphans".into()).spawn(move || watch(&watched))?;
+    std::thread::Builder::new().name("orphans".into()).spawn(move || {
+        again_and_again("orphans", || watch(&watched));
+    })?;
     let visited = mounts.clone();
     std::thread::Builder::new()
         .name("visitors".into())
@@ -63,10 +66,20 @@ pub(super) fn run(engines: OwnedFd, visitors: OwnedFd, mounts: Arc<Mounts>) -> i
     accept(&engines, &mounts, Peer::Engine)
 }
 
+/// Does this for ever. A panic costs what was being done, not what would have come after it.
+fn again_and_again(what: &str, mut round: impl FnMut()) -> ! {
+    loop {
+        if panic::catch_unwind(AssertUnwindSafe(&mut round)).is_err() {
+            tracing::error!(what, "a round of the mounter's own work has panicked; it goes on");
+            std::thread::sleep(PAUSE);
+        }
+    }
+}
+
 fn accept(listener: &OwnedFd, mounts: &Arc<Mounts>, peer: Peer) -> ! {
     let open = Arc::new(());
     let mut refused = Refused::default();
-    loop {
+    again_and_again("connections", || {
         let accepted =
             rustix::io::retry_on_intr(|| rustix::net::accept_with(listener, SocketFlags::CLOEXEC));
         let served = accepted.map_err(io::Error::from).and_then(|connection| {
@@ -92,7 +105,7 @@ fn accept(listener: &OwnedFd, mounts: &Arc<Mounts>, peer: Peer) -> ! {
             tracing::warn!(?peer, %error, "a connection is not served");
             std::thread::sleep(PAUSE);
         }
-    }
+    })
 }
 
 /// Connections that were refused: who tries again and again fills no log.
@@ -113,16 +126,9 @@ impl Refused {
 }
 
 fn watch(mounts: &Mounts) {
-    loop {
-        std::thread::sleep(WATCH_EVERY);
-        mounts.custody.drop_keys_expired_at(SystemTime::now());
-        for session in mounts.custody.take_orphans() {
-            tracing::error!(session, "no engine came for this session; its connection ends");
-            if let Err(error) = mounts.end(&session, true) {
-                tracing::error!(session, %error, "an orphan could not be unmounted");
-            }
-        }
-    }
+    std::thread::sleep(WATCH_EVERY);
+    mounts.custody.drop_keys_expired_at(SystemTime::now());
+    mounts.end_orphans();
 }
 
 fn converse(mounts: &Mounts, connection: &OwnedFd, peer: Peer) {

@@ -21,6 +21,7 @@ mod report;
 mod role;
 mod session;
 mod sessions;
+mod showing;
 mod spare;
 mod volume;
 mod watch;

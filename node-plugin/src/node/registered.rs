@@ -4,12 +4,16 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{FileType, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use weir_csi::backend::NodeInfo;
+
+/// More than a node has of labels, in bytes.
+const KEPT_MAX: u64 = 64 << 10;
 
 /// The file, and who reads and writes it.
 #[derive(Clone, Debug)]
@@ -61,8 +65,19 @@ impl Registered {
         fs::rename(&new, &self.file)
     }
 
+    /// Others write in this folder, too: what they have put there is neither followed, nor waited
+    /// for, nor read without end.
     fn read(&self) -> Option<Kept> {
-        serde_json::from_str(&fs::read_to_string(&self.file).ok()?).ok()
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = rustix::fs::open(&self.file, flags, Mode::empty()).ok()?;
+        let stat = rustix::fs::fstat(&file).ok()?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return None;
+        }
+        let mut text = Vec::new();
+        fs::File::from(file).take(KEPT_MAX + 1).read_to_end(&mut text).ok()?;
+        let is_short = u64::try_from(text.len()).is_ok_and(|length| length <= KEPT_MAX);
+        is_short.then(|| serde_json::from_slice(&text).ok()).flatten()
     }
 
     /// What kubelet was told last.
@@ -108,5 +123,32 @@ mod tests {
         assert_eq!(fs::read(precious).unwrap(), b"bytes");
         let file = fs::metadata(dir.path().join("registered.json")).unwrap();
         assert_eq!(file.permissions().mode() & 0o777, 0o640);
+    }
+
+    #[test]
+    fn what_others_put_there_is_neither_followed_nor_waited_for_nor_read_without_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let registered = Registered::beside(&dir.path().join("csi.sock"), None);
+        let (file, elsewhere) = (dir.path().join("registered.json"), dir.path().join("elsewhere"));
+        let info = NodeInfo { node_id: "n".into(), max_volumes: 3, segments: BTreeMap::new() };
+        registered.keep(&info, false);
+        let text = fs::read_to_string(&file).unwrap();
+        let put: [&dyn Fn(); 4] = [
+            &|| {
+                fs::write(&elsewhere, &text).unwrap();
+                std::os::unix::fs::symlink(&elsewhere, &file).unwrap();
+            },
+            &|| {
+                let (fifo, mode) = (FileType::Fifo, Mode::from_raw_mode(0o666));
+                rustix::fs::mknodat(rustix::fs::CWD, &file, fifo, mode, 0).unwrap();
+            },
+            &|| fs::write(&file, format!("{text}{}", " ".repeat(1 << 20))).unwrap(),
+            &|| fs::create_dir(&file).unwrap(),
+        ];
+        for (number, put) in put.into_iter().enumerate() {
+            fs::remove_file(&file).unwrap();
+            put();
+            assert!(registered.last().is_none() && registered.is_current(), "{number}");
+        }
     }
 }

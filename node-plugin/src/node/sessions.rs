@@ -25,6 +25,7 @@ use super::pod_gpus::PodGpus;
 use super::record::Published;
 use super::role;
 use super::session::{Maker, STORE_PATIENCE, Served};
+use super::showing::{self, Before};
 use super::volume::{Defaults, Volume, subject};
 use crate::kubernetes::events::{Announcer, Note, Severity, Subject};
 use crate::mounter::client::Mounter;
@@ -172,6 +173,18 @@ impl Sessions {
             tell_pod: true,
             once: false,
         });
+    }
+
+    /// Tells a pod that it holds a mount which nobody has told it of: it had ended when no node was
+    /// there.
+    fn say_ended(&self, served: &Served, subject: &Subject) {
+        let note = lost(subject.clone(), "the mount that it had has ended");
+        if self.announcer.has_said_lately(subject, note.reason) {
+            return;
+        }
+        let (session, reason) = (&served.id, note.reason);
+        tracing::warn!(session, reason, pod = subject.pod, "the mount at a target had ended");
+        self.announcer.say(note);
     }
 
     fn say_mounted(&self, served: &Served, subject: &Subject) {
@@ -329,20 +342,11 @@ impl World for Sessions {
         let (session, target) = (served.id.clone(), wanted.target.clone());
         let bind = Bind { session, target, read_only: wanted.published.read_only };
         let (mounter, known) = (self.maker.mounter.clone(), served.clone());
-        let shown = aside(move |may| {
-            // What an earlier mount left at the target would be hidden, not gone.
-            mounter.unbind(may, &bind.target)?;
-            match mounter.bind(may, bind.clone()) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    // It has just started, and was not told of this session yet.
-                    known.keep_now(may, &mounter)?;
-                    mounter.bind(may, bind)
-                }
-                bound => bound,
-            }
-        });
-        shown.await?;
+        let before = aside(move |may| showing::show(may, &mounter, &known, &bind)).await?;
         let subject = &wanted.published.subject;
+        if before == Before::Ended {
+            self.say_ended(served, subject);
+        }
         self.prefer_near_disks(served.clone(), subject.clone());
         self.say_mounted(served, subject);
         self.changed.notify_one();

@@ -171,8 +171,10 @@ fn the_image_is_nobodys_and_each_container_says_otherwise_where_it_must() {
     assert_eq!(mounter.matches("runAsUser: 0").count(), 1);
     let standby = object(&all, "DaemonSet", "weir-standby").unwrap();
     assert!(standby.contains("runAsUser: 65531") && standby.contains("runAsNonRoot: true"));
-    // The registrar: kubelet's folder is root's.
+    // The registrar: kubelet's folder is root's, and the plugin's is not its to write in.
     assert_eq!(standby.matches("runAsUser: 0").count(), 1);
+    let (_, registrar) = standby.split_once("- name: registrar\n").unwrap();
+    assert!(registrar.contains("{name: plugin, mountPath: /csi, readOnly: true}"), "{registrar}");
     let node = object(&all, "DaemonSet", "weir-node").unwrap();
     assert_eq!(node.matches("runAsUser: 0").count(), 1);
 }

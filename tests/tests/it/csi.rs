@@ -131,8 +131,15 @@ fn without_an_engine_a_mount_ends_after_the_deadline() {
     node.start_node();
     let again = node.publish(&volume).unwrap();
     assert_eq!(fs::read(again.join("f")).unwrap(), b"bytes");
+    // The pod, which may still hold the one before, is told once.
+    node.publish(&volume).unwrap();
+    let told = || node.logs().matches("the mount at a target had ended").count();
+    assert_eq!(told(), 1);
     node.unpublish(&volume).unwrap();
     assert!(node.mounts().is_empty());
+    // One that begins had no mount.
+    node.publish(&volume).unwrap();
+    assert_eq!(told(), 1);
 }
 
 #[test]

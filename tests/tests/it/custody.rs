@@ -3,7 +3,9 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use rustix::mount::{MountFlags, UnmountFlags};
@@ -377,4 +379,32 @@ fn the_kernel_reads_no_file_but_the_caches() {
         let error = port.open_backing(&MayBlock::own_thread(), &file).unwrap_err();
         assert!(error.to_string().contains("a backing file must be"), "{error}");
     }
+}
+
+#[test]
+fn the_mounter_keeps_no_connection_that_is_none_of_fuse() {
+    let bucket = Bucket::new(Server::Embedded);
+    let node = CsiNode::new(&bucket);
+    let may = MayBlock::own_thread();
+    let volume = TestVolume::new(&bucket, "pod");
+    node.publish(&volume).unwrap();
+    node.take_node().kill();
+    let mounter = hostile(&node);
+    let served = mounter.sessions(&may).unwrap().remove(0);
+    let null = OwnedFd::from(fs::File::open("/dev/null").unwrap());
+    let disk = OwnedFd::from(fs::File::open(node.join("")).unwrap());
+    let (socket, _other) = UnixStream::pair().unwrap();
+    let deposit = |session: &str, device: &OwnedFd| {
+        let record = b"{}".as_slice();
+        mounter.deposit(&may, &NewEntry { session, generation: 1, record, keys: None, device })
+    };
+    for device in [null, disk, socket.into()] {
+        // Of one that the mounter has, too, though it keeps its own.
+        for session in ["ab", served.as_str()] {
+            let error = deposit(session, &device).unwrap_err();
+            assert!(error.to_string().contains("must be of /dev/fuse"), "{error}");
+        }
+    }
+    assert_eq!(mounter.sessions(&may).unwrap(), std::slice::from_ref(&served));
+    deposit("ab", &mounter.take(&may, &served).unwrap().device).unwrap();
 }

@@ -2,6 +2,8 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use weir_csi::proto::ProbeRequest;
 use weir_csi::proto::identity_client::IdentityClient;
@@ -111,12 +113,49 @@ fn out_of_descriptors_accept_is_not_tried_again_and_again() {
     let failures = || node.standby_logs().matches("accept failed").count();
     eventually("accept fails", || failures() > 0);
     // Time for a loop that does not pause to show itself.
-    std::thread::sleep(std::time::Duration::from_millis(500));
+    std::thread::sleep(Duration::from_millis(500));
     let tried = failures();
     assert!(tried < 100, "{tried} attempts");
     limit(1024);
     drop(waiting);
     assert!(get(metrics, "/metrics").unwrap().starts_with("HTTP/1.1 200"));
+}
+
+#[test]
+fn out_of_descriptors_the_plugins_socket_is_not_tried_again_and_again_either() {
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+    let node = CsiNode::new(&Bucket::new(Server::Embedded));
+    let pid = node.node_pid();
+    let number = Pid::from_raw(i32::try_from(pid).unwrap());
+    let limit = |current| {
+        prlimit(number, Resource::Nofile, Rlimit { current: Some(current), maximum: Some(4096) })
+            .unwrap()
+    };
+    limit(descriptors(pid) as u64);
+    let waiting: Vec<_> =
+        (0..KEPT).filter_map(|_| UnixStream::connect(node.socket()).ok()).collect();
+    let failures = || node.logs().matches("accept failed").count();
+    eventually("accept fails", || failures() > 0);
+    let (before, tried) = (cpu_ticks(pid), failures());
+    std::thread::sleep(Duration::from_secs(2));
+    // Of a hundred a second: a loop that does not pause takes a core.
+    let (used, tried) = (cpu_ticks(pid) - before, failures() - tried);
+    assert!(used < 100 && tried < 20, "{used} ticks, {tried} attempts");
+    limit(4096);
+    drop(waiting);
+    let ready = runtime().block_on(async {
+        let mut client = IdentityClient::new(channel(node.socket()).await);
+        client.probe(ProbeRequest {}).await.unwrap().into_inner().ready
+    });
+    assert!(ready.is_some());
+}
+
+/// What a process has used of processors: proc_pid_stat(5).
+fn cpu_ticks(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let (_, after) = stat.rsplit_once(')').unwrap();
+    let of = |field: usize| after.split_whitespace().nth(field).unwrap().parse::<u64>().unwrap();
+    of(11) + of(12)
 }
 
 #[test]

@@ -4,6 +4,12 @@ fn descriptor() -> OwnedFd {
     std::fs::File::open("/dev/null").unwrap().into()
 }
 
+/// What the kernel is asked nothing by, and is the FUSE device.
+fn fuse() -> OwnedFd {
+    use rustix::fs::{Mode, OFlags};
+    rustix::fs::open("/dev/fuse", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap()
+}
+
 fn custody() -> Custody {
     Custody::new(Duration::ZERO, 4)
 }
@@ -23,15 +29,21 @@ fn sessions_wait_for_an_engine_until_the_deadline() {
     custody.deposit(&deposit("a"), vec![record()]).unwrap();
     assert!(custody.deposit(&deposit("b"), vec![record()]).is_err());
     let with_device = Deposit { device: true, ..deposit("b") };
-    custody.deposit(&with_device, vec![record(), descriptor()]).unwrap();
+    custody.deposit(&with_device, vec![record(), fuse()]).unwrap();
     let connection = custody.attach("one", descriptor());
-    assert!(custody.take_orphans().is_empty());
+    assert_eq!(custody.orphan(), None);
     let other = custody.attach("two", descriptor());
     custody.detach(connection);
-    assert!(custody.has_engine() && custody.take_orphans().is_empty());
+    assert!(custody.has_engine() && custody.orphan().is_none() && !custody.take_orphan("a"));
     assert_eq!(custody.names(""), ["a", "b"]);
     custody.detach(other);
-    assert_eq!(custody.take_orphans(), ["a", "b"]);
+    assert_eq!(custody.orphan().as_deref(), Some("a"));
+    assert!(custody.take_orphan("a") && !custody.take_orphan("a"));
+    // One that comes now finds what is left.
+    let late = custody.attach("three", descriptor());
+    assert!(custody.orphan().is_none() && !custody.take_orphan("b"));
+    custody.detach(late);
+    assert!(custody.orphan().as_deref() == Some("b") && custody.take_orphan("b"));
     assert!(custody.names("").is_empty());
 }
 
