@@ -51,13 +51,12 @@ fn start_with(level: tracing::Level, format: LogFormat, writer: BoxMakeWriter) {
     let filter = EnvFilter::new(format!("warn,{ours}"));
     let lines = fmt::layer().with_writer(writer);
     let lines = match format {
-        LogFormat::Json => lines.json().with_filter(BUDGET.clone()).boxed(),
-        LogFormat::Text => {
-            lines.with_ansi(false).with_target(false).with_filter(BUDGET.clone()).boxed()
-        }
+        LogFormat::Json => lines.json().boxed(),
+        LogFormat::Text => lines.with_ansi(false).with_target(false).boxed(),
     };
     // Only the first start of a process counts.
-    let _ = tracing_subscriber::registry().with(lines).with(filter).try_init();
+    let started = tracing_subscriber::registry().with(lines).with(BUDGET.clone()).with(filter);
+    let _ = started.try_init();
 }
 
 /// Says once in a while that there were more lines than were logged. For ever.

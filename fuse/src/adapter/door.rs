@@ -52,7 +52,7 @@ pub struct Door {
     state: AtomicU8,
     /// Whether the kernel can send unanswered requests again.
     sends_again: AtomicBool,
-    /// Threads in a request, and changes under way.
+    /// Threads in a request, work of theirs that others do, and changes under way.
     under_way: AtomicUsize,
     /// Handles opened since [`Door::note_opens`] that need this engine.
     opened: Mutex<HashSet<u64>>,
@@ -63,9 +63,12 @@ pub struct Door {
 /// after its answer and before it would take another request.
 pub(super) struct Turn<'a>(&'a Door);
 
+/// Something that an end waits for, until it is dropped.
+pub(super) struct Counted(Arc<Door>);
+
 /// What goes with a request until it is answered. An end waits for those of changes.
 pub(super) struct Pass {
-    change: Option<Arc<Door>>,
+    _change: Option<Counted>,
     _resent: Option<UnderWay>,
 }
 
@@ -78,11 +81,9 @@ impl Drop for Turn<'_> {
     }
 }
 
-impl Drop for Pass {
+impl Drop for Counted {
     fn drop(&mut self) {
-        if let Some(door) = &self.change {
-            door.under_way.fetch_sub(1, Ordering::SeqCst);
-        }
+        self.0.under_way.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -117,12 +118,15 @@ impl Door {
             return None;
         }
         let changes = matches!(does, RequestKind::Change | RequestKind::OpenToChange);
-        let change = changes.then(|| {
-            self.under_way.fetch_add(1, Ordering::SeqCst);
-            self.clone()
-        });
-        let pass = Pass { change, _resent: self.resent.begin(delivery) };
+        let change = changes.then(|| self.count());
+        let pass = Pass { _change: change, _resent: self.resent.begin(delivery) };
         Some((turn, pass, reply))
+    }
+
+    /// Counts something that an end waits for.
+    pub(super) fn count(self: &Arc<Self>) -> Counted {
+        self.under_way.fetch_add(1, Ordering::SeqCst);
+        Counted(self.clone())
     }
 
     /// Gives an answer, unless nothing is answered any more.

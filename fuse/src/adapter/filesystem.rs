@@ -391,12 +391,12 @@ impl fuser::Filesystem for FuseSession {
         };
         let start = Instant::now();
         let copy = (data.len() > COPIED_MIN).then(|| self.service.copy(data)).flatten();
-        let Some(mut copy) = copy else {
+        let Some((thread, mut copy)) = copy else {
             return self.service.finish(("write", start), pass, || {
                 send_written(reply, self.session().write(fh.0, offset, data));
             });
         };
-        self.service.aside(move |_, service| {
+        self.service.aside_on(thread, move |_, service| {
             let written = service.session.write(fh.0, offset, copy.bytes_mut());
             service.finish(("write", start), pass, || send_written(reply, written));
         });

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use fuser::Request;
 use rustix::io::Errno;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::door::{Door, Pass, RequestKind, Turn};
 use super::reply;
@@ -24,6 +24,11 @@ pub(super) struct Service {
     pub(super) session: Arc<Session>,
     pub(super) door: Arc<Door>,
     threads: Arc<Semaphore>,
+}
+
+/// One of the threads that may wait.
+pub(super) struct Thread {
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Service {
@@ -68,34 +73,50 @@ impl Service {
         });
     }
 
-    /// A copy of what is to be written, where there is memory for it.
-    pub(super) fn copy(&self, data: &[u8]) -> Option<Buffer> {
+    /// A copy of what is to be written, for a thread that may wait; none where there is no such
+    /// thread, or where half the memory is taken.
+    pub(super) fn copy(&self, data: &[u8]) -> Option<(Thread, Buffer)> {
+        let thread = Thread { _permit: self.threads.clone().try_acquire_owned().ok()? };
         let buffers = &self.session.engine().buffers;
-        let mut copy = buffers.try_share(capacity_for(data.len()))?.buffer(data.len());
+        let bytes = capacity_for(data.len());
+        if buffers.used() + bytes as u64 > buffers.total() / 2 {
+            return None;
+        }
+        let mut copy = buffers.try_share(bytes)?.buffer(data.len());
         copy.bytes_mut().copy_from_slice(data);
-        Some(copy)
+        Some((thread, copy))
     }
 
-    /// Does something on a thread that may wait; it finishes the request, or passes it on.
+    /// Does something on a thread that may wait, once there is one for this session; it finishes the
+    /// request, or passes it on. An orderly end waits for it.
     pub(super) fn aside(&self, work: impl FnOnce(&MayBlock, &Self) + Send + 'static) {
-        let service = self.clone();
-        let engine = self.session.engine().clone();
         match self.threads.clone().try_acquire_owned() {
-            Ok(thread) => engine.waiting.begin(&engine.runtime, move |may| {
-                work(may, &service);
-                drop(thread);
-            }),
+            Ok(thread) => self.aside_on(Thread { _permit: thread }, work),
             Err(_) => {
+                let (service, counted) = (self.clone(), self.door.count());
                 self.session.engine().runtime.spawn(async move {
                     // It is never closed.
-                    let thread = service.threads.clone().acquire_owned().await;
-                    engine.waiting.begin(&engine.runtime, move |may| {
-                        work(may, &service);
-                        drop(thread);
-                    });
+                    if let Ok(thread) = service.threads.clone().acquire_owned().await {
+                        service.aside_on(Thread { _permit: thread }, work);
+                    }
+                    drop(counted);
                 });
             }
         }
+    }
+
+    /// As [`Service::aside`], on this one.
+    pub(super) fn aside_on(
+        &self,
+        thread: Thread,
+        work: impl FnOnce(&MayBlock, &Self) + Send + 'static,
+    ) {
+        let (service, counted) = (self.clone(), self.door.count());
+        let engine = self.session.engine();
+        engine.waiting.begin(&engine.runtime, move |may| {
+            work(may, &service);
+            drop((thread, counted));
+        });
     }
 
     /// Answers a request that was not answered by the thread that read it.

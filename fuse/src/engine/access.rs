@@ -1,7 +1,7 @@
 //! Who may be shown what the cache holds. Bytes are shared by all mounts of a node, whoever
 //! brought them; permission is not.
 
-use std::num::NonZeroUsize;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,8 +13,9 @@ use crate::model::version::BucketId;
 use crate::namespace::AccessSettings;
 use crate::origin::{Origin, OriginError};
 
-/// Objects of one mount whose permission is remembered.
-const REMEMBERED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(65_535);
+/// Objects of one mount whose permission is remembered: of each some 100 bytes, however long its
+/// key.
+const REMEMBERED: usize = 65_536;
 
 /// After credentials were replaced, requests may be signed with those before for so long: what the
 /// origin allows then is not remembered.
@@ -45,7 +46,40 @@ pub(super) struct Access {
     proven: Mutex<Instant>,
     /// When the credentials were replaced, if they were.
     replaced: Mutex<Option<Instant>>,
-    allowed: Mutex<LruCache<Box<str>, Instant>>,
+    allowed: Mutex<AllowedObjects>,
+}
+
+/// Objects that the origin allowed, and when. Keys are known by two hashes of theirs that nobody
+/// can foresee.
+struct AllowedObjects {
+    hashers: [RandomState; 2],
+    at: LruCache<[u64; 2], Instant>,
+}
+
+impl AllowedObjects {
+    fn new() -> Self {
+        // Room is made as it is needed.
+        Self { hashers: [RandomState::new(), RandomState::new()], at: LruCache::unbounded() }
+    }
+
+    fn name(&self, key: &str) -> [u64; 2] {
+        self.hashers.each_ref().map(|hasher| hasher.hash_one(key))
+    }
+
+    fn allow(&mut self, key: &str) {
+        self.at.put(self.name(key), Instant::now());
+        if self.at.len() > REMEMBERED {
+            self.at.pop_lru();
+        }
+    }
+
+    fn allowed_at(&mut self, key: &str) -> Option<Instant> {
+        self.at.get(&self.name(key)).copied()
+    }
+
+    fn forget(&mut self, key: &str) {
+        self.at.pop(&self.name(key));
+    }
 }
 
 impl Access {
@@ -65,7 +99,7 @@ impl Access {
             narrowed: AtomicBool::new(false),
             proven: Mutex::new(Instant::now()),
             replaced: Mutex::new(None),
-            allowed: Mutex::new(LruCache::new(REMEMBERED)),
+            allowed: Mutex::new(AllowedObjects::new()),
         }
     }
 
@@ -81,7 +115,7 @@ impl Access {
         *tenancy = Some(cache.enter(bucket, &signer));
         *self.replaced.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         self.narrowed.store(false, Ordering::Relaxed);
-        self.allowed().clear();
+        self.allowed().at.clear();
     }
 
     /// What must be done before what is cached of this key is shown. `ttl` is the lifetime of
@@ -92,7 +126,7 @@ impl Access {
             || self.narrowed.load(Ordering::Relaxed);
         if by_object {
             let lifetime = if self.each_object { ttl } else { self.lifetime };
-            return match self.allowed().get(key) {
+            return match self.allowed().allowed_at(key) {
                 Some(at) if at.elapsed() < lifetime => Proof::Held,
                 _ => Proof::Needed,
             };
@@ -113,13 +147,13 @@ impl Access {
         match origin.head(key).await {
             Ok(_) => {
                 if !self.is_settling() {
-                    self.allowed().put(key.into(), Instant::now());
+                    self.allowed().allow(key);
                 }
                 Ok(())
             }
-            Err(error) if error.is_outage() && self.allowed().contains(key) => Ok(()),
+            Err(error) if error.is_outage() && self.allowed().allowed_at(key).is_some() => Ok(()),
             Err(error) => {
-                self.allowed().pop(key);
+                self.allowed().forget(key);
                 Err(error)
             }
         }
@@ -129,7 +163,7 @@ impl Access {
     /// from now on.
     pub(super) fn narrow(&self) {
         self.narrowed.store(true, Ordering::Relaxed);
-        self.allowed().clear();
+        self.allowed().at.clear();
     }
 
     fn is_settling(&self) -> bool {
@@ -156,7 +190,25 @@ impl Access {
         proof
     }
 
-    fn allowed(&self) -> MutexGuard<'_, LruCache<Box<str>, Instant>> {
+    fn allowed(&self) -> MutexGuard<'_, AllowedObjects> {
         self.allowed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bounded_number_of_permissions_is_remembered_however_long_the_keys() {
+        let mut allowed = AllowedObjects::new();
+        let key = |n: usize| format!("{n}{}", "x".repeat(1000));
+        (0..REMEMBERED + 10).for_each(|n| allowed.allow(&key(n)));
+        assert_eq!(allowed.at.len(), REMEMBERED);
+        assert!(allowed.allowed_at(&key(9)).is_none());
+        assert!(allowed.allowed_at(&key(10)).is_some());
+        assert!(allowed.allowed_at(&key(REMEMBERED + 10)).is_none(), "never asked for");
+        allowed.forget(&key(10));
+        assert!(allowed.allowed_at(&key(10)).is_none());
     }
 }

@@ -11,7 +11,7 @@ use crate::model::key::BadName;
 use crate::sync::unpoisoned;
 
 /// Most keys that are remembered; beyond, a key may be counted again.
-const REMEMBERED: usize = 100_000;
+const REMEMBERED: usize = 10_000;
 
 /// Lines that a session may log at once.
 const LINES_MAX: u32 = 10;

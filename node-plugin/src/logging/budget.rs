@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tracing::callsite::Identifier;
-use tracing::subscriber::Interest;
 use tracing::{Event, Level, Metadata, Subscriber};
-use tracing_subscriber::layer::{Context, Filter};
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::Context;
 
 /// Lines of a kind that may be logged at once.
 const LINES_MAX: u32 = 100;
@@ -72,23 +72,14 @@ impl LineBudget {
     }
 }
 
-impl<S: Subscriber> Filter<S> for LineBudget {
-    fn enabled(&self, _: &Metadata<'_>, _: &Context<'_, S>) -> bool {
-        true
-    }
-
-    fn callsite_enabled(&self, _: &'static Metadata<'static>) -> Interest {
-        Interest::always()
-    }
-
-    fn event_enabled(&self, event: &Event<'_>, _: &Context<'_, S>) -> bool {
+impl<S: Subscriber> Layer<S> for LineBudget {
+    fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
         self.allows(event.metadata(), Instant::now())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use tracing_subscriber::Layer;
     use tracing_subscriber::layer::SubscriberExt;
 
     use super::*;
@@ -104,8 +95,8 @@ mod tests {
     #[test]
     fn lines_of_a_kind_are_bounded_and_others_are_still_told() {
         let (budget, counts) = (LineBudget::default(), Arc::new(Mutex::new(HashMap::new())));
-        let layer = Count(counts.clone()).with_filter(budget.clone());
-        let subscriber = tracing_subscriber::registry().with(layer);
+        let count = Count(counts.clone());
+        let subscriber = tracing_subscriber::registry().with(count).with(budget.clone());
         tracing::subscriber::with_default(subscriber, || {
             for n in 0..10_000 {
                 tracing::warn!(n, "a pod does this again and again");

@@ -37,7 +37,7 @@ pub(super) async fn copy(
     match S3Origin::within(REPLY_DEADLINE * 15, Request::Copy, request).await {
         Ok(reply) => {
             let result = reply.copy_object_result();
-            Ok(stored(result.and_then(|r| r.e_tag()), reply.version_id()))
+            stored(result.and_then(|r| r.e_tag()), reply.version_id())
         }
         Err(OriginError::Conflict) if *condition == Condition::Always => Err(OriginError::Changed),
         // One code for source and target: the source itself tells which one it was.

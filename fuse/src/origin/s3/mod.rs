@@ -105,12 +105,12 @@ impl S3Origin {
     }
 }
 
-fn stored(etag: Option<&str>, version_id: Option<&str>) -> Stored {
-    Stored {
-        etag: etag.and_then(ETag::new),
-        version_id: names::version_id(version_id),
+fn stored(etag: Option<&str>, version_id: Option<&str>) -> Result<Stored, OriginError> {
+    Ok(Stored {
+        etag: names::tag(etag)?,
+        version_id: names::version_id(version_id)?,
         mtime: SystemTime::now(),
-    }
+    })
 }
 
 fn time_of(time: Option<&aws_sdk_s3::primitives::DateTime>) -> SystemTime {

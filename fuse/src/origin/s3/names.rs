@@ -8,9 +8,42 @@ use super::{size_of, time_of};
 use crate::model::version::{ETag, ObjectInfo};
 use crate::origin::{ListPage, OriginError};
 
+/// Longest tag, in bytes: those of S3 have 34 to 40, of others less than 100. Each is kept for as
+/// long as its name.
+const TAG_MAX: usize = 256;
+/// Longest version id, in bytes (S3's user guide, "How S3 Versioning works").
+const VERSION_ID_MAX: usize = 1024;
+/// Longest mark of a writer that is kept, in bytes; ours are shorter.
+const WRITER_MAX: usize = 64;
+
+/// A tag as a server gives it.
+///
+/// # Errors
+/// [`OriginError::NotS3`] for one that no S3 server gives, and that could not be sent back.
+pub(super) fn tag(text: Option<&str>) -> Result<Option<ETag>, OriginError> {
+    let Some(text) = text else { return Ok(None) };
+    if text.len() > TAG_MAX || text.contains(char::is_control) {
+        return Err(OriginError::NotS3(format!("an ETag of {} bytes", text.len())));
+    }
+    Ok(ETag::new(text))
+}
+
 /// A real version id; S3 says "null" where versioning is off.
-pub(super) fn version_id(id: Option<&str>) -> Option<Box<str>> {
-    id.filter(|id| !id.is_empty() && *id != "null").map(Into::into)
+///
+/// # Errors
+/// [`OriginError::NotS3`] for one that is longer than S3's.
+pub(super) fn version_id(id: Option<&str>) -> Result<Option<Box<str>>, OriginError> {
+    match id.filter(|id| !id.is_empty() && *id != "null") {
+        Some(id) if id.len() > VERSION_ID_MAX => {
+            Err(OriginError::NotS3(format!("a version id of {} bytes", id.len())))
+        }
+        id => Ok(id.map(Into::into)),
+    }
+}
+
+/// A mark of who wrote an object; longer ones are none of ours.
+pub(super) fn writer(mark: Option<&String>) -> Option<Box<str>> {
+    mark.filter(|mark| mark.len() <= WRITER_MAX).map(|mark| mark.as_str().into())
 }
 
 /// Percent-encoded, as the header x-amz-copy-source wants it; slashes stay.
@@ -35,7 +68,7 @@ pub(super) fn decode(text: &str, encoded: bool) -> Option<String> {
 const PAGE_MAX: usize = 1000;
 
 /// # Errors
-/// [`OriginError::NotS3`] for more names than `max_keys` (or, where that is less, than S3 ever
+/// [`OriginError::NotS3`] for tags as in [`tag`], for more names than `max_keys` (or, where that is less, than S3 ever
 /// gives), and for a page that does not say how to go on.
 pub(super) fn page(reply: &ListObjectsV2Output, max_keys: u16) -> Result<ListPage, OriginError> {
     let names = reply.contents().len() + reply.common_prefixes().len();
@@ -52,7 +85,7 @@ pub(super) fn page(reply: &ListObjectsV2Output, max_keys: u16) -> Result<ListPag
         };
         let info = ObjectInfo {
             size: size_of(object.size()),
-            etag: object.e_tag().and_then(ETag::new),
+            etag: tag(object.e_tag())?,
             mtime: time_of(object.last_modified()),
             version_id: None,
             writer: None,
@@ -84,6 +117,28 @@ mod tests {
         assert_eq!(decode("a+b%41", false).as_deref(), Some("a+b%41"));
         assert_eq!(decode("%FF", true), None);
         assert_eq!(copy_source("b", "x y/ä+"), "b/x%20y/%C3%A4%2B");
-        assert_eq!(version_id(Some("null")), None);
+        assert_eq!(version_id(Some("null")).unwrap(), None);
+    }
+
+    #[test]
+    fn what_is_kept_of_an_object_is_as_short_as_s3_has_it() {
+        let long = |len: usize| "x".repeat(len);
+        assert_eq!(tag(Some("\"abc\"")).unwrap(), ETag::new("abc"));
+        assert_eq!(tag(Some(&long(TAG_MAX))).unwrap(), ETag::new(&long(TAG_MAX)));
+        for bad in [long(TAG_MAX + 1), "a\nb".into(), "\"a\u{7f}\"".into(), "\u{85}".into()] {
+            assert!(matches!(tag(Some(&bad)), Err(OriginError::NotS3(_))), "{bad:?}");
+        }
+        assert_eq!(version_id(Some(&long(VERSION_ID_MAX))).unwrap().unwrap().len(), VERSION_ID_MAX);
+        assert!(matches!(version_id(Some(&long(VERSION_ID_MAX + 1))), Err(OriginError::NotS3(_))));
+        assert_eq!(writer(Some(&long(WRITER_MAX))).unwrap().len(), WRITER_MAX);
+        assert_eq!(writer(Some(&long(WRITER_MAX + 1))), None);
+    }
+
+    #[test]
+    fn a_page_with_a_tag_of_any_length_is_none_of_s3() {
+        use aws_sdk_s3::types::Object;
+        let object = Object::builder().key("k").e_tag("x".repeat(15 << 10)).build();
+        let reply = ListObjectsV2Output::builder().contents(object).build();
+        assert!(matches!(page(&reply, 1000), Err(OriginError::NotS3(_))));
     }
 }

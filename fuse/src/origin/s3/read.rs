@@ -29,10 +29,10 @@ pub(super) async fn head(origin: &S3Origin, key: &str) -> Result<ObjectInfo, Ori
     let reply = S3Origin::within(REPLY_DEADLINE, Request::Read, request).await?;
     Ok(ObjectInfo {
         size: size_of(reply.content_length()),
-        etag: reply.e_tag().and_then(ETag::new),
+        etag: names::tag(reply.e_tag())?,
         mtime: time_of(reply.last_modified()),
-        version_id: names::version_id(reply.version_id()),
-        writer: reply.metadata().and_then(|m| m.get(WRITER_METADATA)).map(|w| w.as_str().into()),
+        version_id: names::version_id(reply.version_id())?,
+        writer: names::writer(reply.metadata().and_then(|m| m.get(WRITER_METADATA))),
     })
 }
 

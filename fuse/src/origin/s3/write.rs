@@ -107,7 +107,7 @@ pub(super) async fn put(
         .customize()
         .interceptor(signing);
     let reply = sent(progress, request.send()).await?;
-    Ok(stored(reply.e_tag(), reply.version_id()))
+    stored(reply.e_tag(), reply.version_id())
 }
 
 pub(super) async fn create_upload(
@@ -199,7 +199,7 @@ pub(super) async fn complete_upload(
     // CompleteMultipartUpload: it sends white space meanwhile).
     let reply = S3Origin::within(REPLY_DEADLINE * 15, Request::Complete, request).await?;
     origin.copies().remove(upload_id);
-    Ok(stored(reply.e_tag(), reply.version_id()))
+    stored(reply.e_tag(), reply.version_id())
 }
 
 pub(super) async fn abort_upload(

@@ -51,7 +51,8 @@ fn an_engine_that_comes_while_orphans_end_keeps_those_that_are_left() {
 
 /// What is answered at a socket after a greeting, or the end of the connection.
 fn ask(socket: &Path, greeting: &Request, request: &Request) -> Option<Reply> {
-    let (connection, mut buffer) = (wire::connect(socket).unwrap(), Vec::new());
+    let (connection, mut buffer) =
+        (wire::connect(socket, Duration::from_secs(60)).unwrap(), Vec::new());
     wire::send(&connection, greeting, &[]).unwrap();
     let greeted = wire::receive::<Reply>(&connection, &mut buffer).unwrap();
     assert!(matches!(greeted, Some((Reply::Hello { .. }, _))));
