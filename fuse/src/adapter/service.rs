@@ -1,4 +1,4 @@
-//! How the requests of one connection are served: at once, on the one thread that reads them;
+//! How the requests of one connection are served: at once, on the threads that read them;
 //! where a disk or the mounter must be waited for, on one of the engine's threads that may wait;
 //! where the origin must be, in a task under a deadline.
 
