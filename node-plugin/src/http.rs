@@ -26,6 +26,7 @@ const HEADER_PATIENCE: Duration = Duration::from_secs(5);
 const CONNECTION_PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes of a request's head, at most: the least that hyper allows.
 const HEADER_MAX: usize = 8192;
+
 /// What is answered to a path; `None` where there is nothing.
 pub(crate) type Pages = Arc<dyn Fn(&str) -> Option<(StatusCode, String)> + Send + Sync>;
 

@@ -26,11 +26,6 @@ pub(super) struct Service {
     threads: Arc<Semaphore>,
 }
 
-/// One of the threads that may wait.
-pub(super) struct Thread {
-    _permit: OwnedSemaphorePermit,
-}
-
 impl Service {
     /// Requests come in by `door`.
     pub(super) fn new(session: Arc<Session>, door: Arc<Door>) -> Self {
@@ -73,10 +68,10 @@ impl Service {
         });
     }
 
-    /// A copy of what is to be written, for a thread that may wait; none where there is no such
-    /// thread, or where half the memory is taken.
-    pub(super) fn copy(&self, data: &[u8]) -> Option<(Thread, Buffer)> {
-        let thread = Thread { _permit: self.threads.clone().try_acquire_owned().ok()? };
+    /// A thread that may wait, and a copy of what it is to write; none where there is no such thread,
+    /// or where half the memory is taken.
+    pub(super) fn copy(&self, data: &[u8]) -> Option<(OwnedSemaphorePermit, Buffer)> {
+        let thread = self.threads.clone().try_acquire_owned().ok()?;
         let buffers = &self.session.engine().buffers;
         let bytes = capacity_for(data.len());
         if buffers.used() + bytes as u64 > buffers.total() / 2 {
@@ -91,13 +86,13 @@ impl Service {
     /// request, or passes it on. An orderly end waits for it.
     pub(super) fn aside(&self, work: impl FnOnce(&MayBlock, &Self) + Send + 'static) {
         match self.threads.clone().try_acquire_owned() {
-            Ok(thread) => self.aside_on(Thread { _permit: thread }, work),
+            Ok(thread) => self.aside_on(thread, work),
             Err(_) => {
                 let (service, counted) = (self.clone(), self.door.count());
                 self.session.engine().runtime.spawn(async move {
                     // It is never closed.
                     if let Ok(thread) = service.threads.clone().acquire_owned().await {
-                        service.aside_on(Thread { _permit: thread }, work);
+                        service.aside_on(thread, work);
                     }
                     drop(counted);
                 });
@@ -108,7 +103,7 @@ impl Service {
     /// As [`Service::aside`], on this one.
     pub(super) fn aside_on(
         &self,
-        thread: Thread,
+        thread: OwnedSemaphorePermit,
         work: impl FnOnce(&MayBlock, &Self) + Send + 'static,
     ) {
         let (service, counted) = (self.clone(), self.door.count());

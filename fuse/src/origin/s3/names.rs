@@ -68,8 +68,8 @@ pub(super) fn decode(text: &str, encoded: bool) -> Option<String> {
 const PAGE_MAX: usize = 1000;
 
 /// # Errors
-/// [`OriginError::NotS3`] for tags as in [`tag`], for more names than `max_keys` (or, where that is less, than S3 ever
-/// gives), and for a page that does not say how to go on.
+/// [`OriginError::NotS3`] for tags as in [`tag`], for more names than `max_keys` (or, where that is
+/// less, than S3 ever gives), and for a page that does not say how to go on.
 pub(super) fn page(reply: &ListObjectsV2Output, max_keys: u16) -> Result<ListPage, OriginError> {
     let names = reply.contents().len() + reply.common_prefixes().len();
     let most = PAGE_MAX.max(max_keys.into());
