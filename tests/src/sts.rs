@@ -42,6 +42,16 @@ pub struct SessionKeys {
     pub token: String,
 }
 
+impl From<aws_sdk_sts::types::Credentials> for SessionKeys {
+    fn from(keys: aws_sdk_sts::types::Credentials) -> Self {
+        Self {
+            access_key: keys.access_key_id,
+            secret_key: keys.secret_access_key,
+            token: keys.session_token,
+        }
+    }
+}
+
 impl Issuer {
     /// Starts one.
     pub fn start() -> Self {
@@ -71,12 +81,7 @@ impl Issuer {
             .role_session_name("test")
             .policy(policy.to_string())
             .send();
-        let keys = runtime().block_on(asked).unwrap().credentials.unwrap();
-        SessionKeys {
-            access_key: keys.access_key_id,
-            secret_key: keys.secret_access_key,
-            token: keys.session_token,
-        }
+        runtime().block_on(asked).unwrap().credentials.unwrap().into()
     }
 
     /// Keys that may list and read.
@@ -182,10 +187,5 @@ fn keys_of(bucket: &Bucket) -> SessionKeys {
         .role_arn("arn:aws:iam::000000000000:role/any")
         .role_session_name("test")
         .send();
-    let keys = runtime().block_on(asked).unwrap().credentials.unwrap();
-    SessionKeys {
-        access_key: keys.access_key_id,
-        secret_key: keys.secret_access_key,
-        token: keys.session_token,
-    }
+    runtime().block_on(asked).unwrap().credentials.unwrap().into()
 }
