@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use node::{Node, ROOT, create, read};
 use rustix::io::Errno;
+use weir_fuse::blocking::MayBlock;
 use weir_fuse::cache::Signer;
 use weir_fuse::engine::Session;
 use weir_fuse::engine::open::OpenRequest;
@@ -74,16 +75,16 @@ async fn keys_that_replace_others_are_nobody_else() {
     let (origin, one) = node.session_as(access("one", &[]));
     bring(&one, "f").await;
     assert!(!is_asked_for(&one, &origin, "f").await);
-    one.credentials_changed(&access("two", &["one"]));
+    rotate(&one, &access("two", &["one"]));
     assert!(!is_asked_for(&one, &origin, "f").await);
     // Of two mounts with the same keys one has newer ones first: until the other has them, too,
     // those before are somebody's.
     let (second, two) = node.session_as(access("two", &[]));
     assert!(!is_asked_for(&two, &second, "f").await);
-    two.credentials_changed(&access("three", &["two"]));
+    rotate(&two, &access("three", &["two"]));
     assert!(is_asked_for(&two, &second, "f").await);
     assert!(is_asked_for(&one, &origin, "f").await);
-    one.credentials_changed(&access("three", &["two", "one"]));
+    rotate(&one, &access("three", &["two", "one"]));
     assert!(!is_asked_for(&one, &origin, "f").await);
     assert!(!is_asked_for(&two, &second, "f").await);
     // A stranger is somebody else, and from now on nobody knows who brought what.
@@ -100,7 +101,8 @@ async fn a_name_of_a_release_before_is_nobody_else_s() {
     let (of_before, other) = ("driver".to_owned(), "other".to_owned());
     for identity in [&of_before, &other] {
         let signer = Signer { identity, former: &[], replaces: &[] };
-        drop(node.engine.cache.enter(&bucket, &signer));
+        let enter = || drop(node.engine.cache.enter(&MayBlock::own_thread(), &bucket, &signer));
+        std::thread::scope(|scope| scope.spawn(enter).join().unwrap());
     }
     let named = |identity: &str, formerly: &str| AccessSettings {
         formerly: Some(formerly.to_owned()),
@@ -208,4 +210,10 @@ async fn whose_permission_was_narrowed_may_not_begin_without_the_origin() {
     let fh = open(&again, "f").await.unwrap();
     again.release(fh).await;
     becomes(true).await;
+}
+
+/// Gives a mount other credentials.
+fn rotate(session: &Session, access: &AccessSettings) {
+    let rotation = || session.credentials_changed(&MayBlock::own_thread(), access);
+    std::thread::scope(|scope| scope.spawn(rotation).join().unwrap());
 }

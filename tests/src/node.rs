@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use weir_fuse::adapter::{self, MountOptions, Mounted};
+use weir_fuse::blocking::MayBlock;
 use weir_fuse::cache::{CacheError, CacheSettings, DiskSettings, NodeCache};
 use weir_fuse::engine::io::ReadNow;
 use weir_fuse::engine::open::OpenRequest;
@@ -116,7 +117,10 @@ impl Node {
             passthrough: true,
             write_part: 5 << 20,
         };
-        Session::new(self.engine.clone(), origin, settings)
+        let engine = self.engine.clone();
+        let make = || Session::new(&MayBlock::own_thread(), engine, origin, settings);
+        // Who asks may be on a thread that runs tasks.
+        std::thread::scope(|scope| scope.spawn(make).join().unwrap())
     }
 
     /// A real mount of this node.

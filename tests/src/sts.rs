@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use aws_sdk_sts::config::{BehaviorVersion, Credentials, Region};
+use weir_fuse::blocking::MayBlock;
 use weir_fuse::origin::s3::http_client;
 
 use crate::bucket::Bucket;
@@ -70,7 +71,7 @@ impl Issuer {
         });
         let config = aws_sdk_sts::Config::builder()
             .behavior_version(BehaviorVersion::latest())
-            .http_client(http_client(None).unwrap())
+            .http_client(http_client(&MayBlock::own_thread(), None).unwrap())
             .endpoint_url(&self.bucket.url)
             .region(Region::new("us-east-1"))
             .build();
@@ -177,7 +178,7 @@ fn keys_of(bucket: &Bucket) -> SessionKeys {
     let owner = Credentials::new(&bucket.access_key, &bucket.secret_key, None, None, "owner");
     let config = aws_sdk_sts::Config::builder()
         .behavior_version(BehaviorVersion::latest())
-        .http_client(http_client(None).unwrap())
+        .http_client(http_client(&MayBlock::own_thread(), None).unwrap())
         .endpoint_url(&bucket.url)
         .credentials_provider(owner)
         .region(Region::new("us-east-1"))

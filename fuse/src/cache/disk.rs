@@ -16,6 +16,7 @@ use super::lost;
 use super::records::{ListingRow, UploadRow};
 use super::shared::Shared;
 use super::version::{CachedVersion, now_secs};
+use crate::blocking::MayBlock;
 use crate::model::blocks::{self, BlockMap};
 use crate::model::version::{BucketId, VersionKey};
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -254,11 +255,12 @@ impl DiskCache {
     /// Notes that somebody uses a bucket ([`Index::enter`]).
     pub(super) fn enter(
         &self,
+        may: &MayBlock,
         bucket: &BucketId,
         signer: &Signer<'_>,
         lives: impl Fn(&str) -> bool,
     ) -> Standing {
-        self.index.enter(bucket.as_str(), signer, now_secs(), lives)
+        self.index.enter(may, bucket.as_str(), signer, now_secs(), lives)
     }
 
     /// What somebody was known as who has used a bucket ([`Index::former_of`]).

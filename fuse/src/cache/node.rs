@@ -19,6 +19,7 @@ use super::space::Need;
 use super::staging::StagingFile;
 use super::tenants::{Tenancy, Tenants};
 use super::version::CachedVersion;
+use crate::blocking::MayBlock;
 use crate::metrics::Metrics;
 use crate::model::version::{BucketId, VersionKey};
 use crate::sync::{Mutex, MutexGuard};
@@ -332,10 +333,10 @@ impl NodeCache {
     }
 
     /// Notes that somebody uses the bucket, until what is returned is dropped.
-    pub fn enter(&self, bucket: &BucketId, signer: &Signer<'_>) -> Tenancy {
+    pub fn enter(&self, may: &MayBlock, bucket: &BucketId, signer: &Signer<'_>) -> Tenancy {
         let tenants = lock(&self.tenants).entry(bucket.clone()).or_default().clone();
         tenants.enter(signer.identity, |lives| {
-            self.disks.iter().map(|disk| disk.enter(bucket, signer, lives)).collect()
+            self.disks.iter().map(|disk| disk.enter(may, bucket, signer, lives)).collect()
         })
     }
 

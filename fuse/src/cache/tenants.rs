@@ -1,6 +1,6 @@
 //! Who uses a bucket through this cache.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 
@@ -13,6 +13,8 @@ pub(super) struct Tenants {
     several: Arc<AtomicBool>,
     /// How many mounts of this process have which identity.
     mounts: Mutex<HashMap<String, usize>>,
+    /// Held while the disks are told: one comes after the other.
+    telling: Mutex<()>,
 }
 
 /// That a mount uses a bucket, until this is dropped.
@@ -33,12 +35,17 @@ impl Tenants {
         identity: &str,
         note: impl FnOnce(&dyn Fn(&str) -> bool) -> Vec<Standing>,
     ) -> Tenancy {
-        let mut mounts = self.mounts();
-        *mounts.entry(identity.to_owned()).or_default() += 1;
-        let standings = note(&|identity| mounts.contains_key(identity));
+        let telling = self.telling.lock().unwrap_or_else(PoisonError::into_inner);
+        let living: HashSet<String> = {
+            let mut mounts = self.mounts();
+            *mounts.entry(identity.to_owned()).or_default() += 1;
+            mounts.keys().cloned().collect()
+        };
+        // Whoever ends meanwhile does not wait for a disk; he counts once more as living.
+        let standings = note(&|identity| living.contains(identity));
         self.several.store(standings.iter().any(|one| !one.alone), Ordering::Relaxed);
         let former = former(standings.iter().flat_map(|standing| &standing.former), identity);
-        drop(mounts);
+        drop(telling);
         let several = self.several.clone();
         Tenancy { several, former, tenants: self, identity: identity.to_owned() }
     }

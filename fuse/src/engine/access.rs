@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use lru::LruCache;
 
+use crate::blocking::MayBlock;
 use crate::cache::{NodeCache, Signer, Tenancy};
 use crate::model::version::BucketId;
 use crate::namespace::AccessSettings;
@@ -85,11 +86,16 @@ impl AllowedObjects {
 impl Access {
     /// Of a mount whose credentials were proven just now. What they were named before is added to
     /// the settings.
-    pub(super) fn new(settings: &mut AccessSettings, cache: &NodeCache, bucket: &BucketId) -> Self {
+    pub(super) fn new(
+        may: &MayBlock,
+        settings: &mut AccessSettings,
+        cache: &NodeCache,
+        bucket: &BucketId,
+    ) -> Self {
         let replaces: Vec<String> = settings.formerly.iter().cloned().collect();
         let former: Vec<String> = settings.former.iter().chain(&replaces).cloned().collect();
         let signer = Signer { identity: &settings.identity, former: &former, replaces: &replaces };
-        let tenancy = cache.enter(bucket, &signer);
+        let tenancy = cache.enter(may, bucket, &signer);
         settings.former.clone_from(&tenancy.former);
         Self {
             each_object: settings.each_object,
@@ -105,14 +111,20 @@ impl Access {
 
     /// Other credentials, of this identity, are used from now on in place of those before: what the
     /// origin allowed those is forgotten.
-    pub(super) fn replace(&self, cache: &NodeCache, bucket: &BucketId, access: &AccessSettings) {
+    pub(super) fn replace(
+        &self,
+        may: &MayBlock,
+        cache: &NodeCache,
+        bucket: &BucketId,
+        access: &AccessSettings,
+    ) {
         let mut tenancy = self.tenancy.lock().unwrap_or_else(PoisonError::into_inner);
         // The identity before is that of other mounts alone.
         let before = tenancy.take().map(|tenancy| tenancy.identity().to_owned());
         let replaces: Vec<String> = before.into_iter().chain(access.formerly.clone()).collect();
         let signer =
             Signer { identity: &access.identity, former: &access.former, replaces: &replaces };
-        *tenancy = Some(cache.enter(bucket, &signer));
+        *tenancy = Some(cache.enter(may, bucket, &signer));
         *self.replaced.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         self.narrowed.store(false, Ordering::Relaxed);
         self.allowed().at.clear();

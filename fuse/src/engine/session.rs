@@ -17,6 +17,7 @@ use super::modes::Modes;
 use super::reservations::Reservations;
 use super::retries::Retries;
 use super::{Engine, SessionSettings};
+use crate::blocking::MayBlock;
 use crate::cache::Preference;
 use crate::model::version::{BucketId, VersionKey};
 use crate::namespace::dir::Dir;
@@ -94,11 +95,13 @@ impl Session {
     /// A mount of what `origin` holds. Uploads that an earlier run left are aborted in the
     /// background.
     pub fn new(
+        may: &MayBlock,
         engine: Arc<Engine>,
         origin: Arc<dyn Origin>,
         mut settings: SessionSettings,
     ) -> Arc<Self> {
-        let access = Access::new(&mut settings.names.access, &engine.cache, origin.bucket_id());
+        let access =
+            Access::new(may, &mut settings.names.access, &engine.cache, origin.bucket_id());
         let hidden = HiddenKeys::new(engine.metrics.clone());
         let verdicts = engine.verdicts.clone();
         let owner = Owner {
@@ -437,8 +440,8 @@ impl Session {
 
     /// Notes that the origin is asked with other credentials from now on, which have replaced those
     /// before.
-    pub fn credentials_changed(&self, access: &AccessSettings) {
-        self.access.replace(&self.engine.cache, self.names.bucket(), access);
+    pub fn credentials_changed(&self, may: &MayBlock, access: &AccessSettings) {
+        self.access.replace(may, &self.engine.cache, self.names.bucket(), access);
     }
 }
 

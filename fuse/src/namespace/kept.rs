@@ -191,6 +191,7 @@ pub(crate) fn note_refusal(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::blocking::MayBlock;
     use crate::cache::{CacheSettings, Signer};
     use crate::metrics::Metrics;
     use crate::model::key::DirPrefix;
@@ -213,7 +214,7 @@ mod tests {
 
         fn enter(&self, identity: &str, replaces: &[String]) {
             let signer = Signer { identity, former: replaces, replaces };
-            drop(self.cache.enter(&self.bucket, &signer));
+            drop(self.cache.enter(&MayBlock::own_thread(), &self.bucket, &signer));
         }
 
         /// The origin lists the root to somebody, so many milliseconds before now.

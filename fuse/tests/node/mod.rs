@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use tempfile::TempDir;
+use weir_fuse::blocking::MayBlock;
 use weir_fuse::cache::{CacheSettings, NodeCache};
 use weir_fuse::engine::io::ReadNow;
 use weir_fuse::engine::open::OpenRequest;
@@ -126,7 +127,10 @@ impl Node {
             passthrough: true,
             write_part: 5 << 20,
         };
-        Session::new(self.engine.clone(), origin, settings)
+        let engine = self.engine.clone();
+        let make = || Session::new(&MayBlock::own_thread(), engine, origin, settings);
+        // Who asks may be on a thread that runs tasks.
+        std::thread::scope(|scope| scope.spawn(make).join().unwrap())
     }
 
     /// A mount whose origin misbehaves on command.

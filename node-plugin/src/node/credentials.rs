@@ -380,6 +380,7 @@ impl ProvideCredentials for Rotating {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use weir_fuse::blocking::MayBlock;
 
     fn web(token: &str, role: &str) -> Source {
         Source::Pod(WebIdentity {
@@ -394,7 +395,7 @@ mod tests {
 
     #[test]
     fn keys_of_a_role_sign_for_no_other() {
-        let exchange = Exchange::new(None, None, None).unwrap();
+        let exchange = Exchange::new(&MayBlock::own_thread(), None, None, None).unwrap();
         let rotating = Rotating::new(Some(web("one", "a")), exchange);
         let given = Credentials::new("id", "secret", None, None, "test");
         rotating.state().session = Some(given);

@@ -12,6 +12,7 @@ use aws_credential_types::provider::{self, error::CredentialsError};
 use aws_sdk_sts::error::DisplayErrorContext;
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use aws_smithy_types::retry::RetryConfig;
+use weir_fuse::blocking::MayBlock;
 use weir_fuse::origin::OriginError;
 use weir_fuse::origin::s3::http_client;
 
@@ -39,6 +40,7 @@ impl Exchange {
     /// # Errors
     /// When the bundle cannot be read, or `agent_url` is none.
     pub(super) fn new(
+        may: &MayBlock,
         sts_url: Option<String>,
         ca_bundle: Option<&Path>,
         agent_url: Option<&str>,
@@ -46,7 +48,7 @@ impl Exchange {
         let agent = agent_url.map(Agent::new).transpose()?;
         let unread =
             |error: OriginError| Failure::new(Kind::Usage, format!("--sts-ca-bundle: {error}"));
-        let http = http_client(ca_bundle).map_err(unread)?;
+        let http = http_client(may, ca_bundle).map_err(unread)?;
         Ok(Self { sts_url, http, agent, retry: RetryConfig::standard() })
     }
 

@@ -34,6 +34,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use weir_csi::server::Services;
+use weir_fuse::blocking::aside;
 
 use crate::cli::node::NodeArgs;
 use crate::config::cache::CacheConfig;
@@ -89,11 +90,16 @@ pub fn run(args: &NodeArgs) -> Result<(), Failure> {
         opened.set(true);
         let client = kubernetes::client();
         let volumes = defaults(args, client.as_ref());
-        let exchange = exchange::Exchange::new(
-            args.pods.sts_endpoint_url.clone(),
-            args.pods.sts_ca_bundle.as_deref(),
-            args.pods.pod_identity_agent_url.as_deref(),
-        )?;
+        let pods = args.pods.clone();
+        let exchange = aside(move |may| {
+            exchange::Exchange::new(
+                may,
+                pods.sts_endpoint_url,
+                pods.sts_ca_bundle.as_deref(),
+                pods.pod_identity_agent_url.as_deref(),
+            )
+        });
+        let exchange = exchange.await?;
         let node = args.node_id.as_str();
         let announcer = client.clone().map_or_else(Announcer::silent, |client| {
             let events = Events::new(client, node, counted.clone());

@@ -15,7 +15,7 @@ use weir_fuse::adapter::{self, Door, Handshake};
 use weir_fuse::blocking::{MayBlock, aside};
 use weir_fuse::cache::{Held, Preference};
 use weir_fuse::engine::end::UnstoredFile;
-use weir_fuse::engine::{Engine, Session};
+use weir_fuse::engine::{Engine, Session, SessionSettings};
 use weir_fuse::model::version::BucketId;
 use weir_fuse::namespace::first_ino;
 use weir_fuse::origin::Origin;
@@ -127,7 +127,7 @@ impl Maker {
         let mut session = settings.session.clone();
         session.names.mount = format!("{:032x}", rand::random::<u128>());
         let mount = session.names.mount.clone();
-        let session = Session::new(self.engine.clone(), origin.clone(), session);
+        let session = self.session(origin.clone(), session).await;
         if let Start::Away(error) = start {
             tracing::warn!(session = id, %error, "the origin is away; beginning with what is cached");
             remote.last.failed(error);
@@ -178,7 +178,7 @@ impl Maker {
         let mut session = settings.session.clone();
         session.names.first_ino = first_ino(generation);
         session.names.mount.clone_from(&record.mount);
-        let session = Session::new(self.engine.clone(), origin, session);
+        let session = self.session(origin, session).await;
         let before = Some(record.handshake.clone());
         let number = record.device.clone();
         let keys = remote.rotating.keys();
@@ -196,6 +196,11 @@ impl Maker {
         service
             .and_then(|service| Self::served(id, service, device, generation, record))
             .map_err(internal)
+    }
+
+    async fn session(&self, origin: Arc<dyn Origin>, settings: SessionSettings) -> Arc<Session> {
+        let engine = self.engine.clone();
+        aside(move |may| Session::new(may, engine, origin, settings)).await
     }
 
     /// Begins to take a session's requests.
@@ -323,7 +328,8 @@ impl Served {
             .await
             .map_err(|unfit| failed(unfit.explain(&settings.s3)))?;
         rotating.replace(volume.credentials.clone());
-        self.session.credentials_changed(&access);
+        let (session, now) = (self.session.clone(), access.clone());
+        aside(move |may| session.credentials_changed(may, &now)).await;
         self.record().settings.session.names.access = access;
         Ok(true)
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 
 use super::{Index, encode, logged, quick_write};
+use crate::blocking::MayBlock;
 use crate::cache::records::SignerRow;
 
 /// Who has used a bucket.
@@ -52,10 +53,12 @@ pub fn former<'a>(names: impl IntoIterator<Item = &'a String>, identity: &str) -
 }
 
 impl Index {
-    /// Notes that somebody uses a bucket, `now` being in seconds since 1970. Who `lives` has neither
+    /// Notes that somebody uses a bucket, `now` being in seconds since 1970, on the disk where it
+    /// was not noted within the hour. Who `lives` has neither
     /// ended, however long ago he came, nor been replaced.
     pub fn enter(
         &self,
+        _: &MayBlock,
         bucket: &str,
         signer: &Signer<'_>,
         now: u64,
@@ -159,7 +162,7 @@ mod tests {
     fn enter(index: &Index, identity: &str, replaces: &[&str], now: u64) -> Standing {
         let replaces: Vec<String> = replaces.iter().map(|name| (*name).to_owned()).collect();
         let signer = Signer { identity, former: &replaces, replaces: &replaces };
-        index.enter("b", &signer, now, |name| name == "old")
+        index.enter(&MayBlock::own_thread(), "b", &signer, now, |name| name == "old")
     }
 
     fn alone(former: &[&str]) -> Standing {
@@ -175,7 +178,7 @@ mod tests {
         assert_eq!(enter(&index, "one", &[], 5), alone(&[]));
         // Of another bucket.
         let other = Signer { identity: "two", former: &[], replaces: &[] };
-        assert!(index.enter("bb", &other, 5, |_| false).alone);
+        assert!(index.enter(&MayBlock::own_thread(), "bb", &other, 5, |_| false).alone);
         // Keys rotate.
         assert_eq!(enter(&index, "one'", &["one"], 10), alone(&["one"]));
         assert_eq!(enter(&index, "one''", &["one'"], 10), alone(&["one'", "one"]));

@@ -21,6 +21,7 @@ use aws_types::service_config::ServiceConfigKey;
 use serde::{Deserialize, Serialize};
 
 use super::http::{Http, is_plain};
+use crate::blocking::aside;
 use crate::origin::OriginError;
 
 /// Longest wait for a connection.
@@ -139,7 +140,8 @@ pub(super) fn with_checksums(config: Builder, settings: &S3Settings, is_plain: b
 
 /// Builds the clients; the second value names the endpoint for cache identity.
 pub(super) async fn build(settings: &S3Settings) -> Result<(Clients, String), OriginError> {
-    let http = Http::new(settings.ca_bundle.as_deref())?;
+    let ca_bundle = settings.ca_bundle.clone();
+    let http = aside(move |may| Http::new(may, ca_bundle.as_deref())).await?;
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
         .http_client(http.clone())
         // A reader waits: the first try again comes soon. Not the adaptive mode, which would
@@ -186,7 +188,7 @@ pub(super) async fn build(settings: &S3Settings) -> Result<(Clients, String), Or
         .force_path_style
         .unwrap_or_else(|| endpoint.as_ref().is_some_and(|e| !e.contains(".amazonaws.com")));
     let config = Builder::from(&shared)
-        .http_client(http.for_endpoint(endpoint.as_deref())?)
+        .http_client(http.for_endpoint(endpoint.as_deref()).await?)
         .region(region.clone())
         .force_path_style(path_style);
     let mut config = with_checksums(config, settings, endpoint.as_deref().is_some_and(is_plain));

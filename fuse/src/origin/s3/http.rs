@@ -2,6 +2,9 @@
 //! read when the first request to an `https` URL comes: parsing those of a system takes as long as
 //! the rest of a mount, and plain HTTP needs none.
 
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
@@ -17,8 +20,14 @@ use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
 use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 
+use rustix::fs::OFlags;
+
 use super::bound::Bounded;
+use crate::blocking::{MayBlock, aside};
 use crate::origin::OriginError;
+
+/// Longest file of certificate authorities, in bytes. Those of a system have some 200 KiB.
+const CA_BUNDLE_MAX: u64 = 4 << 20;
 
 /// Clients for AWS services, which trust the system's authorities and those of a PEM file.
 #[derive(Clone, Debug)]
@@ -34,7 +43,7 @@ pub(super) struct Http {
 impl Http {
     /// # Errors
     /// [`OriginError::Invalid`] when the file cannot be used.
-    pub(super) fn new(ca_bundle: Option<&Path>) -> Result<Self, OriginError> {
+    pub(super) fn new(may: &MayBlock, ca_bundle: Option<&Path>) -> Result<Self, OriginError> {
         let http = Self {
             plain: plain_client(ProxyConfig::from_env()),
             instance: plain_client(ProxyConfig::disabled()),
@@ -43,8 +52,8 @@ impl Http {
         if let Some(path) = ca_bundle {
             let invalid =
                 |e: String| OriginError::Invalid(format!("CA bundle {}: {e}", path.display()));
-            let pem = std::fs::read(path).map_err(|e| invalid(e.to_string()))?;
-            let _ = http.secure.set(Ok(secure_client(Some(pem)).map_err(invalid)?));
+            let pem = read_bundle(may, path).map_err(invalid)?;
+            let _ = http.secure.set(Ok(secure_client(may, Some(pem)).map_err(invalid)?));
         }
         Ok(http)
     }
@@ -53,15 +62,22 @@ impl Http {
     ///
     /// # Errors
     /// [`OriginError::Invalid`] when there is no certificate authority.
-    pub(super) fn for_endpoint(&self, url: Option<&str>) -> Result<SharedHttpClient, OriginError> {
+    pub(super) async fn for_endpoint(
+        &self,
+        url: Option<&str>,
+    ) -> Result<SharedHttpClient, OriginError> {
         match url {
             Some(url) if is_plain(url) => Ok(self.plain.clone()),
-            _ => self.secure().map_err(OriginError::Invalid),
+            _ => self.secure().await.map_err(OriginError::Invalid),
         }
     }
 
-    fn secure(&self) -> Result<SharedHttpClient, String> {
-        self.secure.get_or_init(|| secure_client(None)).clone()
+    async fn secure(&self) -> Result<SharedHttpClient, String> {
+        if let Some(known) = self.secure.get() {
+            return known.clone();
+        }
+        let kept = self.secure.clone();
+        aside(move |may| kept.get_or_init(|| secure_client(may, None)).clone()).await
     }
 }
 
@@ -86,7 +102,7 @@ pub(super) fn is_plain(url: &str) -> bool {
 
 /// For callers whose URLs are not known before: credential providers speak plain HTTP to the
 /// instance and TLS to token services.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct ByScheme {
     http: Http,
     settings: HttpConnectorSettings,
@@ -95,14 +111,15 @@ struct ByScheme {
 
 impl HttpConnector for ByScheme {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        let client = match is_plain(request.uri()) {
-            true => Ok(self.http.instance.clone()),
-            false => self.http.secure(),
-        };
-        match client {
-            Ok(client) => client.http_connector(&self.settings, &self.components).call(request),
-            Err(error) => HttpConnectorFuture::ready(Err(ConnectorError::user(error.into()))),
+        if is_plain(request.uri()) {
+            let client = &self.http.instance;
+            return client.http_connector(&self.settings, &self.components).call(request);
         }
+        let Self { http, settings, components } = self.clone();
+        HttpConnectorFuture::new(async move {
+            let client = http.secure().await.map_err(|e| ConnectorError::user(e.into()))?;
+            client.http_connector(&settings, &components).call(request).await
+        })
     }
 }
 
@@ -110,8 +127,11 @@ impl HttpConnector for ByScheme {
 ///
 /// # Errors
 /// [`OriginError::Invalid`] when the file cannot be used.
-pub fn http_client(ca_bundle: Option<&Path>) -> Result<SharedHttpClient, OriginError> {
-    Ok(SharedHttpClient::new(Http::new(ca_bundle)?))
+pub fn http_client(
+    may: &MayBlock,
+    ca_bundle: Option<&Path>,
+) -> Result<SharedHttpClient, OriginError> {
+    Ok(SharedHttpClient::new(Http::new(may, ca_bundle)?))
 }
 
 fn plain_client(proxy: ProxyConfig) -> SharedHttpClient {
@@ -133,7 +153,24 @@ fn connector(
     builder
 }
 
-fn secure_client(pem: Option<Vec<u8>>) -> Result<SharedHttpClient, String> {
+/// Certificate authorities in a file that somebody named, who may have named anything.
+fn read_bundle(_: &MayBlock, path: &Path) -> Result<Vec<u8>, String> {
+    // A FIFO without a writer would be waited for.
+    let flags = OFlags::NONBLOCK.bits() as i32;
+    let file = File::options().read(true).custom_flags(flags).open(path);
+    let file = file.map_err(|e| e.to_string())?;
+    if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+        return Err("it is not a regular file".to_owned());
+    }
+    let mut pem = Vec::new();
+    file.take(CA_BUNDLE_MAX + 1).read_to_end(&mut pem).map_err(|e| e.to_string())?;
+    if u64::try_from(pem.len()).is_ok_and(|length| length <= CA_BUNDLE_MAX) {
+        return Ok(pem);
+    }
+    Err(format!("it has more than {} MiB: name a file of PEM certificates", CA_BUNDLE_MAX >> 20))
+}
+
+fn secure_client(_: &MayBlock, pem: Option<Vec<u8>>) -> Result<SharedHttpClient, String> {
     // A container may have no authorities at all; the connector panics when it is to load them
     // and there are none.
     let has_native = !rustls_native_certs::load_native_certs().certs.is_empty();
@@ -152,4 +189,30 @@ fn secure_client(pem: Option<Vec<u8>>) -> Result<SharedHttpClient, String> {
         builder.tls_context(context.clone()).build()
     });
     Ok(SharedHttpClient::new(Bounded(client)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_bundle_is_neither_waited_for_nor_read_without_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("fifo");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, 0o600.into()).unwrap();
+        let endless = folder.path().join("endless");
+        File::create(&endless).unwrap().set_len(1 << 40).unwrap();
+        let may = MayBlock::own_thread();
+        let refused = |path: &Path| {
+            let refused = Http::new(&may, Some(path)).unwrap_err().to_string();
+            assert!(refused.contains(&path.display().to_string()), "{refused}");
+            refused
+        };
+        for path in [&path, Path::new("/dev/zero"), folder.path()] {
+            assert!(refused(path).contains("not a regular file"));
+        }
+        assert!(refused(&endless).contains("more than 4 MiB"));
+        let pem = folder.path().join("none.pem");
+        refused(&pem);
+    }
 }

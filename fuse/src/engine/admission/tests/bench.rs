@@ -111,7 +111,9 @@ impl Lab {
             passthrough: true,
             write_part: 5 << 20,
         };
-        let session = Session::new(self.engine.clone(), memory.clone(), settings);
+        let (engine, origin) = (self.engine.clone(), memory.clone());
+        let make = || Session::new(&MayBlock::own_thread(), engine, origin, settings);
+        let session = std::thread::scope(|scope| scope.spawn(make).join().unwrap());
         session.connect_kernel(Arc::new(AnyKernel::default()));
         (memory, session)
     }
