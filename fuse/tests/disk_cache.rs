@@ -19,7 +19,7 @@ use tmpfs::Tmpfs;
 use weir_fuse::buffers::{Block, Buffers};
 use weir_fuse::cache::records::{FileEntry, ListingEntry, ListingRow};
 use weir_fuse::cache::{
-    CacheSettings, CachedVersion, DiskSettings, LostRow, NodeCache, StagingFile,
+    CacheSettings, CachedVersion, DiskSettings, LostRow, NoRoom, NodeCache, Share, StagingFile,
 };
 use weir_fuse::metrics::Metrics;
 use weir_fuse::model::blocks::BLOCK;
@@ -61,7 +61,7 @@ fn read(version: &Arc<CachedVersion>, blocks: std::ops::Range<u32>) -> Option<Ve
 
 /// A staging file with the content of a version of so many blocks, and its checksums.
 fn staged(cache: &NodeCache, blocks: usize) -> (StagingFile, Vec<u32>) {
-    let staging = cache.new_staging(&[]).unwrap();
+    let staging = cache.new_staging(&[], None).unwrap();
     let data = content(0, blocks);
     for (block, at) in data.iter().zip(0_u64..) {
         staging.reserve((at + 1) * BLOCK).unwrap();
@@ -200,7 +200,7 @@ impl Life {
             7 => self.cache().discard(&version),
             8 => self.harm(&version),
             9 => {
-                let staging = self.cache().new_staging(&[]).unwrap();
+                let staging = self.cache().new_staging(&[], None).unwrap();
                 let end = self.pick(3 << 17) as u64;
                 staging.reserve(end).unwrap();
                 staging.file().write_all_at(&vec![1; end as usize / 2], 0).unwrap();
@@ -290,7 +290,7 @@ fn what_is_written_makes_place_and_ends_before_the_disk_is_full() {
     }
     cache.flush();
     assert_eq!(cache.stats().disks[0].versions, 3);
-    let staging = cache.new_staging(&[]).unwrap();
+    let staging = cache.new_staging(&[], None).unwrap();
     let mut end = 0;
     let refused = loop {
         if let Err(refused) = staging.reserve(end + MIB) {
@@ -301,7 +301,7 @@ fn what_is_written_makes_place_and_ends_before_the_disk_is_full() {
     };
     let said = refused.to_string();
     assert!(said.contains("--cache-min-free") && said.contains(disk.path().to_str().unwrap()));
-    assert_eq!(std::io::Error::from(refused).kind(), std::io::ErrorKind::StorageFull);
+    assert!(matches!(refused, NoRoom::Disk { .. }), "{refused}");
     // All that was cached gave way; what is to stay free stayed, but for the index's growth.
     assert_eq!(cache.stats().disks[0].versions, 0);
     assert!(disk.free() + 4 * MIB >= 16 * MIB, "{}", disk.free());
@@ -311,7 +311,7 @@ fn what_is_written_makes_place_and_ends_before_the_disk_is_full() {
     staging.file().set_len(0).unwrap();
     staging.shrink(0);
     assert_eq!(cache.stats().used_bytes, 0);
-    let other = cache.new_staging(&[]).unwrap();
+    let other = cache.new_staging(&[], None).unwrap();
     other.reserve(36 * MIB).unwrap();
     assert!(staging.reserve(36 * MIB).is_err());
     other.remove();
@@ -370,13 +370,19 @@ fn what_is_lost_is_kept_counted_and_bounded() {
         DiskSettings { lost_max: 64 << 10, ..DiskSettings::new(dir.path().into(), 1 << 30, 0) };
     let settings = CacheSettings { disks: vec![disk] };
     let cache = open(&settings);
-    assert!(cache.lost().is_empty() && !cache.lost_is_full());
+    let (own, other) = (BucketId::new("http://s3", "b"), BucketId::new("http://s3", "other"));
+    assert!(cache.lost().is_empty() && !cache.lost_is_full(&own));
     let (staging, _) = staged(&cache, 1);
     let row = LostRow::new("http://s3\u{1f}b", "k", "AccessDenied", BLOCK);
     let path = cache.keep_lost(staging.path(), &row).unwrap();
     drop(staging);
     assert_eq!(cache.lost(), [LostRow { path: path.clone(), ..row }]);
-    assert!(cache.lost_is_full() && cache.stats().used_bytes == BLOCK);
+    assert!(cache.lost_is_full(&own) && cache.stats().used_bytes == BLOCK);
+    // It is one mount's until there are others, of which each may have half.
+    assert!(cache.lost_is_full(&other));
+    let mounts = [cache.share(), cache.share()];
+    assert!(cache.lost_is_full(&own) && !cache.lost_is_full(&other));
+    drop(mounts);
     // What another process was writing when it ended is handed out, for those who know whose it is.
     let staged = dir.path().join("staging/00000000000000aa");
     fs::write(&staged, "half").unwrap();
@@ -391,7 +397,7 @@ fn what_is_lost_is_kept_counted_and_bounded() {
         fs::remove_file(&row.path).unwrap();
         fs::remove_file(row.path.with_extension("json")).unwrap();
     }
-    assert!(!cache.lost_is_full() && cache.stats().used_bytes == 0 && cache.lost().is_empty());
+    assert!(!cache.lost_is_full(&own) && cache.stats().used_bytes == 0 && cache.lost().is_empty());
     cache.close();
 }
 
@@ -587,5 +593,30 @@ fn nobody_else_reads_the_cache_whatever_the_umask() {
         assert_eq!(mode & 0o077, 0, "{} has {mode:o}", path.display());
     }
     drop(staging);
+    cache.close();
+}
+
+#[test]
+fn of_several_mounts_each_has_half_of_a_disk_for_what_it_writes() {
+    let disk = Tmpfs::new(64);
+    let cache = cache(&disk.path().join("cache"), u64::MAX, 0);
+    let free = || cache.stats().disks[0].free_bytes;
+    let staging = |share: &Arc<Share>| cache.new_staging(&[], Some(share.clone())).unwrap();
+    let one = cache.share();
+    let alone = staging(&one);
+    alone.reserve(free() * 3 / 4).unwrap();
+    alone.shrink(0);
+    let two = cache.share();
+    let (first, second) = (staging(&one), staging(&one));
+    first.reserve(free() / 4).unwrap();
+    let refused = second.reserve(free() / 2).unwrap_err();
+    assert!(matches!(refused, NoRoom::Share { .. }), "{refused:?}");
+    // It is there for the other mount, and again for this one when the file is gone.
+    staging(&two).reserve(free() * 2 / 5).unwrap();
+    first.remove();
+    drop(first);
+    second.reserve(free() * 2 / 5).unwrap();
+    drop(two);
+    second.reserve(free() * 3 / 4).unwrap();
     cache.close();
 }

@@ -223,7 +223,7 @@ fn a_file_that_is_adopted_is_never_emptied() {
         let cache = cache(dir, u64::MAX);
         let key = version("f", 2);
         let data = blocks(2);
-        let staging = cache.new_staging(&[]).unwrap();
+        let staging = cache.new_staging(&[], None).unwrap();
         staging.reserve(2 * BLOCK).unwrap();
         for (block, at) in data.iter().zip(0..) {
             staging.file().write_all_at(block.bytes(), at * BLOCK).unwrap();

@@ -2,6 +2,7 @@
 //!
 //! Each is two files: `<id>` with the bytes and `<id>.json`, a [`LostRow`], which is there first.
 
+use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -102,10 +103,15 @@ fn read_row(path: PathBuf) -> io::Result<LostRow> {
     Ok(LostRow { path, ..row.unwrap_or_else(unknown) })
 }
 
-/// Bytes that `lost/` takes on the disk.
-pub(super) fn bytes(dir: &CacheDir) -> u64 {
-    let taken = |path: PathBuf| fs::symlink_metadata(path).map_or(0, |m| m.blocks() * 512);
-    files(dir).map(taken).sum()
+/// Bytes that `lost/` takes on the disk, by the bucket that they were for.
+pub(super) fn bytes(dir: &CacheDir) -> HashMap<String, u64> {
+    let mut bytes: HashMap<String, u64> = HashMap::new();
+    for path in files(dir) {
+        let taken = fs::symlink_metadata(&path).map_or(0, |metadata| metadata.blocks() * 512);
+        let bucket = read_row(path).map_or_else(|_| String::new(), |row| row.bucket);
+        *bytes.entry(bucket).or_default() += taken;
+    }
+    bytes
 }
 
 /// The files with bytes.
@@ -138,7 +144,7 @@ mod tests {
         let rows = list(&dir);
         assert!(rows.contains(&LostRow { path, ..row }), "{rows:?}");
         assert!(rows.iter().any(|row| (row.cause.as_str(), row.size) == ("unknown", 4)));
-        assert!(bytes(&dir) > 0);
+        assert!(["http://s3\u{1f}b", ""].iter().all(|bucket| bytes(&dir)[*bucket] > 0));
     }
 
     #[test]

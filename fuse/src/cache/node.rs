@@ -15,6 +15,7 @@ use super::index::Signer;
 use super::lost::LostRow;
 use super::moves::Moves;
 use super::records::{ListingRow, UploadRow};
+use super::share::{Share, Shares};
 use super::space::Need;
 use super::staging::StagingFile;
 use super::tenants::{Tenancy, Tenants};
@@ -64,6 +65,7 @@ pub struct NodeCache {
     placing: Mutex<()>,
     /// Who uses which bucket.
     tenants: Mutex<HashMap<BucketId, Arc<Tenants>>>,
+    shares: Shares,
     moves: Moves,
 }
 
@@ -124,6 +126,7 @@ impl NodeCache {
             is_spare: spare.is_some(),
             placing: Mutex::default(),
             tenants: Mutex::default(),
+            shares: Shares::default(),
             moves: Moves::default(),
         }))
     }
@@ -200,12 +203,21 @@ impl NodeCache {
         self.disks.iter().for_each(|disk| disk.on_pressure(holder.clone()));
     }
 
-    /// A new file for what is being written.
+    /// What one mount more may take for what it writes.
+    pub fn share(&self) -> Arc<Share> {
+        self.shares.begin(self.disks.len())
+    }
+
+    /// A new file for what is being written; by whose mount, where it will have bytes.
     ///
     /// # Errors
     /// What open reports.
-    pub fn new_staging(&self, preference: &[u8]) -> io::Result<StagingFile> {
-        self.choose(0, preference).new_staging()
+    pub fn new_staging(
+        &self,
+        preference: &[u8],
+        share: Option<Arc<Share>>,
+    ) -> io::Result<StagingFile> {
+        self.choose(0, preference).new_staging(share)
     }
 
     /// Where a record of what is under way may be put: beside what is being written, under a name
@@ -228,9 +240,11 @@ impl NodeCache {
         self.disks.iter().flat_map(|disk| disk.lost()).collect()
     }
 
-    /// Whether as much is kept of bytes that could not be stored as is meant to, on every disk.
-    pub fn lost_is_full(&self) -> bool {
-        self.in_use().all(|disk| disk.lost_is_full())
+    /// Whether as much is kept of bytes that could not be stored as is meant to, of this bucket's
+    /// or of all, on every disk.
+    pub fn lost_is_full(&self, bucket: &BucketId) -> bool {
+        let others = self.shares.are_several();
+        self.in_use().all(|disk| disk.lost_is_full(bucket, others))
     }
 
     /// Makes a staging file that holds all bytes of `key`, with their checksums by block, the

@@ -3,6 +3,7 @@
 //! Counted are the files of versions, staging files, what is kept in `lost/`, and the index beyond
 //! [`INDEX_ALLOWANCE`]. What others have on the file system counts by what they leave free.
 
+use std::collections::HashMap;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
@@ -59,7 +60,8 @@ pub(super) struct Space {
 struct Accounts {
     versions: Recency,
     staging: u64,
-    lost: u64,
+    /// By what [`LostRow::bucket`] says.
+    lost: HashMap<String, u64>,
     index: u64,
     /// Set aside for what is being fetched.
     rooms: u64,
@@ -70,9 +72,13 @@ struct Accounts {
 }
 
 impl Accounts {
+    fn lost(&self) -> u64 {
+        self.lost.values().fold(0, |sum, bytes| sum.saturating_add(*bytes))
+    }
+
     fn used(&self) -> u64 {
         let index = self.index.saturating_sub(INDEX_ALLOWANCE);
-        [self.staging, self.lost, index]
+        [self.staging, self.lost(), index]
             .into_iter()
             .fold(self.versions.total(), u64::saturating_add)
     }
@@ -84,7 +90,7 @@ impl Space {
         let accounts = Accounts {
             versions: Recency::new(),
             staging: 0,
-            lost: 0,
+            lost: HashMap::new(),
             index: 0,
             rooms: 0,
             unwritten: 0,
@@ -110,7 +116,20 @@ impl Space {
 
     /// Bytes in `lost/`, as last counted.
     pub(super) fn lost(&self) -> u64 {
-        self.accounts().lost
+        self.accounts().lost()
+    }
+
+    /// Whether `lost/` holds as much as it is meant to: where there are `others`, at most half is
+    /// one bucket's, which alone is then full.
+    pub(super) fn lost_is_full(&self, bucket: &str, others: bool) -> bool {
+        let accounts = self.accounts();
+        let most = self.limits.lost_max;
+        if !others {
+            return accounts.lost() >= most;
+        }
+        let own = accounts.lost.get(bucket).copied().unwrap_or(0);
+        let all = accounts.lost.values().map(|bytes| *bytes.min(&(most / 2)));
+        own >= most / 2 || all.fold(0, u64::saturating_add) >= most
     }
 
     /// How many versions hold anything.
@@ -124,14 +143,15 @@ impl Space {
     }
 
     /// Notes what `lost/` takes.
-    pub(super) fn set_lost(&self, bytes: u64) {
+    pub(super) fn set_lost(&self, bytes: HashMap<String, u64>) {
         self.accounts().lost = bytes;
     }
 
     /// Notes that something was put into `lost/`.
-    pub(super) fn add_lost(&self, bytes: u64) {
+    pub(super) fn add_lost(&self, bucket: &str, bytes: u64) {
         let mut accounts = self.accounts();
-        accounts.lost = accounts.lost.saturating_add(bytes);
+        let lost = accounts.lost.entry(bucket.to_owned()).or_default();
+        *lost = lost.saturating_add(bytes);
     }
 
     /// Notes the size of the index.
@@ -146,6 +166,12 @@ impl Space {
             0 => 0,
             _ => self.room(&mut accounts, dir, Bound::Both),
         }
+    }
+
+    /// Bytes that the cache takes and may take yet.
+    pub(super) fn total(&self, dir: &CacheDir) -> u64 {
+        let mut accounts = self.accounts();
+        accounts.used().saturating_add(self.room_by_disk(&mut accounts, dir))
     }
 
     /// Whether more inodes are lacking than evictions can bring: others have them.

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 
 use rustix::fs::OFlags;
-use rustix::io::Errno;
 
 use super::disk::DiskCache;
+use super::share::Share;
+use super::shared::Shared;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Mutex, MutexGuard};
 
@@ -17,26 +18,31 @@ use crate::sync::{Mutex, MutexGuard};
 /// these to the second, in bytes.
 const STEP: (u64, u64) = (64 * 1024, 8 * 1024 * 1024);
 
-/// There is no room for more of what is being written, and nothing left to evict.
+/// There is no room for more of what is being written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "the cache's disk at {dir} has no room for {needed} bytes more of a file being written: \
-     {min_free} bytes are to stay free; free some, lower --cache-min-free or give a larger disk"
-)]
-pub struct NoRoom {
-    /// The cache directory.
-    pub dir: PathBuf,
-    /// Bytes asked for.
-    pub needed: u64,
-    /// Bytes that are to stay free.
-    pub min_free: u64,
-}
-
-impl From<NoRoom> for io::Error {
-    /// ENOSPC.
-    fn from(_: NoRoom) -> Self {
-        Errno::NOSPC.into()
-    }
+pub enum NoRoom {
+    /// And nothing left to evict.
+    #[error(
+        "the cache's disk at {dir} has no room for {needed} bytes more of a file being written: \
+         {min_free} bytes are to stay free; free some, lower --cache-min-free or give a larger disk"
+    )]
+    Disk {
+        /// The cache directory.
+        dir: PathBuf,
+        /// Bytes asked for.
+        needed: u64,
+        /// Bytes that are to stay free.
+        min_free: u64,
+    },
+    /// For this mount.
+    #[error(
+        "the files that this mount is writing would take more than half of the cache's disk at \
+         {dir}, which other mounts use, too: write less at once or give a larger disk"
+    )]
+    Share {
+        /// The cache directory.
+        dir: PathBuf,
+    },
 }
 
 /// A file that is being written, on the disk of a cache. Dropping it gives back its room and
@@ -46,6 +52,8 @@ pub struct StagingFile {
     file: Arc<File>,
     path: PathBuf,
     disk: Arc<DiskCache>,
+    /// Whose it is; nobody's where it has no bytes.
+    share: Option<Arc<Share>>,
     /// What `claim` has, to be looked at without its lock.
     reserved: AtomicU64,
     claim: Mutex<Claim>,
@@ -65,13 +73,17 @@ impl StagingFile {
     ///
     /// # Errors
     /// What open reports.
-    pub(super) fn create(disk: Arc<DiskCache>, path: PathBuf) -> io::Result<Self> {
+    pub(super) fn create(
+        disk: Arc<DiskCache>,
+        path: PathBuf,
+        share: Option<Arc<Share>>,
+    ) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(0o600);
         // The flags are bits of a C int.
         let file = options.custom_flags(OFlags::NOFOLLOW.bits() as i32).open(&path)?;
         let reserved = AtomicU64::new(0);
-        Ok(Self { file: Arc::new(file), path, disk, reserved, claim: Mutex::default() })
+        Ok(Self { file: Arc::new(file), path, disk, share, reserved, claim: Mutex::default() })
     }
 
     /// Where it is.
@@ -89,7 +101,8 @@ impl StagingFile {
     /// Cheap where there is already.
     ///
     /// # Errors
-    /// [`NoRoom`]: the disk would be left with less than is to stay free.
+    /// [`NoRoom`]: the disk would be left with less than is to stay free, or the mount would have
+    /// more than its share.
     pub fn reserve(&self, end: u64) -> Result<(), NoRoom> {
         if end <= self.reserved.load(Ordering::Acquire) {
             return Ok(());
@@ -99,11 +112,18 @@ impl StagingFile {
         if needed == 0 {
             return Ok(());
         }
-        let space = &self.disk.shared.space;
+        let Shared { space, dir, number, .. } = &*self.disk.shared;
+        let total = || space.total(dir);
+        if self.share.as_ref().is_some_and(|share| !share.allows(*number, needed, total)) {
+            return Err(NoRoom::Share { dir: dir.root().to_owned() });
+        }
         let Some(given) = self.disk.claim(needed, end.clamp(STEP.0, STEP.1)) else {
-            let dir = self.disk.shared.dir.root().to_owned();
-            return Err(NoRoom { dir, needed, min_free: space.limits().min_free });
+            let min_free = space.limits().min_free;
+            return Err(NoRoom::Disk { dir: dir.root().to_owned(), needed, min_free });
         };
+        if let Some(share) = &self.share {
+            share.take(*number, given);
+        }
         claim.bytes += given;
         claim.unwritten += given;
         self.reserved.store(claim.bytes, Ordering::Release);
@@ -152,7 +172,11 @@ impl StagingFile {
     fn give_back(&self, claim: &mut Claim, bytes: u64) {
         let left = claim.bytes - bytes;
         let unwritten = left.saturating_sub(self.taken()).min(claim.unwritten);
-        self.disk.shared.space.unclaim(bytes, claim.unwritten - unwritten);
+        let shared = &self.disk.shared;
+        shared.space.unclaim(bytes, claim.unwritten - unwritten);
+        if let Some(share) = &self.share {
+            share.give_back(shared.number, bytes);
+        }
         *claim = Claim { bytes: left, unwritten };
         self.reserved.store(left, Ordering::Release);
         self.disk.shared.note_use();

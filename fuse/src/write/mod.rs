@@ -30,6 +30,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::io::Errno;
 use tokio::runtime::Handle;
 
+use crate::cache::{NoRoom, Share};
 use crate::metrics::Metrics;
 use crate::model::key::BadName;
 use crate::model::version::VersionKey;
@@ -57,6 +58,8 @@ pub struct Writer {
     spares: Arc<Spares>,
     live: Arc<LiveUploads>,
     rename_rate: RenameRate,
+    /// What it may take of the cache's disks.
+    share: Arc<Share>,
     /// Files under change, by nodeid.
     drafts: Mutex<HashMap<u64, Arc<Draft>>>,
 }
@@ -70,6 +73,7 @@ impl Writer {
         part_bytes: u64,
         live: Arc<LiveUploads>,
     ) -> Arc<Self> {
+        let share = names.cache.share();
         Arc::new(Self {
             names,
             metrics,
@@ -80,6 +84,7 @@ impl Writer {
             spares: Arc::default(),
             live,
             rename_rate: RenameRate::default(),
+            share,
             drafts: Mutex::default(),
         })
     }
@@ -105,14 +110,14 @@ impl Writer {
         preference: &[u8],
         beginning: Beginning,
     ) -> Result<Arc<Draft>, WriteError> {
-        if self.names.cache.lost_is_full() {
+        if self.names.cache.lost_is_full(self.names.bucket()) {
             tracing::error!(
                 "no file is written while lost/ holds as much as --lost-max allows: see what is \
                  there with `weir lost list`, then `weir lost restore` or `weir lost rm`"
             );
             return Err(std::io::Error::from(Errno::NOSPC).into());
         }
-        let staging = self.names.cache.new_staging(preference)?;
+        let staging = self.names.cache.new_staging(preference, Some(self.share.clone()))?;
         let (author, spares) = (self.author(), self.spares.clone());
         let draft = Draft::new(node.clone(), staging, self.plan, beginning, author, spares);
         self.drafts().insert(node.ino, draft.clone());
@@ -182,6 +187,9 @@ pub enum WriteError {
     /// The staging file on the cache disk failed.
     #[error("staging file: {0}")]
     Staging(#[from] std::io::Error),
+    /// The cache's disk has no room for more.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     /// The name exists already.
     #[error("it exists already")]
     Exists,
@@ -232,6 +240,7 @@ impl WriteError {
             Self::Staging(error) => {
                 error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error)
             }
+            Self::NoRoom(_) => Errno::NOSPC,
             Self::Exists => Errno::EXIST,
             Self::Absent => Errno::NOENT,
             Self::NotEmpty => Errno::NOTEMPTY,

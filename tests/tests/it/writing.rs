@@ -274,6 +274,19 @@ on_each_server! {
         assert_eq!(mount.requests("PutObject") - before, 1);
     }
 
+    fn a_size_beyond_the_room_for_it_is_refused_and_nothing_of_it_is_sent(bucket: Bucket) {
+        let mount = Mount::new(&bucket);
+        let mut file = File::create(mount.join("f")).unwrap();
+        // No disk of a test has so much; 6 TiB no object has.
+        assert_eq!(errno(&file.set_len(4 << 40).unwrap_err()), Errno::NOSPC);
+        assert_eq!(errno(&file.set_len(6 << 40).unwrap_err()), Errno::FBIG);
+        file.write_all(b"bytes").unwrap();
+        file.set_len(1000).unwrap();
+        drop(file);
+        let stored = bucket.get("f").unwrap();
+        assert_eq!((stored.len(), &stored[..6]), (1000, &b"bytes\0"[..]));
+    }
+
     fn what_is_not_supported_yet_has_its_documented_errno(bucket: Bucket) {
         bucket.put("f", "content");
         let mount = Mount::new(&bucket);

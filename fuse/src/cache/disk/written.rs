@@ -9,8 +9,10 @@ use super::DiskCache;
 use super::room::Room;
 use crate::cache::file::{self, CacheFile};
 use crate::cache::lost::{self, LostRow};
+use crate::cache::share::Share;
 use crate::cache::staging::StagingFile;
 use crate::cache::version::CachedVersion;
+use crate::model::version::BucketId;
 
 impl DiskCache {
     /// Whether a path is in this directory.
@@ -22,8 +24,11 @@ impl DiskCache {
     ///
     /// # Errors
     /// What open reports.
-    pub(in crate::cache) fn new_staging(self: &Arc<Self>) -> io::Result<StagingFile> {
-        StagingFile::create(self.clone(), self.shared.dir.staging_path(self.new_id()))
+    pub(in crate::cache) fn new_staging(
+        self: &Arc<Self>,
+        share: Option<Arc<Share>>,
+    ) -> io::Result<StagingFile> {
+        StagingFile::create(self.clone(), self.shared.dir.staging_path(self.new_id()), share)
     }
 
     /// Where a record of what is under way may be put.
@@ -37,7 +42,7 @@ impl DiskCache {
     /// What the disk reports; the file is then where it was.
     pub(in crate::cache) fn keep_lost(&self, path: &Path, row: &LostRow) -> io::Result<PathBuf> {
         let kept = lost::keep(&self.shared.dir, self.new_id(), path, row)?;
-        self.shared.space.add_lost(row.size);
+        self.shared.space.add_lost(&row.bucket, row.size);
         self.note_use();
         Ok(kept)
     }
@@ -47,9 +52,10 @@ impl DiskCache {
         lost::list(&self.shared.dir)
     }
 
-    /// Whether `lost/` holds as much as it is meant to.
-    pub(in crate::cache) fn lost_is_full(&self) -> bool {
-        let is_full = || self.shared.space.lost() >= self.shared.space.limits().lost_max;
+    /// Whether `lost/` holds as much as it is meant to of `bucket`, which may have half of it where
+    /// there are `others`, or of all.
+    pub(in crate::cache) fn lost_is_full(&self, bucket: &BucketId, others: bool) -> bool {
+        let is_full = || self.shared.space.lost_is_full(bucket.as_str(), others);
         if !is_full() {
             return false;
         }

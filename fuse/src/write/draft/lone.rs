@@ -47,7 +47,7 @@ impl LoneUploads {
 impl UploadLog for LoneUploads {
     fn begin(&self, key: &str) -> Box<dyn LoggedUpload> {
         // Its id is that of an empty file, which nobody else can have.
-        let noted = self.cache.new_staging(&[]).and_then(|staging| {
+        let noted = self.cache.new_staging(&[], None).and_then(|staging| {
             let record = self.record(&staging, key);
             if record.is_err() {
                 remove(&staging);

@@ -202,7 +202,7 @@ impl Draft {
         if data.is_empty() {
             return Ok(Vec::new());
         }
-        self.staging.reserve(end).map_err(io::Error::from)?;
+        self.staging.reserve(end)?;
         // Where there are no bytes there is nothing to lose, and nothing to note.
         if !self.record.is_begun() {
             let seen = self.seen();
@@ -235,6 +235,10 @@ impl Draft {
         if size > OBJECT_MAX {
             return Err(WriteError::TooLarge);
         }
+        self.state().allowed(Operation::Truncate)?;
+        // Zeros take no room yet. Who asks for more of them than there is room for is refused here,
+        // not by the bill for what would be sent.
+        self.staging.reserve(size)?;
         let mut state = self.state();
         state.allowed(Operation::Truncate)?;
         if size == state.contents.size {
