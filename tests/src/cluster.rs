@@ -185,19 +185,24 @@ impl Cluster {
     }
 
     fn import_images(&self) {
-        let weir = self.state.join("weir");
-        checked(
-            Command::new("strip").arg("-o").arg(&weir).arg(program()).output().unwrap(),
-            "strip",
-        );
-        let libraries = checked(Command::new("ldd").arg(&weir).output().unwrap(), "ldd");
-        let libraries = libraries.split_whitespace().filter(|word| word.starts_with('/'));
-        let libraries = libraries.map(|path| format!("{path}:{path}")).collect::<Vec<_>>();
-        self.image("weir", "/bin/weir", &[format!("{}:/bin/weir", weir.display())], &libraries);
+        self.import_program("weir", &program());
         for name in ["registrar", "csi-provisioner"] {
             let from = format!("{}:/bin/{name}", tools::kube(name).display());
             self.image(name, &format!("/bin/{name}"), &[from], &[]);
         }
+    }
+
+    /// Makes an image of a program built here, and says what it is called.
+    pub fn import_program(&self, name: &str, program: &Path) -> String {
+        let stripped = self.state.join(name);
+        let strip = Command::new("strip").arg("-o").arg(&stripped).arg(program).output();
+        checked(strip.unwrap(), "strip");
+        let libraries = checked(Command::new("ldd").arg(&stripped).output().unwrap(), "ldd");
+        let libraries = libraries.split_whitespace().filter(|word| word.starts_with('/'));
+        let libraries = libraries.map(|path| format!("{path}:{path}")).collect::<Vec<_>>();
+        let entry = format!("/bin/{name}");
+        self.image(name, &entry, &[format!("{}:{entry}", stripped.display())], &libraries);
+        format!("docker.io/library/{name}:{TAG}")
     }
 
     fn image(&self, name: &str, entry: &str, files: &[String], more: &[String]) {

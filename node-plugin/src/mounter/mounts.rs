@@ -203,7 +203,7 @@ impl Mounts {
     }
 
     fn open_backing(&self, session: &str, file: OwnedFd) -> io::Result<u32> {
-        self.backing.check(&file)?;
+        let file = self.backing.open(&file)?;
         let port = DevFusePort::new(self.custody.device(session)?);
         self.custody.add_backing(session, BACKINGS_MAX)?;
         port.open_backing(&MayBlock::own_thread(), &file.into())

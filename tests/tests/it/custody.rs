@@ -13,7 +13,7 @@ use rustix::process::Resource;
 use weir_fuse::adapter::mount::{MountEntry, mount_table};
 use weir_fuse::blocking::MayBlock;
 use weir_node::mounter::client::{Mounter, NewEntry};
-use weir_node::mounter::protocol::{Bind, Mount};
+use weir_tests::attacks::on_mounter;
 use weir_tests::bucket::{Bucket, Server};
 use weir_tests::csi_node::{CsiNode, Setup, TestVolume};
 use weir_tests::storm::{Fault, Storm};
@@ -181,8 +181,8 @@ fn a_broken_node_reaches_no_target_but_its_own() {
     let bare = pods.join("bare/volumes/kubernetes.io~csi/data/mount");
     fs::create_dir_all(bare.parent().unwrap()).unwrap();
 
-    let mounter = hostile(&node);
-    let session = mounter.sessions(&MayBlock::own_thread()).unwrap().remove(0);
+    // Of two engines each ends the other's connections.
+    node.take_node().kill();
     let targets = [
         token.clone(),
         other.clone(),
@@ -199,18 +199,12 @@ fn a_broken_node_reaches_no_target_but_its_own() {
         "/".into(),
         "relative".into(),
     ];
+    let files =
+        ["/etc/passwd".into(), "/proc/self/maps".into(), node.cache_dir().join("index.redb")];
     let before = mounts(&node);
-    for target in &targets {
-        for read_only in [false, true] {
-            let bind = Bind { session: session.clone(), target: target.clone(), read_only };
-            assert!(mounter.bind(&MayBlock::own_thread(), bind).is_err(), "{target:?}");
-        }
-        // Either it is refused, or there is nothing of ours to take away.
-        let _ = mounter.unbind(&MayBlock::own_thread(), target);
+    for attack in on_mounter(&node.join("mounter.sock"), &targets, &files) {
+        assert!(attack.outcome.is_err(), "{}", attack.name);
     }
-    let context = Some("s0\",max_read=1,x=\"".to_owned());
-    let mount = Mount { session: "ab".into(), source: "s3://x/".into(), selinux_context: context };
-    assert!(mounter.mount(&MayBlock::own_thread(), mount).is_err());
     assert_eq!(mounts(&node), before);
     for folder in [&token, &other] {
         assert_eq!(fs::read(folder.join("secret")).unwrap(), b"theirs");
@@ -369,13 +363,14 @@ fn the_kernel_reads_no_file_but_the_caches() {
     let session = mounter.sessions(&MayBlock::own_thread()).unwrap().remove(0);
     let port = weir_node::mounter::client::SessionPort { mounter, session };
     use weir_fuse::engine::kernel::KernelPort;
-    let mine = node.cache_dir().join("file");
+    let mine = node.cache_dir().join("objects/ab/00000000000000ab");
+    fs::create_dir_all(mine.parent().unwrap()).unwrap();
     fs::write(&mine, "bytes").unwrap();
     let id = port.open_backing(&MayBlock::own_thread(), &fs::File::open(&mine).unwrap()).unwrap();
     port.close_backing(id);
-    let writable = fs::File::options().read(true).write(true).open(&mine).unwrap();
+    let index = fs::File::open(node.cache_dir().join("index.redb")).unwrap();
     let elsewhere = fs::File::open("/proc/self/mounts").unwrap();
-    for file in [writable, elsewhere, fs::File::open(node.cache_dir()).unwrap()] {
+    for file in [index, elsewhere, fs::File::open(node.cache_dir()).unwrap()] {
         let error = port.open_backing(&MayBlock::own_thread(), &file).unwrap_err();
         assert!(error.to_string().contains("a backing file must be"), "{error}");
     }

@@ -1,10 +1,12 @@
 //! What the roles of a node may do where kubelet has started them, and whom the mounter listens to.
 
+use std::path::Path;
+
 use serde_json::json;
 use weir_tests::bucket::{Bucket, Server};
 use weir_tests::cluster::Cluster;
 
-use super::{installed, nothing_is_left, with_static_pod};
+use super::{installed, node_pod, nothing_is_left, with_static_pod};
 
 /// What the kernel says of the first process with this command line.
 fn status(cluster: &Cluster, command: &str) -> impl Fn(&str) -> Vec<String> {
@@ -77,5 +79,102 @@ fn a_pod_of_somebody_else_is_not_listened_to() {
     assert_eq!(cluster.exec("static", "cat /assets/f").unwrap(), "bytes");
     cluster.delete(&thief);
     cluster.delete(&manifest);
+    nothing_is_left(&cluster);
+}
+
+/// What is mounted on the node but for volumes of Weir's, what containers come and go with, and what
+/// is the node plugin's own.
+fn mounted(cluster: &Cluster) -> Vec<String> {
+    let table = cluster.on_node(&["cat", "/proc/self/mountinfo"]);
+    let table = String::from_utf8_lossy(&table.stdout).into_owned();
+    let plugin = node_pod(cluster, "metadata.uid");
+    let passing = ["fuse.weir", "containerd", "netns", &plugin];
+    let lasts = |line: &&str| !passing.iter().any(|part| line.contains(part));
+    table.lines().filter(lasts).map(str::to_owned).collect()
+}
+
+/// All that its container lets it do, the mounter included.
+#[test]
+fn a_node_plugin_of_somebody_else_harms_neither_host_nor_pods() {
+    let bucket = Bucket::new(Server::Minio);
+    bucket.put("f", "bytes");
+    let (cluster, manifest) = with_static_pod(&bucket);
+    let image = cluster
+        .import_program("weir-hostile-node", Path::new(env!("CARGO_BIN_EXE_weir-hostile-node")));
+    // A pod with what pods have: a token, and a configuration.
+    let victim = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "victim"},
+        "spec": {
+            "terminationGracePeriodSeconds": 1,
+            "containers": [{
+                "name": "main", "image": "busybox:local", "command": ["sleep", "infinity"],
+                "volumeMounts": [{"name": "config", "mountPath": "/config"},
+                                 {"name": "own", "mountPath": "/own", "subPath": "sub"}],
+            }],
+            "volumes": [{"name": "config", "configMap": {"name": "kube-root-ca.crt"}},
+                        {"name": "own", "emptyDir": {"medium": "Memory"}}],
+        },
+    })
+    .to_string();
+    cluster.apply(&victim);
+    cluster.until_ready("victim");
+    cluster.exec("victim", "echo mine > /own/f").unwrap();
+    let read = "cat /config/ca.crt /own/f /var/run/secrets/kubernetes.io/serviceaccount/namespace";
+    let of_the_victim = || cluster.exec("victim", read).unwrap();
+    let node = cluster.node_name();
+    let of_the_node = || {
+        let object = cluster.get(&["node", &node]);
+        (object["spec"].clone(), object["metadata"]["labels"].clone())
+    };
+    let processes = || cluster.on_node(&["pgrep", "-x", "kubelet|containerd|etcd"]).stdout;
+    let before = (of_the_victim(), mounted(&cluster), of_the_node(), processes());
+    assert!(!before.3.is_empty());
+
+    let at = |line: &String| line.split(' ').nth(4).unwrap().to_owned();
+    let mut targets: Vec<String> = before.1.iter().map(at).collect();
+    targets.retain(|path| path.contains("/kubelet/"));
+    assert!(targets.len() > 4, "{targets:?}");
+    let mut of_the_host: Vec<String> = targets.iter().map(|path| format!("{path}/sub")).collect();
+    of_the_host.extend(["/", "/etc", "/usr/bin", "/var/lib/kubelet"].map(str::to_owned));
+    targets.append(&mut of_the_host);
+    let set = "daemonset/weir-node";
+    let (targets, files) =
+        (targets.join(":"), "/etc/hosts:/cache/index.redb:/proc/self/maps:/bin/weir-hostile-node");
+    let patch = json!({"spec": {"template": {"spec": {"containers": [{
+        "name": "node", "image": image,
+        "env": [{"name": "TARGETS", "value": targets}, {"name": "FILES", "value": files}],
+        "livenessProbe": null, "readinessProbe": null,
+    }]}}}});
+    cluster.kubectl(&["patch", "-n", "weir", set, "--patch", &patch.to_string()]);
+    cluster.kubectl(&["rollout", "status", "-n", "weir", set, "--timeout=120s"]);
+    let said = || cluster.kubectl(&["logs", "-n", "weir", set]);
+    cluster.eventually("it has tried all", |_| said().contains("attacks were made"));
+    let said = said();
+    assert!(!said.contains("SUCCEEDED"), "{said}");
+    assert!(said.matches("refused").count() > 100, "{said}");
+    let after = (of_the_victim(), mounted(&cluster), of_the_node(), processes());
+    assert_eq!(after, before);
+    let account = "--as=system:serviceaccount:weir:weir-node";
+    for may in [
+        ["get", "secrets"],
+        ["patch", "nodes"],
+        ["create", "pods"],
+        ["create", "serviceaccounts/token"],
+        ["delete", "persistentvolumes"],
+        ["patch", "daemonsets"],
+    ] {
+        let may = [["auth", "can-i"], may, ["-A", account]].concat();
+        assert!(cluster.try_kubectl(&may).is_err(), "{may:?}");
+    }
+
+    // The plugin is itself again. What it had served was the other's to end.
+    cluster.kubectl(&["rollout", "undo", "-n", "weir", set]);
+    cluster.install(&cluster.values());
+    cluster.delete(&manifest);
+    cluster.apply(&manifest);
+    cluster.until_ready("static");
+    assert_eq!(cluster.exec("static", "cat /assets/f").unwrap(), "bytes");
+    cluster.delete(&manifest);
+    cluster.delete(&victim);
     nothing_is_left(&cluster);
 }
