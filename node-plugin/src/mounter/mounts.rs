@@ -104,6 +104,13 @@ impl Mounts {
         self.custody.has_room()?;
         let place = self.roots.session(&wanted.session)?;
         place.make()?;
+        self.mount_at(&place, wanted).inspect_err(|_| {
+            place.abort();
+            let _ = place.clear().and_then(|()| place.remove());
+        })
+    }
+
+    fn mount_at(&self, place: &Place, wanted: &Mount) -> Answer {
         // What an earlier run left here serves nobody: nobody holds its connection.
         place.abort();
         place.clear()?;

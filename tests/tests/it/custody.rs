@@ -205,6 +205,7 @@ fn a_broken_node_reaches_no_target_but_its_own() {
     for attack in on_mounter(&node.join("mounter.sock"), &targets, &files) {
         assert!(attack.outcome.is_err(), "{}", attack.name);
     }
+    assert_eq!(fs::read_dir(node.join("sessions")).unwrap().count(), 1, "a refused mount's folder");
     assert_eq!(mounts(&node), before);
     for folder in [&token, &other] {
         assert_eq!(fs::read(folder.join("secret")).unwrap(), b"theirs");

@@ -140,7 +140,7 @@ fn a_node_plugin_of_somebody_else_harms_neither_host_nor_pods() {
     let set = "daemonset/weir-node";
     let (targets, files) =
         (targets.join(":"), "/etc/hosts:/cache/index.redb:/proc/self/maps:/bin/weir-hostile-node");
-    let patch = json!({"spec": {"template": {"spec": {"containers": [{
+    let patch = json!({"spec": {"template": {"spec": {"terminationGracePeriodSeconds": 1, "containers": [{
         "name": "node", "image": image,
         "env": [{"name": "TARGETS", "value": targets}, {"name": "FILES", "value": files}],
         "livenessProbe": null, "readinessProbe": null,

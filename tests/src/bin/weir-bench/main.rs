@@ -10,6 +10,7 @@
 mod compare;
 mod contestant;
 mod limits;
+mod neighbours;
 mod report;
 mod scale;
 mod special;

@@ -1,4 +1,5 @@
-//! What only Weir is asked: many processes on one model, small reads beside streams, restarts.
+//! What only Weir is asked: many processes on one model, small reads beside streams and beside hostile
+//! tenants, restarts.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -17,6 +18,7 @@ use weir_tests::eventually;
 use weir_tests::mount::cache_dir;
 
 use crate::contestant::{Contestant, Kind};
+use crate::neighbours;
 use crate::report::{LIMIT, Report, Work};
 use crate::stage::{BIG, Stage};
 use crate::works;
@@ -58,6 +60,9 @@ pub(crate) fn run(stage: &Stage, rounds: usize, only: Option<&str>) -> Report {
     }
     if wanted(&PUBLISH_P99) {
         publish(&mut report);
+    }
+    if only.is_none_or(|only| neighbours::NAME.contains(only)) {
+        neighbours::run(rounds, &mut report);
     }
     if wanted(&MILLION) {
         million_versions(stage, &mut report);
