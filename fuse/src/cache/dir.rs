@@ -40,12 +40,15 @@ impl CacheDir {
     /// cache of ours; another is left as it is. What is wider than mode 0700 is narrowed.
     ///
     /// # Errors
-    /// [`CacheError::Unusable`], [`CacheError::Foreign`], [`CacheError::NotACache`],
-    /// [`CacheError::InUse`] or [`CacheError::Full`].
+    /// [`CacheError::Unusable`], [`CacheError::Foreign`], [`CacheError::Exposed`],
+    /// [`CacheError::NotACache`], [`CacheError::InUse`] or [`CacheError::Full`].
     pub fn own(root: &Path, min_free: u64) -> Result<Self, CacheError> {
         let unusable = |error| CacheError::Unusable { dir: root.to_owned(), error };
         make_folder(root).map_err(unusable)?;
-        let handle = File::open(root).map_err(unusable)?;
+        // Links on the way are followed once.
+        let root = &fs::canonicalize(root).map_err(unusable)?;
+        check_parents(root)?;
+        let handle = open_folder(root).map_err(unusable)?;
         check_owner(root, &handle)?;
         mark(root, &handle)?;
         keep_private(root, &handle)?;
@@ -230,6 +233,31 @@ fn check_owner(path: &Path, folder: &File) -> Result<(), CacheError> {
     }
 }
 
+/// Refuses a folder below one of somebody else's, who could put another in its place: what is made
+/// and removed there by name would be wherever he says. One that is anybody's is warned of alone: an
+/// emptyDir of Kubernetes is, and nobody else may be there.
+fn check_parents(root: &Path) -> Result<(), CacheError> {
+    /// As whom a user namespace shows owners that it does not know, root among them
+    /// (`/proc/sys/kernel/overflowuid`).
+    const UNKNOWN: u32 = 65534;
+    let us = rustix::process::geteuid().as_raw();
+    for parent in root.ancestors().skip(1) {
+        let metadata = fs::symlink_metadata(parent)
+            .map_err(|error| CacheError::Unusable { dir: root.to_owned(), error })?;
+        let owner = metadata.uid();
+        if ![0, us, UNKNOWN].contains(&owner) {
+            let (dir, parent) = (root.to_owned(), parent.to_owned());
+            return Err(CacheError::Exposed { dir, parent, owner });
+        }
+        // Where the sticky bit is set, a name is its owner's.
+        if metadata.mode() & 0o1002 == 0o002 {
+            let (dir, parent) = (root.display(), parent.display());
+            tracing::warn!(%dir, %parent, "others may put another folder in the cache directory's place");
+        }
+    }
+    Ok(())
+}
+
 /// Refuses a folder of somebody else's, and closes one that lets others in.
 fn keep_private(path: &Path, folder: &File) -> Result<(), CacheError> {
     check_owner(path, folder)?;
@@ -381,5 +409,28 @@ mod tests {
         let error = CacheDir::own(&root, 0).map(|_| ()).unwrap_err();
         assert!(matches!(error, CacheError::Foreign { owner: 12345, .. }), "{error}");
         assert!(error.to_string().contains("12345"), "{error}");
+    }
+
+    #[test]
+    fn a_folder_that_somebody_else_could_replace_is_refused() {
+        let temp = tempfile::tempdir().unwrap();
+        let (parent, root) = (temp.path().join("home"), temp.path().join("home/sub/cache"));
+        fs::create_dir_all(root.parent().unwrap()).unwrap();
+        let refused = || match CacheDir::own(&root, 0) {
+            Err(CacheError::Exposed { parent, .. }) => Some(parent),
+            Err(error) => panic!("{error}"),
+            Ok(_) => None,
+        };
+        fs::set_permissions(&parent, fs::Permissions::from_mode(0o777)).unwrap();
+        assert_eq!(refused(), None);
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(&parent, Some(12345), None).unwrap();
+            assert_eq!(refused(), Some(parent.clone()));
+            // By whatever way it is reached.
+            let link = temp.path().join("link");
+            std::os::unix::fs::symlink(&root, &link).unwrap();
+            let error = CacheDir::own(&link, 0).map(|_| ()).unwrap_err().to_string();
+            assert!(error.contains("home") && error.contains("12345"), "{error}");
+        }
     }
 }

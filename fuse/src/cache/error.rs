@@ -54,6 +54,20 @@ pub enum CacheError {
         /// User id of this process.
         us: u32,
     },
+    /// Somebody else may put another directory in its place.
+    #[error(
+        "cache directory {dir} is below {parent}, which belongs to user {owner}, who could put another \
+         directory in its place; give one below folders of root's or of this process's user with \
+         --cache-dir"
+    )]
+    Exposed {
+        /// The directory.
+        dir: PathBuf,
+        /// The folder above it.
+        parent: PathBuf,
+        /// User id of that one's owner.
+        owner: u32,
+    },
     /// It holds something else than a cache.
     #[error(
         "{dir} is no cache directory of Weir's and not empty (it holds {found:?}): nothing in it was \
@@ -80,7 +94,10 @@ impl CacheError {
     pub fn is_about_disk(&self) -> bool {
         match self {
             Self::Unusable { .. } | Self::Full { .. } | Self::Index { .. } => true,
-            Self::InUse { .. } | Self::Foreign { .. } | Self::NotACache { .. } => false,
+            Self::InUse { .. }
+            | Self::Foreign { .. }
+            | Self::Exposed { .. }
+            | Self::NotACache { .. } => false,
         }
     }
 }
