@@ -39,3 +39,29 @@ fn whatever_is_asked_is_answered_in_a_message_that_can_be_sent() {
     });
     assert!(std::fs::read_dir(dir.path()).unwrap().count() == 2);
 }
+
+/// As kubelet writes it (pkg/volume/csi, `saveVolumeData`).
+const VOL_DATA: &str = r#"{"attachmentID":"csi-0","driverName":"s3.csi.weir.dev","nodeName":"n",
+"specVolID":"data","volumeHandle":"assets","volumeLifecycleMode":"Persistent"}"#;
+
+#[test]
+fn whatever_is_beside_a_target_counts_where_it_names_our_driver_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (sessions, pods) = (dir.path().join("sessions"), dir.path().join("pods"));
+    let roots = Roots::open(&sessions, std::slice::from_ref(&pods)).unwrap();
+    let folder = pods.join("8b0e/volumes/kubernetes.io~csi/data");
+    std::fs::create_dir_all(&folder).unwrap();
+    let target = roots.target(&folder.join("mount")).unwrap();
+    let counts = |text: &[u8]| {
+        std::fs::write(folder.join("vol_data.json"), text).unwrap();
+        target.check_provenance().is_ok()
+    };
+    let theirs = VOL_DATA.replace("s3.csi.weir.dev", "other.csi.example");
+    assert!(counts(VOL_DATA.as_bytes()) && !counts(theirs.as_bytes()));
+    near(&[VOL_DATA.to_owned(), theirs], |text| {
+        if counts(text) {
+            let data: serde_json::Value = serde_json::from_slice(text).unwrap();
+            assert_eq!(data["driverName"], "s3.csi.weir.dev");
+        }
+    });
+}
