@@ -94,7 +94,7 @@ impl Reader {
                     Ok(()) => continue,
                     Err(Interruption::Slow) => {
                         at = filler.give_up();
-                        place = self.lanes.slow_place(filler.needs()).await;
+                        place = self.lanes.slow_place(&source.lane, filler.needs()).await;
                         continue;
                     }
                     Err(Interruption::Failed(error)) => error,

@@ -48,6 +48,8 @@ pub struct Lane {
     /// What `memory` has when nobody uses it.
     units: usize,
     gets: Arc<Semaphore>,
+    /// Held by the one who is next to have a place among those that wait for long.
+    turn: tokio::sync::Mutex<()>,
 }
 
 /// A part of what an origin may have; given back when dropped. Nothing is counted while no other
@@ -89,8 +91,10 @@ impl Lanes {
         Some(wait.await)
     }
 
-    /// Waits for a place among those that wait for long.
-    pub(super) async fn slow_place(&self, bytes: usize) -> Option<SlowPlace> {
+    /// Waits for a place among those that wait for long; of each origin one waits, so that none waits
+    /// behind all of another's.
+    pub(super) async fn slow_place(&self, lane: &Lane, bytes: usize) -> Option<SlowPlace> {
+        let _turn = lane.turn.lock().await;
         self.slow.place(bytes).await
     }
 
@@ -108,6 +112,7 @@ impl Lanes {
             memory: Arc::new(Semaphore::new(units)),
             units,
             gets: Arc::new(Semaphore::new((self.gets / 2).max(1))),
+            turn: tokio::sync::Mutex::default(),
         });
         lanes.insert(endpoint.into(), Arc::downgrade(&lane));
         lane
@@ -217,18 +222,19 @@ mod tests {
     #[tokio::test]
     async fn three_quarters_are_for_those_who_wait_for_long() {
         let lanes = Lanes::new(64 * UNIT as u64, 8);
+        let lane = lanes.of("http://one");
         let never = || Box::pin(lanes.patiently(None, 8 * UNIT, std::future::pending::<()>()));
         let mut waiting: Vec<_> = (0..6).map(|_| never()).collect();
         let all = join_all(&mut waiting);
         assert!(tokio::time::timeout(2 * PROMPT, all).await.is_err(), "there are places for six");
         assert_eq!(never().await, None, "there is none for a seventh");
-        let mut place = Box::pin(lanes.slow_place(8 * UNIT));
+        let mut place = Box::pin(lanes.slow_place(&lane, 8 * UNIT));
         assert!(place.as_mut().now_or_never().is_none());
         waiting.pop();
         let place = place.await;
         let late = tokio::time::sleep(2 * PROMPT);
         assert_eq!(lanes.patiently(place, 8 * UNIT, late).await, Some(()));
-        assert!(lanes.slow_place(8 * UNIT).now_or_never().is_some(), "it is given up");
+        assert!(lanes.slow_place(&lane, 8 * UNIT).now_or_never().is_some(), "it is given up");
     }
 
     #[test]

@@ -110,8 +110,9 @@ fn list_many(answer: impl Fn(&str) -> Answer + Send + Sync + 'static) -> (Mount,
     bucket.url = hostile::start(move |question: &Question| {
         let (_, query) = question.target.split_once('?').unwrap_or((&question.target, ""));
         match query.contains("list-type=2") {
-            true if query.contains("prefix=many") => answer(query),
-            true => listing("", &[("small", 5)], ""),
+            true if !query.contains("prefix=many") => listing("", &[("small", 5)], ""),
+            true if query.contains("max-keys=1000") => answer(query),
+            true => listing("many/", &[("a", 1)], ""),
             false => hostile::not_found(),
         }
     });
