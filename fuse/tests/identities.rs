@@ -13,7 +13,7 @@ use weir_fuse::cache::Signer;
 use weir_fuse::engine::Session;
 use weir_fuse::engine::open::OpenRequest;
 use weir_fuse::namespace::{AccessSettings, NamespaceSettings};
-use weir_fuse::origin::faulty::{Fault, Op};
+use weir_fuse::origin::faulty::{Fault, Faulty, Gate, Op};
 use weir_fuse::origin::{Origin, OriginError};
 
 /// Only a hang takes so long.
@@ -52,13 +52,9 @@ async fn names(session: &Arc<Session>) -> Result<Vec<String>, Errno> {
 }
 
 /// Says whether the origin was asked for a permission before the file could be opened.
-async fn is_asked_for(
-    session: &Arc<Session>,
-    origin: &weir_fuse::origin::faulty::Faulty,
-    name: &str,
-) -> bool {
+async fn is_asked_for(session: &Arc<Session>, origin: &Faulty, name: &str) -> bool {
     session.lookup(ROOT, name).await.unwrap();
-    origin.inject_once(Op::Head, denied());
+    origin.inject_once(Op::Get, denied());
     let opened = open(session, name).await;
     origin.forget_faults();
     match opened {
@@ -108,6 +104,8 @@ async fn a_name_of_a_release_before_is_nobody_else_s() {
         formerly: Some(formerly.to_owned()),
         ..access(identity, &[])
     };
+    let (_, one) = node.session_as(named("other 1", "other"));
+    bring(&one, "f").await;
     let (origin, one) = node.session_as(named("other 1", "other"));
     assert!(is_asked_for(&one, &origin, "f").await, "there is the driver's, too");
     let (origin, two) = node.session_as(named("other 1", "driver"));
@@ -164,7 +162,7 @@ async fn a_permission_that_is_narrowed_is_noticed_within_its_lifetime() {
     one.release(fh).await;
     let refused = async {
         loop {
-            origin.inject_once(Op::Head, denied());
+            origin.inject_once(Op::Get, denied());
             match open(&one, "f").await {
                 Ok(fh) => one.release(fh).await,
                 Err(errno) => break assert_eq!(errno, Errno::ACCESS),
@@ -199,7 +197,7 @@ async fn whose_permission_was_narrowed_may_not_begin_without_the_origin() {
     names(&one).await.unwrap();
     becomes(true).await;
     // He is asked for it, beside, each time.
-    origin.inject_once(Op::Head, denied());
+    origin.inject_once(Op::Get, denied());
     let fh = open(&one, "f").await.unwrap();
     one.release(fh).await;
     becomes(false).await;
@@ -216,4 +214,35 @@ async fn whose_permission_was_narrowed_may_not_begin_without_the_origin() {
 fn rotate(session: &Session, access: &AccessSettings) {
     let rotation = || session.credentials_changed(&MayBlock::own_thread(), access);
     std::thread::scope(|scope| scope.spawn(rotation).join().unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_under_change_is_shown_while_it_is_stored_and_to_nobody_who_may_not_read_it() {
+    let node = Node::new();
+    node.memory.insert("f", vec![7; 100_000]);
+    let settings = AccessSettings { each_object: true, lifetime_s: 0, ..access("pod", &[]) };
+    let origin = Arc::new(Faulty::new(node.memory.clone()));
+    let pod = node.mount_as(origin.clone(), 0, "", 0, settings);
+    let ino = pod.lookup(ROOT, "f").await.unwrap().attr.ino;
+    let anew = OpenRequest { write: true, truncate: true, ..OpenRequest::default() };
+    let writer = pod.open(ino, &anew).await.unwrap().fh;
+    pod.write(writer, 0, b"new").unwrap();
+    let gate = Gate::new();
+    origin.inject_once(Op::Put, Fault::StallReply(gate.clone()));
+    let stored = {
+        let pod = pod.clone();
+        tokio::spawn(async move { pod.fsync(writer, 0).await })
+    };
+    tokio::time::timeout(PATIENCE, gate.reached()).await.expect("it is stored");
+    // The origin has it already, and it is not known here.
+    let reader = open(&pod, "f").await.unwrap();
+    assert_eq!(&read(&pod, reader, 0, 3).await.unwrap()[..], b"new");
+    pod.release(reader).await;
+    origin.inject_once(Op::Get, denied());
+    assert_eq!(open(&pod, "f").await, Err(Errno::ACCESS));
+    gate.open();
+    stored.await.unwrap().unwrap();
+    let reader = open(&pod, "f").await.unwrap();
+    pod.release(reader).await;
+    pod.release(writer).await;
 }

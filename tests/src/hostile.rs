@@ -1,6 +1,6 @@
 //! A server that says of itself that it speaks S3, and answers what a test tells it to.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 
@@ -20,6 +20,10 @@ pub struct Question {
 pub struct Answer {
     bytes: Vec<u8>,
     more: Vec<u8>,
+    /// How often `more` follows.
+    times: usize,
+    /// Whether the connection then stays, until the client goes away.
+    stays: bool,
 }
 
 /// Where what follows ends after all, in bytes: a client that takes it should fail, not the machine.
@@ -27,7 +31,7 @@ const ENDLESS: usize = 1 << 30;
 
 impl From<Vec<u8>> for Answer {
     fn from(bytes: Vec<u8>) -> Self {
-        Self { bytes, more: Vec::new() }
+        Self { bytes, ..Self::default() }
     }
 }
 
@@ -35,7 +39,15 @@ impl From<Vec<u8>> for Answer {
 /// goes on with `more` until the client goes away, or for a GiB.
 pub fn endless(status: u16, headers: &str, body: &[u8], more: &[u8]) -> Answer {
     let head = format!("HTTP/1.1 {status} Told\r\nConnection: close\r\n{headers}\r\n");
-    Answer { bytes: [head.as_bytes(), body].concat(), more: more.repeat(65_536 / more.len() + 1) }
+    let more = more.repeat(65_536 / more.len() + 1);
+    let times = ENDLESS / more.len();
+    Answer { bytes: [head.as_bytes(), body].concat(), more, times, stays: false }
+}
+
+/// A 200 with these headers whose body begins like this and goes on for so many bytes, but not to its end.
+pub fn stalled(headers: &str, body: &[u8], len: usize) -> Answer {
+    let answer = endless(200, headers, body, b"x");
+    Answer { times: len / answer.more.len(), stays: true, ..answer }
 }
 
 /// A 200 with these headers, each with its line end, and a body.
@@ -88,8 +100,11 @@ fn converse(mut stream: &TcpStream, answer: &dyn Fn(&Question) -> Answer) -> std
         }
     }
     let question = Question { method: method.into(), target: target.into(), range };
-    let Answer { bytes, more } = answer(&question);
+    let Answer { bytes, more, times, stays } = answer(&question);
     stream.write_all(&bytes)?;
-    let times = if more.is_empty() { 0 } else { ENDLESS / more.len() };
-    (0..times).try_for_each(|_| stream.write_all(&more))
+    (0..times).try_for_each(|_| stream.write_all(&more))?;
+    match stays {
+        true => stream.read(&mut [0]).map(drop),
+        false => Ok(()),
+    }
 }

@@ -220,9 +220,7 @@ impl Mount {
 
     /// The most memory that the process has had, in MiB.
     pub fn peak_mib(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-        peak.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+        peak_mib(self.pid())
     }
 
     /// Sends a signal to the process.
@@ -264,6 +262,13 @@ impl Drop for Mount {
             let _ = child.wait();
         }
     }
+}
+
+/// The most memory that a process has had, in MiB.
+pub fn peak_mib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    peak.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
 }
 
 /// Whether something of ours is mounted at this path.

@@ -12,7 +12,7 @@ use crate::blocking::MayBlock;
 use crate::cache::{NodeCache, Signer, Tenancy};
 use crate::model::version::BucketId;
 use crate::namespace::AccessSettings;
-use crate::origin::{Origin, OriginError};
+use crate::origin::OriginError;
 
 /// Objects of one mount whose permission is remembered: of each some 100 bytes, however long its
 /// key.
@@ -43,8 +43,8 @@ pub(super) struct Access {
     tenancy: Mutex<Option<Tenancy>>,
     /// Whether an object that these credentials brought was refused to them later.
     narrowed: AtomicBool,
-    /// When the origin was last asked for one object, of all.
-    proven: Mutex<Instant>,
+    /// When the origin was last asked for one object, of all; `None` where it did not say.
+    proven: Mutex<Option<Instant>>,
     /// When the credentials were replaced, if they were.
     replaced: Mutex<Option<Instant>>,
     allowed: Mutex<AllowedObjects>,
@@ -103,7 +103,7 @@ impl Access {
             several: tenancy.several.clone(),
             tenancy: Mutex::new(Some(tenancy)),
             narrowed: AtomicBool::new(false),
-            proven: Mutex::new(Instant::now()),
+            proven: Mutex::new(Some(Instant::now())),
             replaced: Mutex::new(None),
             allowed: Mutex::new(AllowedObjects::new()),
         }
@@ -143,21 +143,26 @@ impl Access {
                 _ => Proof::Needed,
             };
         }
-        let mut proven = self.proven.lock().unwrap_or_else(PoisonError::into_inner);
-        if proven.elapsed() < self.lifetime {
+        let mut proven = self.proven();
+        if proven.is_some_and(|at| at.elapsed() < self.lifetime) {
             return Proof::Held;
         }
-        *proven = Instant::now();
+        *proven = Some(Instant::now());
         Proof::Due
     }
 
-    /// Asks the origin. Where it does not answer, what it said before holds.
+    /// Takes notice of what the origin said when it was asked for an object. Where it does not answer, what it said
+    /// before holds.
     ///
     /// # Errors
     /// What the origin reports.
-    pub(super) async fn ask(&self, origin: &dyn Origin, key: &str) -> Result<(), OriginError> {
-        match origin.head(key).await {
-            Ok(_) => {
+    pub(super) fn heed(
+        &self,
+        key: &str,
+        answer: Result<(), OriginError>,
+    ) -> Result<(), OriginError> {
+        match answer {
+            Ok(()) => {
                 if !self.is_settling() {
                     self.allowed().allow(key);
                 }
@@ -183,23 +188,27 @@ impl Access {
         replaced.is_some_and(|at| at.elapsed() < SETTLING)
     }
 
-    /// Asks the origin for one object, of all that these credentials brought: where it is refused,
-    /// each is asked for from now on.
-    ///
-    /// # Errors
-    /// What the origin reports.
-    pub(super) async fn prove(&self, origin: &dyn Origin, key: &str) -> Result<(), OriginError> {
-        let proof = self.ask(origin, key).await;
-        if let Err(OriginError::Denied(reason)) = &proof {
-            tracing::warn!(
-                bucket = origin.bucket_id().as_str(),
-                reason,
-                "an object that was read with these credentials is refused to them now; each \
-                 cached one is asked for from here on"
-            );
-            self.narrowed.store(true, Ordering::Relaxed);
+    /// Takes notice of what the origin said when it was asked for one object, of all that these credentials brought:
+    /// where it refuses that, each is asked for from now on.
+    pub(super) fn note_proof(&self, bucket: &BucketId, proof: &Result<(), OriginError>) {
+        match proof {
+            Err(OriginError::Denied(reason)) => {
+                tracing::warn!(
+                    bucket = bucket.as_str(),
+                    reason,
+                    "an object that was read with these credentials is refused to them now; each \
+                     cached one is asked for from here on"
+                );
+                self.narrowed.store(true, Ordering::Relaxed);
+            }
+            // It says nothing of what is cached: another is asked for.
+            Err(OriginError::Changed) => *self.proven() = None,
+            _ => {}
         }
-        proof
+    }
+
+    fn proven(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.proven.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn allowed(&self) -> MutexGuard<'_, AllowedObjects> {

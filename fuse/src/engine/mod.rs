@@ -18,6 +18,7 @@ pub mod names;
 pub mod open;
 mod open_write;
 pub mod owner;
+mod permission;
 pub mod resent;
 mod reservations;
 mod retries;

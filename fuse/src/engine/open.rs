@@ -132,7 +132,7 @@ impl Session {
             return OpenNow::Ask;
         }
         let Some(current) = self.names.is_current_now(&node) else { return OpenNow::Ask };
-        if self.proof(&node.key()) == Proof::Needed {
+        if self.proof(&node) == Proof::Needed {
             return OpenNow::Ask;
         }
         match self.try_reading(&call, Name::of(current), false, backing) {
@@ -207,30 +207,6 @@ impl Session {
                 None => self.until_finished(node.ino).await,
             }
         }
-    }
-
-    /// What is cached is shown to those who could have fetched it.
-    pub(super) async fn check_access(self: &Arc<Self>, call: &OpenCall<'_>) -> Result<(), Errno> {
-        let key = call.node.key();
-        let shows_bytes = call.node.version().is_some() && call.request != Request::Truncate;
-        if !shows_bytes || self.proof(&key) != Proof::Needed {
-            return Ok(());
-        }
-        self.access.ask(&*self.names.origin, &key).await.map_err(|error| error.errno())
-    }
-
-    /// What is to be done before what is cached of a key is shown; what is to be done beside it is
-    /// begun.
-    fn proof(self: &Arc<Self>, key: &str) -> Proof {
-        let proof = self.access.proof(key, self.names.ttl());
-        if proof == Proof::Due {
-            let (session, key) = (self.clone(), key.to_owned());
-            self.engine.runtime.spawn(async move {
-                let proof = session.access.prove(&*session.names.origin, &key).await;
-                session.note_proof(&proof);
-            });
-        }
-        proof
     }
 
     async fn open_for_reading(

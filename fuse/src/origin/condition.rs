@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::version::ETag;
+use crate::model::version::{ETag, ObjectInfo};
 
 /// On what condition an object may be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,12 +41,12 @@ impl Condition {
         }
     }
 
-    /// Whether it holds for what is there: an object's tag, or none.
-    pub fn holds_for(&self, present: Option<&ETag>) -> bool {
+    /// Whether it holds for what is there. An object is there also where the endpoint tells no tag of it.
+    pub fn holds_for(&self, present: Option<&ObjectInfo>) -> bool {
         match (self, present) {
             (Self::Always, _) | (Self::Absent, None) => true,
             (Self::Absent, Some(_)) | (Self::Matches(_), None) => false,
-            (Self::Matches(etag), Some(present)) => etag == present,
+            (Self::Matches(etag), Some(present)) => present.etag.as_ref() == Some(etag),
         }
     }
 }
@@ -109,6 +109,37 @@ impl ConditionKind {
             Condition::Always => None,
             Condition::Absent => Some(absent),
             Condition::Matches(_) => Some(matches),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+
+    #[test]
+    fn an_object_without_a_tag_is_there_and_no_version() {
+        let of = |etag| ObjectInfo {
+            size: 1,
+            etag,
+            mtime: SystemTime::now(),
+            version_id: None,
+            writer: None,
+        };
+        let (tagged, untagged) = (of(ETag::new("a")), of(ETag::new("")));
+        let is_a = Condition::Matches(ETag::new("a").unwrap());
+        for (condition, present, holds) in [
+            (&Condition::Absent, None, true),
+            (&Condition::Absent, Some(&tagged), false),
+            (&Condition::Absent, Some(&untagged), false),
+            (&is_a, None, false),
+            (&is_a, Some(&tagged), true),
+            (&is_a, Some(&untagged), false),
+            (&Condition::Always, Some(&untagged), true),
+        ] {
+            assert_eq!(condition.holds_for(present), holds, "{condition:?} {present:?}");
         }
     }
 }

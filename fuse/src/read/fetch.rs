@@ -7,13 +7,27 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::task::JoinHandle;
 
+use super::lane::SlowPlace;
 use super::{Cargo, Reader, Source};
 use crate::buffers::{Block, Buffer, RUN, capacity_for};
 use crate::cache::Room;
 use crate::cache::flight::Flight;
 use crate::model::blocks::{self, BLOCK};
 use crate::model::version::VersionKey;
-use crate::origin::{Body, OriginError, retry};
+use crate::origin::{Body, Origin, OriginError, retry};
+
+/// Why a GET ended before its range did.
+enum Interruption {
+    Failed(OriginError),
+    /// It takes long, and there are enough that do.
+    Slow,
+}
+
+impl From<OriginError> for Interruption {
+    fn from(error: OriginError) -> Self {
+        Self::Failed(error)
+    }
+}
 
 /// Ends its flight even when its task is dropped or panics.
 struct Landing {
@@ -68,15 +82,23 @@ impl Reader {
         let mut filler = Filler::new(self.clone(), source.clone(), flight.clone(), room);
         let mut at = range.start;
         let mut tries = 0;
+        let mut place = None;
         while at < range.end {
             filler.cargo = match cargo.take() {
                 None => self.cargo(&source.lane, filler.needs()).await,
                 spare => spare,
             };
-            let failed = match self.receive(source, at..range.end, &mut filler, &mut at).await {
-                Ok(()) => continue,
-                Err(error) => error,
-            };
+            let wanted = at..range.end;
+            let failed =
+                match self.receive(source, wanted, &mut filler, &mut at, place.take()).await {
+                    Ok(()) => continue,
+                    Err(Interruption::Slow) => {
+                        at = filler.give_up();
+                        place = self.lanes.slow_place(&source.lane, filler.needs()).await;
+                        continue;
+                    }
+                    Err(Interruption::Failed(error)) => error,
+                };
             tries += 1;
             if !failed.is_transient() || tries >= retry::BODY_TRIES {
                 return Err(failed);
@@ -89,18 +111,24 @@ impl Reader {
         Ok(())
     }
 
-    /// One GET; `at` follows what has arrived.
+    /// One GET; `at` follows what has arrived. `place` is that of a flight that waits for long.
     async fn receive(
         &self,
         source: &Source,
         range: Range<u64>,
         filler: &mut Filler,
         at: &mut u64,
-    ) -> Result<(), OriginError> {
+        place: Option<SlowPlace>,
+    ) -> Result<(), Interruption> {
         let _toll = source.lane.get().await;
         let _slot = self.gets.acquire().await;
-        let mut body = self.body(source, range).await?;
-        while let Some(piece) = body.pieces.next().await {
+        let bytes = filler.needs();
+        let body = self.body(&*source.origin, &source.version.key, range);
+        let body = self.lanes.patiently(place, bytes, body).await;
+        let mut body = body.ok_or(Interruption::Slow)??;
+        loop {
+            let piece = self.lanes.patiently(None, filler.needs(), body.pieces.next()).await;
+            let Some(piece) = piece.ok_or(Interruption::Slow)? else { break };
             let piece = piece?;
             self.metrics.fetched_bytes.inc_by(piece.len() as u64);
             *at += piece.len() as u64;
@@ -112,11 +140,18 @@ impl Reader {
 
 impl Reader {
     /// Begins a GET of a range from where the version is now: a rename here moves it.
-    async fn body(&self, source: &Source, range: Range<u64>) -> Result<Body, OriginError> {
-        let own = &source.version.key;
+    ///
+    /// # Errors
+    /// What the origin reports; [`OriginError::Changed`] where it has another version by now.
+    pub async fn body(
+        &self,
+        origin: &dyn Origin,
+        own: &VersionKey,
+        range: Range<u64>,
+    ) -> Result<Body, OriginError> {
         let mut place = self.cache.place_of(own);
         loop {
-            let asked = body_at(source, place.as_ref().unwrap_or(own), range.clone()).await;
+            let asked = body_at(origin, place.as_ref().unwrap_or(own), range.clone()).await;
             if !matches!(asked, Err(OriginError::Changed)) {
                 return asked;
             }
@@ -125,19 +160,19 @@ impl Reader {
                 (now, then) if now != then => place = now,
                 (_, None) => return asked,
                 // It is not there, so the move was taken back.
-                (_, Some(_)) => return body_at(source, own, range).await,
+                (_, Some(_)) => return body_at(origin, own, range).await,
             }
         }
     }
 }
 
 async fn body_at(
-    source: &Source,
+    origin: &dyn Origin,
     key: &VersionKey,
     range: Range<u64>,
 ) -> Result<Body, OriginError> {
     let etag = &key.version.etag;
-    let body = source.origin.get(&key.key, etag, range).await?;
+    let body = origin.get(&key.key, etag, range).await?;
     if body.etag == *etag { Ok(body) } else { Err(OriginError::Changed) }
 }
 
@@ -177,6 +212,13 @@ impl Filler {
     fn needs(&self) -> usize {
         let begun = if self.buffer.is_some() { self.run().end } else { self.block };
         capacity_of(begun..self.flight.range().end, self.source.version.size())
+    }
+
+    /// Gives all memory back. Returns where the bytes begin that are to come again.
+    fn give_up(&mut self) -> u64 {
+        (self.cargo, self.buffer) = (None, None);
+        let size = self.source.version.size();
+        blocks::bytes_of(&(self.block..self.block + 1), size).start
     }
 
     /// The blocks of the run that begins at `self.block`.

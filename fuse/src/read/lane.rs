@@ -1,10 +1,13 @@
-//! What the flights of one origin may have at once of what all mounts of a node share. While
-//! several origins are mounted it is half of the memory and half of the requests, so that one that
-//! answers slowly, or never, keeps nobody else waiting for either.
+//! What flights may have at once of what all mounts of a node share, so that origins that answer
+//! slowly, or never, keep nobody else waiting for it. Those of one origin have half of the memory and
+//! half of the requests while several are mounted. Those that have waited for a second for their
+//! origin's next byte have three quarters of either, all origins together: one that finds no room among them
+//! gives up what it holds, and goes on once there is.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -12,6 +15,8 @@ use crate::sync::unpoisoned;
 
 /// Unit in which memory is counted, in bytes.
 const UNIT: usize = 1024;
+/// How long a flight waits for its origin before it counts as slow.
+const PROMPT: Duration = Duration::from_secs(1);
 
 /// The lanes of a node, one for each endpoint that is mounted.
 pub(super) struct Lanes {
@@ -19,6 +24,21 @@ pub(super) struct Lanes {
     mounted: Arc<AtomicUsize>,
     memory: usize,
     gets: usize,
+    slow: Slow,
+}
+
+/// What those that wait for long may have.
+struct Slow {
+    memory: Arc<Semaphore>,
+    /// What `memory` has when nobody uses it.
+    units: usize,
+    gets: Arc<Semaphore>,
+}
+
+/// A place among those that wait for long; given back when dropped.
+pub(super) struct SlowPlace {
+    _memory: OwnedSemaphorePermit,
+    _get: OwnedSemaphorePermit,
 }
 
 /// What one origin may have. It counts as mounted as long as somebody holds its lane.
@@ -28,6 +48,8 @@ pub struct Lane {
     /// What `memory` has when nobody uses it.
     units: usize,
     gets: Arc<Semaphore>,
+    /// Held by the one who is next to have a place among those that wait for long.
+    turn: tokio::sync::Mutex<()>,
 }
 
 /// A part of what an origin may have; given back when dropped. Nothing is counted while no other
@@ -41,7 +63,39 @@ impl Lanes {
     /// Over so many bytes of memory, and requests at once.
     pub(super) fn new(memory: u64, gets: usize) -> Self {
         let memory = usize::try_from(memory).unwrap_or(usize::MAX);
-        Self { lanes: Mutex::default(), mounted: Arc::default(), memory, gets }
+        let units = units_of(memory / 4 * 3);
+        let slow = Slow {
+            memory: Arc::new(Semaphore::new(units)),
+            units,
+            gets: Arc::new(Semaphore::new((gets / 4 * 3).max(1))),
+        };
+        Self { lanes: Mutex::default(), mounted: Arc::default(), memory, gets, slow }
+    }
+
+    /// Waits for an origin, in the place among those that do so for long, which is given up afterwards. `None`: it
+    /// takes long, and there is no place for a flight with so many bytes of memory.
+    pub(super) async fn patiently<T>(
+        &self,
+        place: Option<SlowPlace>,
+        bytes: usize,
+        wait: impl Future<Output = T>,
+    ) -> Option<T> {
+        tokio::pin!(wait);
+        let _place = match place {
+            Some(place) => place,
+            None => match tokio::time::timeout(PROMPT, &mut wait).await {
+                Ok(done) => return Some(done),
+                Err(_) => self.slow.try_place(bytes)?,
+            },
+        };
+        Some(wait.await)
+    }
+
+    /// Waits for a place among those that wait for long; of each origin one waits, so that none waits
+    /// behind all of another's.
+    pub(super) async fn slow_place(&self, lane: &Lane, bytes: usize) -> Option<SlowPlace> {
+        let _turn = lane.turn.lock().await;
+        self.slow.place(bytes).await
     }
 
     /// The lane of an endpoint.
@@ -51,16 +105,42 @@ impl Lanes {
             return lane;
         }
         lanes.retain(|_, lane| lane.strong_count() > 0);
-        let units = (self.memory / 2 / UNIT).clamp(1, Semaphore::MAX_PERMITS);
+        let units = units_of(self.memory / 2);
         self.mounted.fetch_add(1, Ordering::Relaxed);
         let lane = Arc::new(Lane {
             mounted: self.mounted.clone(),
             memory: Arc::new(Semaphore::new(units)),
             units,
             gets: Arc::new(Semaphore::new((self.gets / 2).max(1))),
+            turn: tokio::sync::Mutex::default(),
         });
         lanes.insert(endpoint.into(), Arc::downgrade(&lane));
         lane
+    }
+}
+
+/// So many bytes as a semaphore counts them.
+fn units_of(bytes: usize) -> usize {
+    (bytes / UNIT).clamp(1, Semaphore::MAX_PERMITS)
+}
+
+impl Slow {
+    /// More than there is is all there is, so that it does not hang.
+    fn wanted(&self, bytes: usize) -> u32 {
+        u32::try_from(bytes.div_ceil(UNIT).min(self.units)).unwrap_or(u32::MAX)
+    }
+
+    fn try_place(&self, bytes: usize) -> Option<SlowPlace> {
+        let memory = self.memory.clone().try_acquire_many_owned(self.wanted(bytes)).ok()?;
+        let get = self.gets.clone().try_acquire_owned().ok()?;
+        Some(SlowPlace { _memory: memory, _get: get })
+    }
+
+    async fn place(&self, bytes: usize) -> Option<SlowPlace> {
+        // They are never closed.
+        let memory = self.memory.clone().acquire_many_owned(self.wanted(bytes)).await.ok()?;
+        let get = self.gets.clone().acquire_owned().await.ok()?;
+        Some(SlowPlace { _memory: memory, _get: get })
     }
 }
 
@@ -114,6 +194,7 @@ impl Drop for Lane {
 #[cfg(test)]
 mod tests {
     use futures_util::FutureExt;
+    use futures_util::future::join_all;
 
     use super::*;
 
@@ -136,6 +217,24 @@ mod tests {
         assert!(two.get().now_or_never().is_some());
         drop(two);
         assert!(one.get().now_or_never().is_some(), "alone again");
+    }
+
+    #[tokio::test]
+    async fn three_quarters_are_for_those_who_wait_for_long() {
+        let lanes = Lanes::new(64 * UNIT as u64, 8);
+        let lane = lanes.of("http://one");
+        let never = || Box::pin(lanes.patiently(None, 8 * UNIT, std::future::pending::<()>()));
+        let mut waiting: Vec<_> = (0..6).map(|_| never()).collect();
+        let all = join_all(&mut waiting);
+        assert!(tokio::time::timeout(2 * PROMPT, all).await.is_err(), "there are places for six");
+        assert_eq!(never().await, None, "there is none for a seventh");
+        let mut place = Box::pin(lanes.slow_place(&lane, 8 * UNIT));
+        assert!(place.as_mut().now_or_never().is_none());
+        waiting.pop();
+        let place = place.await;
+        let late = tokio::time::sleep(2 * PROMPT);
+        assert_eq!(lanes.patiently(place, 8 * UNIT, late).await, Some(()));
+        assert!(lanes.slow_place(&lane, 8 * UNIT).now_or_never().is_some(), "it is given up");
     }
 
     #[test]

@@ -103,7 +103,7 @@ impl Node {
         self.mount_as(origin, ttl_secs, mount, engine, AccessSettings::default())
     }
 
-    fn mount_as(
+    pub(crate) fn mount_as(
         &self,
         origin: Arc<dyn Origin>,
         ttl_secs: u64,

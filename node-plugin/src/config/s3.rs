@@ -1,6 +1,6 @@
 //! Which bucket, and how to speak to its endpoint.
 
-use weir_fuse::origin::s3::S3Settings;
+use weir_fuse::origin::s3::{S3Settings, names_a_user};
 
 use super::usage;
 use crate::cli::{S3Args, UploadChecksums};
@@ -32,6 +32,23 @@ fn base_url(url: &str) -> String {
     if has_path && !url.ends_with('/') { format!("{url}/") } else { url.to_owned() }
 }
 
+/// Checks the URL of an endpoint. One that names a user is not repeated: it may hold a secret.
+///
+/// # Errors
+/// A usage failure that names the option.
+pub fn check_endpoint(option: &str, url: &str) -> Result<(), Failure> {
+    if names_a_user(url) {
+        return Err(usage(format!(
+            "{option}: the URL names a user (what stands before @); keys belong into the \
+             environment or a profile, on Kubernetes into a Secret"
+        )));
+    }
+    if !(url.starts_with("http://") || url.starts_with("https://")) {
+        return Err(usage(format!("{option} {url}: must begin with http:// or https://")));
+    }
+    Ok(())
+}
+
 /// Checks the options of a bucket.
 ///
 /// # Errors
@@ -41,10 +58,8 @@ pub fn s3_settings(bucket: String, args: &S3Args) -> Result<S3Settings, Failure>
     if args.no_sign_request && args.profile.is_some() {
         return Err(usage("--no-sign-request and --profile contradict each other"));
     }
-    if let Some(url) = &args.endpoint_url
-        && !(url.starts_with("http://") || url.starts_with("https://"))
-    {
-        return Err(usage(format!("--endpoint-url {url}: must begin with http:// or https://")));
+    if let Some(url) = &args.endpoint_url {
+        check_endpoint("--endpoint-url", url)?;
     }
     Ok(S3Settings {
         bucket,
@@ -67,6 +82,18 @@ pub fn s3_settings(bucket: String, args: &S3Args) -> Result<S3Settings, Failure>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_endpoint_that_names_a_user_is_refused_and_not_repeated() {
+        for url in ["http://KEY:HUSH@s3:9000", "KEY:HUSH@s3", "http:/KEY:HUSH@s3"] {
+            let args = S3Args { endpoint_url: Some(url.into()), ..S3Args::default() };
+            let failure = s3_settings("bucket".into(), &args).unwrap_err();
+            assert!(failure.text.contains("Secret"), "{}", failure.text);
+            assert!(!failure.text.contains("HUSH"), "{}", failure.text);
+        }
+        let args = S3Args { endpoint_url: Some("https://s3/a@b".into()), ..S3Args::default() };
+        s3_settings("bucket".into(), &args).unwrap();
+    }
 
     #[test]
     fn the_path_of_an_endpoint_ends_in_a_slash() {

@@ -12,6 +12,7 @@ use weir_fuse::origin::{Condition, ListRequest, Origin};
 
 use super::server::EmbeddedS3;
 use crate::cli::DemoArgs;
+use crate::config::s3;
 use crate::exit::{Failure, Kind};
 use crate::{admin, status};
 
@@ -50,6 +51,9 @@ impl Stage {
             .try_for_each(|sub| fs::create_dir_all(root.join(sub)));
         made.map_err(failed("making the demo's directories (--dir names another place)"))?;
         let prefix = format!("weir-demo-{}/", std::process::id());
+        if let Some(url) = &args.endpoint_url {
+            s3::check_endpoint("--endpoint-url", url)?;
+        }
         let mut settings = S3Settings {
             bucket: args.bucket.clone().unwrap_or_else(|| BUCKET.to_owned()),
             endpoint_url: args.endpoint_url.clone(),

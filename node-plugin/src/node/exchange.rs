@@ -19,6 +19,7 @@ use weir_fuse::origin::s3::http_client;
 use agent::Agent;
 
 use super::credentials::{Through, WebIdentity};
+use crate::config::s3;
 use crate::exit::{Failure, Kind};
 
 /// Longest text of a refusal, in characters: the service decides how much it says.
@@ -38,13 +39,18 @@ impl Exchange {
     /// of an authority in `ca_bundle`; and at the agent at `agent_url`, if there is one.
     ///
     /// # Errors
-    /// When the bundle cannot be read, or `agent_url` is none.
+    /// When the bundle cannot be read, or one of the URLs is none.
     pub(super) fn new(
         may: &MayBlock,
         sts_url: Option<String>,
         ca_bundle: Option<&Path>,
         agent_url: Option<&str>,
     ) -> Result<Self, Failure> {
+        let urls =
+            [("--sts-endpoint-url", sts_url.as_deref()), ("--pod-identity-agent-url", agent_url)];
+        for (option, url) in urls {
+            url.map_or(Ok(()), |url| s3::check_endpoint(option, url))?;
+        }
         let agent = agent_url.map(Agent::new).transpose()?;
         let unread =
             |error: OriginError| Failure::new(Kind::Usage, format!("--sts-ca-bundle: {error}"));

@@ -2,11 +2,16 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use rustix::io::Errno;
 use weir_tests::bucket::{Bucket, Server};
+use weir_tests::csi_node::{CsiNode, TestVolume};
+use weir_tests::eventually;
 use weir_tests::hostile::{self, Answer, Question};
-use weir_tests::mount::Mount;
+use weir_tests::mount::{Mount, peak_mib};
 
 /// A file of a TiB that could be, and three of sizes that none has.
 const FILES: [(&str, i64); 5] =
@@ -105,8 +110,9 @@ fn list_many(answer: impl Fn(&str) -> Answer + Send + Sync + 'static) -> (Mount,
     bucket.url = hostile::start(move |question: &Question| {
         let (_, query) = question.target.split_once('?').unwrap_or((&question.target, ""));
         match query.contains("list-type=2") {
-            true if query.contains("prefix=many") => answer(query),
-            true => listing("", &[("small", 5)], ""),
+            true if !query.contains("prefix=many") => listing("", &[("small", 5)], ""),
+            true if query.contains("max-keys=1000") => answer(query),
+            true => listing("many/", &[("a", 1)], ""),
             false => hostile::not_found(),
         }
     });
@@ -128,6 +134,16 @@ fn answers_without_an_end_take_no_memory() {
     let more = b"<Contents><Key>many/a</Key><Size>1</Size></Contents>";
     let start = b"<ListBucketResult><IsTruncated>false</IsTruncated>";
     let (mount, errno) = list_many(|_| hostile::endless(200, XML, start, more));
+    assert_eq!(errno, Errno::IO);
+    assert!(mount.peak_mib() < MOUNT_MIB, "{} MiB", mount.peak_mib());
+    mount.unmount();
+
+    // Short, and a thousand times more than it says once it is read.
+    let start = b"<ListBucketResult><IsTruncated>false</IsTruncated>";
+    let (mount, errno) = list_many(|_| {
+        let body = [&start[..], &b"<Contents/>".repeat(1_400_000), b"</ListBucketResult>"].concat();
+        hostile::answer(XML, &body)
+    });
     assert_eq!(errno, Errno::IO);
     assert!(mount.peak_mib() < MOUNT_MIB, "{} MiB", mount.peak_mib());
     mount.unmount();
@@ -172,4 +188,57 @@ fn a_page_of_more_names_than_were_asked_for_is_refused() {
     });
     assert_eq!(errno, Errno::IO);
     mount.unmount();
+}
+
+#[test]
+fn many_answers_at_once_take_no_memory_and_keep_no_other_volume_waiting() {
+    const QUESTIONS: usize = 200;
+    let good = Bucket::new(Server::Embedded);
+    good.put("small", "bytes");
+    let stalled = Arc::new(AtomicUsize::new(0));
+    let mut bucket = Bucket::new(Server::Embedded);
+    let counted = stalled.clone();
+    bucket.url = hostile::start(move |question: &Question| {
+        let (_, query) = question.target.split_once('?').unwrap_or((&question.target, ""));
+        let dirs: String = (0..QUESTIONS)
+            .map(|n| format!("<CommonPrefixes><Prefix>d{n}/</Prefix></CommonPrefixes>"))
+            .collect();
+        match query.contains("list-type=2") {
+            true if query.contains("prefix=d") => {
+                counted.fetch_add(1, Ordering::Relaxed);
+                hostile::stalled(XML, b"<ListBucketResult><Name>", 15 << 20)
+            }
+            true if query.contains("max-keys=1&") || query.ends_with("max-keys=1") => {
+                listing("", &[], "")
+            }
+            true => {
+                let page = format!(
+                    "<ListBucketResult><IsTruncated>false</IsTruncated>{dirs}</ListBucketResult>"
+                );
+                hostile::answer(XML, page.as_bytes())
+            }
+            false => hostile::not_found(),
+        }
+    });
+    let node = CsiNode::new(&good);
+    let mine = node.publish(&TestVolume::new(&good, "mine")).unwrap();
+    let others = TestVolume { id: "others".into(), ..TestVolume::new(&bucket, "others") };
+    let others = others.attribute("endpointUrl", &bucket.url).keys("key", "secret");
+    let others = node.publish(&others).unwrap();
+    let questions: Vec<_> = (0..QUESTIONS)
+        .map(|n| {
+            // Names, too: each is asked for by a listing of at most two.
+            let name = others.join(format!("d{n}/{}", if n % 2 == 0 { "" } else { "name" }));
+            thread::spawn(move || match n % 2 {
+                0 => fs::read_dir(name).map(drop).unwrap_err(),
+                _ => fs::metadata(name).unwrap_err(),
+            })
+        })
+        .collect();
+    eventually("all have asked", || stalled.load(Ordering::Relaxed) >= QUESTIONS);
+    assert_eq!(fs::read(mine.join("small")).unwrap(), b"bytes");
+    assert!(questions.iter().any(|question| !question.is_finished()), "that was not meanwhile");
+    questions.into_iter().for_each(|question| drop(question.join().unwrap()));
+    let peak = peak_mib(node.node_pid());
+    assert!(peak < MOUNT_MIB, "{peak} MiB");
 }

@@ -15,6 +15,40 @@ const MIB: usize = 1 << 20;
 const READERS: usize = 100;
 
 #[test]
+fn several_origins_that_never_answer_keep_no_other_tenant_waiting() {
+    let cache = cache_dir();
+    let lit = Arc::new(MemoryOrigin::new("bucket"));
+    lit.insert("a", random_bytes(1, 3 * MIB));
+    let node = Node::new(cache.path(), lit, NodeSettings::default());
+    let gate = Gate::new();
+    let readers: Vec<_> = (0..3)
+        .flat_map(|tenant| {
+            let dark = Arc::new(MemoryOrigin::at(&format!("http://dark{tenant}"), "bucket"));
+            let silent = Arc::new(Faulty::new(dark.clone()));
+            for n in 0..READERS {
+                dark.insert(&format!("f{n}"), random_bytes(n as u64, MIB));
+                // Those, too, that are sent again.
+                (0..20).for_each(|_| silent.inject_once(Op::Get, Fault::Stall(gate.clone())));
+            }
+            let session = node.session_of(silent, AccessSettings::default());
+            (0..READERS).map(move |n| {
+                let session = session.clone();
+                std::thread::spawn(move || assert_eq!(read(&session, &format!("f{n}")).len(), MIB))
+            })
+        })
+        .collect();
+    let buffers = node.engine.buffers.clone();
+    eventually("they hold all memory", || buffers.used() + MIB as u64 > buffers.total());
+    let mine = node.session();
+    let (told, answer) = std::sync::mpsc::channel();
+    std::thread::spawn(move || told.send(read(&mine, "a") == random_bytes(1, 3 * MIB)));
+    assert_eq!(answer.recv_timeout(PATIENCE), Ok(true));
+    gate.open();
+    readers.into_iter().for_each(|reader| reader.join().unwrap());
+    node.close();
+}
+
+#[test]
 fn an_origin_that_never_answers_keeps_no_other_tenant_waiting() {
     let cache = cache_dir();
     let lit = Arc::new(MemoryOrigin::new("bucket"));

@@ -179,7 +179,8 @@ impl Conditional {
 
     /// That the source is the version meant.
     async fn must_be(&self, source: &CopySource) -> Result<(), OriginError> {
-        match source.etag.is_same(self.present(&source.key).await?.as_ref()) {
+        let present = self.present(&source.key).await?;
+        match source.etag.is_same(present.and_then(|info| info.etag).as_ref()) {
             true => Ok(()),
             false => Err(OriginError::Changed),
         }

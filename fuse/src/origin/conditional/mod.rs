@@ -180,10 +180,10 @@ impl Conditional {
         }
     }
 
-    /// The tag of what is there now.
-    async fn present(&self, key: &str) -> Result<Option<ETag>, OriginError> {
+    /// What is there now.
+    async fn present(&self, key: &str) -> Result<Option<ObjectInfo>, OriginError> {
         match self.inner.head(key).await {
-            Ok(info) => Ok(info.etag),
+            Ok(info) => Ok(Some(info)),
             Err(OriginError::NotFound) => Ok(None),
             Err(error) => Err(error),
         }

@@ -297,6 +297,20 @@ async fn a_weak_tag_is_compared_by_a_request_of_its_own() {
     assert!(matches!(error, OriginError::Conflict), "{error}");
 }
 
+#[tokio::test]
+async fn an_object_without_a_tag_is_not_written_over_where_conditions_mean_nothing() {
+    let kinds = [Kind::PutAbsent, Kind::CompleteAbsent, Kind::CopyAbsent];
+    for obedience in [Obedience::Ignored, Obedience::Refused501] {
+        let world = world(Behaviour { tags_untold: true, ..behaviour(kinds, obedience) });
+        for kind in kinds {
+            let sent = send(&world, kind, false).await;
+            assert!(matches!(sent, Err(OriginError::Conflict)), "{kind:?}: {sent:?}");
+            assert_eq!(world.memory.bytes(KEY).unwrap(), "old");
+            assert_eq!(world.memory.bytes("to").unwrap(), "old");
+        }
+    }
+}
+
 #[test]
 fn the_kinds_are_all_different() {
     assert_eq!(Kind::ALL.into_iter().collect::<HashSet<_>>().len(), 9);

@@ -33,6 +33,8 @@ pub struct Behaviour {
     pub every_part_named: bool,
     /// Whether a multipart object that was copied has another tag in listings than by HEAD.
     pub copies_listed_otherwise: bool,
+    /// Whether HEAD tells no tag.
+    pub tags_untold: bool,
     /// The smallest part but the last, in bytes.
     pub part_min: u64,
 }
@@ -44,6 +46,7 @@ impl Default for Behaviour {
             checksums_obeyed: true,
             every_part_named: false,
             copies_listed_otherwise: false,
+            tags_untold: false,
             // Amazon S3 user guide, "Multipart upload limits".
             part_min: 5 << 20,
         }

@@ -117,7 +117,10 @@ impl Origin for MemoryOrigin {
     }
 
     async fn head(&self, key: &str) -> Result<ObjectInfo, OriginError> {
-        self.lock().objects.get(key).map(Object::info).ok_or(OriginError::NotFound)
+        let state = self.lock();
+        let mut info = state.objects.get(key).map(Object::info).ok_or(OriginError::NotFound)?;
+        info.etag = info.etag.filter(|_| !state.behaviour.tags_untold);
+        Ok(info)
     }
 
     async fn get(&self, key: &str, etag: &ETag, range: Range<u64>) -> Result<Body, OriginError> {

@@ -81,7 +81,7 @@ impl State {
         &self,
         kind: Option<ConditionKind>,
         condition: &Condition,
-        present: Option<&ETag>,
+        present: Option<&Object>,
     ) -> Result<(), OriginError> {
         let Some(kind) = kind else { return Ok(()) };
         let is_bare = matches!(condition, Condition::Matches(etag) if etag.is_bare());
@@ -89,6 +89,8 @@ impl State {
             Condition::Matches(etag) => Condition::Matches(etag.quoted()),
             other => other.clone(),
         };
+        let present = present.map(Object::info);
+        let present = present.as_ref();
         let holds = match self.behaviour.obedience(kind) {
             Obedience::Ignored => true,
             Obedience::Obeyed => condition.holds_for(present),
@@ -120,7 +122,7 @@ impl State {
             return Ok(object);
         }
         let condition = Condition::Matches(source.etag.clone());
-        match self.allow(Some(kind), &condition, Some(&object.etag)) {
+        match self.allow(Some(kind), &condition, Some(object)) {
             Ok(()) => Ok(object),
             Err(OriginError::Conflict) => Err(OriginError::Changed),
             Err(error) => Err(error),
@@ -141,7 +143,7 @@ impl State {
         kind: Option<ConditionKind>,
         condition: &Condition,
     ) -> Result<Stored, OriginError> {
-        self.allow(kind, condition, self.objects.get(key).map(|o| &o.etag))?;
+        self.allow(kind, condition, self.objects.get(key))?;
         let stored = object.stored();
         self.objects.insert(key.to_owned(), object);
         Ok(stored)
@@ -188,7 +190,7 @@ impl State {
     }
 
     pub(super) fn delete(&mut self, key: &str, condition: &Condition) -> Result<(), OriginError> {
-        let present = self.objects.get(key).map(|object| &object.etag);
+        let present = self.objects.get(key);
         match condition {
             Condition::Always => {}
             Condition::Absent => return Err(OriginError::Invalid("If-None-Match".into())),

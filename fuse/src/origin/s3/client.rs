@@ -20,7 +20,7 @@ use aws_sdk_s3::types::{ServerSideEncryption, StorageClass};
 use aws_types::service_config::ServiceConfigKey;
 use serde::{Deserialize, Serialize};
 
-use super::http::{Http, is_plain};
+use super::http::{Http, is_plain, names_a_user};
 use crate::blocking::aside;
 use crate::origin::OriginError;
 
@@ -180,6 +180,11 @@ pub(super) async fn build(settings: &S3Settings) -> Result<(Clients, String), Or
     }
     let shared = loader.load().await;
     let endpoint = settings.endpoint_url.clone().or_else(|| endpoint_of(&shared));
+    if endpoint.as_deref().is_some_and(names_a_user) {
+        let text = "the endpoint's URL (option, AWS_ENDPOINT_URL or profile) names a user; keys \
+                    belong into the environment or a profile, on Kubernetes into a Secret";
+        return Err(OriginError::Invalid(text.into()));
+    }
     let Some(region) = shared.region().cloned() else {
         let advice = "no region: set --region, AWS_REGION or a profile's region";
         return Err(OriginError::Invalid(advice.into()));
@@ -222,5 +227,17 @@ mod tests {
         let own = all.into_builder().service_config(OwnEndpoint).build();
         assert_eq!(endpoint_of(&own).as_deref(), Some("http://s3.example"));
         assert_eq!(endpoint_of(&SdkConfig::builder().build()), None);
+    }
+    #[tokio::test]
+    async fn an_endpoint_that_names_a_user_is_refused_without_its_secret() {
+        let settings = S3Settings {
+            bucket: "bucket".into(),
+            region: Some("us-east-1".into()),
+            endpoint_url: Some("http://KEY:HUSH@s3:9000".into()),
+            ..S3Settings::default()
+        };
+        let Err(error) = build(&settings).await else { panic!("it is taken") };
+        assert!(error.to_string().contains("Secret"), "{error}");
+        assert!(!error.to_string().contains("HUSH"), "{error}");
     }
 }

@@ -6,6 +6,7 @@ use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
+use super::bound::{TooLong, TooMany};
 use crate::origin::OriginError;
 use crate::origin::error::{ACCOUNT_CODES, DIGEST_CODES};
 
@@ -79,6 +80,8 @@ where
             let text = cause.map_or_else(|| "connection failed".to_owned(), |e| chain(e));
             match cause {
                 Some(e) if finds::<CredentialsError>(e) => OriginError::NoCredentials(text),
+                Some(e) if finds::<TooLong>(e) => OriginError::NotS3(text),
+                Some(e) if finds::<TooMany>(e) => OriginError::Unavailable(text),
                 Some(e) if e.is_timeout() => OriginError::TimedOut,
                 _ => OriginError::Unreachable(text),
             }

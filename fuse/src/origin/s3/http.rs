@@ -100,6 +100,17 @@ pub(super) fn is_plain(url: &str) -> bool {
     url.split_once(':').is_some_and(|(scheme, _)| scheme.eq_ignore_ascii_case("http"))
 }
 
+/// Whether a URL holds a user's name or password, as in `http://KEY:SECRET@host`. Endpoints are part of what is kept,
+/// logged and told to whoever asks.
+pub fn names_a_user(url: &str) -> bool {
+    let authority = match url.split_once("://") {
+        Some((_, rest)) => rest.split(['/', '?', '#', '\\']).next().unwrap_or_default(),
+        // Of what is no URL, nobody knows which part it would be.
+        None => url,
+    };
+    authority.contains('@')
+}
+
 /// For callers whose URLs are not known before: credential providers speak plain HTTP to the
 /// instance and TLS to token services.
 #[derive(Clone, Debug)]
@@ -214,5 +225,24 @@ mod tests {
         assert!(refused(&endless).contains("more than 4 MiB"));
         let pem = folder.path().join("none.pem");
         refused(&pem);
+    }
+
+    #[test]
+    fn a_user_in_a_url_is_noticed_and_an_at_in_a_path_is_none() {
+        for url in [
+            "http://KEY:SECRET@s3:9000",
+            "https://KEY@s3/path",
+            "https://:@s3",
+            "KEY:SECRET@s3:9000",
+            "http:/KEY:SECRET@s3",
+            "http://KEY:SECRET@s3?x",
+        ] {
+            assert!(names_a_user(url), "{url}");
+        }
+        for url in
+            ["http://s3:9000", "https://s3/a@b", "https://s3?a@b", "http://[::1]:9000/", "s3"]
+        {
+            assert!(!names_a_user(url), "{url}");
+        }
     }
 }

@@ -6,6 +6,7 @@ mod client;
 mod copy;
 mod digest;
 mod errors;
+mod fair;
 mod http;
 mod names;
 mod read;
@@ -31,7 +32,7 @@ use futures_util::future::BoxFuture;
 use client::Clients;
 pub use client::S3Settings;
 use errors::Request;
-pub use http::http_client;
+pub use http::{http_client, names_a_user};
 
 use super::{
     Body, Condition, CopySource, ListPage, ListRequest, Origin, OriginError, Part, PartKind,

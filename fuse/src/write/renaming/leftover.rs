@@ -125,12 +125,13 @@ impl Moved {
     }
 
     /// On what condition what is at the target may be replaced by a copy; `None`: it may not.
-    pub(super) fn may_replace(&self, present: Option<&ETag>) -> Option<Condition> {
+    pub(super) fn may_replace(&self, present: Option<&ObjectInfo>) -> Option<Condition> {
+        let tag = present.and_then(|info| info.etag.as_ref());
         match &self.over {
             // It is not known what was meant.
             Condition::Always => None,
             over if over.holds_for(present) => Some(over.clone()),
-            _ if present.is_some() && present == self.outdated.as_ref() => {
+            _ if tag.is_some() && tag == self.outdated.as_ref() => {
                 self.outdated.clone().map(Condition::Matches)
             }
             _ => None,
@@ -159,3 +160,5 @@ impl Moved {
 
 #[cfg(test)]
 mod fuzz;
+#[cfg(test)]
+mod tests;

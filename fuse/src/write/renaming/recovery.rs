@@ -144,7 +144,7 @@ impl Writer {
         let is_copied =
             target.as_ref().is_some_and(|info| moved.is_copy(info, &source, left.began));
         if !is_copied {
-            let over = moved.may_replace(target.and_then(|info| info.etag).as_ref());
+            let over = moved.may_replace(target.as_ref());
             let Some(over) = over.filter(|_| left.tries == 0) else {
                 stays(moved, "somebody has changed its target since");
                 return Ok(());
