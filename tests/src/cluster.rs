@@ -284,13 +284,34 @@ impl Cluster {
     /// # Errors
     /// What the API server says.
     pub fn apply_as(&self, token: &str, manifest: &str) -> Result<String, String> {
+        let who = self.as_bearer(token);
+        let mut args: Vec<_> = who.iter().map(String::as_str).collect();
+        args.extend(["apply", "--server-side", "--force-conflicts"]);
+        self.with_input(&args, manifest)
+    }
+
+    /// Patches an object, as `node/NAME`, as whoever has this token.
+    ///
+    /// # Errors
+    /// What the API server says.
+    pub fn patch_as(&self, token: &str, object: &str, patch: &Value) -> Result<String, String> {
+        let (who, patch) = (self.as_bearer(token), patch.to_string());
+        let mut args: Vec<_> = who.iter().map(String::as_str).collect();
+        args.extend(["patch", object, "--type=merge", "-p", &patch]);
+        self.try_kubectl(&args)
+    }
+
+    /// What tells kubectl to be whoever has this token.
+    fn as_bearer(&self, token: &str) -> [String; 4] {
         let path = "jsonpath={.clusters[0].cluster.server}";
         let server = self.kubectl(&["config", "view", "-o", path]);
-        let args = ["--kubeconfig=/dev/null", "--server", &server, "--token", token];
-        // Its authority is in the kubeconfig that is not used here.
-        let more =
-            ["--insecure-skip-tls-verify=true", "apply", "--server-side", "--force-conflicts"];
-        self.with_input(&[&args[..], &more[..]].concat(), manifest)
+        [
+            "--kubeconfig=/dev/null".into(),
+            format!("--server={server}"),
+            format!("--token={token}"),
+            // Its authority is in the kubeconfig that is not used here.
+            "--insecure-skip-tls-verify=true".into(),
+        ]
     }
 
     /// Name of the node.

@@ -1,6 +1,6 @@
 //! What the roles of a node may do where kubelet has started them, and whom the mounter listens to.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use weir_tests::bucket::{Bucket, Server};
 use weir_tests::cluster::Cluster;
 
@@ -78,4 +78,83 @@ fn a_pod_of_somebody_else_is_not_listened_to() {
     cluster.delete(&thief);
     cluster.delete(&manifest);
     nothing_is_left(&cluster);
+}
+
+/// A PersistentVolume of this source.
+fn volume(name: &str, source: &str, of: &Value) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name},
+        "spec": {"capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteMany"], source: of},
+    })
+}
+
+#[test]
+fn who_breaks_into_the_reconciler_changes_what_is_weirs_alone() {
+    let bucket = Bucket::new(Server::Minio);
+    let cluster = installed(&bucket);
+    let token = cluster.kubectl(&["create", "token", "weir-reconciler", "-n", "weir"]);
+    let node = format!("node/{}", cluster.node_name());
+    let report = format!("weirnode/{}", cluster.node_name());
+    let volumes = [
+        volume("ours", "csi", &json!({"driver": "s3.csi.weir.dev", "volumeHandle": "ours"})),
+        volume("theirs", "csi", &json!({"driver": "example.com", "volumeHandle": "theirs"})),
+        volume("host", "hostPath", &json!({"path": "/tmp"})),
+    ]
+    .map(|volume| volume.to_string());
+    volumes.iter().for_each(|volume| cluster.apply(volume));
+    let taint = |key: &str| json!({"key": key, "effect": "PreferNoSchedule"});
+    let with = |taints: &[Value]| json!({"spec": {"taints": taints}});
+    let (ours, other) = (taint("s3.csi.weir.dev/agent-not-ready"), taint("example.com/other"));
+    cluster.kubectl(&["patch", &node, "-p", &with(&[other.clone()]).to_string()]);
+    cluster.kubectl(&["label", &node, "topology.weir.dev/test=a", "--overwrite"]);
+
+    let patch = |object: &str, patch: &Value| cluster.patch_as(token.trim(), object, patch);
+    let label = |key: &str, value: Value| json!({"metadata": {"labels": {key: value}}});
+    let note = |key: &str| json!({"metadata": {"annotations": {key: "x"}}});
+    let refused = [
+        (&*node, json!({"spec": {"unschedulable": true}})),
+        (&node, with(&[other.clone(), taint("example.com/more")])),
+        (&node, with(&[other.clone(), ours])),
+        (&node, with(&[])),
+        (&node, label("example.com/x", json!("y"))),
+        (&node, label("kubernetes.io/os", json!("plan9"))),
+        (&node, label("topology.weir.dev/new", json!("y"))),
+        (&node, label("topology.weir.dev/test", json!(null))),
+        (&node, note("weir.dev/cached")),
+        (&node, json!({"metadata": {"finalizers": ["example.com/x"]}})),
+        ("pv/ours", label("x", json!("y"))),
+        ("pv/ours", note("example.com/x")),
+        ("pv/ours", json!({"spec": {"persistentVolumeReclaimPolicy": "Delete"}})),
+        ("pv/theirs", note("weir.dev/cached")),
+        ("pv/host", note("weir.dev/cached")),
+        (&report, json!({"status": {"ready": true, "problem": ""}})),
+        (&report, json!({"status": {"ready": false, "volumes": []}})),
+        (&report, json!({"status": {"ready": false}, "metadata": {"ownerReferences": []}})),
+    ];
+    // A policy counts some moments after it is made.
+    cluster.eventually("the policy counts", |_| patch(refused[0].0, &refused[0].1).is_err());
+    for (object, change) in &refused {
+        let told = patch(object, change).expect_err(&format!("{object} took {change}"));
+        assert!(told.contains("the reconciler "), "{object} {change}: {told}");
+    }
+    let allowed = [
+        (&*node, label("topology.weir.dev/test", json!("b"))),
+        ("pv/ours", note("weir.dev/cached")),
+        (&report, json!({"status": {"ready": false, "problem": "NoReport: of a test"}})),
+    ];
+    for (object, change) in &allowed {
+        patch(object, change).unwrap_or_else(|told| panic!("{object} {change}: {told}"));
+    }
+    volumes.iter().for_each(|volume| cluster.delete(volume));
+    cluster.kubectl(&["taint", "nodes", &cluster.node_name(), "example.com/other-"]);
+    cluster.kubectl(&["label", &node, "topology.weir.dev/test-"]);
+    // What it says in a node's place lasts until the node reports.
+    let said = "jsonpath={.status.ready} {.status.problem}";
+    let said = || cluster.kubectl(&["get", &report, "-o", said]);
+    assert_eq!(said(), "false NoReport: of a test");
+    let plugin = ["-n", "weir", "-l", "app.kubernetes.io/component=node"];
+    cluster.kubectl(&[&["delete", "pods"][..], &plugin].concat());
+    cluster.eventually("the node takes it back", |_| said() == "true ");
+    let told = cluster.kubectl(&["get", &report]);
+    assert!(told.contains("LAST REPORT"), "{told}");
 }
