@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -70,29 +70,6 @@ pub struct Counters {
     pub memory_used: u64,
     /// Its limit.
     pub memory_target: u64,
-}
-
-/// Where sockets and logs of running mounts are: `$WEIR_RUN_DIR`, or `/run/weir` for root, or
-/// `$XDG_RUNTIME_DIR/weir`.
-pub fn run_dir() -> PathBuf {
-    if let Some(dir) = std::env::var_os("WEIR_RUN_DIR") {
-        return dir.into();
-    }
-    if rustix::process::geteuid().is_root() {
-        return "/run/weir".into();
-    }
-    let base = std::env::var_os("XDG_RUNTIME_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
-    base.join("weir")
-}
-
-/// Makes the run directory where needed.
-///
-/// # Errors
-/// What mkdir reports.
-pub fn make_run_dir() -> io::Result<PathBuf> {
-    let dir = run_dir();
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
-    Ok(dir)
 }
 
 /// A listening socket; its file goes with it.

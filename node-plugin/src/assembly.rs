@@ -74,6 +74,7 @@ fn cache_settings(config: &CacheConfig) -> CacheSettings {
         DiskSettings {
             min_free_inodes: config.min_free_inodes.of(inodes),
             lost_max: config.lost_max.unwrap_or(usual.lost_max),
+            apart_from: config.apart_from.clone(),
             ..usual
         }
     };

@@ -20,6 +20,7 @@ pub mod node;
 mod privacy;
 mod probes;
 mod readiness;
+pub mod run_dir;
 mod seccomp;
 pub mod standby;
 pub mod status;

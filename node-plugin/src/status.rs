@@ -1,25 +1,32 @@
 //! `weir status`.
 
 use std::fmt::Display;
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::admin::{self, MountStatus, NodeStatus};
+use rustix::io::Errno;
+use rustix::net::sockopt::{self, Timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use crate::admin::{MountStatus, NodeStatus};
 use crate::cli::{Output, StatusArgs};
 use crate::config::size::Size;
 use crate::exit::{Failure, Kind};
+use crate::run_dir;
 
-/// How long a process may take to answer.
+/// How long a process may take to answer, from first to last.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Longest answer, in bytes. A mount says some thousand.
+const ANSWER_MAX: usize = 16 << 20;
 
 /// Runs the command.
 ///
 /// # Errors
-/// When the answer cannot be printed.
+/// Where there is no run directory to look into, or the answer cannot be printed.
 pub fn run(args: &StatusArgs) -> Result<(), Failure> {
-    let nodes: Vec<NodeStatus> = all().into_iter().map(|(_, node)| node).collect();
+    let nodes: Vec<NodeStatus> = all()?.into_iter().map(|(_, node)| node).collect();
     match args.output {
         Output::Json => {
             let text = serde_json::to_string_pretty(&nodes)
@@ -33,8 +40,11 @@ pub fn run(args: &StatusArgs) -> Result<(), Failure> {
 }
 
 /// Every process that answers, with its socket.
-pub fn all() -> Vec<(PathBuf, NodeStatus)> {
-    all_in(&admin::run_dir())
+///
+/// # Errors
+/// What is wrong with the run directory.
+pub fn all() -> Result<Vec<(PathBuf, NodeStatus)>, Failure> {
+    Ok(run_dir::existing()?.map_or_else(Vec::new, |dir| all_in(&dir)))
 }
 
 /// Every process whose socket is in `dir`.
@@ -46,20 +56,47 @@ pub fn all_in(dir: &Path) -> Vec<(PathBuf, NodeStatus)> {
 }
 
 /// Asks one process. A socket that nobody listens to is removed.
-fn ask(path: &PathBuf) -> Option<NodeStatus> {
-    let mut stream = match UnixStream::connect(path) {
+fn ask(path: &Path) -> Option<NodeStatus> {
+    let until = Instant::now() + PATIENCE;
+    let mut stream = match connect(path) {
         Ok(stream) => stream,
-        Err(error) => {
-            if error.kind() == std::io::ErrorKind::ConnectionRefused {
-                let _ = std::fs::remove_file(path);
-            }
+        Err(Errno::CONNREFUSED) => {
+            let _ = std::fs::remove_file(path);
             return None;
         }
+        Err(_) => return None,
     };
-    stream.set_read_timeout(Some(PATIENCE)).ok()?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text).ok()?;
-    serde_json::from_str(&text).ok()
+    let text = read(&mut stream, until).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
+/// Connects, if that does not take longer than anybody is waited for.
+fn connect(path: &Path) -> rustix::io::Result<UnixStream> {
+    let (family, kind) = (AddressFamily::UNIX, SocketType::STREAM);
+    let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
+    // It bounds connect(2), too (unix(7)).
+    sockopt::set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket.into())
+}
+
+/// What a process says until it ends, which is short, and said in time.
+fn read(stream: &mut UnixStream, until: Instant) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() || text.len() > ANSWER_MAX {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(&mut buffer) {
+            Ok(0) => return Ok(text),
+            Ok(read) => text.extend_from_slice(&buffer[..read]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// A text that somebody chose, as a terminal can show it in a line.
@@ -154,3 +191,47 @@ fn describe_mount(mount: &MountStatus) -> String {
 
 #[cfg(test)]
 mod fuzz;
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    /// What is read of somebody who says the same again and again.
+    fn read_of(text: &'static [u8], every: Duration, patience: Duration) -> io::Result<Vec<u8>> {
+        let (mut mine, mut theirs) = UnixStream::pair()?;
+        let says = std::thread::spawn(move || {
+            let mut said = 0;
+            while theirs.write_all(text).is_ok() {
+                said += text.len();
+                std::thread::sleep(every);
+            }
+            said
+        });
+        let heard = read(&mut mine, Instant::now() + patience);
+        drop(mine);
+        // What is in the socket's buffers was not read.
+        assert!(says.join().unwrap() < ANSWER_MAX + (4 << 20));
+        heard
+    }
+
+    #[test]
+    fn who_speaks_without_end_is_not_listened_to_without_end() {
+        let (hour, never) = (Duration::from_secs(3600), Duration::ZERO);
+        assert!(read_of(&[b'x'; 1 << 20], never, hour).is_err());
+        // Each byte in time, and yet too late.
+        let (often, soon) = (Duration::from_millis(20), Duration::from_millis(300));
+        assert!(read_of(b"x", often, soon).is_err());
+    }
+
+    #[test]
+    fn a_long_answer_that_ends_is_heard() {
+        let (mut mine, mut theirs) = UnixStream::pair().unwrap();
+        let text = vec![b'x'; 4 << 20];
+        let says = std::thread::spawn(move || theirs.write_all(&text));
+        let heard = read(&mut mine, Instant::now() + Duration::from_secs(60)).unwrap();
+        says.join().unwrap().unwrap();
+        assert_eq!(heard.len(), 4 << 20);
+    }
+}

@@ -26,7 +26,7 @@ pub fn run(args: &UmountArgs) -> Result<(), Failure> {
         let text = format!("{}: no mount of Weir is there", path.display());
         return Err(Failure::new(Kind::Mountpoint, text));
     }
-    let server = status::all()
+    let server = status::all()?
         .into_iter()
         .find(|(_, node)| node.mounts.iter().any(|mount| mount.mountpoint == path));
     mount::unmount(&path, args.lazy).map_err(|error| {
@@ -66,7 +66,7 @@ fn below_its_parent(path: &Path) -> PathBuf {
 
 fn wait_for_end(socket: &Path) -> Result<(), Failure> {
     let until = Instant::now() + PATIENCE;
-    while socket.exists() && status::all().iter().any(|(path, _)| path == socket) {
+    while socket.exists() && status::all()?.iter().any(|(path, _)| path == socket) {
         if Instant::now() > until {
             let text = "unmounted, but the process that served it still stores what was written; \
                         see its log";

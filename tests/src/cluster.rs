@@ -289,13 +289,35 @@ impl Cluster {
     /// # Errors
     /// What the API server says.
     pub fn apply_as(&self, token: &str, manifest: &str) -> Result<String, String> {
-        let path = "jsonpath={.clusters[0].cluster.server}";
-        let server = self.kubectl(&["config", "view", "-o", path]);
-        let args = ["--kubeconfig=/dev/null", "--server", &server, "--token", token];
+        let server = format!("--server={}", self.server());
+        let token = format!("--token={token}");
+        let args = ["--kubeconfig=/dev/null", &server, &token];
         // Its authority is in the kubeconfig that is not used here.
         let more =
             ["--insecure-skip-tls-verify=true", "apply", "--server-side", "--force-conflicts"];
         self.with_input(&[&args[..], &more[..]].concat(), manifest)
+    }
+
+    /// Patches an object, which is named by its path, as whoever has this token. kubectl would read it
+    /// first.
+    ///
+    /// # Errors
+    /// What the API server says.
+    pub fn patch_as(&self, token: &str, path: &str, patch: &Value) -> Result<(), String> {
+        let (url, patch) = (format!("{}{path}", self.server()), patch.to_string());
+        let token = format!("Authorization: Bearer {token}");
+        let kind = "Content-Type: application/merge-patch+json";
+        let curl = ["curl", "-sk", "--fail-with-body", "-X", "PATCH", "-H", &token, "-H", kind];
+        let output = self.on_node(&[&curl[..], &["-d", &patch, &url]].concat());
+        match output.status.success() {
+            true => Ok(()),
+            false => Err(String::from_utf8_lossy(&output.stdout).into_owned()),
+        }
+    }
+
+    /// Where the API server is.
+    fn server(&self) -> String {
+        self.kubectl(&["config", "view", "-o", "jsonpath={.clusters[0].cluster.server}"])
     }
 
     /// Name of the node.

@@ -202,6 +202,12 @@ pub fn file_system_inodes(path: &Path) -> u64 {
     rustix::fs::statvfs(existing(path)).map_or(0, |stat| stat.f_files)
 }
 
+/// Whether both paths are, or would be, on one file system; false when that cannot be told.
+pub fn on_one_file_system(one: &Path, other: &Path) -> bool {
+    let device = |path| fs::metadata(existing(path)).ok().map(|metadata| metadata.dev());
+    device(one).is_some_and(|of_one| device(other) == Some(of_one))
+}
+
 /// `path` or, if it is not there yet, its nearest parent.
 fn existing(path: &Path) -> &Path {
     path.ancestors().find(|part| part.exists()).unwrap_or(Path::new("/"))

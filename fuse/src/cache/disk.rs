@@ -37,13 +37,15 @@ pub struct DiskSettings {
     pub min_free_inodes: u64,
     /// Most bytes that `lost/` is meant to hold.
     pub lost_max: u64,
+    /// A folder on whose file system the directory must not be.
+    pub apart_from: Option<PathBuf>,
 }
 
 impl DiskSettings {
-    /// These limits, the default one of `lost/`, and none of inodes.
+    /// These limits, the default one of `lost/`, and none of inodes; on any file system.
     pub fn new(dir: PathBuf, max_size: u64, min_free: u64) -> Self {
         let lost_max = lost::default_max(file_system_bytes(&dir));
-        Self { dir, max_size, min_free, min_free_inodes: 0, lost_max }
+        Self { dir, max_size, min_free, min_free_inodes: 0, lost_max, apart_from: None }
     }
 }
 

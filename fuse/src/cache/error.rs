@@ -68,6 +68,17 @@ pub enum CacheError {
         /// User id of that one's owner.
         owner: u32,
     },
+    /// It is on a file system that is another's, as where its own disk is not mounted.
+    #[error(
+        "cache directory {dir} is not on a disk of its own: it is on the file system of {other}; mount \
+         its disk there, or allow it to be on that one"
+    )]
+    NotApart {
+        /// The directory.
+        dir: PathBuf,
+        /// A folder on the same file system.
+        other: PathBuf,
+    },
     /// It holds something else than a cache.
     #[error(
         "{dir} is no cache directory of Weir's and not empty (it holds {found:?}): nothing in it was \
@@ -93,7 +104,10 @@ impl CacheError {
     /// Whether the disk is at fault, and not who has named it: then another may take its place.
     pub fn is_about_disk(&self) -> bool {
         match self {
-            Self::Unusable { .. } | Self::Full { .. } | Self::Index { .. } => true,
+            Self::Unusable { .. }
+            | Self::Full { .. }
+            | Self::NotApart { .. }
+            | Self::Index { .. } => true,
             Self::InUse { .. }
             | Self::Foreign { .. }
             | Self::Exposed { .. }

@@ -92,6 +92,10 @@ pub struct NodeArgs {
     /// Options of the cache and of memory.
     #[command(flatten)]
     pub cache: CacheArgs,
+    /// Use no cache directory that is on the file system of this folder, as of kubelet's: as where the
+    /// disk that the cache is to have is not mounted.
+    #[arg(long, value_name = "DIR")]
+    pub cache_apart_from: Option<PathBuf>,
     /// Directory on a tmpfs: of it 64 MiB are used in place of a cache while no disk of that works.
     #[arg(long, value_name = "DIR", default_value = "/dev/shm/weir-cache")]
     pub spare_cache_dir: PathBuf,

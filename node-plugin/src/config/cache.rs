@@ -24,6 +24,8 @@ pub struct CacheConfig {
     /// A directory on a file system in memory, for what must be in files where none of the others can
     /// be used.
     pub spare: Option<PathBuf>,
+    /// A folder on whose file system none of its directories must be.
+    pub apart_from: Option<PathBuf>,
     /// Memory for bytes on their way.
     pub memory: u64,
     /// Most bytes in one GET.
@@ -48,6 +50,7 @@ impl CacheConfig {
             min_free_inodes: args.cache_min_free_inodes.unwrap_or(Amount::Percent(10)),
             lost_max: args.lost_max.map(|Size(bytes)| bytes),
             spare: None,
+            apart_from: None,
             memory: args.memory_target.map_or_else(memory::default_target, |s| s.0),
             read_part,
         })

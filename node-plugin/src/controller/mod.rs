@@ -1,7 +1,9 @@
 //! What a cluster has once: `weir controller` makes and removes volumes, `weir reconciler` makes
 //! the cluster follow what its nodes tell.
 
+mod annotations;
 mod handle;
+mod heard;
 mod parameters;
 mod provision;
 mod reconcile;
@@ -9,6 +11,8 @@ pub(crate) mod uninstall;
 
 #[cfg(test)]
 mod fuzz;
+#[cfg(test)]
+mod server;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,5 +1,8 @@
 //! `weir uninstall-check`: whether pods still use volumes.
 
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
 use kube::Api;
 use kube::api::{DynamicObject, ListParams};
 use serde::Deserialize;
@@ -7,7 +10,7 @@ use serde_json::Value;
 
 use crate::exit::{Failure, Kind};
 use crate::kubernetes;
-use crate::kubernetes::weirnode::{NodeReport, resource};
+use crate::kubernetes::weirnode::{NodeReport, SILENT_AFTER, resource};
 use crate::{assembly, logging};
 
 /// Runs the command.
@@ -26,9 +29,11 @@ pub(crate) fn check() -> Result<(), Failure> {
             Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
             Err(error) => return Err(failed(format!("WeirNodes: {error}"))),
         };
+        let now = Timestamp::now();
         let mut used = Vec::new();
         for node in nodes {
-            used.extend(in_use(&node.metadata.name.unwrap_or_default(), &node.data["status"]));
+            let name = node.metadata.name.unwrap_or_default();
+            used.extend(in_use(&name, &node.data["status"], now));
         }
         match used.is_empty() {
             true => Ok(()),
@@ -41,8 +46,9 @@ pub(crate) fn check() -> Result<(), Failure> {
     })
 }
 
-/// What pods of a node use, for people.
-fn in_use(node: &str, status: &Value) -> Vec<String> {
+/// What pods of a node use, for people. The mounts of a node that is not heard of any more may be
+/// there still.
+fn in_use(node: &str, status: &Value, now: Timestamp) -> Vec<String> {
     if status.is_null() {
         // It has reported nothing yet.
         return Vec::new();
@@ -51,6 +57,10 @@ fn in_use(node: &str, status: &Value) -> Vec<String> {
         Ok(report) => report,
         // Of another release, perhaps: what is not known to be free is in use.
         Err(error) => return vec![format!("perhaps some on {node}, whose report says: {error}")],
+    };
+    let node = match report.age(now).filter(|age| *age > SILENT_AFTER) {
+        Some(age) => format!("{node} (last heard of {} ago)", roughly(age)),
+        None => node.to_owned(),
     };
     let volumes = report.volumes.into_iter().filter(|volume| volume.pods > 0);
     let mut used: Vec<String> =
@@ -61,12 +71,25 @@ fn in_use(node: &str, status: &Value) -> Vec<String> {
     used
 }
 
+/// A time for people: `40 minutes`, `7 hours`, `12 days`.
+fn roughly(time: Duration) -> String {
+    match time.as_secs() / 60 {
+        minutes @ ..120 => format!("{minutes} minutes"),
+        minutes @ ..2880 => format!("{} hours", minutes / 60),
+        minutes => format!("{} days", minutes / 1440),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
     use crate::kubernetes::weirnode::VolumeReport;
+
+    fn in_use(node: &str, status: &Value) -> Vec<String> {
+        super::in_use(node, status, Timestamp::now())
+    }
 
     #[test]
     fn inline_volumes_are_in_use_too() {
@@ -92,5 +115,17 @@ mod tests {
             let used = in_use("n", &status);
             assert!(used.len() == 1 && used[0].contains("on n"), "{status}: {used:?}");
         }
+    }
+
+    #[test]
+    fn what_a_silent_node_used_counts_and_it_is_told_since_when() {
+        let used = |ago: i64| {
+            let at = Timestamp::from_second(Timestamp::now().as_second() - ago).unwrap();
+            in_use("n", &json!({"lastReportTime": at.to_string(), "inlineVolumes": 1}))
+        };
+        assert_eq!(used(60), ["1 inline on n"]);
+        assert_eq!(used(3000), ["1 inline on n (last heard of 50 minutes ago)"]);
+        assert_eq!(used(3 * 3600), ["1 inline on n (last heard of 3 hours ago)"]);
+        assert_eq!(used(9 * 86400), ["1 inline on n (last heard of 9 days ago)"]);
     }
 }

@@ -1,7 +1,10 @@
 //! WeirNode: one object a node, written by that node alone, read by people and the controller.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
 use kube::core::{ApiResource, GroupVersionKind};
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +16,12 @@ pub(crate) const GROUP: &str = "weir.dev";
 pub(crate) const VERSION: &str = "v1alpha1";
 /// Kind of the resource.
 pub(crate) const KIND: &str = "WeirNode";
+
+/// A report that did not change is written again after so long.
+pub(crate) const REPORT_AGAIN_AFTER: Duration = Duration::from_secs(300);
+/// A node that was not heard of for so long counts as one whose plugin is not there: three reports
+/// were lost.
+pub(crate) const SILENT_AFTER: Duration = REPORT_AGAIN_AFTER.saturating_mul(3);
 
 /// How the API server names it.
 pub(crate) fn resource() -> ApiResource {
@@ -27,9 +36,12 @@ pub(crate) struct NodeReport {
     pub(crate) version: String,
     /// Whether pods can be served, as kubelet's probe is told.
     pub(crate) ready: bool,
-    /// Why they cannot, if they cannot.
+    /// Why they cannot; empty if they can. Always written, so that what the reconciler says of a
+    /// silent node does not outlast its silence.
+    pub(crate) problem: String,
+    /// When this was told, by the node's clock.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) problem: Option<String>,
+    pub(crate) last_report_time: Option<Time>,
     /// Topology segments that the node should have.
     pub(crate) segments: BTreeMap<String, String>,
     /// In short, for tables.
@@ -42,6 +54,15 @@ pub(crate) struct NodeReport {
     pub(crate) inline_volumes: u32,
     /// GPUs, drives, networks.
     pub(crate) topology: Topology,
+}
+
+impl NodeReport {
+    /// How old it is, by two clocks: what is said to be of the future is of now. `None` if it does
+    /// not say.
+    pub(crate) fn age(&self, now: Timestamp) -> Option<Duration> {
+        let told = self.last_report_time.as_ref()?.0;
+        Some(Duration::try_from(now.duration_since(told)).unwrap_or_default())
+    }
 }
 
 /// What tables show.
@@ -81,6 +102,8 @@ pub(crate) struct DiskReport {
     /// Its NUMA node, where known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) numa_node: Option<u32>,
+    /// Whether it is kubelet's, too, or seems to be since its own is not mounted.
+    pub(crate) on_kubelet_disk: bool,
     /// Why it is not used, if it is not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) problem: Option<String>,
@@ -118,6 +141,24 @@ pub(crate) fn human(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_report_of_the_future_is_of_now() {
+        let now = Timestamp::from_second(1_000_000).unwrap();
+        let told = |second: i64| {
+            let at = Timestamp::from_second(second).unwrap();
+            NodeReport { last_report_time: Some(Time(at)), ..NodeReport::default() }
+        };
+        assert_eq!(told(999_000).age(now), Some(Duration::from_secs(1000)));
+        assert_eq!(told(2_000_000).age(now), Some(Duration::ZERO));
+        assert_eq!(NodeReport::default().age(now), None);
+    }
+
+    #[test]
+    fn a_report_takes_back_what_was_said_of_its_silence() {
+        let told = serde_json::to_value(NodeReport::default()).unwrap();
+        assert!(told["problem"] == "" && told["ready"] == false);
+    }
 
     #[test]
     fn bytes_are_written_for_people() {

@@ -8,8 +8,8 @@ use std::ffi::OsString;
 
 use crate::cli::MountArgs;
 use crate::config::mount::{Environment, MountConfig};
-use crate::exit::{Failure, Kind};
-use crate::{admin, logging};
+use crate::exit::Failure;
+use crate::{logging, run_dir};
 
 /// Runs the command; `args` is the whole command line, for the copy in the background.
 ///
@@ -25,8 +25,7 @@ pub fn run(mount: MountArgs, args: &[OsString]) -> Result<(), Failure> {
         (None, file) => file.clone(),
         (Some(_), Some(file)) => Some(file.clone()),
         (Some(_), None) => {
-            let dir = admin::make_run_dir()
-                .map_err(|e| Failure::new(Kind::Other, format!("run directory: {e}")))?;
+            let dir = run_dir::make()?;
             Some(dir.join(format!("weir-{}.log", std::process::id())))
         }
     };

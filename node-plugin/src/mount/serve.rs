@@ -16,11 +16,12 @@ use weir_fuse::origin::Origin;
 
 use super::background::Ready;
 use super::preflight::{self, Start, Unfit, Wanted};
-use crate::admin::{self, AdminSocket, Counters, MountStatus, NodeStatus};
+use crate::admin::{AdminSocket, Counters, MountStatus, NodeStatus};
 use crate::cli::LogArgs;
 use crate::config::mount::MountConfig;
 use crate::exit::{Failure, Kind};
 use crate::lost::folder;
+use crate::run_dir;
 use crate::{assembly, metrics};
 
 /// How long the end of a mount waits for those who still use it, after a signal.
@@ -197,9 +198,10 @@ impl Service {
         let status = move || NodeStatus { metrics, ..status_of(&session, &source, &mountpoint) };
         let serve = || {
             let name = format!("weir-{}.sock", std::process::id());
-            AdminSocket::serve(&admin::make_run_dir()?.join(name), status)
+            let dir = run_dir::make().map_err(|error| error.to_string())?;
+            AdminSocket::serve(&dir.join(name), status).map_err(|error| error.to_string())
         };
-        serve().inspect_err(|error| tracing::warn!(%error, "no admin socket")).ok()
+        serve().inspect_err(|error| tracing::warn!(error, "no admin socket")).ok()
     }
 }
 

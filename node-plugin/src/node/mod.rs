@@ -30,11 +30,13 @@ mod watch;
 mod fuzz;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use weir_csi::server::Services;
 use weir_fuse::blocking::aside;
+use weir_fuse::cache::dir::on_one_file_system;
 
 use crate::cli::node::NodeArgs;
 use crate::config::cache::CacheConfig;
@@ -63,7 +65,18 @@ pub fn run(args: &NodeArgs) -> Result<(), Failure> {
     assembly::raise_file_limit();
     let configured = configured(args)?;
     let cache = CacheConfig::new(&args.cache, &Environment::of_process())?;
-    let cache = CacheConfig { spare: Some(args.spare_cache_dir.clone()), ..cache };
+    let kubelet = args.sockets.csi_socket.parent().unwrap_or(Path::new("/")).to_owned();
+    let cache = CacheConfig {
+        spare: Some(args.spare_cache_dir.clone()),
+        apart_from: args.cache_apart_from.clone(),
+        ..cache
+    };
+    for dir in cache.dirs.iter().filter(|dir| on_one_file_system(dir, &kubelet)) {
+        tracing::warn!(
+            dir = %dir.display(),
+            "the cache is on kubelet's file system: is its own disk not mounted?"
+        );
+    }
     if let Some(group) = args.sockets.csi_group {
         csi::share_folder(&args.sockets.csi_socket, group);
     }
@@ -142,6 +155,7 @@ pub fn run(args: &NodeArgs) -> Result<(), Failure> {
             kept,
         });
         let reporter = report::Reporter {
+            kubelet,
             engine: engine.clone(),
             sessions: sessions.clone(),
             readiness: readiness.clone(),

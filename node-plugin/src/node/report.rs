@@ -1,23 +1,25 @@
 //! Tells the cluster about this node: its WeirNode.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use weir_fuse::cache::dir::on_one_file_system;
 use weir_fuse::engine::Engine;
 
 use super::registrar::Registrar;
 use super::sessions::Sessions;
 use crate::kubernetes::nodes::OwnObjects;
 use crate::kubernetes::weirnode::{
-    CacheReport, DiskReport, NodeReport, Summary, VolumeReport, human,
+    CacheReport, DiskReport, NodeReport, REPORT_AGAIN_AFTER, Summary, VolumeReport, human,
 };
 use crate::readiness::Readiness;
 use crate::topology::labels::GPU_PRODUCT;
 use crate::topology::sysfs::Sysfs;
 
-/// A report that did not change is written again after so long.
-const AGAIN_AFTER: Duration = Duration::from_secs(300);
 /// What is cached of each volume is counted again after this many times as long as it took.
 const COUNTING_SHARE: u32 = 100;
 /// A change of what is mounted is reported after so long, with what else changes then.
@@ -28,6 +30,8 @@ const FORMER_MAX: usize = 256;
 /// What reports are made of.
 pub(super) struct Reporter {
     pub(super) engine: Arc<Engine>,
+    /// A folder on kubelet's file system.
+    pub(super) kubelet: PathBuf,
     pub(super) sessions: Arc<Sessions>,
     pub(super) readiness: Readiness,
     pub(super) registrar: Arc<Registrar>,
@@ -82,12 +86,14 @@ impl Reporter {
         let Some(objects) = &self.objects else { return };
         tokio::task::block_in_place(|| self.count(counted));
         let report = self.report(segments, counted);
-        let is_known =
-            |(known, at): &(NodeReport, Instant)| *known == report && at.elapsed() < AGAIN_AFTER;
+        let is_known = |(known, at): &(NodeReport, Instant)| {
+            *known == report && at.elapsed() < REPORT_AGAIN_AFTER
+        };
         if last.as_ref().is_some_and(is_known) {
             return;
         }
-        match objects.report(&report).await {
+        let now = Some(Time(Timestamp::now()));
+        match objects.report(&NodeReport { last_report_time: now, ..report.clone() }).await {
             Ok(()) => *last = Some((report, Instant::now())),
             Err(error) => tracing::warn!(error, "WeirNode not written"),
         }
@@ -149,9 +155,10 @@ impl Reporter {
         let cache = self.cache_report();
         let problem = self.readiness.lack();
         NodeReport {
+            last_report_time: None,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ready: problem.is_none(),
-            problem: problem.map(str::to_owned),
+            problem: problem.unwrap_or_default().to_owned(),
             summary: Summary {
                 gpu: segments.get(GPU_PRODUCT).cloned().unwrap_or_default(),
                 gpus: u32::try_from(topology.gpu.gpus.len()).unwrap_or(u32::MAX),
@@ -175,6 +182,7 @@ impl Reporter {
             // Rounded, so that a report does not differ with every byte that others write.
             free_bytes: disk.free_bytes >> 30 << 30,
             numa_node: sysfs.disk_of(&disk.dir).numa_node,
+            on_kubelet_disk: on_one_file_system(&disk.dir, &self.kubelet),
             problem: disk.problem.clone(),
         });
         CacheReport { used_bytes: stats.used_bytes, disks: disks.collect() }

@@ -48,9 +48,18 @@ fn a_node_may_write_its_own_report_alone_however_weir_is_installed() {
     let today = template(&[]).unwrap();
     assert_eq!(base, today, "deploy/kustomize/build has not been run");
     for rendered in [base, template_for("1.30.0", &[]).unwrap()] {
-        let names = "weir-own-weirnode";
-        assert!(object(&rendered, "ValidatingAdmissionPolicy", names).is_some());
-        assert!(object(&rendered, "ValidatingAdmissionPolicyBinding", names).is_some());
+        let of_reconciler = ["nodes", "persistentvolumes", "weirnodes"];
+        let of_reconciler = of_reconciler.map(|kind| format!("weir-reconciler-{kind}"));
+        for name in [&["weir-own-weirnode".to_owned()][..], &of_reconciler].concat() {
+            assert!(object(&rendered, "ValidatingAdmissionPolicy", &name).is_some(), "{name}");
+            let binding = object(&rendered, "ValidatingAdmissionPolicyBinding", &name).unwrap();
+            assert!(binding.contains("validationActions: [Deny]"), "{binding}");
+        }
+        // Each kind that it patches has a policy, which is for the account that it has.
+        let rights = object(&rendered, "ClusterRole", "weir-reconciler").unwrap();
+        assert_eq!(rights.matches("patch]").count(), of_reconciler.len());
+        let who = "system:serviceaccount:weir:weir-reconciler";
+        assert_eq!(rendered.matches(who).count(), of_reconciler.len());
     }
     let before = template_for("1.29.0", &[]).unwrap();
     assert!(!before.contains("ValidatingAdmissionPolicy"));
@@ -203,4 +212,53 @@ fn the_mounter_is_alone_with_the_hosts_pids_and_knows_its_peers_by_what_they_dec
     assert!(mounter.contains("--visitor-group=1000650000\n"));
     let open = template(&["--set", "mounter.checkPeers=false"]).unwrap();
     assert!(!open.contains("--engine-volume") && !open.contains("--visitor-volume"));
+}
+
+#[test]
+fn an_image_is_what_its_digest_says_where_there_is_one() {
+    let images = |values: &str| {
+        let all = template(&["--set", values]).unwrap();
+        let hook = template(&["--set", values, "--show-only", "templates/uninstall.yaml"]).unwrap();
+        let lines = all.lines().chain(hook.lines()).map(str::trim);
+        let mut images: Vec<_> =
+            lines.filter_map(|line| line.strip_prefix("image: ")).map(str::to_owned).collect();
+        images.sort();
+        images.dedup();
+        images
+    };
+    let sidecars = ["csi-node-driver-registrar:v2.15.0", "csi-provisioner:v5.3.0"]
+        .map(|name| format!("registry.k8s.io/sig-storage/{name}"));
+    assert_eq!(images("image.tag=v7")[..2], sidecars);
+    assert_eq!(images("image.tag=v7")[2..], ["weir.dev/weir:v7"]);
+    let digest = |letter: &str| format!("sha256:{}", letter.repeat(64));
+    let (ours, registrar, provisioner) = (digest("a"), digest("b"), digest("c"));
+    // A port of the registry is no tag.
+    let pinned = images(&format!(
+        "image.repository=localhost:5000/weir,image.tag=v7,image.digest={ours},\
+         sidecars.registrar.digest={registrar},sidecars.provisioner.digest={provisioner},\
+         sidecars.provisioner.image=localhost:5000/provisioner"
+    ));
+    let expected = [
+        format!("localhost:5000/provisioner@{provisioner}"),
+        format!("localhost:5000/weir@{ours}"),
+        format!("registry.k8s.io/sig-storage/csi-node-driver-registrar@{registrar}"),
+    ];
+    assert_eq!(pinned, expected);
+    assert!(template(&["--set", "image.digest=v1"]).unwrap_err().contains("digest"));
+}
+
+#[test]
+fn a_cache_that_is_to_have_a_disk_of_its_own_sees_it_once_it_is_mounted() {
+    let of = |values: &str| {
+        let all = template(&["--set", values]).unwrap();
+        object(&all, "DaemonSet", "weir-node").unwrap().to_owned()
+    };
+    let usual = of("node.cache.ownDisk=false");
+    assert!(!usual.contains("--cache-apart-from") && !usual.contains("mountPropagation"));
+    let own = of("node.cache.ownDisk=true,node.cache.moreHostPaths={/mnt/two}");
+    assert!(own.contains("- --cache-apart-from=/csi\n"), "{own}");
+    for mount in ["cache, mountPath: /cache", "cache-1, mountPath: /cache-1"] {
+        let mount = format!("{{name: {mount}, mountPropagation: HostToContainer}}");
+        assert!(own.contains(&mount), "{own}");
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use weir_tests::bucket::{Bucket, Server};
 use weir_tests::cluster::Cluster;
 
@@ -177,4 +177,100 @@ fn a_node_plugin_of_somebody_else_harms_neither_host_nor_pods() {
     cluster.delete(&manifest);
     cluster.delete(&victim);
     nothing_is_left(&cluster);
+}
+
+/// A PersistentVolume of this source.
+fn volume(name: &str, source: &str, of: &Value) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name},
+        "spec": {"capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteMany"], source: of},
+    })
+}
+
+#[test]
+fn who_breaks_into_the_reconciler_changes_what_is_weirs_alone() {
+    let bucket = Bucket::new(Server::Minio);
+    let cluster = installed(&bucket);
+    let token = cluster.kubectl(&["create", "token", "weir-reconciler", "-n", "weir"]);
+    let name = cluster.node_name();
+    let node = format!("/api/v1/nodes/{name}");
+    let report = format!("/apis/weir.dev/v1alpha1/weirnodes/{name}");
+    let volume_path = |name: &str| format!("/api/v1/persistentvolumes/{name}");
+    let [ours, theirs, host] = ["ours", "theirs", "host"].map(volume_path);
+    let volumes = [
+        volume("ours", "csi", &json!({"driver": "s3.csi.weir.dev", "volumeHandle": "ours"})),
+        volume("theirs", "csi", &json!({"driver": "example.com", "volumeHandle": "theirs"})),
+        volume("host", "hostPath", &json!({"path": "/tmp"})),
+    ]
+    .map(|volume| volume.to_string());
+    volumes.iter().for_each(|volume| cluster.apply(volume));
+    let taint = |key: &str| json!({"key": key, "effect": "PreferNoSchedule"});
+    let with = |taints: &[Value]| json!({"spec": {"taints": taints}});
+    let (own, other) = (taint("s3.csi.weir.dev/agent-not-ready"), taint("example.com/other"));
+    cluster.kubectl(&[
+        "patch",
+        "node",
+        &name,
+        "-p",
+        &with(std::slice::from_ref(&other)).to_string(),
+    ]);
+    cluster.kubectl(&["label", "node", &name, "topology.weir.dev/test=a", "--overwrite"]);
+
+    let patch = |object: &str, patch: &Value| cluster.patch_as(token.trim(), object, patch);
+    let label = |key: &str, value: Value| json!({"metadata": {"labels": {key: value}}});
+    let note = |key: &str| json!({"metadata": {"annotations": {key: "x"}}});
+    let refused = [
+        (&*node, json!({"spec": {"unschedulable": true}})),
+        (&node, with(&[other.clone(), taint("example.com/more")])),
+        (&node, with(&[other.clone(), own])),
+        (&node, with(&[])),
+        (&node, label("example.com/x", json!("y"))),
+        (&node, label("kubernetes.io/os", json!("plan9"))),
+        (&node, label("topology.weir.dev/new", json!("y"))),
+        (&node, label("topology.weir.dev/test", json!(null))),
+        (&node, note("weir.dev/cached")),
+        (&node, json!({"metadata": {"finalizers": ["example.com/x"]}})),
+        (&ours, label("x", json!("y"))),
+        (&ours, note("example.com/x")),
+        (&ours, json!({"spec": {"persistentVolumeReclaimPolicy": "Delete"}})),
+        (&theirs, note("weir.dev/cached")),
+        (&host, note("weir.dev/cached")),
+        (&report, json!({"status": {"ready": true, "problem": ""}})),
+        (&report, json!({"status": {"ready": false, "volumes": []}})),
+        (&report, json!({"status": {"ready": false}, "metadata": {"ownerReferences": []}})),
+    ];
+    // A policy counts some moments after it is made.
+    cluster.eventually("the policy counts", |_| patch(refused[0].0, &refused[0].1).is_err());
+    for (object, change) in &refused {
+        let told = patch(object, change).expect_err(&format!("{object} took {change}"));
+        assert!(told.contains("the reconciler "), "{object} {change}: {told}");
+    }
+    let allowed =
+        [(&*node, label("topology.weir.dev/test", json!("b"))), (&ours, note("weir.dev/cached"))];
+    for (object, change) in &allowed {
+        patch(object, change).unwrap_or_else(|told| panic!("{object} {change}: {told}"));
+    }
+    let silent = json!({
+        "apiVersion": "weir.dev/v1alpha1", "kind": "WeirNode", "metadata": {"name": name},
+        "status": {"ready": false, "problem": "NoReport: of a test"},
+    });
+    cluster.apply_as(token.trim(), &silent.to_string()).unwrap();
+    // Also where there are no policies it names the driver of a volume, which nobody can change.
+    let named = json!({"spec": {"csi": {"driver": "s3.csi.weir.dev"}}}).to_string();
+    for (volume, takes) in [("ours", true), ("theirs", false), ("host", false)] {
+        let patched = cluster.try_kubectl(&["patch", "pv", volume, "--type=merge", "-p", &named]);
+        assert_eq!(patched.is_ok(), takes, "{volume}: {patched:?}");
+    }
+    volumes.iter().for_each(|volume| cluster.delete(volume));
+    cluster.kubectl(&["taint", "node", &name, "example.com/other-"]);
+    cluster.kubectl(&["label", "node", &name, "topology.weir.dev/test-"]);
+    // What it says in a node's place lasts until the node reports.
+    let said = "jsonpath={.status.ready} {.status.problem}";
+    let said = || cluster.kubectl(&["get", "weirnode", &name, "-o", said]);
+    assert_eq!(said(), "false NoReport: of a test");
+    let plugin = ["-n", "weir", "-l", "app.kubernetes.io/component=node"];
+    cluster.kubectl(&[&["delete", "pods"][..], &plugin].concat());
+    cluster.eventually("the node takes it back", |_| said() == "true ");
+    let told = cluster.kubectl(&["get", "weirnode", &name]);
+    assert!(told.contains("LAST REPORT"), "{told}");
 }

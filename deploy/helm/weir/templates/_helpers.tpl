@@ -1,7 +1,18 @@
 {{- define "weir.driver" -}}s3.csi.weir.dev{{- end -}}
 
 {{- define "weir.image" -}}
-{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- $tagged := printf "%s:%s" .Values.image.repository (.Values.image.tag | default .Chart.AppVersion) -}}
+{{ include "weir.pinned" (dict "image" $tagged "digest" .Values.image.digest) }}
+{{- end -}}
+
+{{- /* An image by its digest, if there is one: then its tag, which may come to mean another, counts for
+     nothing. Call with (dict "image" "registry/name:tag" "digest" "sha256:..."). */ -}}
+{{- define "weir.pinned" -}}
+{{- if .digest -}}
+{{ regexReplaceAll "(:[^:/@]+)?(@.*)?$" .image "" }}@{{ .digest }}
+{{- else -}}
+{{ .image }}
+{{- end -}}
 {{- end -}}
 
 {{- define "weir.labels" -}}

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 
 use super::{DiskCache, DiskSettings};
 use crate::cache::commit::Committer;
-use crate::cache::dir::CacheDir;
+use crate::cache::dir::{CacheDir, on_one_file_system};
 use crate::cache::error::CacheError;
 use crate::cache::health::DiskHealth;
 use crate::cache::index::Index;
@@ -27,10 +27,15 @@ impl DiskCache {
         number: u8,
         metrics: Arc<Metrics>,
     ) -> Result<Arc<Self>, CacheError> {
+        let taken = settings.apart_from.as_ref();
+        if let Some(other) = taken.filter(|other| on_one_file_system(&settings.dir, other)) {
+            let (dir, other) = (settings.dir.clone(), other.clone());
+            return Err(CacheError::NotApart { dir, other });
+        }
         let dir = CacheDir::own(&settings.dir, settings.min_free)?;
         let index = Arc::new(Index::open(&dir)?);
         let staged = dir.staging_leftovers();
-        let DiskSettings { max_size, min_free, min_free_inodes, lost_max, dir: _ } = *settings;
+        let DiskSettings { max_size, min_free, min_free_inodes, lost_max, .. } = *settings;
         let shared = Arc::new(Shared {
             dir,
             space: Space::new(Limits { max_size, min_free, min_free_inodes, lost_max }),
