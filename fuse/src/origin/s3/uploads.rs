@@ -6,8 +6,10 @@ use super::errors::Request;
 use super::{REPLY_DEADLINE, S3Origin, names, time_of};
 use crate::origin::{OriginError, PendingUpload};
 
-/// Pages of uploads of one key that are followed: a million of them.
-const PAGES_MAX: u32 = 1000;
+/// Pages of uploads of one key that are followed: ten thousand of them.
+const PAGES_MAX: u32 = 10;
+/// Longest id of an upload, in bytes. Amazon's have some 130, MinIO's some 110.
+const ID_MAX: usize = 1024;
 
 /// Uploads of exactly `key`. A prefix would also find longer keys; they come after it, so that
 /// the listing ends at the first of them.
@@ -33,7 +35,8 @@ pub(super) async fn list(origin: &S3Origin, key: &str) -> Result<Vec<PendingUplo
         let decode = |text: &str| names::decode(text, encoded);
         for upload in reply.uploads() {
             let of_key = upload.key().and_then(decode).is_some_and(|name| name == key);
-            if let (true, Some(id)) = (of_key, upload.upload_id()) {
+            let id = upload.upload_id().filter(|id| id.len() <= ID_MAX);
+            if let (true, Some(id)) = (of_key, id) {
                 found.push(PendingUpload { id: id.to_owned(), begun: time_of(upload.initiated()) });
             }
         }
