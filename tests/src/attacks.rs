@@ -181,8 +181,7 @@ pub fn on_files(own: &[&Path]) -> Vec<Attack> {
     let mounted = table.lines().filter_map(|line| line.split(' ').nth(4));
     // The runtime's own, of this container alone.
     let of_the_container = |at: &Path| {
-        ["/dev", "/proc", "/sys"].iter().any(|own| at.starts_with(own))
-            || own.iter().any(|own| at == *own)
+        ["/dev", "/proc", "/sys"].iter().any(|own| at.starts_with(own)) || own.contains(&at)
     };
     for at in mounted.map(Path::new).filter(|at| at.is_dir() && !of_the_container(at)) {
         let put = File::create_new(at.join("weir-was-here")).map(|_| ());
