@@ -210,6 +210,52 @@ async fn whose_permission_was_narrowed_may_not_begin_without_the_origin() {
     becomes(true).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_permission_for_one_version_is_none_for_the_next() {
+    let node = Node::new();
+    node.memory.insert("f", vec![7; 100_000]);
+    let (_, one) = node.session_as(access("one", &[]));
+    let origin = Arc::new(Faulty::new(node.memory.clone()));
+    let two = node.mount_as(origin.clone(), 0, "", 0, access("two", &[]));
+    bring(&two, "f").await;
+    // Somebody replaces it, and somebody else than two brings that.
+    node.memory.insert("f", vec![8; 100_000]);
+    let fh = open(&one, "f").await.unwrap();
+    assert_eq!(read(&one, fh, 0, 1 << 20).await.unwrap(), vec![8; 100_000]);
+    one.release(fh).await;
+    // Two is told of it.
+    two.lookup(ROOT, "f").await.unwrap();
+    origin.inject_once(Op::Get, denied());
+    assert_eq!(open(&two, "f").await, Err(Errno::ACCESS));
+    bring_again(&two).await;
+}
+
+async fn bring_again(session: &Arc<Session>) {
+    let fh = open(session, "f").await.unwrap();
+    assert_eq!(read(session, fh, 0, 1 << 20).await.unwrap(), vec![8; 100_000]);
+    session.release(fh).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archived_object_says_nothing_of_who_asks() {
+    let node = Node::new();
+    node.memory.insert("f", vec![7; 100_000]);
+    let settings = AccessSettings { lifetime_s: 0, ..access("one", &[]) };
+    let shown = NamespaceSettings { access: settings.clone(), ..NamespaceSettings::default() };
+    let (origin, one) = node.session_as(settings);
+    bring(&one, "f").await;
+    names(&one).await.unwrap();
+    let archived = OriginError::Denied("InvalidObjectState".into());
+    for _ in 0..20 {
+        origin.inject_once(Op::Get, Fault::Fail(archived.clone()));
+        // It is asked for beside, and shown all the same.
+        let fh = open(&one, "f").await.unwrap();
+        one.release(fh).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert!(node.engine.can_begin_away(node.faulty.bucket_id(), &shown));
+    }
+}
+
 /// Gives a mount other credentials.
 fn rotate(session: &Session, access: &AccessSettings) {
     let rotation = || session.credentials_changed(&MayBlock::own_thread(), access);

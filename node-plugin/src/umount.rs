@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use weir_fuse::adapter::mount::{self, FS_TYPE};
 
+use crate::admin::NodeStatus;
 use crate::cli::UmountArgs;
 use crate::exit::{Failure, Kind};
 use crate::status;
@@ -26,9 +27,10 @@ pub fn run(args: &UmountArgs) -> Result<(), Failure> {
         let text = format!("{}: no mount of Weir is there", path.display());
         return Err(Failure::new(Kind::Mountpoint, text));
     }
-    let server = status::all()?
-        .into_iter()
-        .find(|(_, node)| node.mounts.iter().any(|mount| mount.mountpoint == path));
+    let serves = |(_, node): &(PathBuf, NodeStatus)| {
+        node.mounts.iter().any(|mount| mount.mountpoint == path)
+    };
+    let server = status::all().map(|all| all.into_iter().find(serves));
     mount::unmount(&path, args.lazy).map_err(|error| {
         let text = match error.raw_os_error() {
             Some(code) if code == rustix::io::Errno::BUSY.raw_os_error() => format!(
@@ -40,7 +42,14 @@ pub fn run(args: &UmountArgs) -> Result<(), Failure> {
         Failure::new(Kind::Mountpoint, text)
     })?;
     match server {
-        Some((socket, _)) if !args.lazy => wait_for_end(&socket),
+        Ok(Some((socket, _))) if !args.lazy => wait_for_end(&socket),
+        Err(error) if !args.lazy => {
+            let text = format!(
+                "unmounted; whether all that was written is stored is not known: {}",
+                error.text
+            );
+            Err(Failure::new(Kind::Other, text))
+        }
         _ => Ok(()),
     }
 }

@@ -107,6 +107,7 @@ pub(super) struct DiskCache {
     next_id: AtomicU64,
     pressure: Mutex<Vec<Weak<dyn Pressure>>>,
     flushed: Mutex<Option<Instant>>,
+    lost_counted: Mutex<Option<Instant>>,
     thread: Mutex<Option<thread::JoinHandle<()>>>,
     /// Uploads that an earlier release journaled in the index.
     journaled: Mutex<Vec<(String, UploadRow)>>,

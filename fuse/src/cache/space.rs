@@ -168,6 +168,12 @@ impl Space {
         }
     }
 
+    /// Bytes that there would be for what is being written if all versions gave way.
+    pub(super) fn attainable(&self, dir: &CacheDir) -> u64 {
+        let mut accounts = self.accounts();
+        accounts.versions.total().saturating_add(self.room_by_disk(&mut accounts, dir))
+    }
+
     /// Bytes that the cache takes and may take yet.
     pub(super) fn total(&self, dir: &CacheDir) -> u64 {
         let mut accounts = self.accounts();

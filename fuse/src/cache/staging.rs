@@ -112,14 +112,10 @@ impl StagingFile {
         if needed == 0 {
             return Ok(());
         }
-        let Shared { space, dir, number, .. } = &*self.disk.shared;
-        let total = || space.total(dir);
-        if self.share.as_ref().is_some_and(|share| !share.allows(*number, needed, total)) {
-            return Err(NoRoom::Share { dir: dir.root().to_owned() });
-        }
+        self.check_share(needed)?;
+        let Shared { space, number, .. } = &*self.disk.shared;
         let Some(given) = self.disk.claim(needed, end.clamp(STEP.0, STEP.1)) else {
-            let min_free = space.limits().min_free;
-            return Err(NoRoom::Disk { dir: dir.root().to_owned(), needed, min_free });
+            return Err(self.no_room(needed));
         };
         if let Some(share) = &self.share {
             share.take(*number, given);
@@ -133,6 +129,35 @@ impl StagingFile {
         drop(claim);
         self.disk.shared.note_use();
         Ok(())
+    }
+
+    /// Whether there could be room for the bytes before `end`: for what is to be zeros, which take
+    /// none. Nothing gives way for them.
+    ///
+    /// # Errors
+    /// As [`StagingFile::reserve`].
+    pub fn could_have(&self, end: u64) -> Result<(), NoRoom> {
+        let needed = end.saturating_sub(self.reserved());
+        self.check_share(needed)?;
+        let Shared { space, dir, .. } = &*self.disk.shared;
+        match needed <= space.attainable(dir) {
+            true => Ok(()),
+            false => Err(self.no_room(needed)),
+        }
+    }
+
+    fn check_share(&self, needed: u64) -> Result<(), NoRoom> {
+        let Shared { space, dir, number, .. } = &*self.disk.shared;
+        let allows = |share: &Arc<Share>| share.allows(*number, needed, || space.total(dir));
+        match self.share.as_ref().is_none_or(allows) {
+            true => Ok(()),
+            false => Err(NoRoom::Share { dir: dir.root().to_owned() }),
+        }
+    }
+
+    fn no_room(&self, needed: u64) -> NoRoom {
+        let Shared { space, dir, .. } = &*self.disk.shared;
+        NoRoom::Disk { dir: dir.root().to_owned(), needed, min_free: space.limits().min_free }
     }
 
     /// Gives back the room beyond `end`, after the file was cut there.

@@ -10,7 +10,7 @@ use lru::LruCache;
 
 use crate::blocking::MayBlock;
 use crate::cache::{NodeCache, Signer, Tenancy};
-use crate::model::version::BucketId;
+use crate::model::version::{BucketId, VersionKey};
 use crate::namespace::AccessSettings;
 use crate::origin::OriginError;
 
@@ -21,6 +21,9 @@ const REMEMBERED: usize = 65_536;
 /// After credentials were replaced, requests may be signed with those before for so long: what the
 /// origin allows then is not remembered.
 const SETTLING: Duration = Duration::from_secs(30);
+
+/// How soon another object is asked for where one said nothing.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// What is to be done before what is cached of an object is shown.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,15 +46,15 @@ pub(super) struct Access {
     tenancy: Mutex<Option<Tenancy>>,
     /// Whether an object that these credentials brought was refused to them later.
     narrowed: AtomicBool,
-    /// When the origin was last asked for one object, of all; `None` where it did not say.
-    proven: Mutex<Option<Instant>>,
+    /// When the origin is to be asked next for one object, of all.
+    due: Mutex<Instant>,
     /// When the credentials were replaced, if they were.
     replaced: Mutex<Option<Instant>>,
     allowed: Mutex<AllowedObjects>,
 }
 
-/// Objects that the origin allowed, and when. Keys are known by two hashes of theirs that nobody
-/// can foresee.
+/// Versions of objects that the origin allowed, and when. They are known by two hashes that nobody can
+/// foresee.
 struct AllowedObjects {
     hashers: [RandomState; 2],
     at: LruCache<[u64; 2], Instant>,
@@ -63,23 +66,24 @@ impl AllowedObjects {
         Self { hashers: [RandomState::new(), RandomState::new()], at: LruCache::unbounded() }
     }
 
-    fn name(&self, key: &str) -> [u64; 2] {
-        self.hashers.each_ref().map(|hasher| hasher.hash_one(key))
+    fn name(&self, shown: &VersionKey) -> [u64; 2] {
+        let named = (&*shown.key, &shown.version);
+        self.hashers.each_ref().map(|hasher| hasher.hash_one(named))
     }
 
-    fn allow(&mut self, key: &str) {
-        self.at.put(self.name(key), Instant::now());
+    fn allow(&mut self, shown: &VersionKey) {
+        self.at.put(self.name(shown), Instant::now());
         if self.at.len() > REMEMBERED {
             self.at.pop_lru();
         }
     }
 
-    fn allowed_at(&mut self, key: &str) -> Option<Instant> {
-        self.at.get(&self.name(key)).copied()
+    fn allowed_at(&mut self, shown: &VersionKey) -> Option<Instant> {
+        self.at.get(&self.name(shown)).copied()
     }
 
-    fn forget(&mut self, key: &str) {
-        self.at.pop(&self.name(key));
+    fn forget(&mut self, shown: &VersionKey) {
+        self.at.pop(&self.name(shown));
     }
 }
 
@@ -103,7 +107,7 @@ impl Access {
             several: tenancy.several.clone(),
             tenancy: Mutex::new(Some(tenancy)),
             narrowed: AtomicBool::new(false),
-            proven: Mutex::new(Some(Instant::now())),
+            due: Mutex::new(Instant::now() + Duration::from_secs(settings.lifetime_s)),
             replaced: Mutex::new(None),
             allowed: Mutex::new(AllowedObjects::new()),
         }
@@ -130,24 +134,24 @@ impl Access {
         self.allowed().at.clear();
     }
 
-    /// What must be done before what is cached of this key is shown. `ttl` is the lifetime of
+    /// What must be done before what is cached of this version is shown. `ttl` is the lifetime of
     /// metadata.
-    pub(super) fn proof(&self, key: &str, ttl: Duration) -> Proof {
+    pub(super) fn proof(&self, shown: &VersionKey, ttl: Duration) -> Proof {
         let by_object = self.each_object
             || self.several.load(Ordering::Relaxed)
             || self.narrowed.load(Ordering::Relaxed);
         if by_object {
             let lifetime = if self.each_object { ttl } else { self.lifetime };
-            return match self.allowed().allowed_at(key) {
+            return match self.allowed().allowed_at(shown) {
                 Some(at) if at.elapsed() < lifetime => Proof::Held,
                 _ => Proof::Needed,
             };
         }
-        let mut proven = self.proven();
-        if proven.is_some_and(|at| at.elapsed() < self.lifetime) {
+        let (mut due, now) = (self.due(), Instant::now());
+        if now < *due {
             return Proof::Held;
         }
-        *proven = Some(Instant::now());
+        *due = now + self.lifetime;
         Proof::Due
     }
 
@@ -158,19 +162,19 @@ impl Access {
     /// What the origin reports.
     pub(super) fn heed(
         &self,
-        key: &str,
+        shown: &VersionKey,
         answer: Result<(), OriginError>,
     ) -> Result<(), OriginError> {
         match answer {
             Ok(()) => {
                 if !self.is_settling() {
-                    self.allowed().allow(key);
+                    self.allowed().allow(shown);
                 }
                 Ok(())
             }
-            Err(error) if error.is_outage() && self.allowed().allowed_at(key).is_some() => Ok(()),
+            Err(error) if error.is_outage() && self.allowed().allowed_at(shown).is_some() => Ok(()),
             Err(error) => {
-                self.allowed().forget(key);
+                self.allowed().forget(shown);
                 Err(error)
             }
         }
@@ -192,7 +196,7 @@ impl Access {
     /// where it refuses that, each is asked for from now on.
     pub(super) fn note_proof(&self, bucket: &BucketId, proof: &Result<(), OriginError>) {
         match proof {
-            Err(OriginError::Denied(reason)) => {
+            Err(error @ OriginError::Denied(reason)) if !error.is_archived() => {
                 tracing::warn!(
                     bucket = bucket.as_str(),
                     reason,
@@ -201,14 +205,20 @@ impl Access {
                 );
                 self.narrowed.store(true, Ordering::Relaxed);
             }
-            // It says nothing of what is cached: another is asked for.
-            Err(OriginError::Changed) => *self.proven() = None,
+            Err(error) if matches!(error, OriginError::Changed) || error.is_archived() => {
+                self.ask_again_soon();
+            }
             _ => {}
         }
     }
 
-    fn proven(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.proven.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What was asked for last says nothing of these credentials: another is to be asked for.
+    pub(super) fn ask_again_soon(&self) {
+        *self.due() = Instant::now() + self.lifetime.min(AGAIN);
+    }
+
+    fn due(&self) -> MutexGuard<'_, Instant> {
+        self.due.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn allowed(&self) -> MutexGuard<'_, AllowedObjects> {
@@ -219,11 +229,16 @@ impl Access {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::version::{ETag, Version};
 
     #[test]
     fn a_bounded_number_of_permissions_is_remembered_however_long_the_keys() {
         let mut allowed = AllowedObjects::new();
-        let key = |n: usize| format!("{n}{}", "x".repeat(1000));
+        let key = |n: usize| VersionKey {
+            bucket: BucketId::new("http://s3", "b"),
+            key: format!("{n}{}", "x".repeat(1000)).into(),
+            version: Version { etag: ETag::new("e").unwrap(), size: 1 },
+        };
         (0..REMEMBERED + 10).for_each(|n| allowed.allow(&key(n)));
         assert_eq!(allowed.at.len(), REMEMBERED);
         assert!(allowed.allowed_at(&key(9)).is_none());

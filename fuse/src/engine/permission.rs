@@ -17,26 +17,37 @@ use crate::origin::OriginError;
 /// How often a file is asked for that is stored anew here meanwhile.
 const ASKED_MAX: u32 = 4;
 
+/// Why a file may be shown.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Permission {
+    /// The origin gave a byte of it.
+    Given,
+    /// It shows nothing that anybody else brought.
+    Own,
+}
+
 impl Session {
     /// What is cached is shown to those who could have fetched it.
     pub(super) async fn check_access(self: &Arc<Self>, call: &OpenCall<'_>) -> Result<(), Errno> {
         if call.request == Request::Truncate || self.proof(call.node) != Proof::Needed {
             return Ok(());
         }
-        self.prove(call.node).await.map_err(|error| error.errno())
+        self.prove(call.node).await.map(drop).map_err(|error| error.errno())
     }
 
     /// What is to be done before what is cached of a file is shown; what is to be done beside it is
     /// begun.
     pub(super) fn proof(self: &Arc<Self>, node: &Arc<FileNode>) -> Proof {
-        if node.version().is_none() {
-            return Proof::Held;
-        }
-        let proof = self.access.proof(&node.key(), self.names.ttl());
+        let Some(shown) = self.names.version_key(node) else { return Proof::Held };
+        let proof = self.access.proof(&shown, self.names.ttl());
         if proof == Proof::Due {
             let (session, node) = (self.clone(), node.clone());
             self.engine.runtime.spawn(async move {
-                let proof = session.prove(&node).await;
+                let proof = match session.prove(&node).await {
+                    Ok(Permission::Own) => return session.access.ask_again_soon(),
+                    Ok(Permission::Given) => Ok(()),
+                    Err(error) => Err(error),
+                };
                 session.access.note_proof(session.names.bucket(), &proof);
                 session.note_proof(&proof);
             });
@@ -46,14 +57,18 @@ impl Session {
 
     /// Asks the origin whether these credentials may read what a file shows. Where it has another version by now, names
     /// are asked for again, and that one is shown in the place of this: a permission for the one is none for the other.
-    async fn prove(&self, node: &Arc<FileNode>) -> Result<(), OriginError> {
+    async fn prove(&self, node: &Arc<FileNode>) -> Result<Permission, OriginError> {
         for _ in 0..ASKED_MAX {
             // Nothing is stored yet, so nothing is shown that somebody else brought.
-            let Some(shown) = self.names.version_key(node) else { return Ok(()) };
-            match self.access.heed(&shown.key, self.ask_for(&shown).await) {
-                Err(OriginError::Changed) if self.is_written_here(node) => return Ok(()),
+            let Some(shown) = self.names.version_key(node) else { return Ok(Permission::Own) };
+            match self.access.heed(&shown, self.ask_for(&shown).await) {
+                Err(OriginError::Changed) if self.is_written_here(node) => {
+                    return Ok(Permission::Own);
+                }
                 Err(OriginError::Changed) => {}
-                answer => return answer,
+                Err(error) => return Err(error),
+                Ok(()) if shown.version.size == 0 => return Ok(Permission::Own),
+                Ok(()) => return Ok(Permission::Given),
             }
             let is_current = self.names.is_current_at_origin(node).await?;
             if !is_current || self.names.version_key(node).as_ref() == Some(&shown) {

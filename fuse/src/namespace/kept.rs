@@ -164,7 +164,9 @@ pub(crate) fn note_proof(
             .into_iter()
             .chain(&access.former)
             .for_each(|name| cache.put_listing(Mark::Narrowed.name(name, bucket), None)),
-        Err(OriginError::Denied(_)) => Mark::Narrowed.put(cache, bucket, &access.identity),
+        Err(error) if matches!(error, OriginError::Denied(_)) && !error.is_archived() => {
+            Mark::Narrowed.put(cache, bucket, &access.identity);
+        }
         Err(_) => {}
     }
 }

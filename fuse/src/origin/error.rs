@@ -70,6 +70,9 @@ pub enum OriginError {
     /// Slow down, internal error, unavailable: worth another try.
     #[error("the endpoint is overloaded or failing ({0})")]
     Unavailable(String),
+    /// There is no room for its answer beside those that others wait for.
+    #[error("too many answers are under way ({0})")]
+    Busy(String),
     /// No connection.
     #[error("the endpoint cannot be reached: {0}")]
     Unreachable(String),
@@ -82,7 +85,11 @@ impl OriginError {
     /// Whether the same request may succeed a little later.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::BadBody(_) | Self::Unavailable(_) | Self::Unreachable(_) | Self::TimedOut => true,
+            Self::BadBody(_)
+            | Self::Unavailable(_)
+            | Self::Busy(_)
+            | Self::Unreachable(_)
+            | Self::TimedOut => true,
             Self::NotFound
             | Self::NoSuchBucket
             | Self::Changed
@@ -103,6 +110,12 @@ impl OriginError {
     /// Whether the server found that a body is not what its checksum says.
     pub fn is_digest_mismatch(&self) -> bool {
         matches!(self, Self::Unavailable(code) if DIGEST_CODES.contains(&code.as_str()))
+    }
+
+    /// Whether the bytes are archived, so that nobody can have them now: that says nothing of who
+    /// asked (S3's `InvalidObjectState`).
+    pub fn is_archived(&self) -> bool {
+        matches!(self, Self::Denied(code) if code == "InvalidObjectState")
     }
 
     /// Whether it is about who asked: other credentials may be given another answer.
@@ -149,6 +162,7 @@ impl OriginError {
             | Self::NotS3(_)
             | Self::BadBody(_)
             | Self::Unavailable(_)
+            | Self::Busy(_)
             | Self::Unreachable(_) => Errno::IO,
         }
     }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -15,6 +16,9 @@ use crate::cache::flight::Flight;
 use crate::model::blocks::{self, BLOCK};
 use crate::model::version::VersionKey;
 use crate::origin::{Body, Origin, OriginError, retry};
+
+/// How long a flight waits for a place among those whose origins are slow. It counts as a try.
+const SLOW_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Why a GET ended before its range did.
 enum Interruption {
@@ -89,16 +93,22 @@ impl Reader {
                 spare => spare,
             };
             let wanted = at..range.end;
-            let failed =
-                match self.receive(source, wanted, &mut filler, &mut at, place.take()).await {
-                    Ok(()) => continue,
-                    Err(Interruption::Slow) => {
-                        at = filler.give_up();
-                        place = self.lanes.slow_place(&source.lane, filler.needs()).await;
-                        continue;
+            let received = self.receive(source, wanted, &mut filler, &mut at, place.take()).await;
+            let failed = match received {
+                Ok(()) => continue,
+                Err(Interruption::Failed(error)) => error,
+                Err(Interruption::Slow) => {
+                    at = filler.give_up();
+                    let waiting = self.lanes.slow_place(&source.lane, filler.needs());
+                    match tokio::time::timeout(SLOW_PATIENCE, waiting).await {
+                        Ok(had) => {
+                            place = had;
+                            continue;
+                        }
+                        Err(_) => OriginError::TimedOut,
                     }
-                    Err(Interruption::Failed(error)) => error,
-                };
+                }
+            };
             tries += 1;
             if !failed.is_transient() || tries >= retry::BODY_TRIES {
                 return Err(failed);
@@ -118,16 +128,17 @@ impl Reader {
         range: Range<u64>,
         filler: &mut Filler,
         at: &mut u64,
-        place: Option<SlowPlace>,
+        mut place: Option<SlowPlace>,
     ) -> Result<(), Interruption> {
         let _toll = source.lane.get().await;
         let _slot = self.gets.acquire().await;
         let bytes = filler.needs();
         let body = self.body(&*source.origin, &source.version.key, range);
-        let body = self.lanes.patiently(place, bytes, body).await;
+        let body = self.lanes.patiently(&source.lane, &mut place, bytes, body).await;
         let mut body = body.ok_or(Interruption::Slow)??;
         loop {
-            let piece = self.lanes.patiently(None, filler.needs(), body.pieces.next()).await;
+            let (needs, piece) = (filler.needs(), body.pieces.next());
+            let piece = self.lanes.patiently(&source.lane, &mut place, needs, piece).await;
             let Some(piece) = piece.ok_or(Interruption::Slow)? else { break };
             let piece = piece?;
             self.metrics.fetched_bytes.inc_by(piece.len() as u64);

@@ -1,8 +1,8 @@
 //! What flights may have at once of what all mounts of a node share, so that origins that answer
 //! slowly, or never, keep nobody else waiting for it. Those of one origin have half of the memory and
 //! half of the requests while several are mounted. Those that have waited for a second for their
-//! origin's next byte have three quarters of either, all origins together: one that finds no room among them
-//! gives up what it holds, and goes on once there is.
+//! origin's next byte have three quarters of either, all origins together, until their GET ends: one
+//! that finds no room among them gives up what it holds, and goes on once there is.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -72,23 +72,27 @@ impl Lanes {
         Self { lanes: Mutex::default(), mounted: Arc::default(), memory, gets, slow }
     }
 
-    /// Waits for an origin, in the place among those that do so for long, which is given up afterwards. `None`: it
-    /// takes long, and there is no place for a flight with so many bytes of memory.
+    /// Waits for an origin. Where that takes long it is in a place among those that do so for long,
+    /// which the flight keeps from then on. `None`: there is none for one with so many bytes of memory.
     pub(super) async fn patiently<T>(
         &self,
-        place: Option<SlowPlace>,
+        lane: &Lane,
+        place: &mut Option<SlowPlace>,
         bytes: usize,
         wait: impl Future<Output = T>,
     ) -> Option<T> {
+        // Whoever is alone keeps nobody waiting.
+        if place.is_some() || lane.is_alone() {
+            return Some(wait.await);
+        }
         tokio::pin!(wait);
-        let _place = match place {
-            Some(place) => place,
-            None => match tokio::time::timeout(PROMPT, &mut wait).await {
-                Ok(done) => return Some(done),
-                Err(_) => self.slow.try_place(bytes)?,
-            },
-        };
-        Some(wait.await)
+        match tokio::time::timeout(PROMPT, &mut wait).await {
+            Ok(done) => Some(done),
+            Err(_) => {
+                *place = Some(self.slow.try_place(bytes)?);
+                Some(wait.await)
+            }
+        }
     }
 
     /// Waits for a place among those that wait for long; of each origin one waits, so that none waits
@@ -222,8 +226,13 @@ mod tests {
     #[tokio::test]
     async fn three_quarters_are_for_those_who_wait_for_long() {
         let lanes = Lanes::new(64 * UNIT as u64, 8);
-        let lane = lanes.of("http://one");
-        let never = || Box::pin(lanes.patiently(None, 8 * UNIT, std::future::pending::<()>()));
+        let (lane, _other) = (lanes.of("http://one"), lanes.of("http://two"));
+        let never = || {
+            Box::pin(async {
+                let never = std::future::pending::<()>();
+                lanes.patiently(&lane, &mut None, 8 * UNIT, never).await
+            })
+        };
         let mut waiting: Vec<_> = (0..6).map(|_| never()).collect();
         let all = join_all(&mut waiting);
         assert!(tokio::time::timeout(2 * PROMPT, all).await.is_err(), "there are places for six");
@@ -231,9 +240,13 @@ mod tests {
         let mut place = Box::pin(lanes.slow_place(&lane, 8 * UNIT));
         assert!(place.as_mut().now_or_never().is_none());
         waiting.pop();
-        let place = place.await;
-        let late = tokio::time::sleep(2 * PROMPT);
-        assert_eq!(lanes.patiently(place, 8 * UNIT, late).await, Some(()));
+        let mut place = place.await;
+        for _ in 0..2 {
+            let late = tokio::time::sleep(2 * PROMPT);
+            assert_eq!(lanes.patiently(&lane, &mut place, 8 * UNIT, late).await, Some(()));
+            assert_eq!(never().await, None, "it is kept until the GET ends");
+        }
+        drop(place);
         assert!(lanes.slow_place(&lane, 8 * UNIT).now_or_never().is_some(), "it is given up");
     }
 

@@ -55,6 +55,7 @@ impl DiskCache {
             active: Mutex::default(),
             pressure: Mutex::default(),
             flushed: Mutex::default(),
+            lost_counted: Mutex::default(),
             thread: Mutex::default(),
         });
         cache.count_lost();

@@ -91,7 +91,15 @@ impl DiskCache {
     /// counts them. What is cached makes place for what is being written, which nobody can fetch
     /// again. `None`: less would stay free than is to.
     pub(in crate::cache) fn claim(&self, needed: u64, step: u64) -> Option<u64> {
-        let claim = |bound| self.shared.space.claim(&self.shared.dir, needed, step, bound);
+        let Shared { space, dir, .. } = &*self.shared;
+        // Nothing is evicted for what there would be no room for then.
+        if needed > space.attainable(dir) {
+            space.look_again();
+            if needed > space.attainable(dir) {
+                return None;
+            }
+        }
+        let claim = |bound| space.claim(dir, needed, step, bound);
         loop {
             if let Some(given) = claim(Bound::Both) {
                 return Some(given);

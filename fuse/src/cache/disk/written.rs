@@ -3,7 +3,8 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::DiskCache;
 use super::room::Room;
@@ -13,6 +14,9 @@ use crate::cache::share::Share;
 use crate::cache::staging::StagingFile;
 use crate::cache::version::CachedVersion;
 use crate::model::version::BucketId;
+
+/// How often what is in `lost/` is counted for those who cannot write because it is full.
+const COUNT_EVERY: Duration = Duration::from_secs(2);
 
 impl DiskCache {
     /// Whether a path is in this directory.
@@ -60,7 +64,11 @@ impl DiskCache {
             return false;
         }
         // Somebody may have looked after it meanwhile.
-        self.count_lost();
+        let mut counted = self.lost_counted.lock().unwrap_or_else(PoisonError::into_inner);
+        if counted.is_none_or(|at| at.elapsed() > COUNT_EVERY) {
+            self.count_lost();
+            *counted = Some(Instant::now());
+        }
         is_full()
     }
 

@@ -81,7 +81,7 @@ where
             match cause {
                 Some(e) if finds::<CredentialsError>(e) => OriginError::NoCredentials(text),
                 Some(e) if finds::<TooLong>(e) => OriginError::NotS3(text),
-                Some(e) if finds::<TooMany>(e) => OriginError::Unavailable(text),
+                Some(e) if finds::<TooMany>(e) => OriginError::Busy(text),
                 Some(e) if e.is_timeout() => OriginError::TimedOut,
                 _ => OriginError::Unreachable(text),
             }

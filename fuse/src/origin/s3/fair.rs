@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 
@@ -13,6 +14,8 @@ use crate::sync::unpoisoned;
 const PART: usize = 3;
 /// One part of so many is left by who has nobody beside him, for whoever comes.
 const LEFT_ALONE: usize = 8;
+/// How long more is waited for by who holds some.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The amount.
 pub(super) struct Pool {
@@ -117,9 +120,22 @@ impl Drop for Party {
 }
 
 impl Held {
-    /// Takes so much more, now or not at all.
-    pub(super) fn add(&mut self, amount: usize) -> bool {
-        let Some(mut more) = self.party.try_take(amount) else { return false };
+    /// Takes so much more, as soon as it may, but for [`PATIENCE`]; says whether it has. Those who wait
+    /// hold what they have, so that some of them must give up.
+    pub(super) async fn add(&mut self, amount: usize) -> bool {
+        let party = self.party.clone();
+        let taking = async {
+            loop {
+                let freed = party.pool.freed.notified();
+                tokio::pin!(freed);
+                freed.as_mut().enable();
+                if let Some(more) = party.try_take(amount) {
+                    return more;
+                }
+                freed.await;
+            }
+        };
+        let Ok(mut more) = tokio::time::timeout(PATIENCE, taking).await else { return false };
         self.amount += std::mem::take(&mut more.amount);
         true
     }
@@ -190,14 +206,19 @@ mod tests {
         assert!(first.as_mut().now_or_never().is_some());
     }
 
-    #[test]
-    fn what_is_added_is_given_back() {
+    #[tokio::test]
+    async fn what_is_added_is_given_back() {
         let pool = Pool::new(80);
         let (one, two) = (pool.party("one"), pool.party("two"));
         let mut held = one.nothing();
-        assert!(held.add(15) && held.add(5) && !held.add(1));
-        assert_eq!(greedy(&two).len(), 15);
+        assert!(held.add(15).await && held.add(5).await && !held.add(1).await);
+        let others = greedy(&two);
+        assert_eq!(others.len(), 15);
+        let mut more = two.nothing();
+        let mut adding = Box::pin(more.add(1));
+        assert!(adding.as_mut().now_or_never().is_none());
         drop(held);
-        assert_eq!(greedy(&two).len(), 20);
+        assert!(adding.await, "somebody has given back");
+        assert_eq!(greedy(&two).len(), 4);
     }
 }

@@ -235,10 +235,9 @@ impl Draft {
         if size > OBJECT_MAX {
             return Err(WriteError::TooLarge);
         }
-        self.state().allowed(Operation::Truncate)?;
-        // Zeros take no room yet. Who asks for more of them than there is room for is refused here,
+        // Zeros take no room. Who asks for more of them than there could be room for is refused here,
         // not by the bill for what would be sent.
-        self.staging.reserve(size)?;
+        self.staging.could_have(size)?;
         let mut state = self.state();
         state.allowed(Operation::Truncate)?;
         if size == state.contents.size {
