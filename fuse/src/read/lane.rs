@@ -81,18 +81,16 @@ impl Lanes {
         bytes: usize,
         wait: impl Future<Output = T>,
     ) -> Option<T> {
-        // Whoever is alone keeps nobody waiting.
-        if place.is_some() || lane.is_alone() {
-            return Some(wait.await);
-        }
         tokio::pin!(wait);
-        match tokio::time::timeout(PROMPT, &mut wait).await {
-            Ok(done) => Some(done),
-            Err(_) => {
-                *place = Some(self.slow.try_place(bytes)?);
-                Some(wait.await)
+        while place.is_none() {
+            match tokio::time::timeout(PROMPT, &mut wait).await {
+                Ok(done) => return Some(done),
+                // Whoever is alone keeps nobody waiting, until somebody comes.
+                Err(_) if lane.is_alone() => {}
+                Err(_) => *place = Some(self.slow.try_place(bytes)?),
             }
         }
+        Some(wait.await)
     }
 
     /// Waits for a place among those that wait for long; of each origin one waits, so that none waits
