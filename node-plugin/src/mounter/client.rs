@@ -72,7 +72,7 @@ pub struct NewEntry<'a> {
 }
 
 /// Why a mounter is asked nothing that can do without an answer.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy)]
 enum Mute {
     /// It is there, and did not answer.
     Silent,
