@@ -9,7 +9,7 @@ use futures_util::stream::{self, StreamExt};
 use weir_csi::Error;
 use weir_fuse::blocking::aside;
 
-use super::life::{Live, Message};
+use super::life::{Live, Message, World};
 use super::record::Record;
 use super::session::{STORE_PATIENCE, Served};
 use super::sessions::{Sessions, lost};
@@ -97,7 +97,7 @@ impl Sessions {
             return ended.map(|_| None).map_err(internal);
         }
         if !gone.is_empty() {
-            self.keep_change(&served).await;
+            self.keep_if_possible(&served).await;
         }
         Ok(Some(served))
     }

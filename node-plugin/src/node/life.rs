@@ -78,6 +78,9 @@ pub(super) trait World: Send + Sync + 'static {
     async fn hide(&self, target: &Path) -> io::Result<()>;
     /// Gives what has changed of it into custody.
     async fn keep(&self, session: &Arc<Self::Session>) -> io::Result<()>;
+    /// As [`World::keep`], where the session goes on if that fails: the next engine finds which targets
+    /// show it no more, and a mounter that is back is told of all again.
+    async fn keep_if_possible(&self, session: &Arc<Self::Session>);
     /// Waits for what is not stored; says whether the session is to end now.
     async fn store(&self, session: &Arc<Self::Session>) -> Result<(), Error>;
     /// Ends one that is shown nowhere.
@@ -216,7 +219,7 @@ impl<W: World> Life<W> {
             }
             Message::Keep(reply) => {
                 if let Some(session) = self.session().cloned() {
-                    self.keep(&session).await;
+                    self.world.keep_if_possible(&session).await;
                 }
                 let _ = reply.send(Ok(()));
             }
@@ -320,15 +323,6 @@ impl<W: World> Life<W> {
         }
     }
 
-    /// Gives what has changed of it into custody. Where that fails the next engine finds targets that
-    /// show it no more, or is told of all again once its mounter is back.
-    async fn keep(&self, session: &Arc<W::Session>) {
-        if let Err(error) = self.world.keep(session).await {
-            let id = &self.id;
-            tracing::error!(session = id, %error, "the mounter does not know of a change");
-        }
-    }
-
     /// Serves a session whose end had begun.
     fn serve_again(&mut self, session: Arc<W::Session>) {
         let state = std::mem::replace(&mut self.state, State::Served(session));
@@ -351,7 +345,7 @@ impl<W: World> Life<W> {
             return;
         };
         if !session.hidden(&target) {
-            self.keep(&session).await;
+            self.world.keep_if_possible(&session).await;
             self.world.released(&target);
             let _ = reply.send(Ok(()));
             return;

@@ -249,13 +249,6 @@ impl Sessions {
             .ok_or_else(|| Error::NotFound(format!("volume {id} is not published at {path}")))
     }
 
-    /// Gives into custody what has changed of a session that goes on without that, too.
-    pub(super) async fn keep_change(&self, served: &Arc<Served>) {
-        if let Err(error) = self.keep(served).await {
-            tracing::error!(session = served.id, %error, "the mounter does not know of a change");
-        }
-    }
-
     /// The namespaces of the pods of each session.
     fn namespaces(&self) -> HashMap<String, Vec<String>> {
         let of = |served: &Served| {
@@ -305,7 +298,7 @@ impl World for Sessions {
     async fn refresh(&self, served: &Arc<Served>, volume: &Volume) {
         let refreshed = tokio::time::timeout(PATIENCE, served.refresh(volume, &self.maker)).await;
         match refreshed {
-            Ok(Ok(true)) => self.keep_change(served).await,
+            Ok(Ok(true)) => self.keep_if_possible(served).await,
             Ok(Ok(false)) => {}
             Ok(Err(error)) => self.say_refused(served, volume, &error),
             Err(_) => {
@@ -369,6 +362,12 @@ impl World for Sessions {
 
     async fn keep(&self, served: &Arc<Served>) -> io::Result<()> {
         served.keep(&self.maker.mounter).await
+    }
+
+    async fn keep_if_possible(&self, served: &Arc<Served>) {
+        if let Err(error) = self.keep(served).await {
+            tracing::error!(session = served.id, %error, "the mounter does not know of a change");
+        }
     }
 
     async fn store(&self, served: &Arc<Served>) -> Result<(), Error> {
