@@ -177,7 +177,7 @@ async fn what_a_dead_process_had_not_stored_is_kept_with_its_key() {
     session.write(stored, 0, b"acknowledged").unwrap();
     session.fsync(stored, 0).await.unwrap();
     session.write(lost, 0, b"not stored").unwrap();
-    std::fs::write(node.staging().join("ffff"), "of nobody knows whom").unwrap();
+    std::fs::write(node.staging().join("000000000000ffff"), "of nobody knows whom").unwrap();
     let later = node.killed();
     let _session = later.session();
     until(|| later.engine.cache.lost().len() == 2 && later.staged().is_empty()).await;

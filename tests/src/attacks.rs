@@ -43,9 +43,10 @@ pub fn on_mounter(socket: &Path, targets: &[PathBuf], files: &[PathBuf]) -> Vec<
     let sessions = mounter.sessions(may).unwrap();
     for target in targets {
         for session in &sessions {
-            for read_only in [false, true] {
-                let bind = Bind { session: session.clone(), target: target.clone(), read_only };
-                let name = format!("show {session} at {}", target.display());
+            for (read_only, replace) in [(false, false), (true, false), (false, true)] {
+                let (session, target) = (session.clone(), target.clone());
+                let bind = Bind { session, target, read_only, replace };
+                let name = format!("show {} at {}", bind.session, bind.target.display());
                 made.push(Attack::new(name, mounter.bind(may, bind)));
             }
         }
@@ -67,7 +68,7 @@ pub fn on_mounter(socket: &Path, targets: &[PathBuf], files: &[PathBuf]) -> Vec<
         made.push(Attack::new(about("keep"), mounter.deposit(may, &entry)));
         for target in targets.iter().take(1) {
             let (session, target) = (session.to_owned(), target.clone());
-            let bind = Bind { session, target, read_only: false };
+            let bind = Bind { session, target, read_only: false, replace: false };
             made.push(Attack::new(about("show"), mounter.bind(may, bind)));
         }
         // Success where there is none.

@@ -16,6 +16,10 @@ const LEAST_BYTES: u64 = 16 * 1024 * 1024;
 /// Folders below the root.
 const FOLDERS: [&str; 3] = ["objects", "staging", "lost"];
 
+/// What names of files in `staging/` have behind the id: nothing for bytes, and else what their
+/// writers put beside them.
+const STAGED: [&str; 3] = ["record", "frozen", "rename"];
+
 /// Mode bits that let others than the owner in.
 const OTHERS: u32 = 0o077;
 
@@ -134,10 +138,11 @@ impl CacheDir {
         Ok(rustix::fs::syncfs(&self.handle)?)
     }
 
-    /// The files that an earlier owner was writing when it ended.
+    /// The files that an earlier owner was writing when it ended. What has no name of ours is somebody
+    /// else's, and stays.
     pub fn staging_leftovers(&self) -> Vec<PathBuf> {
         let entries = fs::read_dir(self.root.join("staging")).into_iter().flatten().flatten();
-        entries.map(|entry| entry.path()).collect()
+        entries.map(|entry| entry.path()).filter(|path| is_staged(path)).collect()
     }
 
     /// The greatest id that any file here has; 0 where there is none. Walks all folders.
@@ -180,6 +185,12 @@ fn id_of(path: &Path) -> Option<u64> {
     let stem = path.file_stem()?.to_str()?;
     let id = u64::from_str_radix(stem, 16).ok()?;
     (stem == format!("{id:016x}")).then_some(id)
+}
+
+/// Whether a file in `staging/` has a name of ours.
+fn is_staged(path: &Path) -> bool {
+    let suffix = path.extension();
+    id_of(path).is_some() && suffix.is_none_or(|suffix| STAGED.iter().any(|of| suffix == *of))
 }
 
 /// Size in bytes of the file system on which `path` is or, if it is not there yet, its nearest
@@ -390,6 +401,22 @@ mod tests {
         for name in ["000000000000000a", "000000000000000a.json"] {
             assert_eq!(id_of(Path::new(name)), Some(10), "{name}");
         }
+    }
+
+    #[test]
+    fn what_others_have_put_among_staging_files_is_left_to_them() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = CacheDir::own(temp.path(), 0).unwrap();
+        let staging = temp.path().join("staging");
+        let id = "00000000000000aa";
+        let ours = ["", ".frozen", ".record", ".rename"].map(|suffix| format!("{id}{suffix}"));
+        for name in ours.iter().map(String::as_str).chain(["notes", "x.frozen", "aa.record"]) {
+            fs::write(staging.join(name), "x").unwrap();
+        }
+        fs::write(staging.join(format!("{id}.txt")), "x").unwrap();
+        let mut found = dir.staging_leftovers();
+        found.sort();
+        assert_eq!(found, ours.map(|name| staging.join(name)));
     }
 
     #[test]

@@ -1,7 +1,10 @@
 //! Whose close it is. FUSE sends FLUSH for every close of every copy of a descriptor, with the
 //! id of the closing thread; only the opener's last close says that the writer is done.
 
-use std::fs;
+use std::cell::LazyCell;
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::Read;
 
 use crate::blocking::MayBlock;
 
@@ -43,6 +46,9 @@ const KILLED: u64 = 1 << (9 - 1);
 /// counts as the last one, which costs a PUT more at most.
 const DESCRIPTORS_MAX: usize = 1024;
 
+/// Bytes of a process's mount table that are looked at: it chooses what is mounted there, too.
+const TABLE_MAX: u64 = 16 << 20;
+
 /// The processes of this pid namespace. Facts: proc(5), `/proc/pid/status`
 /// (whoever is about to die has SIGKILL pending, whichever signal it was), `/proc/pid/fdinfo`
 /// (`ino` since Linux 5.14) and `/proc/pid/mountinfo`.
@@ -70,13 +76,15 @@ impl Processes for Proc {
 
     fn holds(&self, _: &MayBlock, process: u32, file: &FileId<'_>) -> bool {
         let Ok(entries) = fs::read_dir(format!("/proc/{process}/fdinfo")) else { return false };
+        // Of any number of descriptors with this inode number and name the table is read once.
+        let mounts = LazyCell::new(|| mounts_of(process, file.device));
         entries.flatten().take(DESCRIPTORS_MAX).any(|entry| {
             let info = text_of(entry.path());
             let Some(mount) = writes_on(&info, file.ino) else { return false };
             let fd = entry.file_name();
             let link = fs::read_link(format!("/proc/{process}/fd/{}", fd.to_string_lossy()));
             link.is_ok_and(|path| path.file_name().is_some_and(|name| name == file.name))
-                && is_on(&text_of(format!("/proc/{process}/mountinfo")), mount, file.device)
+                && mounts.contains(mount)
         })
     }
 }
@@ -111,12 +119,23 @@ fn writes_on(info: &str, ino: u64) -> Option<&str> {
     (same && flags & rustix::fs::OFlags::ACCMODE.bits() != 0).then(|| field("mnt_id:")).flatten()
 }
 
-/// Whether a mount, by its id in a mount table, is of this device.
-fn is_on(table: &str, mount: &str, device: &str) -> bool {
-    table.lines().any(|line| {
+/// The mounts of a device in a process's table, by their ids.
+fn mounts_of(process: u32, device: &str) -> HashSet<String> {
+    let mut table = Vec::new();
+    // Of a process that is gone there is none.
+    let _ = File::open(format!("/proc/{process}/mountinfo"))
+        .and_then(|file| file.take(TABLE_MAX).read_to_end(&mut table));
+    mounts_in(&String::from_utf8_lossy(&table), device)
+}
+
+/// The mounts of a device in a table, by their ids.
+fn mounts_in(table: &str, device: &str) -> HashSet<String> {
+    let of_device = table.lines().filter_map(|line| {
         let mut fields = line.split(' ');
-        fields.next() == Some(mount) && fields.nth(1) == Some(device)
-    })
+        let mount = fields.next()?;
+        (fields.nth(1) == Some(device)).then(|| mount.to_owned())
+    });
+    of_device.collect()
 }
 
 #[cfg(test)]

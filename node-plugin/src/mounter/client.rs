@@ -31,6 +31,8 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 const CHANGE_DEADLINE: Duration = Duration::from_secs(60);
 /// How long a mounter that did not answer is asked nothing that can do without an answer.
 const SILENCE: Duration = Duration::from_secs(10);
+/// How long one that was not there is not: it may be back at any time.
+const ABSENCE: Duration = Duration::from_secs(1);
 /// Connections kept open.
 const POOL_MAX: usize = 8;
 
@@ -69,14 +71,39 @@ pub struct NewEntry<'a> {
     pub device: &'a OwnedFd,
 }
 
+/// Why a mounter is asked nothing that can do without an answer.
+#[derive(Clone, Copy)]
+enum Mute {
+    /// It is there, and did not answer.
+    Silent,
+    /// Nobody listens.
+    Away,
+}
+
+impl Mute {
+    fn lasts(self) -> Duration {
+        match self {
+            Self::Silent => SILENCE,
+            Self::Away => ABSENCE,
+        }
+    }
+
+    fn error(self) -> io::Error {
+        match self {
+            Self::Silent => silence(),
+            Self::Away => io::Error::new(io::ErrorKind::NotFound, "no mounter is there now"),
+        }
+    }
+}
+
 /// Speaks to the mounter of this node. Each call waits for it.
 pub struct Mounter {
     socket: PathBuf,
     hello: Request,
     patience: Duration,
     pool: Mutex<Vec<Line>>,
-    /// When it was found not to answer.
-    silent: Mutex<Option<Instant>>,
+    /// When it was found not to answer, and why.
+    mute: Mutex<Option<(Instant, Mute)>>,
     attached: Flag,
     notices: Arc<Notices>,
 }
@@ -98,7 +125,7 @@ impl Mounter {
             hello,
             patience,
             pool: Mutex::default(),
-            silent: Mutex::default(),
+            mute: Mutex::default(),
             attached: Flag::default(),
             notices: Arc::default(),
         })
@@ -143,6 +170,7 @@ impl Mounter {
                     tracing::info!("the mounter is back, and knows of every session again");
                 }
                 first = false;
+                mounter.note_mute(None);
                 attached.set(true);
                 drop(mounter);
                 // It says nothing more on this connection; its end wakes us.
@@ -190,11 +218,14 @@ impl Mounter {
         request: &Request,
         along: &[BorrowedFd<'_>],
     ) -> io::Result<(Reply, Vec<OwnedFd>)> {
-        let until = Instant::now() + patience;
         let deadline = deadline_of(request);
-        if can_be_left(request) && self.is_silent() {
-            return Err(silence());
+        let can_be_left = can_be_left(request);
+        if let Some(mute) = self.mute().filter(|_| can_be_left) {
+            return Err(mute.error());
         }
+        // Whoever can do without an answer waits for no mounter that is not there.
+        let patience = if can_be_left { Duration::ZERO } else { patience };
+        let until = Instant::now() + patience;
         loop {
             let pooled = self.pool().pop();
             // One that was kept may be of a mounter that is gone.
@@ -216,32 +247,38 @@ impl Mounter {
                     return Err(io::Error::new(kind, text));
                 }
                 Ok(answer) => {
-                    self.note_silence(None);
+                    self.note_mute(None);
                     return Ok(answer);
                 }
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                    self.note_silence(Some(Instant::now()));
+                    self.note_mute(Some(Mute::Silent));
                     return Err(error);
                 }
                 // No other try is shorter.
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(error),
                 Err(_) if was_kept => {}
-                Err(error) if Instant::now() >= until => {
-                    let text = format!("mounter at {}: {error}", self.socket.display());
-                    return Err(io::Error::new(error.kind(), text));
+                Err(error) => {
+                    if is_nobody(&error) {
+                        self.note_mute(Some(Mute::Away));
+                    }
+                    if Instant::now() >= until {
+                        let text = format!("mounter at {}: {error}", self.socket.display());
+                        return Err(io::Error::new(error.kind(), text));
+                    }
+                    std::thread::sleep(TRY_EVERY);
                 }
-                Err(_) => std::thread::sleep(TRY_EVERY),
             }
         }
     }
 
-    fn is_silent(&self) -> bool {
-        let silent = *self.silent.lock().unwrap_or_else(PoisonError::into_inner);
-        silent.is_some_and(|since| since.elapsed() < SILENCE)
+    fn mute(&self) -> Option<Mute> {
+        let noted = *self.mute.lock().unwrap_or_else(PoisonError::into_inner);
+        noted.filter(|(since, mute)| since.elapsed() < mute.lasts()).map(|(_, mute)| mute)
     }
 
-    fn note_silence(&self, since: Option<Instant>) {
-        *self.silent.lock().unwrap_or_else(PoisonError::into_inner) = since;
+    fn note_mute(&self, mute: Option<Mute>) {
+        let noted = mute.map(|mute| (Instant::now(), mute));
+        *self.mute.lock().unwrap_or_else(PoisonError::into_inner) = noted;
     }
 
     fn is_so(&self, may: &MayBlock, question: &Request) -> io::Result<bool> {
@@ -459,6 +496,11 @@ fn can_be_left(request: &Request) -> bool {
 /// The error of a call whose deadline has passed.
 fn told_late(error: io::Error) -> io::Error {
     if error.kind() == io::ErrorKind::WouldBlock { silence() } else { error }
+}
+
+/// Whether nobody listens at the socket.
+fn is_nobody(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)
 }
 
 fn silence() -> io::Error {

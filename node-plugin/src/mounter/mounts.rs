@@ -133,6 +133,9 @@ impl Mounts {
     fn bind(&self, wanted: &Bind) -> io::Result<()> {
         let target = self.roots.target(&wanted.target)?;
         target.check_provenance()?;
+        if wanted.replace {
+            target.clear()?;
+        }
         let root = self.root(&wanted.session)?;
         target.make()?;
         target.show(&root, wanted.read_only)

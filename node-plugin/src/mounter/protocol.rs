@@ -164,6 +164,9 @@ pub struct Bind {
     pub target: PathBuf,
     /// Whether nobody may write there.
     pub read_only: bool,
+    /// In place of what is mounted there, if that is ours. The folder stays, whatever becomes of it.
+    #[serde(default)]
+    pub replace: bool,
 }
 
 /// What the mounter answers.

@@ -33,6 +33,7 @@ mod tests;
 const CONNECTION_ENDED: &str = "its connection has ended";
 const UNMOUNTED: &str = "somebody has unmounted it everywhere";
 const NOT_SHOWN: &str = "it could not be shown";
+const NOT_KEPT: &str = "the mounter could not keep that it is shown";
 
 /// A session that is served, as its task sees it.
 pub(super) trait Live: Send + Sync + 'static {
@@ -76,7 +77,10 @@ pub(super) trait World: Send + Sync + 'static {
     /// Removes what is shown at a target.
     async fn hide(&self, target: &Path) -> io::Result<()>;
     /// Gives what has changed of it into custody.
-    async fn keep(&self, session: &Arc<Self::Session>);
+    async fn keep(&self, session: &Arc<Self::Session>) -> io::Result<()>;
+    /// As [`World::keep`], where the session goes on if that fails: the next engine finds which targets
+    /// show it no more, and a mounter that is back is told of all again.
+    async fn keep_if_possible(&self, session: &Arc<Self::Session>);
     /// Waits for what is not stored; says whether the session is to end now.
     async fn store(&self, session: &Arc<Self::Session>) -> Result<(), Error>;
     /// Ends one that is shown nowhere.
@@ -84,6 +88,8 @@ pub(super) trait World: Send + Sync + 'static {
     /// Ends one that is of no use any more, and tells those who were shown it.
     async fn clear(&self, session: &Arc<Self::Session>, why: &str);
 
+    /// The session that was noted last, if it is there: of a task before, which has panicked.
+    fn noted(&self, id: &str) -> Option<Arc<Self::Session>>;
     /// Notes that a session is there, or is not.
     fn note(self: &Arc<Self>, id: &str, session: Option<&Arc<Self::Session>>);
     /// Notes that a publish has been answered.
@@ -170,7 +176,8 @@ enum Event<V> {
 impl<W: World> Life<W> {
     /// Lives until the session is absent and nobody asks for it.
     pub(super) async fn run(world: Arc<W>, id: String, mut mailbox: Mailbox<W::Volume>) {
-        let mut life = Self { world, id, state: State::Absent };
+        let state = world.noted(&id).map_or(State::Absent, State::Served);
+        let mut life = Self { world, id, state };
         while let Some(event) = life.next(&mut mailbox).await {
             match event {
                 Event::Message(message) => life.take(message).await,
@@ -212,7 +219,7 @@ impl<W: World> Life<W> {
             }
             Message::Keep(reply) => {
                 if let Some(session) = self.session().cloned() {
-                    self.world.keep(&session).await;
+                    self.world.keep_if_possible(&session).await;
                 }
                 let _ = reply.send(Ok(()));
             }
@@ -296,9 +303,24 @@ impl<W: World> Life<W> {
             return Err(Error::Internal(format!("showing {target}: {error}")));
         }
         session.shown(wanted.target.clone(), wanted.published.clone());
-        self.serve_again(session.clone());
-        self.world.keep(&session).await;
+        if let Err(error) = self.world.keep(&session).await {
+            self.take_back(&session, &wanted.target).await;
+            let target = wanted.target.display();
+            return Err(Error::Internal(format!("noting that {target} is shown: {error}")));
+        }
+        self.serve_again(session);
         Ok(())
+    }
+
+    /// Shows it no more at a target of which the next engine would not know.
+    async fn take_back(&mut self, session: &Arc<W::Session>, target: &Path) {
+        if let Err(error) = self.world.hide(target).await {
+            // Kubelet asks for it again, or has it taken away.
+            tracing::warn!(target = %target.display(), %error, "still shown");
+        }
+        if session.hidden(target) && matches!(self.state, State::Served(_)) {
+            self.clear(NOT_KEPT).await;
+        }
     }
 
     /// Serves a session whose end had begun.
@@ -323,7 +345,7 @@ impl<W: World> Life<W> {
             return;
         };
         if !session.hidden(&target) {
-            self.world.keep(&session).await;
+            self.world.keep_if_possible(&session).await;
             self.world.released(&target);
             let _ = reply.send(Ok(()));
             return;

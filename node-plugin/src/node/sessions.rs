@@ -298,7 +298,7 @@ impl World for Sessions {
     async fn refresh(&self, served: &Arc<Served>, volume: &Volume) {
         let refreshed = tokio::time::timeout(PATIENCE, served.refresh(volume, &self.maker)).await;
         match refreshed {
-            Ok(Ok(true)) => self.keep(served).await,
+            Ok(Ok(true)) => self.keep_if_possible(served).await,
             Ok(Ok(false)) => {}
             Ok(Err(error)) => self.say_refused(served, volume, &error),
             Err(_) => {
@@ -340,7 +340,7 @@ impl World for Sessions {
 
     async fn show(&self, served: &Arc<Served>, wanted: &Wanted<Volume>) -> io::Result<()> {
         let (session, target) = (served.id.clone(), wanted.target.clone());
-        let bind = Bind { session, target, read_only: wanted.published.read_only };
+        let bind = Bind { session, target, read_only: wanted.published.read_only, replace: false };
         let (mounter, known) = (self.maker.mounter.clone(), served.clone());
         let before = aside(move |may| showing::show(may, &mounter, &known, &bind)).await?;
         let subject = &wanted.published.subject;
@@ -360,8 +360,12 @@ impl World for Sessions {
         Ok(())
     }
 
-    async fn keep(&self, served: &Arc<Served>) {
-        if let Err(error) = served.keep(&self.maker.mounter).await {
+    async fn keep(&self, served: &Arc<Served>) -> io::Result<()> {
+        served.keep(&self.maker.mounter).await
+    }
+
+    async fn keep_if_possible(&self, served: &Arc<Served>) {
+        if let Err(error) = self.keep(served).await {
             tracing::error!(session = served.id, %error, "the mounter does not know of a change");
         }
     }
@@ -400,6 +404,10 @@ impl World for Sessions {
         if let Err(error) = served.end(&self.maker.mounter, until).await {
             tracing::warn!(session = served.id, %error, "not unmounted");
         }
+    }
+
+    fn noted(&self, id: &str) -> Option<Arc<Served>> {
+        self.served().get(id).cloned()
     }
 
     fn note(self: &Arc<Self>, id: &str, served: Option<&Arc<Served>>) {

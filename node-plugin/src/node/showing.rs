@@ -38,8 +38,7 @@ pub(super) fn show(
     }
     // One whose answer was lost, or that was not noted, shows this session.
     let shows_it = mounter.targets(may, &bind.session)?.contains(&bind.target);
-    mounter.unbind(may, &bind.target)?;
-    mounter.bind(may, bind.clone())?;
+    mounter.bind(may, Bind { replace: true, ..bind.clone() })?;
     Ok(if shows_it { Before::Nothing } else { Before::Ended })
 }
 

@@ -57,6 +57,33 @@ fn a_mounter_that_does_not_answer_holds_up_no_reader_and_no_writer() {
     assert!(fs::read(target.join("f1")).unwrap() == random_bytes(1, 100_000));
 }
 
+#[test]
+fn a_mounter_that_is_away_holds_up_no_reader_and_no_writer() {
+    const WRITERS: usize = 40;
+    let bucket = Bucket::new(Server::Minio);
+    bucket.put("cold", random_bytes(1, 100_000));
+    let node = CsiNode::new(&bucket);
+    let written = node.publish(&TestVolume::new(&bucket, "writer")).unwrap();
+    let other = TestVolume { id: "reader".into(), ..TestVolume::new(&bucket, "reader") };
+    let read = node.publish(&other).unwrap();
+    node.take_mounter().kill();
+    eventually("it is gone", || node.logs().contains("the mounter is gone"));
+    let writers = (0..WRITERS).map(|n| {
+        let path = written.join(format!("new{n}"));
+        std::thread::spawn(move || fs::write(path, "bytes").unwrap())
+    });
+    let writers: Vec<_> = writers.collect();
+    let reader = std::thread::spawn(move || fs::read(read.join("cold")).unwrap());
+    eventually("files are read and written without the mounter", || {
+        reader.is_finished() && writers.iter().all(|writer| writer.is_finished())
+    });
+    assert!(reader.join().unwrap() == random_bytes(1, 100_000));
+    for (n, writer) in writers.into_iter().enumerate() {
+        writer.join().unwrap();
+        assert_eq!(bucket.get(&format!("new{n}")).unwrap(), b"bytes");
+    }
+}
+
 /// Volumes of sessions of their own.
 fn volumes(bucket: &Bucket, count: usize) -> impl Iterator<Item = TestVolume> {
     (0..count).map(|n| {

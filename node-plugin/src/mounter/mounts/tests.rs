@@ -49,6 +49,21 @@ fn an_engine_that_comes_while_orphans_end_keeps_those_that_are_left() {
     assert_eq!(mounts.custody.names(""), ["b", "c"]);
 }
 
+#[test]
+fn the_folder_of_a_target_stays_where_nothing_can_be_shown_in_place_of_what_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let mounts = with_sessions(dir.path(), &["ab"]);
+    let target = dir.path().join("pods/uid/volumes/kubernetes.io~csi/data/mount");
+    std::fs::create_dir_all(&target).unwrap();
+    let data = format!(r#"{{"driverName": "{}"}}"#, crate::csi::DRIVER);
+    std::fs::write(target.with_file_name("vol_data.json"), data).unwrap();
+    // Nothing is mounted where it should be.
+    let bind = Bind { session: "ab".into(), target, read_only: false, replace: true };
+    let error = mounts.bind(&bind).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::NotConnected, "{error}");
+    assert!(bind.target.is_dir());
+}
+
 /// What is answered at a socket after a greeting, or the end of the connection.
 fn ask(socket: &Path, greeting: &Request, request: &Request) -> Option<Reply> {
     let (connection, mut buffer) =

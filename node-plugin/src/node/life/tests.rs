@@ -78,17 +78,13 @@ struct Bench {
     go: Notify,
     /// How often bytes are not stored yet.
     unstored: Mutex<u32>,
-    /// Whether the next mount is a fault of ours.
+    /// Whether the next mount, or what is to be hidden next, is a fault of ours.
     panics: AtomicBool,
 }
 
 impl Bench {
     fn kernel(&self) -> MutexGuard<'_, Kernel> {
         self.kernel.lock().unwrap()
-    }
-
-    fn noted(&self) -> Option<Arc<Fake>> {
-        self.noted.lock().unwrap().clone()
     }
 
     async fn step(&self) -> io::Result<()> {
@@ -105,6 +101,10 @@ impl Bench {
         if fails { Err(io::Error::other("it fails")) } else { Ok(()) }
     }
 
+    fn may_panic(&self) {
+        assert!(!self.panics.swap(false, Ordering::SeqCst), "as a fault of ours would be");
+    }
+
     async fn publish(self: &Arc<Self>, target: &str) -> Result<(), Error> {
         let target = PathBuf::from(target);
         self.claims.begin(&target, (ID, "volume"), false).unwrap();
@@ -117,7 +117,7 @@ impl Bench {
     async fn unpublish(self: &Arc<Self>, target: &str) -> Result<(), Error> {
         let (reply, answer) = oneshot::channel();
         self.mailboxes.send(self, ID, Message::Unpublish(target.into(), reply));
-        answer.await.unwrap()
+        answer.await.unwrap_or_else(|_| Err(Error::Internal("no answer".into())))
     }
 
     /// Somebody unmounts the session everywhere, and its task hears of it.
@@ -128,7 +128,7 @@ impl Bench {
 
     /// Somebody unmounts the session everywhere.
     fn cut(&self) {
-        if let Some(session) = self.noted() {
+        if let Some(session) = self.noted(ID) {
             session.ended.store(true, Ordering::SeqCst);
             let mut kernel = self.kernel();
             kernel.mounted.remove(&session.number);
@@ -145,7 +145,7 @@ impl Bench {
 
     /// What is seen, what is kept and what is known are the same.
     fn check(&self, case: &str, is_kept: bool) {
-        let (kernel, noted) = (self.kernel(), self.noted());
+        let (kernel, noted) = (self.kernel(), self.noted(ID));
         let number = noted.as_ref().map(|session| session.number);
         assert_eq!(kernel.mounted, number.into_iter().collect(), "{case}: mounted");
         let of = |session: &Arc<Fake>| session.all().clone().into_iter().collect::<Vec<_>>();
@@ -179,7 +179,7 @@ impl World for Bench {
 
     async fn make(&self, _: &str, (): &()) -> Result<Arc<Fake>, Error> {
         self.step().await.map_err(|error| Error::Internal(error.to_string()))?;
-        assert!(!self.panics.swap(false, Ordering::SeqCst), "as a fault of ours would be");
+        self.may_panic();
         let mut kernel = self.kernel();
         assert!(kernel.mounted.is_empty(), "mounted already");
         kernel.made += 1;
@@ -213,15 +213,20 @@ impl World for Bench {
 
     async fn hide(&self, target: &Path) -> io::Result<()> {
         self.step().await?;
+        self.may_panic();
         self.kernel().shown.remove(target);
         Ok(())
     }
 
-    async fn keep(&self, session: &Arc<Fake>) {
-        if self.step().await.is_ok() {
-            let targets = session.all().iter().cloned().collect();
-            self.kernel().custody.insert(session.number, targets);
-        }
+    async fn keep(&self, session: &Arc<Fake>) -> io::Result<()> {
+        self.step().await?;
+        let targets = session.all().iter().cloned().collect();
+        self.kernel().custody.insert(session.number, targets);
+        Ok(())
+    }
+
+    async fn keep_if_possible(&self, session: &Arc<Fake>) {
+        let _ = self.keep(session).await;
     }
 
     async fn store(&self, _: &Arc<Fake>) -> Result<(), Error> {
@@ -255,6 +260,10 @@ impl World for Bench {
         kernel.custody.remove(&session.number);
         kernel.shown.retain(|_, number| *number != session.number);
         session.ended.store(true, Ordering::SeqCst);
+    }
+
+    fn noted(&self, _: &str) -> Option<Arc<Fake>> {
+        self.noted.lock().unwrap().clone()
     }
 
     fn note(self: &Arc<Self>, _: &str, session: Option<&Arc<Fake>>) {
@@ -351,7 +360,7 @@ async fn meet(served: &[&str], acts: (Act, Act), at: usize, fails: Option<usize>
     bench.unpublish(A).await.unwrap();
     bench.rest().await;
     bench.check(&format!("{case}: and over"), true);
-    assert!(bench.noted().is_none(), "{case}: something is left");
+    assert!(bench.noted(ID).is_none(), "{case}: something is left");
     is_there
 }
 
@@ -382,14 +391,14 @@ async fn who_publishes_while_bytes_are_stored_waits_for_none_of_it() {
     let bench = Arc::new(Bench::default());
     bench.publish(A).await.unwrap();
     bench.rest().await;
-    let session = bench.noted().unwrap();
+    let session = bench.noted(ID).unwrap();
     // The second step of an unpublish is the wait.
     *bench.steps.lock().unwrap() = (0, Some(1), None);
     let ending = tokio::spawn(Act::Unpublish(A).run(bench.clone()));
     bench.reached.notified().await;
     bench.publish(B).await.unwrap();
     ending.await.unwrap().unwrap();
-    assert!(Arc::ptr_eq(&session, &bench.noted().unwrap()));
+    assert!(Arc::ptr_eq(&session, &bench.noted(ID).unwrap()));
     bench.check("shown again", true);
 }
 
@@ -400,12 +409,12 @@ async fn kubelet_is_told_until_bytes_are_stored_and_nothing_waits_meanwhile() {
     *bench.unstored.lock().unwrap() = 2;
     for _ in 0..2 {
         assert!(matches!(bench.unpublish(A).await, Err(Error::Unavailable(_))));
-        assert!(bench.noted().is_some());
+        assert!(bench.noted(ID).is_some());
     }
     bench.unpublish(A).await.unwrap();
     bench.rest().await;
     bench.check("stored", true);
-    assert!(bench.noted().is_none());
+    assert!(bench.noted(ID).is_none());
 }
 
 #[tokio::test]
@@ -415,7 +424,7 @@ async fn a_connection_that_is_lost_is_cleared_away_without_being_asked_for() {
     bench.lose();
     bench.rest().await;
     bench.check("lost", true);
-    assert!(bench.noted().is_none());
+    assert!(bench.noted(ID).is_none());
     // Nor is anybody shown it who comes before that is known.
     bench.publish(A).await.unwrap();
     bench.cut();
@@ -434,4 +443,38 @@ async fn a_task_that_panics_is_followed_by_another() {
     tokio::time::timeout(Duration::from_secs(60), bench.publish(A)).await.unwrap().unwrap();
     bench.rest().await;
     bench.check("after a panic", true);
+}
+
+#[tokio::test]
+async fn what_a_task_that_panics_has_served_is_ended_by_the_next_one() {
+    let bench = Arc::new(Bench::default());
+    bench.publish(A).await.unwrap();
+    bench.panics.store(true, Ordering::SeqCst);
+    assert!(bench.unpublish(A).await.is_err());
+    // Who comes meanwhile is shown the same session, and kubelet asks again.
+    bench.publish(B).await.unwrap();
+    assert_eq!(bench.kernel().made, 1);
+    bench.unpublish(A).await.unwrap();
+    bench.unpublish(B).await.unwrap();
+    bench.rest().await;
+    bench.check("after a panic", true);
+    assert!(bench.noted(ID).is_none());
+}
+
+#[tokio::test]
+async fn what_the_mounter_cannot_keep_is_not_shown() {
+    let bench = Arc::new(Bench::default());
+    // It is made, shown, and then kept.
+    *bench.steps.lock().unwrap() = (0, None, Some(2));
+    assert!(bench.publish(A).await.is_err());
+    bench.rest().await;
+    bench.check("the first", true);
+    assert!(bench.noted(ID).is_none());
+    bench.publish(A).await.unwrap();
+    // The keys are refreshed, it is shown, and then kept.
+    *bench.steps.lock().unwrap() = (0, None, Some(2));
+    assert!(bench.publish(B).await.is_err());
+    bench.rest().await;
+    bench.check("the second", false);
+    assert_eq!(bench.noted(ID).unwrap().targets().len(), 1);
 }
