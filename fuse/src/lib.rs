@@ -8,6 +8,7 @@ pub mod adapter;
 pub mod blocking;
 pub mod buffers;
 pub mod cache;
+pub mod chosen_file;
 pub mod engine;
 pub mod metrics;
 pub mod model;

@@ -6,9 +6,8 @@ mod node;
 use std::sync::Arc;
 use std::time::Duration;
 
-use node::{Node, ROOT, create, read};
+use node::{Node, ROOT, create, off_task, read};
 use rustix::io::Errno;
-use weir_fuse::blocking::MayBlock;
 use weir_fuse::cache::Signer;
 use weir_fuse::engine::Session;
 use weir_fuse::engine::open::OpenRequest;
@@ -97,8 +96,7 @@ async fn a_name_of_a_release_before_is_nobody_else_s() {
     let (of_before, other) = ("driver".to_owned(), "other".to_owned());
     for identity in [&of_before, &other] {
         let signer = Signer { identity, former: &[], replaces: &[] };
-        let enter = || drop(node.engine.cache.enter(&MayBlock::own_thread(), &bucket, &signer));
-        std::thread::scope(|scope| scope.spawn(enter).join().unwrap());
+        off_task(|may| drop(node.engine.cache.enter(may, &bucket, &signer)));
     }
     let named = |identity: &str, formerly: &str| AccessSettings {
         formerly: Some(formerly.to_owned()),
@@ -258,8 +256,7 @@ async fn an_archived_object_says_nothing_of_who_asks() {
 
 /// Gives a mount other credentials.
 fn rotate(session: &Session, access: &AccessSettings) {
-    let rotation = || session.credentials_changed(&MayBlock::own_thread(), access);
-    std::thread::scope(|scope| scope.spawn(rotation).join().unwrap());
+    off_task(|may| session.credentials_changed(may, access));
 }
 
 #[tokio::test(flavor = "multi_thread")]

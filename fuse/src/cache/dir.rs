@@ -16,9 +16,13 @@ const LEAST_BYTES: u64 = 16 * 1024 * 1024;
 /// Folders below the root.
 const FOLDERS: [&str; 3] = ["objects", "staging", "lost"];
 
-/// What names of files in `staging/` have behind the id: nothing for bytes, and else what their
-/// writers put beside them.
-const STAGED: [&str; 3] = ["record", "frozen", "rename"];
+/// Extension in `staging/` of what is noted of a file under change, beside its bytes, whose name is
+/// their id alone.
+pub const RECORD: &str = "record";
+/// Of a copy of a range of them: for a moment it has a name.
+pub const FROZEN: &str = "frozen";
+/// Of what is noted of a directory's rename.
+pub const RENAME: &str = "rename";
 
 /// Mode bits that let others than the owner in.
 const OTHERS: u32 = 0o077;
@@ -190,7 +194,8 @@ fn id_of(path: &Path) -> Option<u64> {
 /// Whether a file in `staging/` has a name of ours.
 fn is_staged(path: &Path) -> bool {
     let suffix = path.extension();
-    id_of(path).is_some() && suffix.is_none_or(|suffix| STAGED.iter().any(|of| suffix == *of))
+    id_of(path).is_some()
+        && suffix.is_none_or(|suffix| [RECORD, FROZEN, RENAME].iter().any(|of| suffix == *of))
 }
 
 /// Size in bytes of the file system on which `path` is or, if it is not there yet, its nearest

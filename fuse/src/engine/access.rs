@@ -155,8 +155,8 @@ impl Access {
         Proof::Due
     }
 
-    /// Takes notice of what the origin said when it was asked for an object. Where it does not answer, what it said
-    /// before holds.
+    /// Takes notice of what the origin said when it was asked for an object. Where it does not answer,
+    /// what it said before holds.
     ///
     /// # Errors
     /// What the origin reports.
@@ -192,8 +192,8 @@ impl Access {
         replaced.is_some_and(|at| at.elapsed() < SETTLING)
     }
 
-    /// Takes notice of what the origin said when it was asked for one object, of all that these credentials brought:
-    /// where it refuses that, each is asked for from now on.
+    /// Takes notice of what the origin said when it was asked for one object, of all that these
+    /// credentials brought: where it refuses that, each is asked for from now on.
     pub(super) fn note_proof(&self, bucket: &BucketId, proof: &Result<(), OriginError>) {
         match proof {
             Err(error @ OriginError::Denied(reason)) if !error.is_archived() => {

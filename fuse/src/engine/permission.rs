@@ -1,5 +1,6 @@
-//! Whether what is cached of an object may be shown. The origin is asked for a byte of the very version: a server may
-//! tell somebody of an object (HEAD) whose bytes it gives, or decrypts, for others alone.
+//! Whether what is cached of an object may be shown. The origin is asked for a byte of the very
+//! version: a server may tell somebody of an object (HEAD) whose bytes it gives, or decrypts, for
+//! others alone.
 
 use std::sync::Arc;
 
@@ -55,8 +56,9 @@ impl Session {
         proof
     }
 
-    /// Asks the origin whether these credentials may read what a file shows. Where it has another version by now, names
-    /// are asked for again, and that one is shown in the place of this: a permission for the one is none for the other.
+    /// Asks the origin whether these credentials may read what a file shows. Where it has another
+    /// version by now, names are asked for again, and that one is shown in the place of this: a
+    /// permission for the one is none for the other.
     async fn prove(&self, node: &Arc<FileNode>) -> Result<Permission, OriginError> {
         for _ in 0..ASKED_MAX {
             // Nothing is stored yet, so nothing is shown that somebody else brought.

@@ -126,21 +126,23 @@ fn units_of(bytes: usize) -> usize {
     (bytes / UNIT).clamp(1, Semaphore::MAX_PERMITS)
 }
 
-impl Slow {
-    /// More than there is is all there is, so that it does not hang.
-    fn wanted(&self, bytes: usize) -> u32 {
-        u32::try_from(bytes.div_ceil(UNIT).min(self.units)).unwrap_or(u32::MAX)
-    }
+/// As many of a semaphore's `units` as so many bytes are. More than there is is all there is, so that
+/// it does not hang.
+fn part_of(units: usize, bytes: usize) -> u32 {
+    u32::try_from(bytes.div_ceil(UNIT).min(units)).unwrap_or(u32::MAX)
+}
 
+impl Slow {
     fn try_place(&self, bytes: usize) -> Option<SlowPlace> {
-        let memory = self.memory.clone().try_acquire_many_owned(self.wanted(bytes)).ok()?;
+        let memory = self.memory.clone().try_acquire_many_owned(part_of(self.units, bytes)).ok()?;
         let get = self.gets.clone().try_acquire_owned().ok()?;
         Some(SlowPlace { _memory: memory, _get: get })
     }
 
     async fn place(&self, bytes: usize) -> Option<SlowPlace> {
         // They are never closed.
-        let memory = self.memory.clone().acquire_many_owned(self.wanted(bytes)).await.ok()?;
+        let memory =
+            self.memory.clone().acquire_many_owned(part_of(self.units, bytes)).await.ok()?;
         let get = self.gets.clone().acquire_owned().await.ok()?;
         Some(SlowPlace { _memory: memory, _get: get })
     }
@@ -151,18 +153,15 @@ impl Lane {
         self.mounted.load(Ordering::Relaxed) < 2
     }
 
-    /// More than the lane has is all that it has, so that it does not hang.
-    fn units_of(&self, bytes: usize) -> u32 {
-        u32::try_from(bytes.div_ceil(UNIT).min(self.units)).unwrap_or(u32::MAX)
-    }
-
     /// Waits until the origin may take so many bytes of memory.
     pub(super) async fn memory(&self, bytes: usize) -> Toll {
         if self.is_alone() {
             return Toll::default();
         }
         // It is never closed.
-        Toll { _permit: self.memory.clone().acquire_many_owned(self.units_of(bytes)).await.ok() }
+        Toll {
+            _permit: self.memory.clone().acquire_many_owned(part_of(self.units, bytes)).await.ok(),
+        }
     }
 
     /// Like [`Lane::memory`], at once or not at all, and so that a quarter is left to those who
@@ -171,7 +170,7 @@ impl Lane {
         if self.is_alone() {
             return Some(Toll::default());
         }
-        let units = self.units_of(bytes);
+        let units = part_of(self.units, bytes);
         let permit = self.memory.clone().try_acquire_many_owned(units).ok()?;
         let is_spare = self.memory.available_permits() >= self.units / 4;
         is_spare.then_some(Toll { _permit: Some(permit) })

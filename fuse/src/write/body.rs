@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use super::draft::{Draft, PartState, by_block};
+use crate::cache::dir::FROZEN;
 use crate::model::blocks::BLOCK;
 use crate::model::crc;
 use crate::origin::UploadBody;
@@ -15,9 +16,6 @@ use crate::page_cache::{self, Chunk};
 /// Ranges up to this size are read into memory; larger ones go out of the staging file, so that an
 /// upload takes no share of the readers' memory.
 const MEMORY_MAX: u64 = 1 << 20;
-/// What the name of a copy of a range ends with: for a moment it has one.
-pub(super) const FROZEN: &str = "frozen";
-
 /// The checksums of all blocks of a file of `size` bytes that nobody writes any more.
 pub(super) fn sums(draft: &Draft, size: u64) -> io::Result<Vec<u32>> {
     let sum = |block: Range<u64>| match draft.sum(block.start / BLOCK) {

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Writer;
-use super::body::FROZEN;
 use super::clean::CleanHandles;
 use super::draft::{Leftover, Owner, PendingId, leftovers};
 use super::renaming::{NamesHeld, RenameLeftover, Renames, is_record};
+use crate::cache::dir::FROZEN;
 use crate::cache::{LostRow, NodeCache};
 
 /// What was in the staging folders when their cache was opened; each is worked off once, by a

@@ -24,6 +24,11 @@ use weir_fuse::origin::{Origin, OriginError};
 pub(crate) const ROOT: u64 = 1;
 pub(crate) const MIB: usize = 1 << 20;
 
+/// Does what may wait, for a test that runs as a task.
+pub(crate) fn off_task<T: Send>(work: impl FnOnce(&MayBlock) -> T + Send) -> T {
+    std::thread::scope(|scope| scope.spawn(|| work(&MayBlock::own_thread())).join().unwrap())
+}
+
 /// An engine, and the bucket that its mounts show.
 pub(crate) struct Node {
     pub(crate) memory: Arc<MemoryOrigin>,
@@ -128,9 +133,7 @@ impl Node {
             write_part: 5 << 20,
         };
         let engine = self.engine.clone();
-        let make = || Session::new(&MayBlock::own_thread(), engine, origin, settings);
-        // Who asks may be on a thread that runs tasks.
-        std::thread::scope(|scope| scope.spawn(make).join().unwrap())
+        off_task(|may| Session::new(may, engine, origin, settings))
     }
 
     /// A mount whose origin misbehaves on command.

@@ -97,7 +97,7 @@ impl Sessions {
             return ended.map(|_| None).map_err(internal);
         }
         if !gone.is_empty() {
-            self.keep_if_possible(&served).await;
+            self.keep_if_possible(&served.id, &served).await;
         }
         Ok(Some(served))
     }

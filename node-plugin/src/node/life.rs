@@ -80,7 +80,11 @@ pub(super) trait World: Send + Sync + 'static {
     async fn keep(&self, session: &Arc<Self::Session>) -> io::Result<()>;
     /// As [`World::keep`], where the session goes on if that fails: the next engine finds which targets
     /// show it no more, and a mounter that is back is told of all again.
-    async fn keep_if_possible(&self, session: &Arc<Self::Session>);
+    async fn keep_if_possible(&self, id: &str, session: &Arc<Self::Session>) {
+        if let Err(error) = self.keep(session).await {
+            tracing::error!(session = id, %error, "the mounter does not know of a change");
+        }
+    }
     /// Waits for what is not stored; says whether the session is to end now.
     async fn store(&self, session: &Arc<Self::Session>) -> Result<(), Error>;
     /// Ends one that is shown nowhere.
@@ -219,7 +223,7 @@ impl<W: World> Life<W> {
             }
             Message::Keep(reply) => {
                 if let Some(session) = self.session().cloned() {
-                    self.world.keep_if_possible(&session).await;
+                    self.world.keep_if_possible(&self.id, &session).await;
                 }
                 let _ = reply.send(Ok(()));
             }
@@ -345,7 +349,7 @@ impl<W: World> Life<W> {
             return;
         };
         if !session.hidden(&target) {
-            self.world.keep_if_possible(&session).await;
+            self.world.keep_if_possible(&self.id, &session).await;
             self.world.released(&target);
             let _ = reply.send(Ok(()));
             return;

@@ -4,13 +4,14 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::{PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use weir_csi::backend::NodeInfo;
+use weir_fuse::chosen_file;
 
 /// More than a node has of labels, in bytes.
 const KEPT_MAX: u64 = 64 << 10;
@@ -68,16 +69,8 @@ impl Registered {
     /// Others write in this folder, too: what they have put there is neither followed, nor waited
     /// for, nor read without end.
     fn read(&self) -> Option<Kept> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = rustix::fs::open(&self.file, flags, Mode::empty()).ok()?;
-        let stat = rustix::fs::fstat(&file).ok()?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return None;
-        }
-        let mut text = Vec::new();
-        fs::File::from(file).take(KEPT_MAX + 1).read_to_end(&mut text).ok()?;
-        let is_short = u64::try_from(text.len()).is_ok_and(|length| length <= KEPT_MAX);
-        is_short.then(|| serde_json::from_slice(&text).ok()).flatten()
+        let text = chosen_file::read(&self.file, OFlags::NOFOLLOW, KEPT_MAX).ok()?;
+        serde_json::from_slice(&text).ok()
     }
 
     /// What kubelet was told last.
@@ -94,6 +87,8 @@ impl Registered {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::{FileType, Mode};
+
     use super::*;
 
     #[test]

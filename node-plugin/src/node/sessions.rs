@@ -298,7 +298,7 @@ impl World for Sessions {
     async fn refresh(&self, served: &Arc<Served>, volume: &Volume) {
         let refreshed = tokio::time::timeout(PATIENCE, served.refresh(volume, &self.maker)).await;
         match refreshed {
-            Ok(Ok(true)) => self.keep_if_possible(served).await,
+            Ok(Ok(true)) => self.keep_if_possible(&served.id, served).await,
             Ok(Ok(false)) => {}
             Ok(Err(error)) => self.say_refused(served, volume, &error),
             Err(_) => {
@@ -362,12 +362,6 @@ impl World for Sessions {
 
     async fn keep(&self, served: &Arc<Served>) -> io::Result<()> {
         served.keep(&self.maker.mounter).await
-    }
-
-    async fn keep_if_possible(&self, served: &Arc<Served>) {
-        if let Err(error) = self.keep(served).await {
-            tracing::error!(session = served.id, %error, "the mounter does not know of a change");
-        }
     }
 
     async fn store(&self, served: &Arc<Served>) -> Result<(), Error> {

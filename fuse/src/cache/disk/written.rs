@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::DiskCache;
 use super::room::Room;
+use crate::cache::dir::RENAME;
 use crate::cache::file::{self, CacheFile};
 use crate::cache::lost::{self, LostRow};
 use crate::cache::share::Share;
@@ -37,7 +38,7 @@ impl DiskCache {
 
     /// Where a record of what is under way may be put.
     pub(in crate::cache) fn new_record_path(&self) -> PathBuf {
-        self.shared.dir.staging_path(self.new_id()).with_extension("rename")
+        self.shared.dir.staging_path(self.new_id()).with_extension(RENAME)
     }
 
     /// Puts a staging file whose bytes could not be stored where a person finds it.

@@ -1,6 +1,7 @@
-//! Bounds on requests and on their answers. The SDK collects the answers of all requests but GetObject, however long they
-//! are; a server decides about that, and other tenants' memory is taken. So they are collected here, each up to what it
-//! may be long, all of them together up to what a node has for them, and counted until nobody needs them any more.
+//! Bounds on requests and on their answers. The SDK collects the answers of all requests but GetObject,
+//! however long they are; a server decides about that, and other tenants' memory is taken. So they are
+//! collected here, each up to what it may be long, all of them together up to what a node has for them,
+//! and counted until nobody needs them any more.
 
 use std::pin::pin;
 use std::sync::{Arc, LazyLock};
@@ -20,13 +21,13 @@ use super::fair::{Held, Party, Pool};
 
 /// Longest answer that is no listing, in bytes: names, tags, a code and its message.
 const SHORT_MAX: usize = 64 * 1024;
-/// Longest answer in bytes, by each name that was asked for: names have 1,024 bytes, may be escaped threefold, and each
-/// has a tag and an owner beside it.
+/// Longest answer in bytes, by each name that was asked for: names have 1,024 bytes, may be escaped
+/// threefold, and each has a tag and an owner beside it.
 const NAME_MAX: usize = 16 * 1024;
 /// Most names in an answer that does not say how many were asked for.
 const NAMES_MAX: usize = 1000;
-/// Most tags of XML, of an element's beginning or end, by each name: what is made of an element takes more memory than
-/// the element.
+/// Most tags of XML, of an element's beginning or end, by each name: what is made of an element takes
+/// more memory than the element.
 const NAME_TAGS: usize = 100;
 
 /// What all endpoints of a node share.

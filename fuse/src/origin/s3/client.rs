@@ -228,6 +228,7 @@ mod tests {
         assert_eq!(endpoint_of(&own).as_deref(), Some("http://s3.example"));
         assert_eq!(endpoint_of(&SdkConfig::builder().build()), None);
     }
+
     #[tokio::test]
     async fn an_endpoint_that_names_a_user_is_refused_without_its_secret() {
         let settings = S3Settings {

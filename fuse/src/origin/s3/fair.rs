@@ -1,5 +1,6 @@
-//! One amount of which several take, so that no few of them take all: each may hold a third of what it leaves free. Who
-//! is greedy beside others has a quarter, and each that comes after him less, of what is left.
+//! One amount of which several take, so that no few of them take all: each may hold a third of what
+//! it leaves free. Who is greedy beside others has a quarter, and each that comes after him less, of
+//! what is left.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -75,11 +76,16 @@ impl Party {
     /// Waits until it may take one, behind those of its own who wait already.
     pub(super) async fn take_one(self: &Arc<Self>) -> Held {
         let _turn = self.turn.lock().await;
+        self.take(1).await
+    }
+
+    /// Waits until it may take so much.
+    async fn take(self: &Arc<Self>, amount: usize) -> Held {
         loop {
             let freed = self.pool.freed.notified();
             tokio::pin!(freed);
             freed.as_mut().enable();
-            if let Some(held) = self.try_take(1) {
+            if let Some(held) = self.try_take(amount) {
                 return held;
             }
             freed.await;
@@ -123,19 +129,8 @@ impl Held {
     /// Takes so much more, as soon as it may, but for [`PATIENCE`]; says whether it has. Those who wait
     /// hold what they have, so that some of them must give up.
     pub(super) async fn add(&mut self, amount: usize) -> bool {
-        let party = self.party.clone();
-        let taking = async {
-            loop {
-                let freed = party.pool.freed.notified();
-                tokio::pin!(freed);
-                freed.as_mut().enable();
-                if let Some(more) = party.try_take(amount) {
-                    return more;
-                }
-                freed.await;
-            }
-        };
-        let Ok(mut more) = tokio::time::timeout(PATIENCE, taking).await else { return false };
+        let taken = tokio::time::timeout(PATIENCE, self.party.take(amount)).await;
+        let Ok(mut more) = taken else { return false };
         self.amount += std::mem::take(&mut more.amount);
         true
     }

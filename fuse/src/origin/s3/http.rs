@@ -2,9 +2,7 @@
 //! read when the first request to an `https` URL comes: parsing those of a system takes as long as
 //! the rest of a mount, and plain HTTP needs none.
 
-use std::fs::File;
-use std::io::Read;
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
@@ -19,11 +17,11 @@ use aws_smithy_runtime_api::client::http::{
 use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
 use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
-
 use rustix::fs::OFlags;
 
 use super::bound::Bounded;
 use crate::blocking::{MayBlock, aside};
+use crate::chosen_file;
 use crate::origin::OriginError;
 
 /// Longest file of certificate authorities, in bytes. Those of a system have some 200 KiB.
@@ -166,19 +164,13 @@ fn connector(
 
 /// Certificate authorities in a file that somebody named, who may have named anything.
 fn read_bundle(_: &MayBlock, path: &Path) -> Result<Vec<u8>, String> {
-    // A FIFO without a writer would be waited for.
-    let flags = OFlags::NONBLOCK.bits() as i32;
-    let file = File::options().read(true).custom_flags(flags).open(path);
-    let file = file.map_err(|e| e.to_string())?;
-    if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
-        return Err("it is not a regular file".to_owned());
-    }
-    let mut pem = Vec::new();
-    file.take(CA_BUNDLE_MAX + 1).read_to_end(&mut pem).map_err(|e| e.to_string())?;
-    if u64::try_from(pem.len()).is_ok_and(|length| length <= CA_BUNDLE_MAX) {
-        return Ok(pem);
-    }
-    Err(format!("it has more than {} MiB: name a file of PEM certificates", CA_BUNDLE_MAX >> 20))
+    chosen_file::read(path, OFlags::empty(), CA_BUNDLE_MAX).map_err(|error| match error.kind() {
+        io::ErrorKind::FileTooLarge => {
+            let most = CA_BUNDLE_MAX >> 20;
+            format!("it has more than {most} MiB: name a file of PEM certificates")
+        }
+        _ => error.to_string(),
+    })
 }
 
 fn secure_client(_: &MayBlock, pem: Option<Vec<u8>>) -> Result<SharedHttpClient, String> {
@@ -212,7 +204,7 @@ mod tests {
         let path = folder.path().join("fifo");
         rustix::fs::mkfifoat(rustix::fs::CWD, &path, 0o600.into()).unwrap();
         let endless = folder.path().join("endless");
-        File::create(&endless).unwrap().set_len(1 << 40).unwrap();
+        std::fs::File::create(&endless).unwrap().set_len(1 << 40).unwrap();
         let may = MayBlock::own_thread();
         let refused = |path: &Path| {
             let refused = Http::new(&may, Some(path)).unwrap_err().to_string();

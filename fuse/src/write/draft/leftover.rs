@@ -4,7 +4,8 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::record::{Begins, Line, Owner, SUFFIX, VERSION, path_of};
+use super::record::{Begins, Line, Owner, VERSION, path_of};
+use crate::cache::dir::RECORD;
 use crate::write::lines;
 
 /// How many engines keep a record for handles of which they hear nothing.
@@ -131,9 +132,9 @@ impl Leftover {
 /// What processes that have died left, by the files in the staging folders; records whose bytes
 /// are gone are among them, since they may still name an upload.
 pub fn leftovers(files: Vec<PathBuf>) -> Vec<Leftover> {
-    let bytes_of = |path: PathBuf| match path.to_str().and_then(|path| path.strip_suffix(SUFFIX)) {
-        Some(bytes) => PathBuf::from(bytes),
-        None => path,
+    let bytes_of = |path: PathBuf| match path.extension().is_some_and(|of| of == RECORD) {
+        true => path.with_extension(""),
+        false => path,
     };
     let mut bytes: Vec<PathBuf> = files.into_iter().map(bytes_of).collect();
     bytes.sort();

@@ -15,14 +15,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use super::{PartState, Spares};
+use crate::cache::dir::RECORD;
 use crate::namespace::file::FileNode;
 use crate::origin::{Condition, Part};
 use crate::write::lines;
 
 /// Version of the format.
 pub(super) const VERSION: u32 = 1;
-/// What a record's file name has beyond that of the bytes.
-pub(super) const SUFFIX: &str = ".record";
 
 /// Whose a file under change is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -253,7 +252,5 @@ impl Record {
 }
 
 pub(super) fn path_of(staging: &Path) -> PathBuf {
-    let mut path = staging.as_os_str().to_owned();
-    path.push(SUFFIX);
-    path.into()
+    staging.with_extension(RECORD)
 }

@@ -4,7 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::record::{Copied, Copying, EXTENSION, Line, Planned, VERSION};
+use super::record::{Copied, Copying, Line, Planned, VERSION};
+use crate::cache::dir::RENAME;
 use crate::model::version::{ETag, ObjectInfo, Version};
 use crate::origin::Condition;
 use crate::write::draft::Owner;
@@ -45,7 +46,7 @@ pub(super) struct Moved {
 
 /// Whether a file of the staging folder is a rename's record.
 pub(in crate::write) fn is_record(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == EXTENSION)
+    path.extension().is_some_and(|extension| extension == RENAME)
 }
 
 impl RenameLeftover {

@@ -20,8 +20,6 @@ use crate::write::lines;
 
 /// Version of the format.
 pub(super) const VERSION: u32 = 1;
-/// What a record's file name ends with.
-pub(super) const EXTENSION: &str = "rename";
 
 #[derive(Serialize, Deserialize, Default)]
 #[serde(default)]

@@ -225,10 +225,6 @@ impl World for Bench {
         Ok(())
     }
 
-    async fn keep_if_possible(&self, session: &Arc<Fake>) {
-        let _ = self.keep(session).await;
-    }
-
     async fn store(&self, _: &Arc<Fake>) -> Result<(), Error> {
         let not_yet = |_| Error::Unavailable("not stored yet".into());
         self.step().await.map_err(not_yet)?;
