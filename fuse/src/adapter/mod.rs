@@ -5,6 +5,7 @@ pub mod filesystem;
 mod handshake;
 pub mod mount;
 pub mod passthrough;
+mod prune;
 mod reply;
 mod resent;
 pub mod serve;

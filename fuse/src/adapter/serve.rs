@@ -11,9 +11,11 @@ use super::filesystem::FuseSession;
 use super::handshake::{self, Handshake};
 use super::mount::{self, MountError, MountOptions};
 use super::passthrough::DevFusePort;
+use super::prune::Pruner;
 use super::resent::Witness;
 use crate::engine::Session;
 use crate::engine::kernel::KernelPort;
+use crate::namespace::inode::KernelNodes;
 
 /// Threads that read requests: what waits is done by others ([`super::service`]). With one, a process
 /// that writes little by little may wake a sleeping processor for each request (docs/performance.md).
@@ -93,7 +95,13 @@ pub fn serve(
     if adopted && let Err(error) = handshake::resend(&device) {
         tracing::warn!(%error, "requests under way when the last engine ended are lost");
     }
-    let thread = std::thread::Builder::new().name("weir-fuse".into()).spawn(move || fuse.run())?;
+    let nodes: Arc<dyn KernelNodes> = Arc::new(Pruner::new(device, session));
+    session.connect_nodes(&nodes);
+    let run = move || {
+        let _nodes = nodes;
+        fuse.run()
+    };
+    let thread = std::thread::Builder::new().name("weir-fuse".into()).spawn(run)?;
     Ok(Serving { thread, passthrough, handshake, door })
 }
 

@@ -24,6 +24,7 @@ use crate::namespace::dir::Dir;
 use crate::namespace::dir::kernel_cache::{CacheUse, DirView, Snapshot};
 use crate::namespace::file::FileNode;
 use crate::namespace::hidden::HiddenKeys;
+use crate::namespace::inode::KernelNodes;
 use crate::namespace::refresh::DirNames;
 use crate::namespace::stream::StreamedName;
 use crate::namespace::{AccessSettings, LookupError, Namespace, Node};
@@ -174,6 +175,11 @@ impl Session {
         if self.settings.passthrough && !self.engine.cache.is_spare() {
             self.backings.connect(port);
         }
+    }
+
+    /// From now on the kernel can be asked to forget nodes, for as long as this is there.
+    pub fn connect_nodes(&self, kernel: &Arc<dyn KernelNodes>) {
+        self.names.inodes.connect(kernel);
     }
 
     /// Prefers these disks of the cache for what is first used from now on.

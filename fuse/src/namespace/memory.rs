@@ -1,15 +1,17 @@
-//! Memory for names, over all mounts of a node: what is kept of directories counts towards one
-//! limit. Where it is reached, names that were not used for longest are given up, and asked for
-//! again when they are used; a directory that is too large by itself is read page by page
-//! ([`super::stream`]).
+//! Memory for names, over all mounts of a node: what is kept of directories, and the nodes that the
+//! kernel knows, count towards one limit. Where it is reached, names that were not used for longest
+//! are given up, and asked for again when they are used; a directory that is too large by itself is
+//! read page by page ([`super::stream`]). Nodes are given up where they take more than half, and
+//! where nothing else helps ([`super::inode`]): those of the mount first that has most of them.
 //!
-//! Lock order: the list of directories, then a directory's state.
+//! Lock order: the list of directories, then a directory's state or a table of nodes.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use super::dir::Dir;
+use super::inode::{InodeTable, Urgency};
 use crate::sync::unpoisoned;
 
 /// What a name takes, in bytes: itself, tag and place in the tree; one of 30 bytes with the tag of
@@ -17,6 +19,8 @@ use crate::sync::unpoisoned;
 pub(super) const NAME_BYTES: u64 = 320;
 /// What a directory takes whose names nobody asked for yet, in bytes.
 pub(super) const DIR_BYTES: u64 = 768;
+/// What a node takes that the kernel knows: itself, its name, its version and its place in a table.
+pub(super) const NODE_BYTES: u64 = 320;
 /// What a name takes in a snapshot that an open descriptor goes through.
 pub(super) const SNAPSHOT_BYTES: u64 = 80;
 
@@ -26,13 +30,17 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// The limit, and what counts towards it.
 pub struct NameMemory {
     total: u64,
+    /// Names and nodes.
     used: AtomicU64,
+    /// Nodes alone.
+    nodes: AtomicU64,
     /// Beyond so many names are given up at once; above the limit where a look found too few.
     due: AtomicU64,
     started: Instant,
     /// When the last look ended, in milliseconds from the start.
     looked: AtomicU64,
     dirs: Mutex<Vec<Weak<Dir>>>,
+    tables: Mutex<Vec<Weak<InodeTable>>>,
 }
 
 impl NameMemory {
@@ -42,10 +50,12 @@ impl NameMemory {
         Arc::new(Self {
             total,
             used: AtomicU64::new(0),
+            nodes: AtomicU64::new(0),
             due: AtomicU64::new(total),
             started: Instant::now(),
             looked: AtomicU64::new(0),
             dirs: Mutex::default(),
+            tables: Mutex::default(),
         })
     }
 
@@ -80,7 +90,27 @@ impl NameMemory {
         unpoisoned(self.dirs.lock()).push(dir);
     }
 
-    /// Gives names up, where the limit is passed, until a quarter is free.
+    /// From now on nodes of this table can be given up.
+    pub(super) fn watch_nodes(&self, table: &Arc<InodeTable>) {
+        let mut tables = unpoisoned(self.tables.lock());
+        tables.retain(|table| table.strong_count() > 0);
+        tables.push(Arc::downgrade(table));
+    }
+
+    /// Counts nodes that the kernel knows from now on.
+    pub(super) fn take_nodes(&self, count: u64) {
+        self.nodes.fetch_add(count * NODE_BYTES, Ordering::Relaxed);
+        self.used.fetch_add(count * NODE_BYTES, Ordering::Relaxed);
+    }
+
+    /// Counts them no longer.
+    pub(super) fn give_nodes_back(&self, count: u64) {
+        self.nodes.fetch_sub(count * NODE_BYTES, Ordering::Relaxed);
+        self.used.fetch_sub(count * NODE_BYTES, Ordering::Relaxed);
+    }
+
+    /// Gives names and nodes up, where the limit is passed, until a quarter is free. Neither a
+    /// directory's state nor a table of nodes may be locked.
     pub(super) fn settle(&self) {
         if !self.is_due() {
             return;
@@ -89,6 +119,22 @@ impl NameMemory {
         if !self.is_due() {
             return;
         }
+        if self.nodes.load(Ordering::Relaxed) > self.total / 2 {
+            self.give_nodes_up(|| self.nodes.load(Ordering::Relaxed), self.total / 8 * 3);
+        }
+        self.give_names_up(&mut dirs);
+        if self.used() > self.total {
+            // It is the nodes that hold names.
+            self.give_nodes_up(|| self.used(), self.total / 4 * 3);
+            self.give_names_up(&mut dirs);
+        }
+        // Where nearly all is in use, looking for more at each name would find nothing.
+        let due = self.total.max(self.used() + self.total / 8);
+        self.due.store(due, Ordering::Relaxed);
+        self.looked.store(self.millis(), Ordering::Relaxed);
+    }
+
+    fn give_names_up(&self, dirs: &mut Vec<Weak<Dir>>) {
         // None is held meanwhile: what nobody else holds can go.
         let known = dirs.drain(..).filter_map(|dir| Some((dir.upgrade()?.used_at(), dir)));
         let mut known: Vec<_> = known.collect();
@@ -100,10 +146,22 @@ impl NameMemory {
                 dirs.push(weak);
             }
         }
-        // Where nearly all is in use, looking for more at each name would find nothing.
-        let due = self.total.max(self.used() + self.total / 8);
-        self.due.store(due, Ordering::Relaxed);
-        self.looked.store(self.millis(), Ordering::Relaxed);
+    }
+
+    /// Gives nodes up until `taken` is no more than `enough`, where that is in them.
+    fn give_nodes_up(&self, taken: impl Fn() -> u64, enough: u64) {
+        let tables = unpoisoned(self.tables.lock()).clone();
+        let mut tables: Vec<_> = tables.iter().filter_map(Weak::upgrade).collect();
+        tables.sort_by_cached_key(|table| std::cmp::Reverse(table.len()));
+        // The kernel gives directories up later, if it can. They are taken from it where it does not.
+        let far = self.used() > self.total + self.total / 8;
+        for table in tables {
+            let more = taken().saturating_sub(enough);
+            if more == 0 {
+                return;
+            }
+            table.give_up(more, if far { Urgency::All } else { Urgency::Files });
+        }
     }
 
     /// Whether it is time to look for names to give up.

@@ -99,7 +99,7 @@ pub struct Namespace {
     /// How they are shown.
     pub settings: NamespaceSettings,
     /// What the kernel knows.
-    pub inodes: InodeTable,
+    pub inodes: Arc<InodeTable>,
     /// Whether the origin answers.
     pub health: Health,
     pub(crate) hidden: HiddenKeys,
@@ -131,7 +131,7 @@ impl Namespace {
         settings: NamespaceSettings,
     ) -> Arc<Self> {
         let root = Dir::root(settings.prefix.clone(), memory.clone());
-        let inodes = InodeTable::new(Node::Dir(root.clone()), settings.first_ino);
+        let inodes = InodeTable::new(Node::Dir(root.clone()), settings.first_ino, memory.clone());
         let health = Health::default();
         Arc::new(Self { origin, cache, settings, inodes, health, hidden, memory, root })
     }

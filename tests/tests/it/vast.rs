@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::sync::Arc;
 
 use rustix::io::Errno;
@@ -168,6 +168,38 @@ fn names_are_given_up_for_others_and_found_again() {
         }
     });
     assert!(names.used() <= names.total(), "{} bytes", names.used());
+    node.close();
+}
+
+#[test]
+fn what_the_kernel_knows_of_many_files_takes_no_more_than_there_is() {
+    const DIRS: usize = 100;
+    const FILES: usize = 200;
+    let memory = Arc::new(MemoryOrigin::new("bucket"));
+    let path = |n: usize| format!("d{:03}/f{:03}", n / FILES, n % FILES);
+    (0..DIRS * FILES).for_each(|n| {
+        memory.insert(&path(n), &format!("{n}"));
+    });
+    let (cache, dir) = (cache_dir(), tempfile::tempdir().unwrap());
+    let node = Node::new(cache.path(), memory, LEAST);
+    let mount = node.mount(&dir.path().join("mnt"));
+    let at = |n: usize| dir.path().join("mnt").join(path(n));
+    let mut open = File::open(at(7)).unwrap();
+    let names = &node.engine.name_memory;
+    for n in 0..DIRS * FILES {
+        assert_eq!(at(n).metadata().unwrap().len(), format!("{n}").len() as u64);
+        assert!(names.used() <= names.total() * 5 / 4, "{} of {}", names.used(), names.total());
+    }
+    // What was given up is found again, and what is open was not.
+    for n in (0..DIRS * FILES).step_by(61).chain([7]) {
+        assert_eq!(fs::read_to_string(at(n)).unwrap(), format!("{n}"));
+    }
+    let mut text = String::new();
+    open.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "7");
+    assert_eq!(open.metadata().unwrap().len(), 1);
+    drop(open);
+    drop(mount);
     node.close();
 }
 
