@@ -2,7 +2,8 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// A request, as far as tests look at it.
 #[derive(Debug)]
@@ -24,6 +25,38 @@ pub struct Answer {
     times: usize,
     /// Whether the connection then stays, until the client goes away.
     stays: bool,
+    /// What it goes over.
+    line: Option<Arc<Line>>,
+}
+
+/// A line that several answers share: what they send follows each other at its rate.
+pub struct Line {
+    bytes_per_second: f64,
+    free_at: Mutex<Instant>,
+}
+
+impl Line {
+    /// One of so many bytes a second.
+    pub fn new(bytes_per_second: f64) -> Arc<Self> {
+        Arc::new(Self { bytes_per_second, free_at: Mutex::new(Instant::now()) })
+    }
+
+    /// Waits until so many bytes may be sent.
+    fn pass(&self, bytes: usize) {
+        let takes = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second);
+        let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let begins = Instant::now().max(*free_at);
+        *free_at = begins + takes;
+        drop(free_at);
+        std::thread::sleep(begins.saturating_duration_since(Instant::now()));
+    }
+}
+
+impl Answer {
+    /// Its endless part goes over this line.
+    pub fn over(self, line: Arc<Line>) -> Self {
+        Self { line: Some(line), ..self }
+    }
 }
 
 /// Where what follows ends after all, in bytes: a client that takes it should fail, not the machine.
@@ -41,7 +74,7 @@ pub fn endless(status: u16, headers: &str, body: &[u8], more: &[u8]) -> Answer {
     let head = format!("HTTP/1.1 {status} Told\r\nConnection: close\r\n{headers}\r\n");
     let more = more.repeat(65_536 / more.len() + 1);
     let times = ENDLESS / more.len();
-    Answer { bytes: [head.as_bytes(), body].concat(), more, times, stays: false }
+    Answer { bytes: [head.as_bytes(), body].concat(), more, times, ..Answer::default() }
 }
 
 /// A 200 with these headers whose body begins like this and goes on for so many bytes, but not to its end.
@@ -100,9 +133,12 @@ fn converse(mut stream: &TcpStream, answer: &dyn Fn(&Question) -> Answer) -> std
         }
     }
     let question = Question { method: method.into(), target: target.into(), range };
-    let Answer { bytes, more, times, stays } = answer(&question);
+    let Answer { bytes, more, times, stays, line } = answer(&question);
     stream.write_all(&bytes)?;
-    (0..times).try_for_each(|_| stream.write_all(&more))?;
+    (0..times).try_for_each(|_| {
+        line.iter().for_each(|line| line.pass(more.len()));
+        stream.write_all(&more)
+    })?;
     match stays {
         true => stream.read(&mut [0]).map(drop),
         false => Ok(()),

@@ -126,7 +126,7 @@ impl NodeCache {
             is_spare: spare.is_some(),
             placing: Mutex::default(),
             tenants: Mutex::default(),
-            shares: Shares::default(),
+            shares: Shares::new(settings.disks.len().max(1)),
             moves: Moves::default(),
         }))
     }
@@ -205,7 +205,7 @@ impl NodeCache {
 
     /// What one mount more may take for what it writes.
     pub fn share(&self) -> Arc<Share> {
-        self.shares.begin(self.disks.len())
+        self.shares.begin()
     }
 
     /// A new file for what is being written; by whose mount, where it will have bytes.

@@ -36,8 +36,9 @@ pub enum NoRoom {
     },
     /// For this mount.
     #[error(
-        "the files that this mount is writing would take more than half of the cache's disk at \
-         {dir}, which other mounts use, too: write less at once or give a larger disk"
+        "the files that this mount is writing would take more than its share of the cache's disk at \
+         {dir} (half, and three quarters with those of other mounts): write less at once or give a \
+         larger disk"
     )]
     Share {
         /// The cache directory.
@@ -112,14 +113,16 @@ impl StagingFile {
         if needed == 0 {
             return Ok(());
         }
-        self.check_share(needed)?;
-        let Shared { space, number, .. } = &*self.disk.shared;
+        let Shared { space, dir, number, .. } = &*self.disk.shared;
+        let share = self.share.as_ref().map(|share| (share, *number));
+        if share.is_some_and(|(share, disk)| !share.take(disk, needed, space.total(dir))) {
+            return Err(self.no_share());
+        }
         let Some(given) = self.disk.claim(needed, end.clamp(STEP.0, STEP.1)) else {
+            share.inspect(|(share, disk)| share.give_back(*disk, needed));
             return Err(self.no_room(needed));
         };
-        if let Some(share) = &self.share {
-            share.take(*number, given);
-        }
+        share.inspect(|(share, disk)| share.take_given(*disk, given.saturating_sub(needed)));
         claim.bytes += given;
         claim.unwritten += given;
         self.reserved.store(claim.bytes, Ordering::Release);
@@ -138,21 +141,19 @@ impl StagingFile {
     /// As [`StagingFile::reserve`].
     pub fn could_have(&self, end: u64) -> Result<(), NoRoom> {
         let needed = end.saturating_sub(self.reserved());
-        self.check_share(needed)?;
-        let Shared { space, dir, .. } = &*self.disk.shared;
+        let Shared { space, dir, number, .. } = &*self.disk.shared;
+        let allows = |share: &Arc<Share>| share.allows(*number, needed, space.total(dir));
+        if !self.share.as_ref().is_none_or(allows) {
+            return Err(self.no_share());
+        }
         match needed <= space.attainable(dir) {
             true => Ok(()),
             false => Err(self.no_room(needed)),
         }
     }
 
-    fn check_share(&self, needed: u64) -> Result<(), NoRoom> {
-        let Shared { space, dir, number, .. } = &*self.disk.shared;
-        let allows = |share: &Arc<Share>| share.allows(*number, needed, || space.total(dir));
-        match self.share.as_ref().is_none_or(allows) {
-            true => Ok(()),
-            false => Err(NoRoom::Share { dir: dir.root().to_owned() }),
-        }
+    fn no_share(&self) -> NoRoom {
+        NoRoom::Share { dir: self.disk.shared.dir.root().to_owned() }
     }
 
     fn no_room(&self, needed: u64) -> NoRoom {

@@ -13,6 +13,7 @@ use super::flight::Flights;
 use super::records::ObjectRow;
 use super::shared::Shared;
 use crate::buffers::{Block, Buffers, Share};
+use crate::logged::LoggedName;
 use crate::model::blocks::{self, BlockMap, SEGMENT};
 use crate::model::version::VersionKey;
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -235,7 +236,7 @@ impl CachedVersion {
         let mut damaged = false;
         for ((block, data), expected) in run.zip(&data).zip(expected) {
             if crc32c::crc32c(data.bytes()) != expected {
-                tracing::warn!(key = %self.key.key, block, "damaged block in the cache; fetching again");
+                tracing::warn!(bucket = self.key.bucket.as_str(), key = %LoggedName(&self.key.key), block, "damaged block in the cache; fetching again");
                 self.shared.metrics.cache_damaged_bytes.inc_by(data.len() as u64);
                 self.forget(incarnation, block..block + 1);
                 damaged = true;
@@ -247,7 +248,7 @@ impl CachedVersion {
     /// Forgets what could not be read: these blocks or, of a file that is gone, all.
     fn unreadable(self: &Arc<Self>, unusable: Unusable, run: Range<u32>) -> BlockError {
         let Unusable { incarnation, error } = unusable;
-        tracing::warn!(key = %self.key.key, block = run.start, %error, "cache file unreadable; fetching again");
+        tracing::warn!(bucket = self.key.bucket.as_str(), key = %LoggedName(&self.key.key), block = run.start, %error, "cache file unreadable; fetching again");
         match is_gone(&error) {
             true => self.forget_all(incarnation),
             false => self.forget(incarnation, run),
@@ -291,7 +292,7 @@ impl CachedVersion {
         });
         reopened.map_err(|unusable| {
             let error = &unusable.error;
-            tracing::warn!(key = %self.key.key, %error, "cache file unusable; fetching again");
+            tracing::warn!(bucket = self.key.bucket.as_str(), key = %LoggedName(&self.key.key), %error, "cache file unusable; fetching again");
             if unusable.is_gone() {
                 self.forget_all(unusable.incarnation);
             }

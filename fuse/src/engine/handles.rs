@@ -4,9 +4,12 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use rustix::io::Errno;
+
 use super::modes::OpenInode;
 use crate::namespace::dir::kernel_cache::DirView;
 use crate::namespace::file::FileNode;
+use crate::namespace::memory::NameMemory;
 use crate::namespace::stream::DirStream;
 use crate::read::Source;
 use crate::read::window::Window;
@@ -56,12 +59,28 @@ impl Opener {
 pub struct Handles {
     next: AtomicU64,
     open: RwLock<HashMap<u64, Arc<Handle>>>,
+    memory: Arc<NameMemory>,
 }
 
 impl Handles {
-    /// None yet; the numbers that it gives are above `first`.
-    pub fn new(first: u64) -> Self {
-        Self { next: AtomicU64::new(first >> 1), open: RwLock::default() }
+    /// None yet; the numbers that it gives are above `first`. They count towards `memory`.
+    pub fn new(first: u64, memory: Arc<NameMemory>) -> Self {
+        Self { next: AtomicU64::new(first >> 1), open: RwLock::default(), memory }
+    }
+
+    /// Whether there may be one more.
+    ///
+    /// # Errors
+    /// ENFILE.
+    pub fn check_room(&self) -> Result<(), Errno> {
+        if self.memory.has_room_for_handle(self.len()) {
+            return Ok(());
+        }
+        tracing::warn!(
+            open = self.len(),
+            "an open is refused (ENFILE): open files take as much of --memory-target as they may"
+        );
+        Err(Errno::NFILE)
     }
 
     /// Adds a handle; returns its number, which tells for ever whether it was one for writing: a
@@ -70,6 +89,7 @@ impl Handles {
         let writes = matches!(&handle, Handle::File(FileHandle { writer: Some(_), .. }));
         let next = self.next.fetch_add(1, Ordering::Relaxed) + 1;
         let fh = next << 1 | u64::from(writes);
+        self.memory.take_handle();
         self.open.write().unwrap_or_else(PoisonError::into_inner).insert(fh, Arc::new(handle));
         fh
     }
@@ -86,7 +106,9 @@ impl Handles {
 
     /// Takes a handle out.
     pub fn remove(&self, fh: u64) -> Option<Arc<Handle>> {
-        self.open.write().unwrap_or_else(PoisonError::into_inner).remove(&fh)
+        let gone = self.open.write().unwrap_or_else(PoisonError::into_inner).remove(&fh)?;
+        self.memory.give_handles_back(1);
+        Some(gone)
     }
 
     /// The numbers of the handles through which an inode can be written.
@@ -107,5 +129,11 @@ impl Handles {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+impl Drop for Handles {
+    fn drop(&mut self) {
+        self.memory.give_handles_back(self.len());
     }
 }

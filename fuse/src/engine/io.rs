@@ -11,6 +11,7 @@ use super::handles::{FileHandle, Handle, Handles, Opener};
 use super::owner;
 use super::session::Session;
 use crate::blocking::{MayBlock, aside};
+use crate::logged::LoggedName;
 use crate::read::{Purpose, Source};
 use crate::write::WriteError;
 use crate::write::draft::Draft;
@@ -127,7 +128,8 @@ impl Session {
             reader.read(source, read.offset, read.len, read.extra, read.then, Purpose::Serve);
         let data = data.await;
         let data = data.map_err(|error| {
-            tracing::warn!(key = %source.version.key.key, offset = read.offset, %error, "read failed");
+            let (session, key) = (self.names.session(), LoggedName(&source.version.key.key));
+            tracing::warn!(session, %key, offset = read.offset, %error, "read failed");
             error.errno()
         })?;
         self.served(open, data.len() as u64);
@@ -158,7 +160,8 @@ impl Session {
         };
         let draft = open.inode.draft().ok_or(Errno::OPNOTSUPP)?;
         let passed = draft.write(offset, data).map_err(|error| {
-            tracing::warn!(key = %draft.key(), %error, "write refused");
+            let (session, key) = (self.names.session(), draft.key());
+            tracing::warn!(session, key = %LoggedName(&key), %error, "write refused");
             error.errno()
         })?;
         self.writer.send_passed(&draft, passed);

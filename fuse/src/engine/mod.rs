@@ -40,6 +40,7 @@ use crate::model::attr::Ownership;
 use crate::namespace::NamespaceSettings;
 use crate::namespace::memory::NameMemory;
 use crate::origin::conditional::Verdicts;
+use crate::origin::s3::{answers_held, limit_answers};
 use crate::read::Reader;
 use crate::write::draft::LiveUploads;
 use crate::write::leftovers::Leftovers;
@@ -60,6 +61,8 @@ pub struct Engine {
     pub buffers: Arc<Buffers>,
     /// Memory for names.
     pub name_memory: Arc<NameMemory>,
+    /// Memory for the origin's answers, in bytes.
+    answers_total: u64,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     pub(crate) reader: Arc<Reader>,
@@ -76,7 +79,7 @@ pub struct Engine {
 
 impl Engine {
     /// `memory` is the limit of what others decide about, in bytes: half of it for bytes on their
-    /// way, half for names. `read_part` is the most bytes that one GET asks for; `processes` knows
+    /// way, half for names and for the origin's answers. `read_part` is the most bytes that one GET asks for; `processes` knows
     /// who sends requests.
     ///
     /// # Errors
@@ -98,11 +101,13 @@ impl Engine {
             read_part,
         );
         let leftovers = Leftovers::of(&cache);
+        let answers_total = limit_answers(memory);
         let verdicts = Arc::new(KeptVerdicts::new(cache.clone()));
         Ok(Arc::new(Self {
             cache,
             buffers,
-            name_memory: NameMemory::new(memory / 2),
+            name_memory: NameMemory::new((memory / 2).saturating_sub(answers_total)),
+            answers_total,
             metrics,
             reader,
             runtime,
@@ -116,12 +121,12 @@ impl Engine {
 
     /// Bytes taken of the memory for what others decide about.
     pub fn memory_used(&self) -> u64 {
-        self.buffers.used() + self.name_memory.used()
+        self.buffers.used() + self.name_memory.used() + answers_held()
     }
 
     /// The limit of that, in bytes.
     pub fn memory_total(&self) -> u64 {
-        self.buffers.total() + self.name_memory.total()
+        self.buffers.total() + self.name_memory.total() + self.answers_total
     }
 }
 

@@ -6,6 +6,7 @@ use rustix::io::Errno;
 
 use super::handles::{FileHandle, Handle};
 use super::session::{Entry, Session};
+use crate::logged::LoggedName;
 use crate::namespace::Node;
 use crate::write::WriteError;
 use crate::write::rename::Place;
@@ -159,7 +160,7 @@ impl Session {
             let expected =
                 matches!(error, WriteError::Exists | WriteError::Absent | WriteError::NotEmpty);
             if !expected {
-                tracing::warn!(what, name, %error, "change refused");
+                tracing::warn!(session = self.names.session(), what, name = %LoggedName(name), %error, "change refused");
             }
             error.errno()
         })

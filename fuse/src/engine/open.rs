@@ -16,6 +16,7 @@ use super::session::Session;
 use super::{PASSTHROUGH_MIN, SMALL_MAX};
 use crate::blocking::{MayBlock, aside};
 use crate::cache::CachedVersion;
+use crate::logged::LoggedName;
 use crate::namespace::file::FileNode;
 use crate::read::window::Window;
 use crate::read::{Purpose, Source};
@@ -123,7 +124,7 @@ impl Session {
         if Request::of(flags) != Request::Read {
             return OpenNow::Ask;
         }
-        let node = match self.file(ino) {
+        let node = match self.file(ino).and_then(|node| self.handles.check_room().map(|()| node)) {
             Ok(node) => node,
             Err(errno) => return OpenNow::Done(Err(errno)),
         };
@@ -165,6 +166,7 @@ impl Session {
         process: u32,
     ) -> Result<OpenFile, Errno> {
         let node = self.file(ino)?;
+        self.handles.check_room()?;
         let call = OpenCall { process, ..self.open_call(&node, flags) };
         let result = self.open_node(&call).await;
         self.end_open(&call, result)
@@ -223,7 +225,8 @@ impl Session {
             Step::Fetch(source) => {
                 self.engine.metrics.cache_misses.inc();
                 self.engine.reader.fetch_whole(&source).await.map_err(|error| {
-                    tracing::warn!(key = %source.version.key.key, %error, "open failed");
+                    let key = LoggedName(&source.version.key.key);
+                    tracing::warn!(session = self.names.session(), %key, %error, "open failed");
                     error.errno()
                 })?;
                 let _registered = self.registered(call.node).await;

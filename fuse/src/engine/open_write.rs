@@ -229,6 +229,7 @@ impl Session {
             return Err(Errno::ROFS);
         }
         let dir = self.dir(parent)?;
+        self.handles.check_room()?;
         self.writer.check_new(&dir, name).map_err(|error| error.errno())?;
         let _dirs = self.writer.enter(&dir).await.map_err(|error| error.errno())?;
         let taken = match self.names.lookup(&dir, name).await {

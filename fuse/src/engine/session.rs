@@ -19,6 +19,7 @@ use super::retries::Retries;
 use super::{Engine, SessionSettings};
 use crate::blocking::MayBlock;
 use crate::cache::Preference;
+use crate::logged::LoggedName;
 use crate::model::version::{BucketId, VersionKey};
 use crate::namespace::dir::Dir;
 use crate::namespace::dir::kernel_cache::{CacheUse, DirView, Snapshot};
@@ -123,7 +124,7 @@ impl Session {
             settings.write_part,
             live,
         );
-        let handles = Handles::new(settings.names.first_ino);
+        let handles = Handles::new(settings.names.first_ino, engine.name_memory.clone());
         let lane = engine.reader.lane(names.bucket());
         let session = Arc::new(Self {
             engine,
@@ -268,7 +269,8 @@ impl Session {
             if let LookupError::Origin(refusal) = &error
                 && refusal.is_refusal()
             {
-                tracing::warn!(name, error = %refusal, "look-up refused");
+                let (session, name) = (self.names.session(), LoggedName(name));
+                tracing::warn!(session, %name, error = %refusal, "look-up refused");
             }
             lookup_errno(&error)
         })?;
@@ -324,6 +326,7 @@ impl Session {
     /// The errno for the process.
     pub async fn opendir(self: &Arc<Self>, ino: u64) -> Result<(u64, CacheUse), Errno> {
         let dir = self.dir(ino)?;
+        self.handles.check_room()?;
         self.follow_listings(&dir);
         match self.names.read_dir(&dir).await.map_err(|error| error.errno())? {
             DirNames::Whole(names) => Ok(self.dir_handle(dir, names)),
@@ -336,7 +339,7 @@ impl Session {
 
     /// Like [`Session::opendir`], if nothing must be waited for.
     pub fn opendir_now(self: &Arc<Self>, ino: u64) -> Option<Result<(u64, CacheUse), Errno>> {
-        let dir = match self.dir(ino) {
+        let dir = match self.dir(ino).and_then(|dir| self.handles.check_room().map(|()| dir)) {
             Ok(dir) => dir,
             Err(errno) => return Some(Err(errno)),
         };

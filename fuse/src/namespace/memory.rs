@@ -1,8 +1,9 @@
-//! Memory for names, over all mounts of a node: what is kept of directories, and the nodes that the
-//! kernel knows, count towards one limit. Where it is reached, names that were not used for longest
-//! are given up, and asked for again when they are used; a directory that is too large by itself is
-//! read page by page ([`super::stream`]). Nodes are given up where they take more than half, and
-//! where nothing else helps ([`super::inode`]): those of the mount first that has most of them.
+//! Memory for names, over all mounts of a node: what is kept of directories, the nodes that the
+//! kernel knows, and open descriptors count towards one limit. Where it is reached, names that were
+//! not used for longest are given up, and asked for again when they are used; a directory that is too
+//! large by itself is read page by page ([`super::stream`]). Nodes are given up where they take more
+//! than half, and where nothing else helps ([`super::inode`]): those of the mount first that has most
+//! of them. Descriptors cannot be: their number has a limit.
 //!
 //! Lock order: the list of directories, then a directory's state or a table of nodes.
 
@@ -21,6 +22,10 @@ pub(super) const NAME_BYTES: u64 = 320;
 pub(super) const DIR_BYTES: u64 = 768;
 /// What a node takes that the kernel knows: itself, its name, its version and its place in a table.
 pub(super) const NODE_BYTES: u64 = 320;
+/// What an open descriptor takes: itself, how it is served, and what is known of the bytes.
+const HANDLE_BYTES: u64 = 1024;
+/// Descriptors that a mount may always have.
+const HANDLES_MIN: u64 = 1024;
 /// What a name takes in a snapshot that an open descriptor goes through.
 pub(super) const SNAPSHOT_BYTES: u64 = 80;
 
@@ -34,6 +39,8 @@ pub struct NameMemory {
     used: AtomicU64,
     /// Nodes alone.
     nodes: AtomicU64,
+    /// Open descriptors alone.
+    handles: AtomicU64,
     /// Beyond so many names are given up at once; above the limit where a look found too few.
     due: AtomicU64,
     started: Instant,
@@ -51,6 +58,7 @@ impl NameMemory {
             total,
             used: AtomicU64::new(0),
             nodes: AtomicU64::new(0),
+            handles: AtomicU64::new(0),
             due: AtomicU64::new(total),
             started: Instant::now(),
             looked: AtomicU64::new(0),
@@ -107,6 +115,27 @@ impl NameMemory {
     pub(super) fn give_nodes_back(&self, count: u64) {
         self.nodes.fetch_sub(count * NODE_BYTES, Ordering::Relaxed);
         self.used.fetch_sub(count * NODE_BYTES, Ordering::Relaxed);
+    }
+
+    /// Whether a mount that has `count` descriptors open may have one more: all mounts together have
+    /// half of the limit for them, and one a quarter.
+    pub(crate) fn has_room_for_handle(&self, count: usize) -> bool {
+        let own = (count as u64).saturating_add(1);
+        let all = self.handles.load(Ordering::Relaxed) + HANDLE_BYTES;
+        own <= HANDLES_MIN || own * HANDLE_BYTES <= self.total / 4 && all <= self.total / 2
+    }
+
+    /// Counts a descriptor that is open from now on.
+    pub(crate) fn take_handle(&self) {
+        self.handles.fetch_add(HANDLE_BYTES, Ordering::Relaxed);
+        self.used.fetch_add(HANDLE_BYTES, Ordering::Relaxed);
+    }
+
+    /// Counts descriptors no longer.
+    pub(crate) fn give_handles_back(&self, count: usize) {
+        let bytes = count as u64 * HANDLE_BYTES;
+        self.handles.fetch_sub(bytes, Ordering::Relaxed);
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// Gives names and nodes up, where the limit is passed, until a quarter is free. Neither a
@@ -217,6 +246,22 @@ impl Drop for Account {
 mod tests {
     use super::*;
     use crate::model::key::DirPrefix;
+
+    #[test]
+    fn one_mount_opens_no_more_than_a_quarter_and_all_no_more_than_half() {
+        let memory = NameMemory::new(64 << 20);
+        let open = |before: usize| {
+            let more = (before..).take_while(|count| memory.has_room_for_handle(*count));
+            more.inspect(|_| memory.take_handle()).count()
+        };
+        let most = (16 << 20) / HANDLE_BYTES as usize;
+        assert_eq!((open(0), open(0)), (most, most));
+        assert_eq!(open(0), HANDLES_MIN as usize, "what everybody may have");
+        memory.give_handles_back(2 * most);
+        assert_eq!(open(HANDLES_MIN as usize), most - HANDLES_MIN as usize);
+        memory.give_handles_back(most);
+        assert_eq!(memory.used(), 0);
+    }
 
     #[test]
     fn what_was_in_use_is_given_up_when_it_no_longer_is() {

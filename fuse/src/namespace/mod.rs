@@ -146,6 +146,11 @@ impl Namespace {
         self.origin.bucket_id()
     }
 
+    /// What a log line calls the mount, where a process has several.
+    pub(crate) fn session(&self) -> Option<&str> {
+        Some(&*self.settings.mount).filter(|mount| !mount.is_empty())
+    }
+
     /// Lifetime of names.
     pub fn ttl(&self) -> Duration {
         self.settings.ttl.duration()

@@ -274,13 +274,13 @@ impl Namespace {
 
     fn note_outage(&self, error: &OriginError) {
         if self.health.failed() {
-            tracing::warn!(%error, "origin does not answer; showing what is remembered");
+            tracing::warn!(session = self.session(), %error, "origin does not answer; showing what is remembered");
         }
     }
 
     fn note_answer(&self) {
         if self.health.answered() {
-            tracing::info!("origin answers again");
+            tracing::info!(session = self.session(), "origin answers again");
         }
     }
 }

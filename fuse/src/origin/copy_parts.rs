@@ -6,6 +6,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::uploads::{self, UploadLog};
 use super::{Condition, CopySource, Origin, OriginError, Part, Stored, WriteIntent};
+use crate::logged::LoggedName;
 
 /// The largest object that one copy request takes, in bytes (API reference, CopyObject: 5 GB).
 pub(super) const COPY_MAX: u64 = 5_000_000_000;
@@ -37,7 +38,7 @@ pub(super) async fn copy_by_parts(
         match origin.abort_upload(to, &upload).await {
             Ok(()) | Err(OriginError::NoSuchUpload) => {}
             Err(error) => {
-                tracing::warn!(key = to, %error, "upload of a copy not aborted; the next mount will");
+                tracing::warn!(key = %LoggedName(to), %error, "upload of a copy not aborted; the next mount will");
                 return done;
             }
         }

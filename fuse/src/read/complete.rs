@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::{Purpose, Reader, Source};
 use crate::cache::CachedVersion;
+use crate::logged::LoggedName;
 use crate::model::blocks::{self, BLOCK};
 
 impl Reader {
@@ -66,7 +67,7 @@ impl Reader {
         self.runtime.spawn_blocking(move || {
             let right = version.verify(&reader.buffers);
             let mib = version.size() / (8 * BLOCK);
-            tracing::info!(key = %version.key.key, mib, right, "cached version checked");
+            tracing::info!(key = %LoggedName(&version.key.key), mib, right, "cached version checked");
             reader.completing().remove(&version.number);
         });
     }

@@ -7,6 +7,7 @@ use super::draft::{Draft, Operation, Outcome, Remains};
 use super::gates::DirGates;
 use super::{WriteError, Writer, body};
 use crate::cache::LostRow;
+use crate::logged::LoggedName;
 use crate::model::version::ObjectInfo;
 
 impl Writer {
@@ -95,11 +96,11 @@ impl Writer {
         let lost = LostRow::new(bucket, &draft.key(), cause, draft.size());
         match self.names.cache.keep_lost(draft.path(), &lost) {
             Ok(kept) => tracing::error!(
-                key = %lost.key, cause, kept = %kept.display(),
+                key = %LoggedName(&lost.key), cause, kept = %kept.display(),
                 "bytes not stored at the last close; see weir lost"
             ),
             Err(error) => tracing::error!(
-                key = %lost.key, cause, %error,
+                key = %LoggedName(&lost.key), cause, %error,
                 "bytes not stored at the last close, and not kept either"
             ),
         }

@@ -11,6 +11,7 @@ use super::draft::{Leftover, Owner, PendingId, leftovers};
 use super::renaming::{NamesHeld, RenameLeftover, Renames, is_record};
 use crate::cache::dir::FROZEN;
 use crate::cache::{LostRow, NodeCache};
+use crate::logged::LoggedName;
 
 /// What was in the staging folders when their cache was opened; each is worked off once, by a
 /// mount with the bucket and identity of the one that wrote it.
@@ -128,7 +129,7 @@ impl Writer {
         }
         let cache = &self.names.cache;
         for (id, row) in cache.take_journaled_uploads(self.names.bucket()) {
-            tracing::info!(key = %row.key, "aborting an upload of an earlier release");
+            tracing::info!(key = %LoggedName(&row.key), "aborting an upload of an earlier release");
             if self.abort(&row.key, &id).await {
                 cache.forget_journaled_upload(&id);
             }
@@ -136,7 +137,7 @@ impl Writer {
     }
 
     async fn end_upload(&self, upload: &PendingId) -> bool {
-        tracing::info!(key = %upload.key, "aborting an upload of an earlier run");
+        tracing::info!(key = %LoggedName(&upload.key), "aborting an upload of an earlier run");
         match &upload.id {
             Some(id) => self.abort(&upload.key, id).await,
             None => self.abort_begun(&upload.key, upload.begun).await,
@@ -155,11 +156,11 @@ fn keep_bytes(cache: &NodeCache, leftover: &Leftover) {
     let row = LostRow::new(bucket, &leftover.key, cause, size);
     match cache.keep_lost(&leftover.staging, &row) {
         Ok(kept) => tracing::warn!(
-            key = %leftover.key, kept = %kept.display(),
+            key = %LoggedName(&leftover.key), kept = %kept.display(),
             "bytes of an earlier run were not stored; see weir lost"
         ),
         Err(error) => tracing::error!(
-            key = %leftover.key, %error,
+            key = %LoggedName(&leftover.key), %error,
             "bytes of an earlier run were not stored, and are not kept either"
         ),
     }

@@ -10,6 +10,7 @@ use super::gates::DirGates;
 use super::names::FileGate;
 use super::renaming::RenameRecord;
 use super::{WriteError, Writer};
+use crate::logged::LoggedName;
 use crate::model::version::{ETag, ObjectInfo, Version, VersionKey};
 use crate::namespace::dir::Dir;
 use crate::namespace::file::FileNode;
@@ -300,7 +301,7 @@ impl Writer {
         if let Err(error) = self.remove_version(&key, &etag).await
             && !error.is_conflict()
         {
-            tracing::warn!(key, %error, "the copy of a rename that failed stays");
+            tracing::warn!(key = %LoggedName(&key), %error, "the copy of a rename that failed stays");
             step.record.leave();
         }
     }

@@ -6,6 +6,7 @@ use super::draft::{Draft, Operation, Outcome, Phase, Snapshot, UploadId};
 use super::gates::DirGates;
 use super::layout::Layout;
 use super::{WriteError, Writer, new_nonce};
+use crate::logged::LoggedName;
 use crate::model::version::ObjectInfo;
 use crate::namespace::file::FileNode;
 use crate::origin::{Condition, OriginError, Part, Stored, UploadBody, WriteIntent, retry};
@@ -45,7 +46,8 @@ impl Writer {
         let done = self.store(draft).await;
         self.metrics.uploads.dec();
         if let Err(error) = &done {
-            tracing::warn!(key = %draft.key(), %error, "file not stored");
+            let (session, key) = (self.names.session(), draft.key());
+            tracing::warn!(session, key = %LoggedName(&key), %error, "file not stored");
             if error.is_conflict() {
                 self.give_name_up(draft).await;
             }

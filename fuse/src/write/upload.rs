@@ -13,6 +13,7 @@ use super::gates::DirGates;
 use super::layout::Layout;
 use super::pace::Slot;
 use super::{WriteError, Writer, new_nonce};
+use crate::logged::LoggedName;
 use crate::origin::{CopySource, OriginError, Part, PartKind, UploadBody, retry};
 
 /// How often a range that changes while it is sent is sent from where it is; then from a copy.
@@ -281,13 +282,13 @@ impl Writer {
                     tokio::time::sleep(retry::backoff(tries)).await
                 }
                 Err(error) => {
-                    tracing::warn!(key, %error, "upload not aborted; the next mount will");
+                    tracing::warn!(key = %LoggedName(key), %error, "upload not aborted; the next mount will");
                     return false;
                 }
             }
         }
         if !answered {
-            tracing::warn!(key, "upload not aborted: no answer; the next mount will");
+            tracing::warn!(key = %LoggedName(key), "upload not aborted: no answer; the next mount will");
         }
         answered
     }
@@ -298,7 +299,7 @@ impl Writer {
         let pending = match self.names.origin.list_uploads(key).await {
             Ok(pending) => pending,
             Err(error) => {
-                tracing::warn!(key, %error, "uploads of an earlier run are not known yet");
+                tracing::warn!(key = %LoggedName(key), %error, "uploads of an earlier run are not known yet");
                 return false;
             }
         };

@@ -62,6 +62,9 @@ pub(crate) use credentials::Keys;
 /// Why it cannot start.
 pub fn run(args: &NodeArgs) -> Result<(), Failure> {
     logging::start_plain(args.log.log_level, args.log.log_format);
+    if args.log.log_level <= tracing::Level::INFO {
+        weir_fuse::logged::hide_names();
+    }
     assembly::raise_file_limit();
     let configured = configured(args)?;
     let cache = CacheConfig::new(&args.cache, &Environment::of_process())?;

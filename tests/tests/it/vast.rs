@@ -204,6 +204,41 @@ fn what_the_kernel_knows_of_many_files_takes_no_more_than_there_is() {
 }
 
 #[test]
+fn who_has_too_many_files_open_is_told_and_others_open_theirs() {
+    let memory = Arc::new(MemoryOrigin::new("bucket"));
+    memory.insert("f", "x");
+    let cache = cache_dir();
+    let node = Node::new(cache.path(), memory, LEAST);
+    let (session, other) = (node.session(), node.session());
+    let ino = lookup(&session, 1, "f").unwrap();
+    let read = OpenRequest::default();
+    let open = || runtime().block_on(session.open(ino, &read)).map(|opened| opened.fh);
+    let mut opened = Vec::new();
+    let refused = loop {
+        match open() {
+            Ok(fh) => opened.push(fh),
+            Err(errno) => break errno,
+        }
+        assert!(opened.len() <= 1 << 20, "there is no end");
+    };
+    assert_eq!(refused, Errno::NFILE);
+    assert_eq!(runtime().block_on(session.opendir(1)).unwrap_err(), Errno::NFILE);
+    let create = |name| runtime().block_on(session.create(1, name, &read)).map(|_| ());
+    assert_eq!(create("new").unwrap_err(), Errno::NFILE);
+    let names = &node.engine.name_memory;
+    assert!(names.used() >= opened.len() as u64 * 512, "they count");
+    let theirs = lookup(&other, 1, "f").unwrap();
+    let theirs = runtime().block_on(other.open(theirs, &read)).unwrap().fh;
+    runtime().block_on(other.release(theirs));
+    runtime().block_on(session.release(opened.pop().unwrap()));
+    opened.push(open().unwrap());
+    for fh in opened {
+        runtime().block_on(session.release(fh));
+    }
+    node.close();
+}
+
+#[test]
 fn open_descriptors_of_a_changing_directory_take_no_more_than_there_is() {
     let memory = Arc::new(MemoryOrigin::new("bucket"));
     (0..1500).for_each(|n| {

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::{Conditional, Means, PROBE_AGAIN, Question, Verdict};
+use crate::logged::LoggedName;
 use crate::model::version::ETag;
 use crate::origin::copy_parts::{COPY_MAX, copy_by_parts};
 use crate::origin::{
@@ -104,7 +105,7 @@ async fn undo(origin: &Conditional, to: &str, condition: &Condition, stored: &St
     if let (Condition::Absent, Some(etag)) = (condition, &stored.etag)
         && let Err(error) = origin.delete(to, &Condition::Matches(etag.clone())).await
     {
-        tracing::warn!(key = to, %error, "a copy of another version than the one meant stays");
+        tracing::warn!(key = %LoggedName(to), %error, "a copy of another version than the one meant stays");
     }
 }
 

@@ -3,8 +3,9 @@
 //! collected here, each up to what it may be long, all of them together up to what a node has for them,
 //! and counted until nobody needs them any more.
 
+use std::ops::RangeInclusive;
 use std::pin::pin;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use aws_smithy_runtime_api::client::http::{
     HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpClient,
@@ -41,11 +42,29 @@ struct Pools {
     changes: Arc<Pool>,
 }
 
-static NODE: LazyLock<Pools> = LazyLock::new(Pools::new);
+static NODE: LazyLock<Pools> =
+    LazyLock::new(|| Pools::new(*ANSWERS.get().unwrap_or(ANSWERS_RANGE.end())));
+
+/// What [`limit_answers`] was told.
+static ANSWERS: OnceLock<usize> = OnceLock::new();
+/// Least and most memory for answers, in bytes.
+const ANSWERS_RANGE: RangeInclusive<usize> = 16 << 20..=64 << 20;
+
+/// Sets aside memory for answers that are no files, over all endpoints of this process: an eighth of
+/// `memory` bytes, at least 16 MiB and at most 64 MiB. Returns how much. What is set first counts.
+pub fn limit_answers(memory: u64) -> u64 {
+    let share = usize::try_from(memory / 8).unwrap_or(usize::MAX);
+    *ANSWERS.get_or_init(|| share.clamp(*ANSWERS_RANGE.start(), *ANSWERS_RANGE.end())) as u64
+}
+
+/// Bytes of answers that are held at this moment.
+pub fn answers_held() -> u64 {
+    NODE.answers.used() as u64
+}
 
 impl Pools {
-    fn new() -> Self {
-        let (answers, requests) = (64 * 1024 * 1024, 1024);
+    fn new(answers: usize) -> Self {
+        let requests = 1024;
         Self {
             answers: Pool::new(answers),
             questions: Pool::new(requests),
@@ -251,7 +270,7 @@ mod tests {
     fn endpoints_that_never_answer_leave_requests_to_others() {
         let begun = Arc::new(AtomicUsize::new(0));
         let connector = BoundedConnector(SharedHttpConnector::new(Lit(begun.clone())));
-        let pools = Pools::new();
+        let pools = Pools::new(1 << 20);
         let call = |host: &str, method: &str| {
             let mut request = HttpRequest::empty();
             request.set_method(method).unwrap();

@@ -53,6 +53,11 @@ impl Pool {
         Arc::new(Self { total, state: Mutex::default(), freed: Notify::new() })
     }
 
+    /// How much is held, by all.
+    pub(super) fn used(&self) -> usize {
+        self.state().used
+    }
+
     /// The party of this name.
     pub(super) fn party(self: &Arc<Self>, name: &str) -> Arc<Party> {
         let mut state = self.state();

@@ -29,6 +29,7 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
+pub use bound::{answers_held, limit_answers};
 use client::Clients;
 pub use client::S3Settings;
 use errors::Request;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::live::{LiveUpload, LiveUploads};
 use super::record::{Begins, Line, Owner, path_of};
 use crate::cache::{NodeCache, StagingFile};
+use crate::logged::LoggedName;
 use crate::origin::uploads::{LoggedUpload, UploadLog};
 use crate::write::lines;
 
@@ -55,7 +56,7 @@ impl UploadLog for LoneUploads {
             Ok((staging, record?))
         });
         if let Err(error) = &noted {
-            tracing::warn!(key, %error, "no record of an upload: a crash would leave it behind");
+            tracing::warn!(key = %LoggedName(key), %error, "no record of an upload: a crash would leave it behind");
         }
         Box::new(LoneUpload { record: noted.ok(), live: self.live.ask(key) })
     }

@@ -12,6 +12,7 @@ use futures_util::{FutureExt, StreamExt, stream};
 use tokio::sync::{Mutex, OwnedRwLockWriteGuard};
 
 use super::leftover::{Moved, RenameLeftover};
+use crate::logged::LoggedName;
 use crate::model::version::{ETag, VersionKey};
 use crate::namespace::Node;
 use crate::namespace::dir::Dir;
@@ -65,7 +66,7 @@ impl Writer {
 
     async fn end_rename(&self, left: &RenameLeftover) {
         tracing::info!(
-            from = left.objects.first().map(|moved| &*moved.from),
+            from = %LoggedName(left.objects.first().map_or("", |moved| &*moved.from)),
             objects = left.objects.len(),
             forward = left.forward,
             "a rename of an earlier run is ended"
@@ -78,7 +79,7 @@ impl Writer {
             let Err(error) = done else { continue };
             failures += 1;
             tracing::warn!(
-                from = moved.from, to = moved.to, forward = left.forward, %error,
+                from = %LoggedName(&moved.from), to = %LoggedName(&moved.to), forward = left.forward, %error,
                 "a rename of an earlier run is not ended"
             );
             if error.is_transient() || failures >= FAILURES_MAX {
@@ -90,7 +91,7 @@ impl Writer {
             0 => left.forget(),
             _ if left.tries + 1 >= TRIES_MAX => {
                 tracing::error!(
-                    from = left.objects.first().map(|moved| &*moved.from),
+                    from = %LoggedName(left.objects.first().map_or("", |moved| &*moved.from)),
                     tries = TRIES_MAX,
                     "a rename of an earlier run stays half done: look at both names"
                 );
@@ -192,5 +193,5 @@ impl Writer {
 }
 
 fn stays(moved: &Moved, why: &str) {
-    tracing::info!(from = moved.from, to = moved.to, why, "an object of a rename is left as it is");
+    tracing::info!(from = %LoggedName(&moved.from), to = %LoggedName(&moved.to), why, "an object of a rename is left as it is");
 }

@@ -3,13 +3,14 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rand::seq::SliceRandom;
 use weir_tests::bucket::{Bucket, Server};
 use weir_tests::csi_node::{CsiNode, TestVolume};
-use weir_tests::hostile::{self, Answer, Question};
+use weir_tests::hostile::{self, Answer, Line, Question};
 use weir_tests::random_bytes;
 use weir_tests::storm::{Fault, Storm};
 
@@ -24,6 +25,9 @@ const ENDLESS_MEDIAN: Work =
     Work { name: "the same beside one whose origin sends without end, median", ..MEDIAN };
 const ENDLESS_P99: Work =
     Work { name: "the same beside one whose origin sends without end, P99", ..MEDIAN };
+const LINE_MEDIAN: Work =
+    Work { name: "the same, without end over a line of 1 Gbit/s, median", ..MEDIAN };
+const LINE_P99: Work = Work { name: "the same, without end over a line of 1 Gbit/s, P99", ..MEDIAN };
 /// What reads are called for.
 pub(crate) const NAME: &str = "64 KiB cold read beside a tenant";
 
@@ -43,7 +47,7 @@ pub(crate) fn run(rounds: usize, report: &mut Report) {
 fn round(report: &mut Report) {
     let bucket = Bucket::new(Server::Minio);
     let model = random_bytes(1, usize::try_from(SIZE).unwrap_or_default());
-    for name in ["alone", "silent", "endless"] {
+    for name in ["alone", "silent", "endless", "line"] {
         bucket.put(name, model.clone());
     }
     for n in 0..READERS {
@@ -54,12 +58,22 @@ fn round(report: &mut Report) {
     // Somebody else is there in any case: who is alone has all of the node.
     let storm = Storm::new(&bucket.url);
     let silent = TestVolume::new(&bucket, "silent").attribute("endpointUrl", &storm.url());
-    let endless = TestVolume::new(&bucket, "endless").attribute("endpointUrl", &endless());
-    let (silent, endless) = (node.publish(&silent).unwrap(), node.publish(&endless).unwrap());
+    let sends = |name: &str, line| {
+        let volume = TestVolume::new(&bucket, name).attribute("endpointUrl", &endless(line));
+        node.publish(&volume).unwrap()
+    };
+    let silent = node.publish(&silent).unwrap();
+    // What the server and the kernel do for it takes of the same processors as Weir; a line bounds
+    // that, as one does where there is a distance.
+    let gigabit = sends("line", Some(Line::new(125e6)));
+    let endless = sends("endless", None);
 
     let (median, p99) = cold_reads(&target.join("alone"));
-    for (work, of) in [(MEDIAN, median), (P99, p99), (ENDLESS_MEDIAN, median), (ENDLESS_P99, p99)] {
-        report.add(work, LIMIT, of);
+    for work in [MEDIAN, ENDLESS_MEDIAN, LINE_MEDIAN] {
+        report.add(work, LIMIT, median);
+    }
+    for work in [P99, ENDLESS_P99, LINE_P99] {
+        report.add(work, LIMIT, p99);
     }
     storm.rage(|asked| {
         // Files are found; their bytes never come.
@@ -69,6 +83,9 @@ fn round(report: &mut Report) {
     let (median, p99) = beside(&silent, || storm.calm(), || cold_reads(&target.join("silent")));
     report.add(MEDIAN, "Weir", median);
     report.add(P99, "Weir", p99);
+    let (median, p99) = beside(&gigabit, || (), || cold_reads(&target.join("line")));
+    report.add(LINE_MEDIAN, "Weir", median);
+    report.add(LINE_P99, "Weir", p99);
     let (median, p99) = beside(&endless, || (), || cold_reads(&target.join("endless")));
     report.add(ENDLESS_MEDIAN, "Weir", median);
     report.add(ENDLESS_P99, "Weir", p99);
@@ -120,20 +137,29 @@ fn cold_reads(path: &Path) -> (f64, f64) {
 }
 
 /// An endpoint whose bodies have no end, where a TiB lies under each name that is asked for.
-fn endless() -> String {
+fn endless(line: Option<Arc<Line>>) -> String {
     const TIB: u64 = 1 << 40;
-    hostile::start(|question: &Question| -> Answer {
+    let over = move |answer: Answer| match &line {
+        Some(line) => answer.over(line.clone()),
+        None => answer,
+    };
+    hostile::start(move |question: &Question| -> Answer {
         if question.target.contains("list-type=2") {
             let page = "<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>";
             return match question.target.contains("bad%2F") {
-                true => hostile::endless(200, "Content-Type: application/xml\r\n", b"<a>", b"<b/>"),
+                true => over(hostile::endless(
+                    200,
+                    "Content-Type: application/xml\r\n",
+                    b"<a>",
+                    b"<b/>",
+                )),
                 false => hostile::answer("Content-Type: application/xml\r\n", page.as_bytes()),
             };
         }
         match question.range {
             Some((from, to)) => {
                 let headers = format!("ETag: \"t\"\r\nContent-Range: bytes {from}-{to}/{TIB}\r\n");
-                hostile::endless(206, &headers, b"", b"endless ")
+                over(hostile::endless(206, &headers, b"", b"endless "))
             }
             None => hostile::answer(&format!("ETag: \"t\"\r\nContent-Length: {TIB}\r\n"), b""),
         }
