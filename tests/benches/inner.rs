@@ -75,8 +75,9 @@ fn checksum(c: &mut Criterion) {
 }
 
 fn inode_table(c: &mut Criterion) {
-    let root = Dir::root(DirPrefix::root(), NameMemory::new(1 << 30));
-    let table = InodeTable::new(Node::Dir(root.clone()), 0);
+    let memory = NameMemory::new(1 << 30);
+    let root = Dir::root(DirPrefix::root(), memory.clone());
+    let table = InodeTable::new(Node::Dir(root.clone()), 0, memory);
     let info = ObjectInfo {
         size: 1,
         etag: ETag::new("e"),

@@ -115,10 +115,11 @@ impl InodeTable {
         let entry = nodes.entry(ino).or_insert_with(new);
         entry.lookups += 1;
         entry.used.store(used, Ordering::Relaxed);
+        let known = entry.node.clone();
         let is_new = nodes.len() > before;
         drop(nodes);
         if is_new {
-            self.memory.take_nodes(1);
+            self.memory.take_node(&known);
             self.memory.settle();
         }
     }
@@ -131,8 +132,7 @@ impl InodeTable {
         if entry.lookups == 0 && ino != ROOT_INO {
             let gone = nodes.remove(&ino);
             drop(nodes);
-            self.memory.give_nodes_back(1);
-            drop(gone);
+            gone.inspect(|gone| self.memory.give_node_back(&gone.node));
         }
     }
 
@@ -166,9 +166,8 @@ impl InodeTable {
             }
         }
         drop(nodes);
-        self.memory.give_nodes_back(gone.len() as u64);
         // Their directories may go with them.
-        drop(gone);
+        gone.into_iter().for_each(|gone: Entry| self.memory.give_node_back(&gone.node));
         if let Some(kernel) = self.kernel.get().and_then(Weak::upgrade)
             && !inodes.is_empty()
         {
@@ -189,7 +188,9 @@ impl InodeTable {
 
 impl Drop for InodeTable {
     fn drop(&mut self) {
-        self.memory.give_nodes_back(self.len() as u64 - 1);
+        let nodes = unpoisoned(self.nodes.get_mut());
+        let known = nodes.iter().filter(|(ino, _)| **ino != ROOT_INO);
+        known.for_each(|(_, known)| self.memory.give_node_back(&known.node));
     }
 }
 

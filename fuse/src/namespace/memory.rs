@@ -2,8 +2,8 @@
 //! kernel knows, and open descriptors count towards one limit. Where it is reached, names that were
 //! not used for longest are given up, and asked for again when they are used; a directory that is too
 //! large by itself is read page by page ([`super::stream`]). Nodes are given up where they take more
-//! than half, and where nothing else helps ([`super::inode`]): those of the mount first that has most
-//! of them. Descriptors cannot be: their number has a limit.
+//! than half ([`super::inode`]), those of the mount first that has most of them. Descriptors cannot
+//! be: their number has a limit.
 //!
 //! Lock order: the list of directories, then a directory's state or a table of nodes.
 
@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use super::dir::Dir;
-use super::inode::{InodeTable, Urgency};
+use super::inode::{InodeTable, Node, Urgency};
 use crate::sync::unpoisoned;
 
 /// What a name takes, in bytes: itself, tag and place in the tree; one of 30 bytes with the tag of
@@ -35,9 +35,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// The limit, and what counts towards it.
 pub struct NameMemory {
     total: u64,
-    /// Names and nodes.
+    /// Names, nodes and descriptors.
     used: AtomicU64,
-    /// Nodes alone.
+    /// Nodes, with the directories that they hold among the names.
     nodes: AtomicU64,
     /// Open descriptors alone.
     handles: AtomicU64,
@@ -105,16 +105,16 @@ impl NameMemory {
         tables.push(Arc::downgrade(table));
     }
 
-    /// Counts nodes that the kernel knows from now on.
-    pub(super) fn take_nodes(&self, count: u64) {
-        self.nodes.fetch_add(count * NODE_BYTES, Ordering::Relaxed);
-        self.used.fetch_add(count * NODE_BYTES, Ordering::Relaxed);
+    /// Counts a node that the kernel knows from now on.
+    pub(super) fn take_node(&self, node: &Node) {
+        self.nodes.fetch_add(bytes_of(node), Ordering::Relaxed);
+        self.used.fetch_add(NODE_BYTES, Ordering::Relaxed);
     }
 
-    /// Counts them no longer.
-    pub(super) fn give_nodes_back(&self, count: u64) {
-        self.nodes.fetch_sub(count * NODE_BYTES, Ordering::Relaxed);
-        self.used.fetch_sub(count * NODE_BYTES, Ordering::Relaxed);
+    /// Counts it no longer.
+    pub(super) fn give_node_back(&self, node: &Node) {
+        self.nodes.fetch_sub(bytes_of(node), Ordering::Relaxed);
+        self.used.fetch_sub(NODE_BYTES, Ordering::Relaxed);
     }
 
     /// Whether a mount that has `count` descriptors open may have one more: all mounts together have
@@ -148,15 +148,8 @@ impl NameMemory {
         if !self.is_due() {
             return;
         }
-        if self.nodes.load(Ordering::Relaxed) > self.total / 2 {
-            self.give_nodes_up(|| self.nodes.load(Ordering::Relaxed), self.total / 8 * 3);
-        }
+        self.give_nodes_up();
         self.give_names_up(&mut dirs);
-        if self.used() > self.total {
-            // It is the nodes that hold names.
-            self.give_nodes_up(|| self.used(), self.total / 4 * 3);
-            self.give_names_up(&mut dirs);
-        }
         // Where nearly all is in use, looking for more at each name would find nothing.
         let due = self.total.max(self.used() + self.total / 8);
         self.due.store(due, Ordering::Relaxed);
@@ -177,15 +170,19 @@ impl NameMemory {
         }
     }
 
-    /// Gives nodes up until `taken` is no more than `enough`, where that is in them.
-    fn give_nodes_up(&self, taken: impl Fn() -> u64, enough: u64) {
+    /// Gives nodes up, where they take more than half, until they take three eighths.
+    fn give_nodes_up(&self) {
+        let taken = || self.nodes.load(Ordering::Relaxed);
+        if taken() <= self.total / 2 {
+            return;
+        }
         let tables = unpoisoned(self.tables.lock()).clone();
         let mut tables: Vec<_> = tables.iter().filter_map(Weak::upgrade).collect();
         tables.sort_by_cached_key(|table| std::cmp::Reverse(table.len()));
         // The kernel gives directories up later, if it can. They are taken from it where it does not.
         let far = self.used() > self.total + self.total / 8;
         for table in tables {
-            let more = taken().saturating_sub(enough);
+            let more = taken().saturating_sub(self.total / 8 * 3);
             if more == 0 {
                 return;
             }
@@ -204,6 +201,14 @@ impl NameMemory {
 
     fn millis(&self) -> u64 {
         self.started.elapsed().as_millis() as u64
+    }
+}
+
+/// What gives way with a node.
+fn bytes_of(node: &Node) -> u64 {
+    match node {
+        Node::Dir(_) => NODE_BYTES + DIR_BYTES,
+        Node::File(_) => NODE_BYTES,
     }
 }
 

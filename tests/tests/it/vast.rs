@@ -178,7 +178,7 @@ fn what_the_kernel_knows_of_many_files_takes_no_more_than_there_is() {
     let memory = Arc::new(MemoryOrigin::new("bucket"));
     let path = |n: usize| format!("d{:03}/f{:03}", n / FILES, n % FILES);
     (0..DIRS * FILES).for_each(|n| {
-        memory.insert(&path(n), &format!("{n}"));
+        memory.insert(&path(n), format!("{n}"));
     });
     let (cache, dir) = (cache_dir(), tempfile::tempdir().unwrap());
     let node = Node::new(cache.path(), memory, LEAST);

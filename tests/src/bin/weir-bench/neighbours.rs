@@ -27,7 +27,8 @@ const ENDLESS_P99: Work =
     Work { name: "the same beside one whose origin sends without end, P99", ..MEDIAN };
 const LINE_MEDIAN: Work =
     Work { name: "the same, without end over a line of 1 Gbit/s, median", ..MEDIAN };
-const LINE_P99: Work = Work { name: "the same, without end over a line of 1 Gbit/s, P99", ..MEDIAN };
+const LINE_P99: Work =
+    Work { name: "the same, without end over a line of 1 Gbit/s, P99", ..MEDIAN };
 /// What reads are called for.
 pub(crate) const NAME: &str = "64 KiB cold read beside a tenant";
 
