@@ -62,6 +62,7 @@ fn however_many_files_are_looked_up_they_take_no_more_than_there_is() {
     for _ in 0..lab.most() * 3 {
         lab.file();
         assert!(lab.memory.used() <= lab.memory.total());
+        assert!(lab.table.len() as u64 <= lab.most() + 1);
     }
     assert!(lab.table.len() as u64 > lab.most() / 4, "far too few are left");
     for node in &open {
