@@ -1,18 +1,28 @@
-//! Calls that wait for another process or for the system, kept away from the threads that run tasks.
+//! Calls that wait for another process, for the system or for a disk, kept away from the threads that
+//! run tasks.
 //!
-//! Such a call takes a [`MayBlock`]. There are three ways to one, so that no call can be made from a
-//! task by mistake: [`aside`], on a thread of tokio's that is there to wait; [`WaitingThreads`], for
-//! what many ask for; and [`MayBlock::own_thread`] at the beginning of a thread of ours. It cannot be
-//! sent to another thread, so a task that keeps one cannot be spawned.
+//! Such a call takes a [`MayBlock`], and there are few ways to one, so that no call can be made from a
+//! task by mistake: [`aside`], on a thread that is there to wait; [`WaitingThreads`], for what many
+//! ask for; [`Turns`] and [`in_place`], on a thread of the runtime's whose other tasks go to another
+//! one meanwhile; and [`MayBlock::own_thread`] at the beginning of a thread of ours. It cannot be sent
+//! to another thread, so a task that keeps one cannot be spawned.
+//!
+//! The runtime has a bounded number of threads that can take such tasks over, and what it begins by
+//! itself (names of hosts are looked up so) needs some, too. So what a task does at a disk it does in
+//! its turn ([`Turns`]): a disk that does not answer keeps as many threads as it has turns, and no more.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::LazyLock;
-use std::time::Duration;
+use std::sync::{Arc, LazyLock, Mutex};
+use std::time::{Duration, Instant};
 
-use tokio::runtime::{Builder, Handle, Runtime};
-use tokio::sync::oneshot;
+use tokio::runtime::{Builder, Handle, Runtime, RuntimeFlavor};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::task::JoinHandle;
+
+use crate::sync::unpoisoned;
 
 /// Says that this thread may wait: it runs no tasks.
 pub struct MayBlock {
@@ -32,6 +42,10 @@ impl MayBlock {
     }
 }
 
+/// Tests of what needs one wait.
+#[cfg(test)]
+pub(crate) const MAY: &MayBlock = &MayBlock::HERE;
+
 /// Does something that may wait on a thread that is there for it, while this task gives way. These
 /// threads are not the runtime's own, which write to the cache's disk: neither waits for the other.
 ///
@@ -49,13 +63,117 @@ pub async fn aside<T: Send + 'static>(work: impl FnOnce(&MayBlock) -> T + Send +
     let home = Handle::current();
     match &*ASIDE {
         Ok(threads) => threads.begin(&home, work),
-        Err(_) => drop(home.spawn_blocking(move || work(&MayBlock::HERE))),
+        Err(_) => drop(beside(work)),
     }
     match told.await {
         Ok(Ok(done)) => done,
         Ok(Err(panic)) => resume_unwind(panic),
         // The threads are being taken down, and with them whoever waits here.
         Err(_) => std::future::pending().await,
+    }
+}
+
+/// Does something that may wait in the place of the task that asks: what else its thread was to do goes
+/// to another one. For what is done seldom; what many do takes [`Turns`].
+///
+/// A runtime of one thread has no other: there everything waits.
+#[expect(clippy::disallowed_methods, reason = "this is the way to it")]
+pub fn in_place<T>(work: impl FnOnce(&MayBlock) -> T) -> T {
+    let flavor = Handle::try_current().map(|home| home.runtime_flavor());
+    match flavor {
+        Ok(RuntimeFlavor::CurrentThread) => work(&MayBlock::HERE),
+        _ => tokio::task::block_in_place(|| work(&MayBlock::HERE)),
+    }
+}
+
+/// As [`aside`], on a thread of the runtime's that is there for it: for what is done once, and may
+/// last as long as the process.
+#[expect(clippy::disallowed_methods, reason = "this is the way to it")]
+pub fn beside<T: Send + 'static>(
+    work: impl FnOnce(&MayBlock) -> T + Send + 'static,
+) -> JoinHandle<T> {
+    tokio::task::spawn_blocking(move || work(&MayBlock::HERE))
+}
+
+/// What waits for one thing, a disk, at once: a bounded number of tasks. The others give way until it
+/// is their turn.
+#[derive(Debug)]
+pub struct Turns {
+    places: Arc<Semaphore>,
+    taken: Arc<Mutex<Taken>>,
+}
+
+/// When the turns that are taken were begun, by their numbers.
+#[derive(Debug, Default)]
+struct Taken {
+    next: u64,
+    since: BTreeMap<u64, Instant>,
+}
+
+/// A turn, until it is dropped.
+pub struct Turn {
+    _place: OwnedSemaphorePermit,
+    taken: Arc<Mutex<Taken>>,
+    number: u64,
+}
+
+impl Turns {
+    /// At most so many at once.
+    pub fn new(most: usize) -> Self {
+        Self { places: Arc::new(Semaphore::new(most)), taken: Arc::default() }
+    }
+
+    /// Waits for a turn.
+    pub async fn take(&self) -> Turn {
+        match self.places.clone().acquire_owned().await {
+            Ok(place) => self.begin(place),
+            // It is never closed.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// A turn, where one is free.
+    pub fn try_take(&self) -> Option<Turn> {
+        self.places.clone().try_acquire_owned().ok().map(|place| self.begin(place))
+    }
+
+    fn begin(&self, place: OwnedSemaphorePermit) -> Turn {
+        let mut taken = unpoisoned(self.taken.lock());
+        let number = taken.next;
+        taken.next += 1;
+        taken.since.insert(number, Instant::now());
+        Turn { _place: place, taken: self.taken.clone(), number }
+    }
+
+    /// Does something that may wait in the place of the task that asks, in its turn.
+    pub async fn in_place<T>(&self, work: impl FnOnce(&MayBlock) -> T) -> T {
+        let _turn = self.take().await;
+        in_place(work)
+    }
+
+    /// Does something that may wait beside the task that asks, once its turn has come.
+    pub async fn beside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&MayBlock) -> T + Send + 'static,
+    ) -> JoinHandle<T> {
+        let turn = self.take().await;
+        beside(move |may| {
+            let done = work(may);
+            drop(turn);
+            done
+        })
+    }
+
+    /// How long the turn that was begun first of those that are taken has lasted.
+    pub fn longest(&self) -> Duration {
+        let taken = unpoisoned(self.taken.lock());
+        taken.since.first_key_value().map_or(Duration::ZERO, |(_, since)| since.elapsed())
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        unpoisoned(self.taken.lock()).since.remove(&self.number);
     }
 }
 
@@ -66,6 +184,7 @@ pub struct WaitingThreads {
     runtime: Option<Runtime>,
 }
 
+#[expect(clippy::disallowed_methods, reason = "this is the way to it")]
 impl WaitingThreads {
     /// At most `most` threads of this name. One is started at once, so that where no other can be
     /// there is still one.

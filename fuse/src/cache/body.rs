@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
 use super::file::CacheFile;
+use crate::blocking::MayBlock;
 use crate::model::blocks::{self, BlockMap};
 use crate::sync::{Condvar, Mutex, MutexGuard};
 
@@ -103,6 +104,7 @@ impl Body {
     /// [`Unusable`]: its blocks are to be forgotten if it is gone.
     pub(super) fn open_with<T>(
         &self,
+        may: &MayBlock,
         look: impl Fn(&State) -> T,
     ) -> Result<Option<(OpenBody, T)>, Unusable> {
         loop {
@@ -117,7 +119,7 @@ impl Body {
                 }
                 state.incarnation
             };
-            let opened = CacheFile::open(&self.path, self.size);
+            let opened = CacheFile::open(may, &self.path, self.size);
             let mut state = self.settled();
             if state.incarnation != incarnation {
                 continue;
@@ -217,11 +219,11 @@ impl Body {
     ///
     /// # Errors
     /// What open and fdatasync report.
-    pub(super) fn sync(&self) -> io::Result<()> {
+    pub(super) fn sync(&self, may: &MayBlock) -> io::Result<()> {
         let open = self.settled().file.clone();
-        match open.map_or_else(|| CacheFile::open(&self.path, self.size).map(Arc::new), Ok) {
+        match open.map_or_else(|| CacheFile::open(may, &self.path, self.size).map(Arc::new), Ok) {
             Err(error) if is_gone(&error) => Ok(()),
-            file => file?.sync(),
+            file => file?.sync(may),
         }
     }
 }

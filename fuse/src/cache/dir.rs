@@ -9,6 +9,7 @@ use rustix::fs::{FlockOperation, OFlags};
 
 use super::error::CacheError;
 use super::mark::mark;
+use crate::blocking::MayBlock;
 
 /// The least room, beyond what is to stay free, with which a cache is worth having.
 const LEAST_BYTES: u64 = 16 * 1024 * 1024;
@@ -50,7 +51,7 @@ impl CacheDir {
     /// # Errors
     /// [`CacheError::Unusable`], [`CacheError::Foreign`], [`CacheError::Exposed`],
     /// [`CacheError::NotACache`], [`CacheError::InUse`] or [`CacheError::Full`].
-    pub fn own(root: &Path, min_free: u64) -> Result<Self, CacheError> {
+    pub fn own(may: &MayBlock, root: &Path, min_free: u64) -> Result<Self, CacheError> {
         let unusable = |error| CacheError::Unusable { dir: root.to_owned(), error };
         make_folder(root).map_err(unusable)?;
         // Links on the way are followed once.
@@ -58,7 +59,7 @@ impl CacheDir {
         check_parents(root)?;
         let handle = open_folder(root).map_err(unusable)?;
         check_owner(root, &handle)?;
-        mark(root, &handle)?;
+        mark(may, root, &handle)?;
         keep_private(root, &handle)?;
         for name in FOLDERS {
             let folder = root.join(name);
@@ -138,19 +139,19 @@ impl CacheDir {
     ///
     /// # Errors
     /// What syncfs reports: an error since the last call, too (Linux 5.8 and later).
-    pub fn sync(&self) -> io::Result<()> {
+    pub fn sync(&self, _: &MayBlock) -> io::Result<()> {
         Ok(rustix::fs::syncfs(&self.handle)?)
     }
 
     /// The files that an earlier owner was writing when it ended. What has no name of ours is somebody
     /// else's, and stays.
-    pub fn staging_leftovers(&self) -> Vec<PathBuf> {
+    pub fn staging_leftovers(&self, _: &MayBlock) -> Vec<PathBuf> {
         let entries = fs::read_dir(self.root.join("staging")).into_iter().flatten().flatten();
         entries.map(|entry| entry.path()).filter(|path| is_staged(path)).collect()
     }
 
     /// The greatest id that any file here has; 0 where there is none. Walks all folders.
-    pub fn greatest_id(&self) -> u64 {
+    pub fn greatest_id(&self, _: &MayBlock) -> u64 {
         let folders = fs::read_dir(self.root.join("objects")).into_iter().flatten().flatten();
         let folders = folders.map(|folder| folder.path());
         let folders = folders.chain([self.root.join("staging"), self.lost_dir()]);
@@ -159,7 +160,12 @@ impl CacheDir {
     }
 
     /// Removes object files for which `known` says false, up to and without id `below`.
-    pub fn clear_orphans(&self, below: u64, mut known: impl FnMut(u64) -> bool) -> u64 {
+    pub fn clear_orphans(
+        &self,
+        _: &MayBlock,
+        below: u64,
+        mut known: impl FnMut(u64) -> bool,
+    ) -> u64 {
         let mut removed = 0;
         let Ok(folders) = fs::read_dir(self.root.join("objects")) else { return 0 };
         for folder in folders.flatten() {
@@ -177,7 +183,7 @@ impl CacheDir {
     ///
     /// # Errors
     /// What rename reports.
-    pub fn set_index_aside(&self, why: &str) -> io::Result<PathBuf> {
+    pub fn set_index_aside(&self, _: &MayBlock, why: &str) -> io::Result<PathBuf> {
         let aside = self.root.join(format!("index.redb.{why}"));
         fs::rename(self.index_path(), &aside)?;
         Ok(aside)
@@ -337,6 +343,7 @@ pub(super) fn open_private(path: &Path) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::blocking::MAY;
 
     fn mode(path: &Path) -> u32 {
         path.metadata().unwrap().mode() & 0o777
@@ -345,52 +352,52 @@ mod tests {
     #[test]
     fn a_second_owner_is_refused_by_name() {
         let dir = tempfile::tempdir().unwrap();
-        let first = CacheDir::own(dir.path(), 0).unwrap();
-        match CacheDir::own(dir.path(), 0) {
+        let first = CacheDir::own(MAY, dir.path(), 0).unwrap();
+        match CacheDir::own(MAY, dir.path(), 0) {
             Err(CacheError::InUse { owner, .. }) => {
                 assert_eq!(owner, std::process::id().to_string());
             }
             other => panic!("{:?}", other.map(|_| ())),
         }
         drop(first);
-        assert!(CacheDir::own(dir.path(), 0).is_ok());
+        assert!(CacheDir::own(MAY, dir.path(), 0).is_ok());
     }
 
     #[test]
     fn a_disk_without_room_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let error = CacheDir::own(dir.path(), u64::MAX / 2).map(|_| ()).unwrap_err();
+        let error = CacheDir::own(MAY, dir.path(), u64::MAX / 2).map(|_| ()).unwrap_err();
         assert!(matches!(error, CacheError::Full { .. }), "{error}");
     }
 
     #[test]
     fn only_unknown_files_below_the_mark_are_orphans() {
         let temp = tempfile::tempdir().unwrap();
-        let dir = CacheDir::own(temp.path(), 0).unwrap();
+        let dir = CacheDir::own(MAY, temp.path(), 0).unwrap();
         for id in [1_u64, 2, 3] {
             let path = dir.object_path(id);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, "x").unwrap();
         }
-        assert_eq!(dir.greatest_id(), 3);
-        assert_eq!(dir.clear_orphans(3, |id| id == 1), 1);
+        assert_eq!(dir.greatest_id(MAY), 3);
+        assert_eq!(dir.clear_orphans(MAY, 3, |id| id == 1), 1);
         assert!(dir.object_path(1).exists() && dir.object_path(3).exists());
         assert!(!dir.object_path(2).exists());
         fs::write(dir.lost_path(0x77).with_extension("json"), "{}").unwrap();
-        assert_eq!(dir.greatest_id(), 0x77);
+        assert_eq!(dir.greatest_id(MAY), 0x77);
     }
 
     #[test]
     fn what_lets_others_in_is_closed() {
         let temp = tempfile::tempdir().unwrap();
         let root = temp.path().join("cache");
-        drop(CacheDir::own(&root, 0).unwrap());
+        drop(CacheDir::own(MAY, &root, 0).unwrap());
         for path in [root.clone(), root.join("objects")] {
             fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
         }
         fs::write(root.join("lock"), "").unwrap();
         fs::set_permissions(root.join("lock"), fs::Permissions::from_mode(0o644)).unwrap();
-        let _dir = CacheDir::own(&root, 0).unwrap();
+        let _dir = CacheDir::own(MAY, &root, 0).unwrap();
         for folder in [root.clone(), root.join("objects"), root.join("staging"), root.join("lost")]
         {
             assert_eq!(mode(&folder), 0o700, "{}", folder.display());
@@ -411,7 +418,7 @@ mod tests {
     #[test]
     fn what_others_have_put_among_staging_files_is_left_to_them() {
         let temp = tempfile::tempdir().unwrap();
-        let dir = CacheDir::own(temp.path(), 0).unwrap();
+        let dir = CacheDir::own(MAY, temp.path(), 0).unwrap();
         let staging = temp.path().join("staging");
         let id = "00000000000000aa";
         let ours = ["", ".frozen", ".record", ".rename"].map(|suffix| format!("{id}{suffix}"));
@@ -419,7 +426,7 @@ mod tests {
             fs::write(staging.join(name), "x").unwrap();
         }
         fs::write(staging.join(format!("{id}.txt")), "x").unwrap();
-        let mut found = dir.staging_leftovers();
+        let mut found = dir.staging_leftovers(MAY);
         found.sort();
         assert_eq!(found, ours.map(|name| staging.join(name)));
     }
@@ -427,10 +434,10 @@ mod tests {
     #[test]
     fn a_folder_that_is_a_symlink_is_refused() {
         let (temp, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        drop(CacheDir::own(temp.path(), 0).unwrap());
+        drop(CacheDir::own(MAY, temp.path(), 0).unwrap());
         fs::remove_dir(temp.path().join("staging")).unwrap();
         std::os::unix::fs::symlink(other.path(), temp.path().join("staging")).unwrap();
-        let error = CacheDir::own(temp.path(), 0).map(|_| ()).unwrap_err();
+        let error = CacheDir::own(MAY, temp.path(), 0).map(|_| ()).unwrap_err();
         assert!(matches!(error, CacheError::Unusable { .. }), "{error}");
     }
 
@@ -444,7 +451,7 @@ mod tests {
         let root = temp.path().join("cache");
         fs::create_dir(&root).unwrap();
         std::os::unix::fs::chown(&root, Some(12345), None).unwrap();
-        let error = CacheDir::own(&root, 0).map(|_| ()).unwrap_err();
+        let error = CacheDir::own(MAY, &root, 0).map(|_| ()).unwrap_err();
         assert!(matches!(error, CacheError::Foreign { owner: 12345, .. }), "{error}");
         assert!(error.to_string().contains("12345"), "{error}");
     }
@@ -454,7 +461,7 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let (parent, root) = (temp.path().join("home"), temp.path().join("home/sub/cache"));
         fs::create_dir_all(root.parent().unwrap()).unwrap();
-        let refused = || match CacheDir::own(&root, 0) {
+        let refused = || match CacheDir::own(MAY, &root, 0) {
             Err(CacheError::Exposed { parent, .. }) => Some(parent),
             Err(error) => panic!("{error}"),
             Ok(_) => None,
@@ -467,7 +474,7 @@ mod tests {
             // By whatever way it is reached.
             let link = temp.path().join("link");
             std::os::unix::fs::symlink(&root, &link).unwrap();
-            let error = CacheDir::own(&link, 0).map(|_| ()).unwrap_err().to_string();
+            let error = CacheDir::own(MAY, &link, 0).map(|_| ()).unwrap_err().to_string();
             assert!(error.contains("home") && error.contains("12345"), "{error}");
         }
     }

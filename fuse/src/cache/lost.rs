@@ -13,6 +13,7 @@ use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use super::dir::CacheDir;
+use crate::blocking::MayBlock;
 
 /// Number of the form of these rows.
 const VERSION: u32 = 1;
@@ -62,7 +63,13 @@ fn milliseconds(time: SystemTime) -> u64 {
 ///
 /// # Errors
 /// What the disk reports; the file is then where it was.
-pub(super) fn keep(dir: &CacheDir, id: u64, from: &Path, row: &LostRow) -> io::Result<PathBuf> {
+pub(super) fn keep(
+    _: &MayBlock,
+    dir: &CacheDir,
+    id: u64,
+    from: &Path,
+    row: &LostRow,
+) -> io::Result<PathBuf> {
     let (bytes, about) = (dir.lost_path(id), dir.lost_path(id).with_extension("json"));
     let kept = write_row(&about, row).and_then(|()| fs::rename(from, &bytes));
     if let Err(error) = kept {
@@ -86,7 +93,7 @@ fn write_row(path: &Path, row: &LostRow) -> io::Result<()> {
 }
 
 /// What is in `lost/`, oldest first. Bytes without a row are listed as of an unknown key.
-pub(super) fn list(dir: &CacheDir) -> Vec<LostRow> {
+pub(super) fn list(_: &MayBlock, dir: &CacheDir) -> Vec<LostRow> {
     let mut rows: Vec<LostRow> = files(dir).filter_map(|path| read_row(path).ok()).collect();
     rows.sort_by_key(|row| row.time_ms);
     rows
@@ -104,7 +111,7 @@ fn read_row(path: PathBuf) -> io::Result<LostRow> {
 }
 
 /// Bytes that `lost/` takes on the disk, by the bucket that they were for.
-pub(super) fn bytes(dir: &CacheDir) -> HashMap<String, u64> {
+pub(super) fn bytes(_: &MayBlock, dir: &CacheDir) -> HashMap<String, u64> {
     let mut bytes: HashMap<String, u64> = HashMap::new();
     for path in files(dir) {
         let taken = fs::symlink_metadata(&path).map_or(0, |metadata| metadata.blocks() * 512);
@@ -129,30 +136,31 @@ pub fn default_max(disk: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::blocking::MAY;
 
     #[test]
     fn bytes_are_kept_with_what_is_known_of_them() {
         let temp = tempfile::tempdir().unwrap();
-        let dir = CacheDir::own(temp.path(), 0).unwrap();
+        let dir = CacheDir::own(MAY, temp.path(), 0).unwrap();
         let from = dir.staging_path(7);
         fs::write(&from, "precious").unwrap();
         let row = LostRow::new("http://s3\u{1f}b", "k", "AccessDenied", 8);
-        let path = keep(&dir, 7, &from, &row).unwrap();
+        let path = keep(MAY, &dir, 7, &from, &row).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"precious");
         // As an older release left them.
         fs::write(dir.lost_path(8), "more").unwrap();
-        let rows = list(&dir);
+        let rows = list(MAY, &dir);
         assert!(rows.contains(&LostRow { path, ..row }), "{rows:?}");
         assert!(rows.iter().any(|row| (row.cause.as_str(), row.size) == ("unknown", 4)));
-        assert!(["http://s3\u{1f}b", ""].iter().all(|bucket| bytes(&dir)[*bucket] > 0));
+        assert!(["http://s3\u{1f}b", ""].iter().all(|bucket| bytes(MAY, &dir)[*bucket] > 0));
     }
 
     #[test]
     fn what_cannot_be_moved_leaves_no_row() {
         let temp = tempfile::tempdir().unwrap();
-        let dir = CacheDir::own(temp.path(), 0).unwrap();
+        let dir = CacheDir::own(MAY, temp.path(), 0).unwrap();
         let row = LostRow::new("b", "k", "cause", 1);
-        keep(&dir, 7, &dir.staging_path(7), &row).unwrap_err();
+        keep(MAY, &dir, 7, &dir.staging_path(7), &row).unwrap_err();
         assert_eq!(fs::read_dir(dir.lost_dir()).unwrap().count(), 0);
     }
 

@@ -8,6 +8,7 @@ use rustix::fs::FlockOperation;
 
 use super::dir::open_private;
 use super::error::CacheError;
+use crate::blocking::MayBlock;
 
 /// How a file of redb's begins (its design document, "Super-header").
 const REDB: &[u8] = b"redb\x1a\n\xa9\r\n";
@@ -18,7 +19,7 @@ const TAG: &str = "Signature: 8a477f597d28d172789f06886806bc55\n# A cache direct
 
 /// Makes sure that a directory is a cache of ours, by its tag, which is the first thing that is put
 /// into an empty one. An index counts as the tag: earlier releases wrote none.
-pub(super) fn mark(root: &Path, handle: &File) -> Result<(), CacheError> {
+pub(super) fn mark(_: &MayBlock, root: &Path, handle: &File) -> Result<(), CacheError> {
     let unusable = |error: io::Error| CacheError::Unusable { dir: root.to_owned(), error };
     // Two that begin at once see an empty directory or a tag, nothing in between.
     rustix::fs::flock(handle, FlockOperation::LockExclusive).map_err(|e| unusable(e.into()))?;
@@ -67,6 +68,7 @@ mod tests {
 
     use super::super::dir::CacheDir;
     use super::*;
+    use crate::blocking::MAY;
 
     fn mode(path: &Path) -> u32 {
         path.metadata().unwrap().permissions().mode() & 0o777
@@ -84,10 +86,10 @@ mod tests {
                 fs::write(root.join("CACHEDIR.TAG"), tag).unwrap();
             }
             fs::write(root.join("index.redb"), "theirs").unwrap();
-            let error = CacheDir::own(root, 0).map(|_| ()).unwrap_err();
+            let error = CacheDir::own(MAY, root, 0).map(|_| ()).unwrap_err();
             assert!(matches!(error, CacheError::NotACache { .. }), "{error}");
             fs::remove_file(root.join("index.redb")).unwrap();
-            let error = CacheDir::own(root, 0).map(|_| ()).unwrap_err();
+            let error = CacheDir::own(MAY, root, 0).map(|_| ()).unwrap_err();
             assert!(matches!(error, CacheError::NotACache { .. }), "{error}");
             assert!(error.to_string().contains("staging") || tag.is_some(), "{error}");
         }
@@ -101,18 +103,18 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let (disk, older) = (temp.path().join("disk"), temp.path().join("older"));
         fs::create_dir_all(disk.join("lost+found")).unwrap();
-        drop(CacheDir::own(&older, 0).unwrap());
+        drop(CacheDir::own(MAY, &older, 0).unwrap());
         fs::remove_file(older.join("CACHEDIR.TAG")).unwrap();
         fs::write(older.join("index.redb"), [REDB, b"more"].concat()).unwrap();
         for root in [&disk, &older] {
-            drop(CacheDir::own(root, 0).unwrap());
+            drop(CacheDir::own(MAY, root, 0).unwrap());
             assert!(fs::read_to_string(root.join("CACHEDIR.TAG")).unwrap() == TAG);
             assert_eq!(mode(&root.join("CACHEDIR.TAG")), 0o600);
-            drop(CacheDir::own(root, 0).unwrap());
+            drop(CacheDir::own(MAY, root, 0).unwrap());
         }
         // Without its tag a cache is known by nothing else.
         fs::remove_file(disk.join("CACHEDIR.TAG")).unwrap();
-        let error = CacheDir::own(&disk, 0).map(|_| ()).unwrap_err();
+        let error = CacheDir::own(MAY, &disk, 0).map(|_| ()).unwrap_err();
         assert!(matches!(error, CacheError::NotACache { .. }), "{error}");
     }
 }

@@ -7,13 +7,14 @@ use std::io::{self, Read, Write};
 use rustix::fs::FallocateFlags;
 
 use super::dir::{CacheDir, open_private};
+use crate::blocking::MayBlock;
 
 /// Bytes kept for the index: what a batch of 256 MiB of new blocks takes, several times.
 const SIZE: u64 = 4 * 1024 * 1024;
 
 /// Takes the room, unless it is taken or the disk would be left with little more than `min_free`
 /// bytes.
-pub(super) fn take(dir: &CacheDir, min_free: u64) {
+pub(super) fn take(_: &MayBlock, dir: &CacheDir, min_free: u64) {
     let path = dir.reserve_path();
     let is_taken = path.symlink_metadata().is_ok_and(|metadata| metadata.len() == SIZE);
     let free = dir.free_bytes().unwrap_or(0);
@@ -36,6 +37,6 @@ fn fill(mut file: &File) -> io::Result<()> {
 }
 
 /// Gives the room to the index. Says whether there was any.
-pub(super) fn give(dir: &CacheDir) -> bool {
+pub(super) fn give(_: &MayBlock, dir: &CacheDir) -> bool {
     fs::remove_file(dir.reserve_path()).is_ok()
 }

@@ -11,6 +11,7 @@ use rustix::fs::OFlags;
 use super::disk::DiskCache;
 use super::share::Share;
 use super::shared::Shared;
+use crate::blocking::{MayBlock, Turns};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Mutex, MutexGuard};
 
@@ -74,6 +75,7 @@ impl StagingFile {
     /// # Errors
     /// What open reports.
     pub(super) fn create(
+        _: &MayBlock,
         disk: Arc<DiskCache>,
         path: PathBuf,
         share: Option<Arc<Share>>,
@@ -84,6 +86,11 @@ impl StagingFile {
         let file = options.custom_flags(OFlags::NOFOLLOW.bits() as i32).open(&path)?;
         let reserved = AtomicU64::new(0);
         Ok(Self { file: Arc::new(file), path, disk, share, reserved, claim: Mutex::default() })
+    }
+
+    /// Turns at its disk.
+    pub fn calls(&self) -> &Arc<Turns> {
+        &self.disk.shared.calls
     }
 
     /// Where it is.
@@ -103,7 +110,7 @@ impl StagingFile {
     /// # Errors
     /// [`NoRoom`]: the disk would be left with less than is to stay free, or the mount would have
     /// more than its share.
-    pub fn reserve(&self, end: u64) -> Result<(), NoRoom> {
+    pub fn reserve(&self, may: &MayBlock, end: u64) -> Result<(), NoRoom> {
         if end <= self.reserved.load(Ordering::Acquire) {
             return Ok(());
         }
@@ -114,7 +121,7 @@ impl StagingFile {
         }
         self.check_share(needed)?;
         let Shared { space, number, .. } = &*self.disk.shared;
-        let Some(given) = self.disk.claim(needed, end.clamp(STEP.0, STEP.1)) else {
+        let Some(given) = self.disk.claim(may, needed, end.clamp(STEP.0, STEP.1)) else {
             return Err(self.no_room(needed));
         };
         if let Some(share) = &self.share {
@@ -180,7 +187,7 @@ impl StagingFile {
     }
 
     /// Removes the file; who has it open goes on, and its room is given back with this.
-    pub fn remove(&self) {
+    pub fn remove(&self, _: &MayBlock) {
         match fs::remove_file(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 tracing::warn!(path = %self.path.display(), %error, "staging file stays");

@@ -32,7 +32,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
-use crate::blocking::WaitingThreads;
+use crate::blocking::{MayBlock, WaitingThreads};
 use crate::buffers::Buffers;
 use crate::cache::NodeCache;
 use crate::metrics::Metrics;
@@ -82,6 +82,7 @@ impl Engine {
     /// # Errors
     /// That no thread can be started.
     pub fn new(
+        may: &MayBlock,
         cache: Arc<NodeCache>,
         memory: u64,
         metrics: Arc<Metrics>,
@@ -97,7 +98,7 @@ impl Engine {
             runtime.clone(),
             read_part,
         );
-        let leftovers = Leftovers::of(&cache);
+        let leftovers = Leftovers::of(may, &cache);
         let verdicts = Arc::new(KeptVerdicts::new(cache.clone()));
         Ok(Arc::new(Self {
             cache,

@@ -99,9 +99,9 @@ impl From<Option<Arc<Backing>>> for Known {
 }
 
 impl Session {
-    /// Opens for reading if nothing must be waited for.
-    pub fn open_now(self: &Arc<Self>, ino: u64, flags: &OpenRequest) -> OpenNow {
-        self.open_here(ino, flags, |version| self.known(version))
+    /// Opens for reading if neither the origin nor the kernel must be waited for.
+    pub fn open_now(self: &Arc<Self>, may: &MayBlock, ino: u64, flags: &OpenRequest) -> OpenNow {
+        self.open_here(may, ino, flags, |version| self.known(version))
     }
 
     /// As [`Session::open_now`]; tells the kernel of the file where it does not know it.
@@ -111,11 +111,12 @@ impl Session {
         ino: u64,
         flags: &OpenRequest,
     ) -> OpenNow {
-        self.open_here(ino, flags, |version| self.register(may, version).into())
+        self.open_here(may, ino, flags, |version| self.register(may, version).into())
     }
 
     fn open_here(
         self: &Arc<Self>,
+        may: &MayBlock,
         ino: u64,
         flags: &OpenRequest,
         backing: impl FnOnce(&Arc<CachedVersion>) -> Known,
@@ -135,7 +136,7 @@ impl Session {
         if self.proof(&node) == Proof::Needed {
             return OpenNow::Ask;
         }
-        match self.try_reading(&call, Name::of(current), false, backing) {
+        match self.try_reading(may, &call, Name::of(current), false, backing) {
             Step::Done(result) => OpenNow::Done(self.end_open(&call, result)),
             Step::Tell => OpenNow::Tell,
             Step::Fetch(_) => OpenNow::Ask,
@@ -215,9 +216,7 @@ impl Session {
         name: Name,
     ) -> Result<OpenFile, Errno> {
         let _registered = self.registered(call.node).await;
-        // What is not known now is served without.
-        let known = |version: &Arc<CachedVersion>| self.backings.get(version).into();
-        match self.try_reading(call, name, false, known) {
+        match self.try_reading_in_turn(call, name, false).await {
             Step::Done(result) => result,
             Step::Tell => Err(Errno::IO),
             Step::Fetch(source) => {
@@ -227,7 +226,7 @@ impl Session {
                     error.errno()
                 })?;
                 let _registered = self.registered(call.node).await;
-                match self.try_reading(call, name, true, known) {
+                match self.try_reading_in_turn(call, name, true).await {
                     Step::Done(result) => result,
                     Step::Fetch(_) | Step::Tell => Err(Errno::IO),
                 }
@@ -235,9 +234,22 @@ impl Session {
         }
     }
 
+    async fn try_reading_in_turn(
+        self: &Arc<Self>,
+        call: &OpenCall<'_>,
+        name: Name,
+        fetched: bool,
+    ) -> Step {
+        // What is not known now is served without.
+        let known = |version: &Arc<CachedVersion>| self.backings.get(version).into();
+        let open = |may: &_| self.try_reading(may, call, name, fetched, known);
+        self.engine.cache.in_place(open).await
+    }
+
     /// Makes the kernel know the version of a node, where it may read that by itself.
     async fn registered(self: &Arc<Self>, node: &Arc<FileNode>) -> Option<Arc<Backing>> {
-        let source = self.source(&self.names.version_key(node)?);
+        let key = self.names.version_key(node)?;
+        let source = self.source_in_turn(&key).await;
         if !self.is_passable(&source.version) {
             return None;
         }
@@ -269,6 +281,7 @@ impl Session {
     /// Opens for reading with what is here. `backing` gives the kernel's id of a version.
     fn try_reading(
         self: &Arc<Self>,
+        may: &MayBlock,
         call: &OpenCall<'_>,
         name: Name,
         fetched: bool,
@@ -286,7 +299,7 @@ impl Session {
         let Some(key) = self.names.version_key(node) else {
             return Step::Done(Err(Errno::STALE));
         };
-        let source = self.source(&key);
+        let source = self.source(may, &key);
         let small = source.version.size() <= SMALL_MAX;
         if small && !fetched && !self.is_here(&source.version) {
             return Step::Fetch(source);
@@ -302,7 +315,7 @@ impl Session {
         }
         let result = self.open_version(call, name, source, backing);
         if result.is_ok() && small {
-            self.follow_files(node, fetched);
+            self.follow_files(may, node, fetched);
         }
         Step::Done(result)
     }
@@ -416,11 +429,11 @@ impl Session {
     }
 
     /// Like [`Session::release`], if nothing must be waited for; says whether it is done.
-    pub fn release_now(&self, fh: u64) -> bool {
+    pub fn release_now(&self, may: &MayBlock, fh: u64) -> bool {
         match self.handles.get(fh).as_deref() {
             Some(Handle::File(FileHandle { writer: Some(_), .. })) => false,
             _ => {
-                let ended = self.close_handle(fh);
+                let ended = self.close_handle(may, fh);
                 debug_assert!(ended.is_none(), "a reader ends no change");
                 true
             }
@@ -428,10 +441,10 @@ impl Session {
     }
 
     /// Takes a handle out. Returns a file under change whose last writer it was.
-    pub(super) fn close_handle(&self, fh: u64) -> Option<Arc<Draft>> {
+    pub(super) fn close_handle(&self, may: &MayBlock, fh: u64) -> Option<Arc<Draft>> {
         let Some(handle) = self.handles.remove(fh) else {
             // An earlier engine's.
-            self.engine.leftovers.forget_handle(&self.settings.names.mount, fh);
+            self.engine.leftovers.forget_handle(may, &self.settings.names.mount, fh);
             return None;
         };
         let Handle::File(open) = &*handle else { return None };
@@ -443,7 +456,8 @@ impl Session {
 
     /// Closes a handle for good. For the last writer of a file this stores what is still dirty.
     pub async fn release(self: &Arc<Self>, fh: u64) {
-        if let Some(draft) = self.close_handle(fh) {
+        let closed = self.engine.cache.in_place(|may| self.close_handle(may, fh)).await;
+        if let Some(draft) = closed {
             let session = self.clone();
             self.task(async move {
                 session.finish(&draft).await;

@@ -42,7 +42,7 @@ pub(super) async fn copy_by_parts(
             }
         }
     }
-    logged.ended();
+    logged.ended().await;
     done
 }
 

@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use weir_fuse::blocking::in_place;
 use weir_fuse::engine::open::OpenRequest;
 use weir_fuse::origin::memory::MemoryOrigin;
 use weir_tests::bucket::{Bucket, Server};
@@ -37,12 +38,16 @@ fn a_version_lies_on_the_disk_that_its_first_reader_prefers() {
     session.prefer(Arc::new([0, 4]));
     for (name, stored) in [("a", 1 << 20), ("b", 2 << 20)] {
         read(&session, name);
-        eventually("it is stored", || node.engine.cache.stats().used_bytes == stored);
+        eventually("it is stored", || {
+            in_place(|may| node.engine.cache.stats(may)).used_bytes == stored
+        });
     }
     assert_eq!((bytes_in(near.path()), bytes_in(far.path())), (2 << 20, 0));
     // No room there without evicting, and room on the other: nothing is evicted.
     read(&session, "c");
-    eventually("it is stored", || node.engine.cache.stats().used_bytes == 3 << 20);
+    eventually("it is stored", || {
+        in_place(|may| node.engine.cache.stats(may)).used_bytes == 3 << 20
+    });
     assert_eq!(bytes_in(far.path()), 1 << 20);
     assert_eq!(node.engine.metrics.cache_evictions.get(), 0);
     // Another reader prefers another disk: what is cached stays where it is.
@@ -110,7 +115,7 @@ fn a_disk_that_fails_is_left_alone_and_told() {
         let before = node.engine.metrics.fetched_bytes.get();
         assert!(read(&session, "a") == random_bytes(0, MIB));
         assert!(read(&session, "e") == random_bytes(4, MIB));
-        let stats = node.engine.cache.stats();
+        let stats = in_place(|may| node.engine.cache.stats(may));
         node.engine.metrics.fetched_bytes.get() == before && stats.disks[1].versions >= 2
     });
     assert!(bytes_in(healthy.path()) >= 2 << 20);
@@ -143,7 +148,9 @@ fn what_was_read_through_is_stored_once_there_is_room() {
     let node = Node::new(cache.path(), memory(&["a", "b"]), settings);
     let session = node.session();
     read(&session, "a");
-    eventually("it is stored", || node.engine.cache.stats().used_bytes == 1 << 20);
+    eventually("it is stored", || {
+        in_place(|may| node.engine.cache.stats(may)).used_bytes == 1 << 20
+    });
     // Somebody has it open: there is no room for the other.
     let ino = runtime().block_on(session.lookup(1, "a")).unwrap().attr.ino;
     let open = runtime().block_on(session.open(ino, &OpenRequest::default())).unwrap();
@@ -156,7 +163,7 @@ fn what_was_read_through_is_stored_once_there_is_room() {
     eventually("it is stored when it is read again", || {
         // Less than makes the rest worth fetching.
         assert!(read_some(&session, "b", 131_072) == random_bytes(1, MIB)[..131_072]);
-        node.engine.cache.stats().used_bytes == 1 << 20
+        in_place(|may| node.engine.cache.stats(may)).used_bytes == 1 << 20
             && node.engine.metrics.cache_evictions.get() == 1
     });
     assert_eq!(node.engine.metrics.fetched_bytes.get(), before);
