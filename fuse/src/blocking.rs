@@ -24,6 +24,9 @@ use tokio::task::JoinHandle;
 
 use crate::sync::unpoisoned;
 
+/// Most threads of an engine that wait for disks and for the mounter: what a fast disk does side by side.
+pub(crate) const WAITING_MAX: usize = 64;
+
 /// Says that this thread may wait: it runs no tasks.
 pub struct MayBlock {
     _of_this_thread: PhantomData<*const ()>,
@@ -55,16 +58,19 @@ pub async fn aside<T: Send + 'static>(work: impl FnOnce(&MayBlock) -> T + Send +
     const THREADS: usize = 32;
     static ASIDE: LazyLock<io::Result<WaitingThreads>> =
         LazyLock::new(|| WaitingThreads::new("weir-aside", THREADS));
-    let (done, told) = oneshot::channel();
-    let work = move |may: &MayBlock| {
-        // Nobody may wait for it any more.
-        let _ = done.send(catch_unwind(AssertUnwindSafe(|| work(may))));
-    };
-    let home = Handle::current();
     match &*ASIDE {
-        Ok(threads) => threads.begin(&home, work),
-        Err(_) => drop(beside(work)),
+        Ok(threads) => threads.work(&Handle::current(), work).await,
+        Err(_) => match beside(work).await {
+            Ok(done) => done,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => resume_unwind(panic),
+                Err(_) => std::future::pending().await,
+            },
+        },
     }
+}
+
+async fn outcome<T>(told: oneshot::Receiver<std::thread::Result<T>>) -> T {
     match told.await {
         Ok(Ok(done)) => done,
         Ok(Err(panic)) => resume_unwind(panic),
@@ -164,6 +170,14 @@ impl Turns {
         })
     }
 
+    /// Lets the turns that are taken have begun so much earlier.
+    #[cfg(test)]
+    pub(crate) fn age(&self, by: Duration) {
+        for since in unpoisoned(self.taken.lock()).since.values_mut() {
+            *since = since.checked_sub(by).unwrap_or(*since);
+        }
+    }
+
     /// How long the turn that was begun first of those that are taken has lasted.
     pub fn longest(&self) -> Duration {
         let taken = unpoisoned(self.taken.lock());
@@ -199,6 +213,20 @@ impl WaitingThreads {
         let runtime = builder.build()?;
         drop(runtime.spawn_blocking(|| ()));
         Ok(Self { runtime: Some(runtime) })
+    }
+
+    /// Does something that may wait, and gives what it comes to.
+    pub async fn work<T: Send + 'static>(
+        &self,
+        home: &Handle,
+        work: impl FnOnce(&MayBlock) -> T + Send + 'static,
+    ) -> T {
+        let (done, told) = oneshot::channel();
+        self.begin(home, move |may| {
+            // Nobody may wait for it any more.
+            let _ = done.send(catch_unwind(AssertUnwindSafe(|| work(may))));
+        });
+        outcome(told).await
     }
 
     /// Does something that may wait, soon. Where it panics, only it ends. Tasks that it begins are
@@ -257,6 +285,33 @@ mod tests {
         assert!(begins.recv_timeout(Duration::from_millis(50)).is_err(), "a third thread");
         drop(release);
         assert_eq!(begins.recv().unwrap(), 2);
+    }
+
+    /// What waits for one thing, and does not get it, leaves a thread to whoever waits for another.
+    #[test]
+    fn what_waits_for_one_thing_keeps_as_many_threads_as_it_has_turns() {
+        let mut builder = Builder::new_multi_thread();
+        let runtime = builder.worker_threads(1).max_blocking_threads(3).build().unwrap();
+        let (hangs, answers) = (Arc::new(Turns::new(2)), Turns::new(2));
+        let (release, gate) = mpsc::channel::<()>();
+        let gate = Arc::new(Mutex::new(gate));
+        let waiting: Vec<_> = (0..8)
+            .map(|_| {
+                let (hangs, gate) = (hangs.clone(), gate.clone());
+                let wait = async move { hangs.in_place(|_| gate.lock().unwrap().recv()).await };
+                runtime.spawn(wait)
+            })
+            .collect();
+        let (told, tells) = mpsc::channel();
+        runtime.spawn(async move {
+            let done = answers.in_place(|_| 1).await;
+            told.send(done + answers.beside(|_| 1).await.await.unwrap())
+        });
+        let went_on = tells.recv_timeout(Duration::from_secs(30));
+        drop(release);
+        waiting.into_iter().for_each(|task| drop(runtime.block_on(task)));
+        assert_eq!(went_on, Ok(2));
+        assert_eq!(hangs.longest(), Duration::ZERO);
     }
 
     #[test]

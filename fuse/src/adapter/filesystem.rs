@@ -291,12 +291,14 @@ impl fuser::Filesystem for FuseSession {
                 self.service.count("open", start);
                 send_open(&self.service.door, reply, request.write, result);
             }
-            OpenNow::Tell => self.service.aside(move |may, service| {
+            OpenNow::Tell(threads) => self.service.aside(Some(threads), move |may, service| {
                 match service.session.open_telling(may, ino.0, &request) {
                     OpenNow::Done(result) => service.finish(("open", start), pass, || {
                         send_open(&service.door, reply, request.write, result);
                     }),
-                    OpenNow::Tell | OpenNow::Ask => open_later(service, pass, reply, ino, request),
+                    OpenNow::Tell(_) | OpenNow::Ask => {
+                        open_later(service, pass, reply, ino, request)
+                    }
                 }
             }),
             OpenNow::Ask => open_later(&self.service, pass, reply, ino, request),
@@ -353,19 +355,22 @@ impl fuser::Filesystem for FuseSession {
         };
         let start = Instant::now();
         match self.session().read_now(fh.0, offset, u64::from(size)) {
-            Ok(ReadNow::Disk(pending)) => self.service.aside(move |may, service| {
-                match service.session.read_disk(may, pending) {
-                    Ok(ReadNow::Disk(pending) | ReadNow::Origin(pending)) => {
-                        read_later(service, pass, reply, pending);
+            Ok(ReadNow::Disk(pending)) => {
+                self.service.aside(pending.threads(), move |may, service| {
+                    match service.session.read_disk(may, pending) {
+                        Ok(ReadNow::Disk(pending) | ReadNow::Origin(pending)) => {
+                            read_later(service, pass, reply, pending);
+                        }
+                        Ok(ReadNow::Data(data)) => {
+                            service.finish(("read", start), pass, || reply.data(&data));
+                        }
+                        Err(error) => {
+                            service
+                                .finish(("read", start), pass, || reply.error(reply::errno(error)));
+                        }
                     }
-                    Ok(ReadNow::Data(data)) => {
-                        service.finish(("read", start), pass, || reply.data(&data));
-                    }
-                    Err(error) => {
-                        service.finish(("read", start), pass, || reply.error(reply::errno(error)));
-                    }
-                }
-            }),
+                })
+            }
             Ok(ReadNow::Origin(pending)) => read_later(&self.service, pass, reply, pending),
             Ok(ReadNow::Data(data)) => {
                 self.service.count("read", start);
@@ -391,7 +396,7 @@ impl fuser::Filesystem for FuseSession {
             return;
         };
         let start = Instant::now();
-        let copy = (data.len() > COPIED_MIN).then(|| self.service.copy(data)).flatten();
+        let copy = (data.len() > COPIED_MIN).then(|| self.service.copy(fh.0, data)).flatten();
         let Some((thread, mut copy)) = copy else {
             let may = &MayBlock::own_thread();
             return self.service.finish(("write", start), pass, || {

@@ -21,7 +21,7 @@ use super::space::Need;
 use super::staging::StagingFile;
 use super::tenants::{Tenancy, Tenants};
 use super::version::CachedVersion;
-use crate::blocking::{MayBlock, Turn, Turns, in_place};
+use crate::blocking::{MayBlock, Turn, Turns, WAITING_MAX, in_place};
 use crate::metrics::Metrics;
 use crate::model::version::{BucketId, VersionKey};
 use crate::sync::{Mutex, MutexGuard};
@@ -69,6 +69,11 @@ pub struct NodeCache {
     shares: Shares,
     moves: Moves,
 }
+
+/// Threads of the engine's that wait for one disk at once: half of them where there are others, else what
+/// leaves some to talk with the mounter.
+const THREADS: usize = WAITING_MAX / 2;
+const THREADS_OF_ONE: usize = WAITING_MAX / 4 * 3;
 
 /// How soon it is looked again which disks answer, while a turn is waited for.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -130,8 +135,9 @@ impl NodeCache {
         let mut disks = Vec::new();
         let mut unopened = Vec::new();
         let mut failed = None;
+        let threads = if settings.disks.len() > 1 { THREADS } else { THREADS_OF_ONE };
         for (disk, number) in settings.disks.iter().zip(0..) {
-            match DiskCache::open(may, disk, number, metrics.clone()) {
+            match DiskCache::open(may, disk, number, threads, metrics.clone()) {
                 Ok(opened) => disks.push(opened),
                 Err(error @ CacheError::InUse { .. }) => return Err(error),
                 Err(error @ CacheError::Full { .. }) if spare.is_none() => return Err(error),
@@ -145,7 +151,7 @@ impl NodeCache {
         let is_about_disk = failed.as_ref().is_some_and(CacheError::is_about_disk);
         let spare = spare.filter(|_| disks.is_empty() && is_about_disk);
         if let Some(spare) = spare {
-            disks.push(DiskCache::open(may, spare, 0, metrics)?);
+            disks.push(DiskCache::open(may, spare, 0, THREADS_OF_ONE, metrics)?);
         }
         if disks.is_empty() {
             let none = || CacheError::Unusable {

@@ -27,8 +27,10 @@ pub(super) struct Shared {
     pub(super) health: DiskHealth,
     /// Of tasks that read or write something small.
     pub(super) calls: Arc<Turns>,
+    /// Of the engine's threads that may wait.
+    pub(super) threads: Arc<Turns>,
     /// Of those who store what was fetched.
-    pub(super) stores: Turns,
+    pub(super) stores: Arc<Turns>,
     /// Bytes that the metric counts for it.
     pub(super) noted: AtomicI64,
 }
@@ -51,7 +53,9 @@ impl Shared {
     /// What is wrong with the disk, if anything is: it fails, or does not answer.
     pub(super) fn problem(&self) -> Option<String> {
         self.health.problem().or_else(|| {
-            let longest = self.calls.longest().max(self.stores.longest());
+            let longest = [&self.calls, &self.threads, &self.stores];
+            let longest =
+                longest.into_iter().map(|turns| turns.longest()).max().unwrap_or_default();
             let dir = self.dir.root().display();
             let secs = longest.as_secs();
             (longest > ANSWERS)

@@ -93,6 +93,11 @@ impl StagingFile {
         &self.disk.shared.calls
     }
 
+    /// Turns at its disk of the engine's threads.
+    pub fn threads(&self) -> &Arc<Turns> {
+        &self.disk.shared.threads
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path

@@ -124,6 +124,11 @@ impl CachedVersion {
         &self.shared.calls
     }
 
+    /// Turns at its disk of the engine's threads.
+    pub fn threads(&self) -> &Arc<Turns> {
+        &self.shared.threads
+    }
+
     /// Turns at its disk of those who store what was fetched.
     pub fn stores(&self) -> &Turns {
         &self.shared.stores

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use super::handles::{FileHandle, Handle, Handles, Opener};
 use super::owner;
 use super::session::Session;
-use crate::blocking::{MayBlock, aside};
+use crate::blocking::{MayBlock, Turns, aside};
 use crate::read::{Purpose, Source};
 use crate::write::WriteError;
 use crate::write::draft::Draft;
@@ -22,6 +22,18 @@ pub struct PendingRead {
     len: u64,
     extra: u64,
     then: Range<u64>,
+}
+
+impl PendingRead {
+    /// Turns of the engine's threads at the disk that is to be read.
+    pub fn threads(&self) -> Option<Arc<Turns>> {
+        let Handle::File(open) = &*self.handle else { return None };
+        match (open.inode.draft(), &open.source) {
+            (Some(draft), _) => Some(draft.threads().clone()),
+            (None, Some(source)) => Some(source.version.threads().clone()),
+            (None, None) => None,
+        }
+    }
 }
 
 /// What a close is to what the opener has begun.
@@ -151,6 +163,13 @@ impl Session {
         {
             self.engine.reader.complete(source);
         }
+    }
+
+    /// Turns of the engine's threads at the disk that is written to through a handle.
+    pub fn threads_of(&self, fh: u64) -> Option<Arc<Turns>> {
+        let handle = self.handles.get(fh)?;
+        let Handle::File(open) = &*handle else { return None };
+        Some(open.inode.draft()?.threads().clone())
     }
 
     /// Writes into the staging file; parts that are complete leave in the background.

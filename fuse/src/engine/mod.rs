@@ -32,7 +32,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
-use crate::blocking::{MayBlock, WaitingThreads};
+use crate::blocking::{MayBlock, WAITING_MAX, WaitingThreads};
 use crate::buffers::Buffers;
 use crate::cache::NodeCache;
 use crate::metrics::Metrics;
@@ -48,9 +48,6 @@ use verdicts::KeptVerdicts;
 
 pub use away::Answer;
 pub use session::Session;
-
-/// Most threads that wait for disks and for the mounter: what a fast disk does side by side.
-const WAITING_MAX: usize = 64;
 
 /// What all mounts of a node share.
 pub struct Engine {

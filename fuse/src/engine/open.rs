@@ -14,7 +14,7 @@ use super::modes::{LockedModes, Mode, OpenInode};
 use super::retries::place_of;
 use super::session::Session;
 use super::{PASSTHROUGH_MIN, SMALL_MAX};
-use crate::blocking::{MayBlock, aside};
+use crate::blocking::{MayBlock, Turns};
 use crate::cache::CachedVersion;
 use crate::namespace::file::FileNode;
 use crate::read::window::Window;
@@ -68,8 +68,9 @@ pub(super) struct OpenCall<'a> {
 pub enum OpenNow {
     /// It is done, or refused.
     Done(Result<OpenFile, Errno>),
-    /// The kernel is to be told of a file first: [`Session::open_telling`].
-    Tell,
+    /// The kernel is to be told of a file first: [`Session::open_telling`], by one of the engine's
+    /// threads that has one of these turns.
+    Tell(Arc<Turns>),
     /// The origin may have to be asked: [`Session::open`].
     Ask,
 }
@@ -77,8 +78,8 @@ pub enum OpenNow {
 /// How far an open for reading has come.
 enum Step {
     Done(Result<OpenFile, Errno>),
-    /// The kernel does not know the file of this version.
-    Tell,
+    /// The kernel does not know the file of a version at this disk.
+    Tell(Arc<Turns>),
     /// The whole of this small version is to be fetched first.
     Fetch(Source),
 }
@@ -138,7 +139,7 @@ impl Session {
         }
         match self.try_reading(may, &call, Name::of(current), false, backing) {
             Step::Done(result) => OpenNow::Done(self.end_open(&call, result)),
-            Step::Tell => OpenNow::Tell,
+            Step::Tell(threads) => OpenNow::Tell(threads),
             Step::Fetch(_) => OpenNow::Ask,
         }
     }
@@ -218,7 +219,7 @@ impl Session {
         let _registered = self.registered(call.node).await;
         match self.try_reading_in_turn(call, name, false).await {
             Step::Done(result) => result,
-            Step::Tell => Err(Errno::IO),
+            Step::Tell(_) => Err(Errno::IO),
             Step::Fetch(source) => {
                 self.engine.metrics.cache_misses.inc();
                 self.engine.reader.fetch_whole(&source).await.map_err(|error| {
@@ -228,7 +229,7 @@ impl Session {
                 let _registered = self.registered(call.node).await;
                 match self.try_reading_in_turn(call, name, true).await {
                     Step::Done(result) => result,
-                    Step::Fetch(_) | Step::Tell => Err(Errno::IO),
+                    Step::Fetch(_) | Step::Tell(_) => Err(Errno::IO),
                 }
             }
         }
@@ -256,8 +257,14 @@ impl Session {
         match self.backings.get(&source.version) {
             Some(backing) => Some(backing),
             None => {
-                let session = self.clone();
-                aside(move |may| session.register(may, &source.version)).await
+                let (session, threads) = (self.clone(), source.version.threads().clone());
+                let turn = threads.take().await;
+                let register = move |may: &MayBlock| {
+                    let registered = session.register(may, &source.version);
+                    drop(turn);
+                    registered
+                };
+                self.engine.waiting.work(&self.engine.runtime, register).await
             }
         }
     }
@@ -306,7 +313,7 @@ impl Session {
         }
         // Before the modes are locked: it may take a while.
         let backing = match self.is_passable(&source.version).then(|| backing(&source.version)) {
-            Some(Known::NotYet) => return Step::Tell,
+            Some(Known::NotYet) => return Step::Tell(source.version.threads().clone()),
             Some(Known::As(backing)) => Some(backing),
             Some(Known::Never) | None => None,
         };

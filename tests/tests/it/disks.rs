@@ -2,7 +2,8 @@
 //! left alone.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use weir_fuse::blocking::in_place;
 use weir_fuse::engine::open::OpenRequest;
@@ -14,6 +15,7 @@ use weir_tests::mount::{Mount, Options, cache_dir};
 use weir_tests::node::{Node, NodeSettings, read, read_some};
 use weir_tests::{eventually, random_bytes, runtime};
 
+const ROOT: u64 = 1;
 const MIB: usize = 1 << 20;
 
 fn memory(names: &[&str]) -> Arc<MemoryOrigin> {
@@ -121,6 +123,48 @@ fn a_disk_that_fails_is_left_alone_and_told() {
     assert!(bytes_in(healthy.path()) >= 2 << 20);
     drop(session);
     node.close();
+}
+
+/// More creations than there are threads wait for a disk, and a mount over another one goes on.
+#[test]
+fn a_disk_that_does_not_answer_keeps_no_other_mount_waiting() {
+    let (hanging, healthy) = (FailingDisk::new(), cache_dir());
+    let stuck = Node::new(&hanging.path().join("cache"), memory(&[]), NodeSettings::default());
+    let well = Node::new(healthy.path(), memory(&["a"]), NodeSettings::default());
+    let (waits, goes_on) = (stuck.session(), well.session());
+    hanging.hang(true);
+    let made: Vec<_> = (0..40)
+        .map(|n| {
+            let session = waits.clone();
+            let new = OpenRequest { write: true, ..OpenRequest::default() };
+            let make = async move { session.create(ROOT, &format!("new-{n}"), &new).await };
+            runtime().spawn(async move { make.await.map(|(_, opened)| opened.fh) })
+        })
+        .collect();
+    let (told, tells) = mpsc::channel();
+    let reading = std::thread::spawn(move || {
+        // Again and again: those who wait come to be one after the other.
+        for n in 0..20 {
+            let new = OpenRequest { write: true, ..OpenRequest::default() };
+            let name = format!("new-{n}");
+            let session = goes_on.clone();
+            let make = async move { session.create(ROOT, &name, &new).await.map(|_| ()) };
+            runtime().block_on(runtime().spawn(make)).unwrap().unwrap();
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        told.send(read(&goes_on, "a") == random_bytes(0, MIB)).unwrap();
+    });
+    let went_on = tells.recv_timeout(Duration::from_secs(60));
+    assert!(made.iter().all(|made| !made.is_finished()), "the disk answers");
+    hanging.hang(false);
+    assert_eq!(went_on, Ok(true));
+    reading.join().unwrap();
+    for made in made {
+        runtime().block_on(made).unwrap().unwrap();
+    }
+    drop(waits);
+    stuck.close();
+    well.close();
 }
 
 #[test]

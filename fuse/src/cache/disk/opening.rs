@@ -24,7 +24,8 @@ const CALLS: usize = 16;
 const STORES: usize = 16;
 
 impl DiskCache {
-    /// Takes ownership of the directory and opens its index.
+    /// Takes ownership of the directory and opens its index. At most so many `threads` of the engine
+    /// wait for it at once.
     ///
     /// # Errors
     /// [`CacheError`].
@@ -32,6 +33,7 @@ impl DiskCache {
         may: &MayBlock,
         settings: &DiskSettings,
         number: u8,
+        threads: usize,
         metrics: Arc<Metrics>,
     ) -> Result<Arc<Self>, CacheError> {
         let taken = settings.apart_from.as_ref();
@@ -52,7 +54,8 @@ impl DiskCache {
             number,
             health: DiskHealth::default(),
             calls: Arc::new(Turns::new(CALLS)),
-            stores: Turns::new(STORES),
+            threads: Arc::new(Turns::new(threads)),
+            stores: Arc::new(Turns::new(STORES)),
             noted: AtomicI64::new(0),
         });
         let cache = Arc::new(Self {

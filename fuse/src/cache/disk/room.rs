@@ -220,7 +220,8 @@ mod tests {
     fn small() -> (tempfile::TempDir, Arc<DiskCache>, VersionKey, Vec<Block>) {
         let dir = tempfile::tempdir().unwrap();
         let settings = DiskSettings::new(dir.path().to_owned(), 10 * BLOCK, 0);
-        let cache = DiskCache::open(MAY, &settings, 0, Arc::new(Metrics::new().unwrap())).unwrap();
+        let cache =
+            DiskCache::open(MAY, &settings, 0, 1, Arc::new(Metrics::new().unwrap())).unwrap();
         let key = VersionKey {
             bucket: BucketId::new("http://s3", "b"),
             key: "f".into(),
@@ -246,6 +247,21 @@ mod tests {
         assert_eq!(cache.shared.space.used(), SIZE);
         assert!(cache.make_room(MAY, bytes(2 * BLOCK)).is_some());
         drop(version);
+        cache.close(MAY);
+    }
+
+    #[test]
+    fn a_disk_that_does_not_answer_counts_as_failing_until_it_does() {
+        let (dir, cache, ..) = small();
+        for turns in [&cache.shared.calls, &cache.shared.threads, &cache.shared.stores] {
+            let turn = turns.try_take().unwrap();
+            assert_eq!(cache.problem(), None);
+            turns.age(Duration::from_secs(60));
+            let problem = cache.problem().unwrap();
+            assert!(problem.contains(dir.path().to_str().unwrap()), "{problem}");
+            drop(turn);
+            assert_eq!(cache.problem(), None);
+        }
         cache.close(MAY);
     }
 

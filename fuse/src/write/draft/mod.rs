@@ -188,6 +188,11 @@ impl Draft {
         self.staging.calls()
     }
 
+    /// Turns there of the engine's threads.
+    pub fn threads(&self) -> &Arc<Turns> {
+        self.staging.threads()
+    }
+
     /// As [`Draft::note_down`], for one who may wait.
     pub(super) fn write_down(&self, may: &MayBlock) {
         self.record.write(may);
