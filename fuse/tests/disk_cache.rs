@@ -102,6 +102,43 @@ fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// What is planted in a cache that is open: folders of somebody else's, by symlinks, and a file of theirs.
+#[test]
+fn a_symlink_in_the_place_of_a_folder_or_file_leads_nowhere() {
+    let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let cache = cache(dir.path(), u64::MAX, 0);
+    let staged = cache.staging_disk(&[]).create(&may(), None).unwrap();
+    let held = cache.acquire(&may(), &key("held", BLOCK), &[]);
+    store(&cache, &held, 0);
+    for folder in ["staging", "objects", "lost"] {
+        let theirs = elsewhere.path().join(folder);
+        std::fs::create_dir(&theirs).unwrap();
+        std::fs::rename(dir.path().join(folder), dir.path().join(format!("{folder}-away")))
+            .unwrap();
+        std::os::unix::fs::symlink(&theirs, dir.path().join(folder)).unwrap();
+    }
+    let is_loop = |error: std::io::Error| error.raw_os_error() == Some(40);
+    assert!(is_loop(cache.staging_disk(&[]).create(&may(), None).map(drop).unwrap_err()));
+    let row = LostRow::new("b", "k", "c", 1);
+    assert!(is_loop(cache.keep_lost(&may(), staged.path(), &row).unwrap_err()));
+    let theirs = elsewhere.path().join("staging").join(staged.path().file_name().unwrap());
+    std::fs::write(&theirs, "theirs").unwrap();
+    staged.remove(&may());
+    let new = cache.acquire(&may(), &key("new", BLOCK), &[]);
+    let room = cache.make_room(&may(), &new, BLOCK).unwrap();
+    assert!(is_loop(new.store(&may(), 0, &content(0, 1), &room).unwrap_err()));
+    assert_eq!(std::fs::read(&theirs).unwrap(), b"theirs");
+    let left = |folder: &str| std::fs::read_dir(elsewhere.path().join(folder)).unwrap().count();
+    assert_eq!(["staging", "objects", "lost"].map(left), [1, 0, 0]);
+    drop((held, new, room));
+    cache.close(&may());
+    drop(cache);
+    // Nor is it opened with them.
+    let settings = CacheSettings::one(dir.path(), u64::MAX, 0);
+    let opened = NodeCache::open(&may(), &settings, Arc::new(Metrics::new().unwrap()));
+    assert!(opened.map(drop).unwrap_err().to_string().contains("objects"));
+}
+
 #[test]
 fn a_written_file_takes_the_place_of_what_was_fetched_of_it() {
     let dir = tempfile::tempdir().unwrap();

@@ -4,13 +4,15 @@ mod opening;
 mod signers;
 
 use std::io;
-use std::path::PathBuf;
-use std::sync::PoisonError;
+use std::path::Path;
+use std::sync::{Arc, PoisonError};
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 
 pub use signers::{FORMER_MAX, Signer, Standing, former};
 
+use super::dir::INDEX;
+use super::folder::Folder;
 use super::records::{self, ListingRow, ObjectRow, UploadRow};
 use crate::blocking::MayBlock;
 use crate::model::blocks::{self, BlockMap};
@@ -28,7 +30,7 @@ const VERDICTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("verdict
 
 /// The index of one cache directory.
 pub struct Index {
-    path: PathBuf,
+    folder: Arc<Folder>,
     /// `None` once it is closed, and while it could not be opened again.
     db: RwLock<Option<Database>>,
     /// Counts unclean boots: a version checked in an earlier epoch is to be checked again.
@@ -63,11 +65,11 @@ impl Index {
     ///
     /// # Errors
     /// What redb reports; the index then knows nothing until this succeeds.
-    pub fn reopen(&self, _: &MayBlock) -> Result<(), redb::Error> {
+    pub fn reopen(&self, may: &MayBlock) -> Result<(), redb::Error> {
         let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
         // Its lock of the file goes with it.
         *db = None;
-        *db = Some(opening::open_again(&self.path)?);
+        *db = Some(opening::open_again(may, &self.folder)?);
         Ok(())
     }
 
@@ -77,8 +79,8 @@ impl Index {
     }
 
     /// Bytes that it takes on the disk.
-    pub fn bytes(&self, _: &MayBlock) -> u64 {
-        self.path.symlink_metadata().map_or(0, |metadata| metadata.len())
+    pub fn bytes(&self, may: &MayBlock) -> u64 {
+        self.folder.metadata(may, Path::new(INDEX)).map_or(0, |metadata| metadata.len())
     }
 
     /// Keeps commits waiting while `act` runs, as a busy disk does.
@@ -368,7 +370,7 @@ mod tests {
         }
         assert!(index.find(MAY, &[1]).is_some() && index.find(MAY, &[2]).is_some());
         // One that somebody has removed is not begun anew under our feet.
-        std::fs::remove_file(dir.index_path()).unwrap();
+        std::fs::remove_file(dir.root().join(INDEX)).unwrap();
         assert!(index.reopen(MAY).is_err() && index.find(MAY, &[1]).is_none());
     }
 }

@@ -15,6 +15,7 @@ pub mod error;
 mod evict;
 mod file;
 pub mod flight;
+mod folder;
 pub mod health;
 pub mod hot;
 pub mod index;

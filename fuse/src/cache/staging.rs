@@ -1,8 +1,8 @@
 //! The file that takes what is being written, with the room that it needs.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 
@@ -52,6 +52,8 @@ pub enum NoRoom {
 pub struct StagingFile {
     file: Arc<File>,
     path: PathBuf,
+    /// In the cache directory.
+    name: PathBuf,
     disk: Arc<DiskCache>,
     /// Whose it is; nobody's where it has no bytes.
     share: Option<Arc<Share>>,
@@ -75,17 +77,24 @@ impl StagingFile {
     /// # Errors
     /// What open reports.
     pub(super) fn create(
-        _: &MayBlock,
+        may: &MayBlock,
         disk: Arc<DiskCache>,
-        path: PathBuf,
+        name: PathBuf,
         share: Option<Arc<Share>>,
     ) -> io::Result<Self> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create_new(true).mode(0o600);
-        // The flags are bits of a C int.
-        let file = options.custom_flags(OFlags::NOFOLLOW.bits() as i32).open(&path)?;
+        let folder = disk.shared.dir.folder();
+        let file = folder.file(may, &name, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?;
+        let path = folder.path().join(&name);
         let reserved = AtomicU64::new(0);
-        Ok(Self { file: Arc::new(file), path, disk, share, reserved, claim: Mutex::default() })
+        Ok(Self {
+            file: Arc::new(file),
+            path,
+            name,
+            disk,
+            share,
+            reserved,
+            claim: Mutex::default(),
+        })
     }
 
     /// Turns at its disk.
@@ -101,6 +110,11 @@ impl StagingFile {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Its name in the cache directory.
+    pub(super) fn name(&self) -> &Path {
+        &self.name
     }
 
     /// The open file, for reading and writing. Before a write beyond what was written there must
@@ -192,8 +206,8 @@ impl StagingFile {
     }
 
     /// Removes the file; who has it open goes on, and its room is given back with this.
-    pub fn remove(&self, _: &MayBlock) {
-        match fs::remove_file(&self.path) {
+    pub fn remove(&self, may: &MayBlock) {
+        match self.disk.shared.dir.folder().remove(may, &self.name) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 tracing::warn!(path = %self.path.display(), %error, "staging file stays");
             }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::body::{Body, OpenBody, UNVERIFIED, Unusable, is_gone};
+use super::dir::CacheDir;
 use super::disk::Room;
 use super::file::CacheFile;
 use super::flight::Flights;
@@ -64,8 +65,8 @@ impl CachedVersion {
         verified_epoch: u32,
         known_use: u64,
     ) -> Self {
-        let path = shared.dir.object_path(id);
-        let body = Body::new(path, key.version.size, map, verified_epoch);
+        let place = (shared.dir.folder().clone(), CacheDir::object_name(id));
+        let body = Body::new(place, key.version.size, map, verified_epoch);
         Self {
             key,
             id,
@@ -186,8 +187,8 @@ impl CachedVersion {
                 Err(unusable) if unusable.is_gone() => self.forget_all(unusable.incarnation),
                 Err(unusable) => return Err(unusable.error),
             }
-            let make =
-                || CacheFile::create(may, &self.shared.dir.object_path(self.id), self.size());
+            let (folder, name) = (self.shared.dir.folder(), CacheDir::object_name(self.id));
+            let make = || CacheFile::create(may, folder, &name, self.size());
             let (made, _) =
                 self.body.replace(|state| state.is_absent(), make, |state, file| state.made(file));
             made?;
@@ -212,7 +213,7 @@ impl CachedVersion {
             |state: &super::body::State| state.map.is_complete() && state.verified_epoch == epoch;
         let (adopted, held) = self.body.replace(
             |state| !whole(state),
-            || put(&self.shared.dir.object_path(self.id)),
+            || put(&CacheDir::object_name(self.id)),
             |state, ()| state.fill(self.size(), sums, epoch),
         );
         room.fill(self.id, held);

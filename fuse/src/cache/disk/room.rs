@@ -1,12 +1,12 @@
 //! Room on a disk: set aside, and made by evicting what was not used for longest.
 
-use std::fs;
 use std::io;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::DiskCache;
 use crate::blocking::MayBlock;
+use crate::cache::dir::CacheDir;
 use crate::cache::shared::Shared;
 use crate::cache::space::{Bound, Need};
 use crate::model::version::VersionKey;
@@ -139,10 +139,10 @@ impl DiskCache {
     }
 
     /// Removes a version that `active.evicted` already names, until the index does not any more.
-    fn remove(&self, _: &MayBlock, id: u64) {
+    fn remove(&self, may: &MayBlock, id: u64) {
         self.shared.space.versions_mut(|versions| versions.remove(id));
         self.shared.committer.removed(id);
-        match fs::remove_file(self.shared.dir.object_path(id)) {
+        match self.shared.dir.folder().remove(may, &CacheDir::object_name(id)) {
             Ok(()) => {}
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(error) => tracing::warn!(id, %error, "evicted file stays on the disk"),

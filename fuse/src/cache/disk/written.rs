@@ -1,6 +1,5 @@
 //! What is written here: staging files, what becomes of them, and links.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
@@ -9,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::DiskCache;
 use super::room::Room;
 use crate::blocking::MayBlock;
-use crate::cache::dir::RENAME;
+use crate::cache::dir::{CacheDir, RENAME};
 use crate::cache::file::{self, CacheFile};
 use crate::cache::lost::{self, LostRow};
 use crate::cache::share::Share;
@@ -35,13 +34,14 @@ impl DiskCache {
         may: &MayBlock,
         share: Option<Arc<Share>>,
     ) -> io::Result<StagingFile> {
-        let path = self.shared.dir.staging_path(self.new_id());
-        StagingFile::create(may, self.clone(), path, share)
+        let name = CacheDir::staging_name(self.new_id());
+        StagingFile::create(may, self.clone(), name, share)
     }
 
     /// Where a record of what is under way may be put.
     pub(in crate::cache) fn new_record_path(&self) -> PathBuf {
-        self.shared.dir.staging_path(self.new_id()).with_extension(RENAME)
+        let name = CacheDir::staging_name(self.new_id()).with_extension(RENAME);
+        self.shared.dir.root().join(name)
     }
 
     /// Puts a staging file whose bytes could not be stored where a person finds it.
@@ -102,7 +102,9 @@ impl DiskCache {
         sums: &[u32],
         room: &Room,
     ) -> bool {
-        let put = |path: &Path| file::place(may, path, || fs::rename(staging.path(), path));
+        let folder = self.shared.dir.folder();
+        let from = staging.name();
+        let put = |to: &Path| file::place(may, folder, to, || folder.rename(may, from, to));
         let adopted = version.adopt(may, sums, room, put);
         if matches!(adopted, Ok(true)) {
             staging.release();
@@ -120,7 +122,7 @@ impl DiskCache {
         sums: &[u32],
         room: &Room,
     ) -> bool {
-        self.adopted(version, version.adopt(may, sums, room, |path| file.link(may, path)))
+        self.adopted(version, version.adopt(may, sums, room, |name| file.link(may, name)))
     }
 
     fn adopted(&self, version: &Arc<CachedVersion>, adopted: io::Result<bool>) -> bool {

@@ -1,8 +1,6 @@
 //! Opening an index: what an earlier run left is taken over, or set aside.
 
-use std::fs::OpenOptions;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use redb::{Database, ReadableTable, Table};
@@ -13,8 +11,9 @@ use super::{
     signers,
 };
 use crate::blocking::MayBlock;
-use crate::cache::dir::{CacheDir, open_private};
+use crate::cache::dir::{CacheDir, INDEX};
 use crate::cache::error::CacheError;
+use crate::cache::folder::Folder;
 use crate::cache::reserve;
 use crate::cache::version::now_secs;
 use crate::sync::RwLock;
@@ -75,8 +74,8 @@ fn take_over(
     dir: &CacheDir,
     boot_id: &str,
 ) -> Result<Result<Index, Obstacle>, redb::Error> {
-    let path = dir.index_path();
-    let file = open_private(&path)?;
+    let folder = dir.folder().clone();
+    let file = folder.private(may, Path::new(INDEX))?;
     let fresh = file.metadata()?.len() == 0;
     let db = Database::builder().set_cache_size(REDB_CACHE).create_file(file)?;
     let txn = quick_write(&db)?;
@@ -112,7 +111,7 @@ fn take_over(
     txn.commit()?;
     let epoch = u32::try_from(epoch).unwrap_or(u32::MAX - 1);
     let db = RwLock::new(Some(db));
-    Ok(Ok(Index { path, db, epoch, first_id, closed_in_order }))
+    Ok(Ok(Index { folder, db, epoch, first_id, closed_in_order }))
 }
 
 fn check_schema(found: Option<u64>, fresh: bool) -> Result<(), Obstacle> {
@@ -130,11 +129,8 @@ fn get(meta: &Table<'_, &str, u64>, name: &str) -> Result<Option<u64>, redb::Err
 }
 
 /// Opens an index that this process had open before.
-pub(super) fn open_again(path: &Path) -> Result<Database, redb::Error> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true);
-    // The flags are bits of a C int.
-    let file = options.custom_flags(OFlags::NOFOLLOW.bits() as i32).open(path)?;
+pub(super) fn open_again(may: &MayBlock, folder: &Folder) -> Result<Database, redb::Error> {
+    let file = folder.file(may, Path::new(INDEX), OFlags::RDWR)?;
     if file.metadata()?.len() == 0 {
         // redb would make a new one in it.
         return Err(redb::Error::Corrupted("the index is empty".into()));

@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::blocking::MayBlock;
+use crate::blocking::{MayBlock, in_place};
 use crate::write::lines;
 
 /// Most files kept.
@@ -61,9 +61,8 @@ impl Drop for Spares {
                 let _ = fs::remove_file(path);
             }
         };
-        // Whoever drops the last of a mount runs tasks. What is not removed is so by a later process.
-        let aside = std::thread::Builder::new().name("weir-spares".into());
-        let _ = aside.spawn(|| remove(&MayBlock::own_thread()));
+        // Who drops the last of a mount may run tasks.
+        in_place(remove);
     }
 }
 
@@ -95,13 +94,6 @@ mod tests {
         }
         assert_eq!(fs::read_dir(&one).unwrap().count(), SPARES_MAX);
         drop(spares);
-        // On another thread.
-        let left = || fs::read_dir(&one).unwrap().count();
-        for _ in 0..1000 {
-            if left() > 0 {
-                std::thread::sleep(std::time::Duration::from_millis(10));
-            }
-        }
-        assert_eq!(left(), 0);
+        assert_eq!(fs::read_dir(&one).unwrap().count(), 0);
     }
 }
