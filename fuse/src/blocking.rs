@@ -1,18 +1,31 @@
-//! Calls that wait for another process or for the system, kept away from the threads that run tasks.
+//! Calls that wait for another process, for the system or for a disk, kept away from the threads that
+//! run tasks.
 //!
-//! Such a call takes a [`MayBlock`]. There are three ways to one, so that no call can be made from a
-//! task by mistake: [`aside`], on a thread of tokio's that is there to wait; [`WaitingThreads`], for
-//! what many ask for; and [`MayBlock::own_thread`] at the beginning of a thread of ours. It cannot be
-//! sent to another thread, so a task that keeps one cannot be spawned.
+//! Such a call takes a [`MayBlock`], and there are few ways to one, so that no call can be made from a
+//! task by mistake: [`aside`], on a thread that is there to wait; [`WaitingThreads`], for what many
+//! ask for; [`Turns`] and [`in_place`], on a thread of the runtime's whose other tasks go to another
+//! one meanwhile; and [`MayBlock::own_thread`] at the beginning of a thread of ours. It cannot be sent
+//! to another thread, so a task that keeps one cannot be spawned.
+//!
+//! The runtime has a bounded number of threads that can take such tasks over, and what it begins by
+//! itself (names of hosts are looked up so) needs some, too. So what a task does at a disk it does in
+//! its turn ([`Turns`]): a disk that does not answer keeps as many threads as it has turns, and no more.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::LazyLock;
-use std::time::Duration;
+use std::sync::{Arc, LazyLock, Mutex};
+use std::time::{Duration, Instant};
 
-use tokio::runtime::{Builder, Handle, Runtime};
-use tokio::sync::oneshot;
+use tokio::runtime::{Builder, Handle, Runtime, RuntimeFlavor};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::task::JoinHandle;
+
+use crate::sync::unpoisoned;
+
+/// Most threads of an engine that wait for disks and for the mounter: what a fast disk does side by side.
+pub(crate) const WAITING_MAX: usize = 64;
 
 /// Says that this thread may wait: it runs no tasks.
 pub struct MayBlock {
@@ -32,6 +45,10 @@ impl MayBlock {
     }
 }
 
+/// Tests of what needs one wait.
+#[cfg(test)]
+pub(crate) const MAY: &MayBlock = &MayBlock::HERE;
+
 /// Does something that may wait on a thread that is there for it, while this task gives way. These
 /// threads are not the runtime's own, which write to the cache's disk: neither waits for the other.
 ///
@@ -41,21 +58,136 @@ pub async fn aside<T: Send + 'static>(work: impl FnOnce(&MayBlock) -> T + Send +
     const THREADS: usize = 32;
     static ASIDE: LazyLock<io::Result<WaitingThreads>> =
         LazyLock::new(|| WaitingThreads::new("weir-aside", THREADS));
-    let (done, told) = oneshot::channel();
-    let work = move |may: &MayBlock| {
-        // Nobody may wait for it any more.
-        let _ = done.send(catch_unwind(AssertUnwindSafe(|| work(may))));
-    };
-    let home = Handle::current();
     match &*ASIDE {
-        Ok(threads) => threads.begin(&home, work),
-        Err(_) => drop(home.spawn_blocking(move || work(&MayBlock::HERE))),
+        Ok(threads) => threads.work(&Handle::current(), work).await,
+        Err(_) => match beside(work).await {
+            Ok(done) => done,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => resume_unwind(panic),
+                Err(_) => std::future::pending().await,
+            },
+        },
     }
+}
+
+async fn outcome<T>(told: oneshot::Receiver<std::thread::Result<T>>) -> T {
     match told.await {
         Ok(Ok(done)) => done,
         Ok(Err(panic)) => resume_unwind(panic),
         // The threads are being taken down, and with them whoever waits here.
         Err(_) => std::future::pending().await,
+    }
+}
+
+/// Does something that may wait in the place of the task that asks: what else its thread was to do goes
+/// to another one. For what is done seldom; what many do takes [`Turns`].
+///
+/// A runtime of one thread has no other: there everything waits.
+#[expect(clippy::disallowed_methods, reason = "this is the way to it")]
+pub fn in_place<T>(work: impl FnOnce(&MayBlock) -> T) -> T {
+    let flavor = Handle::try_current().map(|home| home.runtime_flavor());
+    match flavor {
+        Ok(RuntimeFlavor::CurrentThread) => work(&MayBlock::HERE),
+        _ => tokio::task::block_in_place(|| work(&MayBlock::HERE)),
+    }
+}
+
+/// As [`aside`], on a thread of the runtime's that is there for it: for what is done once, and may
+/// last as long as the process.
+#[expect(clippy::disallowed_methods, reason = "this is the way to it")]
+pub fn beside<T: Send + 'static>(
+    work: impl FnOnce(&MayBlock) -> T + Send + 'static,
+) -> JoinHandle<T> {
+    tokio::task::spawn_blocking(move || work(&MayBlock::HERE))
+}
+
+/// What waits for one thing, a disk, at once: a bounded number of tasks. The others give way until it
+/// is their turn.
+#[derive(Debug)]
+pub struct Turns {
+    places: Arc<Semaphore>,
+    taken: Arc<Mutex<Taken>>,
+}
+
+/// When the turns that are taken were begun, by their numbers.
+#[derive(Debug, Default)]
+struct Taken {
+    next: u64,
+    since: BTreeMap<u64, Instant>,
+}
+
+/// A turn, until it is dropped.
+pub struct Turn {
+    _place: OwnedSemaphorePermit,
+    taken: Arc<Mutex<Taken>>,
+    number: u64,
+}
+
+impl Turns {
+    /// At most so many at once.
+    pub fn new(most: usize) -> Self {
+        Self { places: Arc::new(Semaphore::new(most)), taken: Arc::default() }
+    }
+
+    /// Waits for a turn.
+    pub async fn take(&self) -> Turn {
+        match self.places.clone().acquire_owned().await {
+            Ok(place) => self.begin(place),
+            // It is never closed.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// A turn, where one is free.
+    pub fn try_take(&self) -> Option<Turn> {
+        self.places.clone().try_acquire_owned().ok().map(|place| self.begin(place))
+    }
+
+    fn begin(&self, place: OwnedSemaphorePermit) -> Turn {
+        let mut taken = unpoisoned(self.taken.lock());
+        let number = taken.next;
+        taken.next += 1;
+        taken.since.insert(number, Instant::now());
+        Turn { _place: place, taken: self.taken.clone(), number }
+    }
+
+    /// Does something that may wait in the place of the task that asks, in its turn.
+    pub async fn in_place<T>(&self, work: impl FnOnce(&MayBlock) -> T) -> T {
+        let _turn = self.take().await;
+        in_place(work)
+    }
+
+    /// Does something that may wait beside the task that asks, once its turn has come.
+    pub async fn beside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&MayBlock) -> T + Send + 'static,
+    ) -> JoinHandle<T> {
+        let turn = self.take().await;
+        beside(move |may| {
+            let done = work(may);
+            drop(turn);
+            done
+        })
+    }
+
+    /// Lets the turns that are taken have begun so much earlier.
+    #[cfg(test)]
+    pub(crate) fn age(&self, by: Duration) {
+        for since in unpoisoned(self.taken.lock()).since.values_mut() {
+            *since = since.checked_sub(by).unwrap_or(*since);
+        }
+    }
+
+    /// How long the turn that was begun first of those that are taken has lasted.
+    pub fn longest(&self) -> Duration {
+        let taken = unpoisoned(self.taken.lock());
+        taken.since.first_key_value().map_or(Duration::ZERO, |(_, since)| since.elapsed())
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        unpoisoned(self.taken.lock()).since.remove(&self.number);
     }
 }
 
@@ -66,6 +198,7 @@ pub struct WaitingThreads {
     runtime: Option<Runtime>,
 }
 
+#[expect(clippy::disallowed_methods, reason = "this is the way to it")]
 impl WaitingThreads {
     /// At most `most` threads of this name. One is started at once, so that where no other can be
     /// there is still one.
@@ -80,6 +213,20 @@ impl WaitingThreads {
         let runtime = builder.build()?;
         drop(runtime.spawn_blocking(|| ()));
         Ok(Self { runtime: Some(runtime) })
+    }
+
+    /// Does something that may wait, and gives what it comes to.
+    pub async fn work<T: Send + 'static>(
+        &self,
+        home: &Handle,
+        work: impl FnOnce(&MayBlock) -> T + Send + 'static,
+    ) -> T {
+        let (done, told) = oneshot::channel();
+        self.begin(home, move |may| {
+            // Nobody may wait for it any more.
+            let _ = done.send(catch_unwind(AssertUnwindSafe(|| work(may))));
+        });
+        outcome(told).await
     }
 
     /// Does something that may wait, soon. Where it panics, only it ends. Tasks that it begins are
@@ -138,6 +285,33 @@ mod tests {
         assert!(begins.recv_timeout(Duration::from_millis(50)).is_err(), "a third thread");
         drop(release);
         assert_eq!(begins.recv().unwrap(), 2);
+    }
+
+    /// What waits for one thing, and does not get it, leaves a thread to whoever waits for another.
+    #[test]
+    fn what_waits_for_one_thing_keeps_as_many_threads_as_it_has_turns() {
+        let mut builder = Builder::new_multi_thread();
+        let runtime = builder.worker_threads(1).max_blocking_threads(3).build().unwrap();
+        let (hangs, answers) = (Arc::new(Turns::new(2)), Turns::new(2));
+        let (release, gate) = mpsc::channel::<()>();
+        let gate = Arc::new(Mutex::new(gate));
+        let waiting: Vec<_> = (0..8)
+            .map(|_| {
+                let (hangs, gate) = (hangs.clone(), gate.clone());
+                let wait = async move { hangs.in_place(|_| gate.lock().unwrap().recv()).await };
+                runtime.spawn(wait)
+            })
+            .collect();
+        let (told, tells) = mpsc::channel();
+        runtime.spawn(async move {
+            let done = answers.in_place(|_| 1).await;
+            told.send(done + answers.beside(|_| 1).await.await.unwrap())
+        });
+        let went_on = tells.recv_timeout(Duration::from_secs(30));
+        drop(release);
+        waiting.into_iter().for_each(|task| drop(runtime.block_on(task)));
+        assert_eq!(went_on, Ok(2));
+        assert_eq!(hangs.longest(), Duration::ZERO);
     }
 
     #[test]

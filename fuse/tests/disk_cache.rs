@@ -16,6 +16,7 @@ use rand::{Rng, SeedableRng};
 use redb::TableDefinition;
 use tempfile::TempDir;
 use tmpfs::Tmpfs;
+use weir_fuse::blocking::MayBlock;
 use weir_fuse::buffers::{Block, Buffers};
 use weir_fuse::cache::records::{FileEntry, ListingEntry, ListingRow};
 use weir_fuse::cache::{
@@ -24,6 +25,11 @@ use weir_fuse::cache::{
 use weir_fuse::metrics::Metrics;
 use weir_fuse::model::blocks::BLOCK;
 use weir_fuse::model::version::{BucketId, ETag, Version, VersionKey};
+
+/// Tests wait.
+fn may() -> MayBlock {
+    MayBlock::own_thread()
+}
 
 const MIB: u64 = 1 << 20;
 
@@ -36,7 +42,7 @@ fn key(name: &str, size: u64) -> VersionKey {
 }
 
 fn open(settings: &CacheSettings) -> Arc<NodeCache> {
-    NodeCache::open(settings, Arc::new(Metrics::new().unwrap())).unwrap()
+    NodeCache::open(&may(), settings, Arc::new(Metrics::new().unwrap())).unwrap()
 }
 
 fn cache(dir: &Path, max_size: u64, min_free: u64) -> Arc<NodeCache> {
@@ -55,16 +61,16 @@ fn content(first: u32, blocks: usize) -> Vec<Block> {
 
 fn read(version: &Arc<CachedVersion>, blocks: std::ops::Range<u32>) -> Option<Vec<u8>> {
     let mut share = Buffers::new(64 * MIB).try_share(blocks.len() << 17).unwrap();
-    let read = version.read_run(blocks, &mut share).ok()?;
+    let read = version.read_run(&may(), blocks, &mut share).ok()?;
     Some(read.iter().flat_map(|block| block.bytes().to_vec()).collect())
 }
 
 /// A staging file with the content of a version of so many blocks, and its checksums.
 fn staged(cache: &NodeCache, blocks: usize) -> (StagingFile, Vec<u32>) {
-    let staging = cache.new_staging(&[], None).unwrap();
+    let staging = cache.staging_disk(&[]).create(&may(), None).unwrap();
     let data = content(0, blocks);
     for (block, at) in data.iter().zip(0_u64..) {
-        staging.reserve((at + 1) * BLOCK).unwrap();
+        staging.reserve(&may(), (at + 1) * BLOCK).unwrap();
         staging.file().write_all_at(block.bytes(), at * BLOCK).unwrap();
     }
     let sums = data.iter().map(|block| crc32c::crc32c(block.bytes())).collect();
@@ -73,12 +79,12 @@ fn staged(cache: &NodeCache, blocks: usize) -> (StagingFile, Vec<u32>) {
 
 fn adopt(cache: &NodeCache, name: &str, blocks: usize) {
     let (staging, sums) = staged(cache, blocks);
-    cache.adopt(&key(name, blocks as u64 * BLOCK), &staging, &sums);
+    cache.adopt(&may(), &key(name, blocks as u64 * BLOCK), &staging, &sums);
 }
 
 fn store(cache: &NodeCache, version: &Arc<CachedVersion>, first: u32) {
-    let room = cache.make_room(version, BLOCK).unwrap();
-    version.store(first, &content(first, 1), &room).unwrap();
+    let room = cache.make_room(&may(), version, BLOCK).unwrap();
+    version.store(&may(), first, &content(first, 1), &room).unwrap();
 }
 
 fn objects(dir: &Path) -> Vec<PathBuf> {
@@ -96,23 +102,60 @@ fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// What is planted in a cache that is open: folders of somebody else's, by symlinks, and a file of theirs.
+#[test]
+fn a_symlink_in_the_place_of_a_folder_or_file_leads_nowhere() {
+    let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let cache = cache(dir.path(), u64::MAX, 0);
+    let staged = cache.staging_disk(&[]).create(&may(), None).unwrap();
+    let held = cache.acquire(&may(), &key("held", BLOCK), &[]);
+    store(&cache, &held, 0);
+    for folder in ["staging", "objects", "lost"] {
+        let theirs = elsewhere.path().join(folder);
+        std::fs::create_dir(&theirs).unwrap();
+        std::fs::rename(dir.path().join(folder), dir.path().join(format!("{folder}-away")))
+            .unwrap();
+        std::os::unix::fs::symlink(&theirs, dir.path().join(folder)).unwrap();
+    }
+    let is_loop = |error: std::io::Error| error.raw_os_error() == Some(40);
+    assert!(is_loop(cache.staging_disk(&[]).create(&may(), None).map(drop).unwrap_err()));
+    let row = LostRow::new("b", "k", "c", 1);
+    assert!(is_loop(cache.keep_lost(&may(), staged.path(), &row).unwrap_err()));
+    let theirs = elsewhere.path().join("staging").join(staged.path().file_name().unwrap());
+    std::fs::write(&theirs, "theirs").unwrap();
+    staged.remove(&may());
+    let new = cache.acquire(&may(), &key("new", BLOCK), &[]);
+    let room = cache.make_room(&may(), &new, BLOCK).unwrap();
+    assert!(is_loop(new.store(&may(), 0, &content(0, 1), &room).unwrap_err()));
+    assert_eq!(std::fs::read(&theirs).unwrap(), b"theirs");
+    let left = |folder: &str| std::fs::read_dir(elsewhere.path().join(folder)).unwrap().count();
+    assert_eq!(["staging", "objects", "lost"].map(left), [1, 0, 0]);
+    drop((held, new, room));
+    cache.close(&may());
+    drop(cache);
+    // Nor is it opened with them.
+    let settings = CacheSettings::one(dir.path(), u64::MAX, 0);
+    let opened = NodeCache::open(&may(), &settings, Arc::new(Metrics::new().unwrap()));
+    assert!(opened.map(drop).unwrap_err().to_string().contains("objects"));
+}
+
 #[test]
 fn a_written_file_takes_the_place_of_what_was_fetched_of_it() {
     let dir = tempfile::tempdir().unwrap();
     let cache = cache(dir.path(), u64::MAX, 0);
-    let version = cache.acquire(&key("f", 3 * BLOCK), &[]);
+    let version = cache.acquire(&may(), &key("f", 3 * BLOCK), &[]);
     store(&cache, &version, 1);
     adopt(&cache, "f", 3);
-    assert!(version.is_trusted() && cache.stats().used_bytes == 3 * BLOCK);
+    assert!(version.is_trusted() && cache.stats(&may()).used_bytes == 3 * BLOCK);
     // Who still has the file open that is gone changes nothing.
     store(&cache, &version, 0);
     let whole: Vec<u8> = content(0, 3).iter().flat_map(|block| block.bytes().to_vec()).collect();
     assert!(read(&version, 0..3).unwrap() == whole);
-    let mut passed = version.open_for_passthrough().unwrap();
+    let mut passed = version.open_for_passthrough(&may()).unwrap();
     let mut bytes = Vec::new();
     std::io::Read::read_to_end(&mut passed, &mut bytes).unwrap();
     assert!(bytes == whole);
-    cache.close();
+    cache.close(&may());
 }
 
 #[test]
@@ -120,8 +163,11 @@ fn a_file_with_two_names_is_never_emptied() {
     let dir = tempfile::tempdir().unwrap();
     let cache = cache(dir.path(), u64::MAX, 0);
     adopt(&cache, "a", 2);
-    cache.link(&key("a", 2 * BLOCK), &key("b", 2 * BLOCK));
-    let (a, b) = (cache.peek(&key("a", 2 * BLOCK)).unwrap(), cache.peek(&key("b", 2 * BLOCK)));
+    cache.link(&may(), &key("a", 2 * BLOCK), &key("b", 2 * BLOCK));
+    let (a, b) = (
+        cache.peek(&may(), &key("a", 2 * BLOCK)).unwrap(),
+        cache.peek(&may(), &key("b", 2 * BLOCK)),
+    );
     assert!(b.unwrap().is_trusted() && objects(dir.path()).len() == 2);
     let open = File::open(&objects(dir.path())[0]).unwrap();
     // Somebody adds to it: neither version is held any more, and one is fetched again.
@@ -132,13 +178,13 @@ fn a_file_with_two_names_is_never_emptied() {
         .write_at(&[1], 0)
         .unwrap();
     assert_eq!(open.metadata().unwrap().len(), 2 * BLOCK + 1);
-    assert!(read(&a, 0..1).is_none() || a.open_for_passthrough().is_err());
+    assert!(read(&a, 0..1).is_none() || a.open_for_passthrough(&may()).is_err());
     store(&cache, &a, 0);
     let mut block = vec![0; BLOCK as usize];
     open.read_exact_at(&mut block, BLOCK).unwrap();
     assert!(block == content(1, 1)[0].bytes(), "the other name's bytes were emptied");
     assert_eq!(a.held_bytes(), BLOCK);
-    cache.close();
+    cache.close(&may());
 }
 
 /// One life of a random cache. Versions have one to three blocks; there is room for eight.
@@ -180,9 +226,9 @@ impl Life {
         match self.pick(13) {
             0..3 => {
                 let block = self.pick(blocks as usize) as u32;
-                let version = self.cache().acquire(&version, &[]);
-                if let Some(room) = self.cache().make_room(&version, BLOCK) {
-                    version.store(block, &content(block, 1), &room).unwrap();
+                let version = self.cache().acquire(&may(), &version, &[]);
+                if let Some(room) = self.cache().make_room(&may(), &version, BLOCK) {
+                    version.store(&may(), block, &content(block, 1), &room).unwrap();
                     self.cache().used(&version);
                 }
                 if self.pick(4) == 0 {
@@ -194,15 +240,15 @@ impl Life {
             6 => {
                 let same = |other: &&(&str, u64)| other.1 == blocks && other.0 != name;
                 if let Some((other, _)) = NAMES.iter().find(same) {
-                    self.cache().link(&version, &key(other, blocks * BLOCK));
+                    self.cache().link(&may(), &version, &key(other, blocks * BLOCK));
                 }
             }
-            7 => self.cache().discard(&version),
+            7 => self.cache().discard(&may(), &version),
             8 => self.harm(&version),
             9 => {
-                let staging = self.cache().new_staging(&[], None).unwrap();
+                let staging = self.cache().staging_disk(&[]).create(&may(), None).unwrap();
                 let end = self.pick(3 << 17) as u64;
-                staging.reserve(end).unwrap();
+                staging.reserve(&may(), end).unwrap();
                 staging.file().write_all_at(&vec![1; end as usize / 2], 0).unwrap();
                 self.staging.push(staging);
             }
@@ -210,14 +256,14 @@ impl Life {
                 let Some(staging) = self.staging.pop() else { return };
                 match self.pick(3) {
                     0 => staging.shrink(self.pick(1 << 17) as u64),
-                    1 => staging.remove(),
+                    1 => staging.remove(&may()),
                     _ => {
                         let row = LostRow::new("b", name, "cause", 1);
-                        self.cache().keep_lost(staging.path(), &row).unwrap();
+                        self.cache().keep_lost(&may(), staging.path(), &row).unwrap();
                     }
                 }
             }
-            11 => self.cache().flush(),
+            11 => self.cache().flush(&may()),
             _ => self.restart(),
         }
     }
@@ -235,7 +281,7 @@ impl Life {
             1 => file.set_len(7).unwrap(),
             _ => fs::remove_file(path).unwrap(),
         }
-        let version = self.cache().acquire(version, &[]);
+        let version = self.cache().acquire(&may(), version, &[]);
         for block in (0..3).filter(|block| version.has(*block)) {
             read(&version, block..block + 1);
         }
@@ -244,7 +290,7 @@ impl Life {
     fn restart(&mut self) {
         self.held.clear();
         self.staging.clear();
-        self.cache().close();
+        self.cache().close(&may());
         self.open = None;
         // What is lost would soon take all the room.
         for entry in fs::read_dir(self.dir.path().join("lost")).unwrap() {
@@ -252,14 +298,15 @@ impl Life {
         }
         let settings = CacheSettings::one(self.dir.path(), 8 * BLOCK, 0);
         eventually("the directory is free", || {
-            self.open = NodeCache::open(&settings, Arc::new(Metrics::new().unwrap())).ok();
+            self.open = NodeCache::open(&may(), &settings, Arc::new(Metrics::new().unwrap())).ok();
             self.open.is_some()
         });
     }
 
     /// What versions say that they hold.
     fn held(&self) -> u64 {
-        let version = |(name, blocks): &(&str, u64)| self.cache().peek(&key(name, blocks * BLOCK));
+        let version =
+            |(name, blocks): &(&str, u64)| self.cache().peek(&may(), &key(name, blocks * BLOCK));
         NAMES.iter().filter_map(version).map(|version| version.held_bytes()).sum()
     }
 }
@@ -273,11 +320,11 @@ fn what_is_counted_is_what_is_held_after_any_sequence() {
             let what = format!("the account is right, seed {seed}, step {step}");
             // After a start it is loaded behind.
             eventually(&what, || {
-                let disk = &life.cache().stats().disks[0];
+                let disk = &life.cache().stats(&may()).disks[0];
                 disk.used_bytes == life.held() + disk.staging_bytes + disk.lost_bytes
             });
         }
-        life.cache().close();
+        life.cache().close(&may());
     }
 }
 
@@ -288,12 +335,12 @@ fn what_is_written_makes_place_and_ends_before_the_disk_is_full() {
     for name in ["a", "b", "c"] {
         adopt(&cache, name, 48);
     }
-    cache.flush();
-    assert_eq!(cache.stats().disks[0].versions, 3);
-    let staging = cache.new_staging(&[], None).unwrap();
+    cache.flush(&may());
+    assert_eq!(cache.stats(&may()).disks[0].versions, 3);
+    let staging = cache.staging_disk(&[]).create(&may(), None).unwrap();
     let mut end = 0;
     let refused = loop {
-        if let Err(refused) = staging.reserve(end + MIB) {
+        if let Err(refused) = staging.reserve(&may(), end + MIB) {
             break refused;
         }
         staging.file().write_all_at(&vec![3; MIB as usize], end).unwrap();
@@ -303,21 +350,21 @@ fn what_is_written_makes_place_and_ends_before_the_disk_is_full() {
     assert!(said.contains("--cache-min-free") && said.contains(disk.path().to_str().unwrap()));
     assert!(matches!(refused, NoRoom::Disk { .. }), "{refused}");
     // All that was cached gave way; what is to stay free stayed, but for the index's growth.
-    assert_eq!(cache.stats().disks[0].versions, 0);
+    assert_eq!(cache.stats(&may()).disks[0].versions, 0);
     assert!(disk.free() + 4 * MIB >= 16 * MIB, "{}", disk.free());
     assert!(end >= 36 * MIB, "{end}");
-    assert!(cache.stats().disks[0].staging_bytes >= end);
+    assert!(cache.stats(&may()).disks[0].staging_bytes >= end);
     // A file that was cut has room again, and one that is gone leaves all of it.
     staging.file().set_len(0).unwrap();
     staging.shrink(0);
-    assert_eq!(cache.stats().used_bytes, 0);
-    let other = cache.new_staging(&[], None).unwrap();
-    other.reserve(36 * MIB).unwrap();
-    assert!(staging.reserve(36 * MIB).is_err());
-    other.remove();
+    assert_eq!(cache.stats(&may()).used_bytes, 0);
+    let other = cache.staging_disk(&[]).create(&may(), None).unwrap();
+    other.reserve(&may(), 36 * MIB).unwrap();
+    assert!(staging.reserve(&may(), 36 * MIB).is_err());
+    other.remove(&may());
     drop(other);
-    staging.reserve(36 * MIB).unwrap();
-    cache.close();
+    staging.reserve(&may(), 36 * MIB).unwrap();
+    cache.close(&may());
 }
 
 #[test]
@@ -331,17 +378,20 @@ fn versions_give_way_before_too_few_inodes_are_free() {
     for n in 0..400 {
         let name = n.to_string();
         match n % 2 {
-            0 => store(&cache, &cache.acquire(&key(&name, BLOCK), &[]), 0),
+            0 => store(&cache, &cache.acquire(&may(), &key(&name, BLOCK), &[]), 0),
             _ => adopt(&cache, &name, 1),
         }
     }
-    cache.flush();
+    cache.flush(&may());
     // A first file of a folder brings that, too.
     assert!(disk.free_inodes() + 1 >= FLOOR, "{}", disk.free_inodes());
-    let held = cache.stats().disks[0].versions;
+    let held = cache.stats(&may()).disks[0].versions;
     assert!((200..400).contains(&held) && objects(&dir).len() as u64 == held, "{held}");
-    assert!(cache.peek(&key("0", BLOCK)).is_none() && cache.peek(&key("399", BLOCK)).is_some());
-    cache.close();
+    assert!(
+        cache.peek(&may(), &key("0", BLOCK)).is_none()
+            && cache.peek(&may(), &key("399", BLOCK)).is_some()
+    );
+    cache.close(&may());
 }
 
 #[test]
@@ -355,12 +405,12 @@ fn nothing_gives_way_for_inodes_that_others_have() {
         .map(|n| disk.path().join(n.to_string()))
         .take_while(|path| fs::write(path, "").is_ok())
         .collect();
-    let version = cache.acquire(&key("new", BLOCK), &[]);
-    eventually("it is noticed", || cache.make_room(&version, BLOCK).is_none());
-    assert_eq!(cache.stats().disks[0].versions, 10);
+    let version = cache.acquire(&may(), &key("new", BLOCK), &[]);
+    eventually("it is noticed", || cache.make_room(&may(), &version, BLOCK).is_none());
+    assert_eq!(cache.stats(&may()).disks[0].versions, 10);
     others.iter().for_each(|path| fs::remove_file(path).unwrap());
-    eventually("there is room again", || cache.make_room(&version, BLOCK).is_some());
-    cache.close();
+    eventually("there is room again", || cache.make_room(&may(), &version, BLOCK).is_some());
+    cache.close(&may());
 }
 
 #[test]
@@ -371,34 +421,38 @@ fn what_is_lost_is_kept_counted_and_bounded() {
     let settings = CacheSettings { disks: vec![disk] };
     let cache = open(&settings);
     let (own, other) = (BucketId::new("http://s3", "b"), BucketId::new("http://s3", "other"));
-    assert!(cache.lost().is_empty() && !cache.lost_is_full(&own));
+    assert!(cache.lost(&may()).is_empty() && !cache.lost_is_full(&may(), &own));
     let (staging, _) = staged(&cache, 1);
     let row = LostRow::new("http://s3\u{1f}b", "k", "AccessDenied", BLOCK);
-    let path = cache.keep_lost(staging.path(), &row).unwrap();
+    let path = cache.keep_lost(&may(), staging.path(), &row).unwrap();
     drop(staging);
-    assert_eq!(cache.lost(), [LostRow { path: path.clone(), ..row }]);
-    assert!(cache.lost_is_full(&own) && cache.stats().used_bytes == BLOCK);
+    assert_eq!(cache.lost(&may()), [LostRow { path: path.clone(), ..row }]);
+    assert!(cache.lost_is_full(&may(), &own) && cache.stats(&may()).used_bytes == BLOCK);
     // It is one mount's until there are others, of which each may have half.
-    assert!(cache.lost_is_full(&other));
+    assert!(cache.lost_is_full(&may(), &other));
     let mounts = [cache.share(), cache.share()];
-    assert!(cache.lost_is_full(&own) && !cache.lost_is_full(&other));
+    assert!(cache.lost_is_full(&may(), &own) && !cache.lost_is_full(&may(), &other));
     drop(mounts);
     // What another process was writing when it ended is handed out, for those who know whose it is.
     let staged = dir.path().join("staging/00000000000000aa");
     fs::write(&staged, "half").unwrap();
-    cache.close();
+    cache.close(&may());
     drop(cache);
     let cache = open(&settings);
     assert_eq!(cache.take_staged(), [staged]);
     assert!(cache.take_staged().is_empty());
-    let lost = cache.lost();
+    let lost = cache.lost(&may());
     // Somebody takes them away.
     for row in lost {
         fs::remove_file(&row.path).unwrap();
         fs::remove_file(row.path.with_extension("json")).unwrap();
     }
-    assert!(!cache.lost_is_full(&own) && cache.stats().used_bytes == 0 && cache.lost().is_empty());
-    cache.close();
+    assert!(
+        !cache.lost_is_full(&may(), &own)
+            && cache.stats(&may()).used_bytes == 0
+            && cache.lost(&may()).is_empty()
+    );
+    cache.close(&may());
 }
 
 fn listing(names: usize) -> ListingRow {
@@ -416,7 +470,7 @@ fn an_index_that_found_the_disk_full_works_again_when_there_is_room() {
     let cache = cache(&dir, u64::MAX, 0);
     assert!(dir.join("index.reserve").exists());
     adopt(&cache, "before", 2);
-    cache.flush();
+    cache.flush(&may());
     assert_eq!(cache.problem(), None);
     let filler = disk.path().join("filler");
     let _ = fs::write(&filler, vec![1; 48 << 20]);
@@ -429,29 +483,29 @@ fn an_index_that_found_the_disk_full_works_again_when_there_is_room() {
     let bucket = BucketId::new("http://s3", "b");
     cache.put_verdicts(&bucket, b"some".to_vec());
     eventually("the trouble shows", || {
-        cache.flush();
+        cache.flush(&may());
         cache.problem().is_some_and(|said| said.contains("index") && said.contains("cache"))
     });
-    assert!(cache.stats().disks[0].problem.is_some());
+    assert!(cache.stats(&may()).disks[0].problem.is_some());
     // What was known before is known again, though nothing can be written.
-    let known = cache.peek(&key("before", 2 * BLOCK)).unwrap();
+    let known = cache.peek(&may(), &key("before", 2 * BLOCK)).unwrap();
     assert!(known.is_complete());
     drop(known);
     fs::remove_file(&filler).unwrap();
     eventually("the index is written again", || {
-        cache.flush();
+        cache.flush(&may());
         cache.problem().is_none()
     });
     assert!(dir.join("index.reserve").exists());
-    cache.close();
+    cache.close(&may());
     drop(cache);
     let cache = self::cache(&dir, u64::MAX, 0);
     for name in &names {
-        assert_eq!(cache.listing(name).map(|row| row.entries.len()), Some(10_000));
+        assert_eq!(cache.listing(&may(), name).map(|row| row.entries.len()), Some(10_000));
     }
-    assert_eq!(cache.verdicts(&bucket), Some(b"some".to_vec()));
-    assert!(cache.peek(&key("before", 2 * BLOCK)).unwrap().is_complete());
-    cache.close();
+    assert_eq!(cache.verdicts(&may(), &bucket), Some(b"some".to_vec()));
+    assert!(cache.peek(&may(), &key("before", 2 * BLOCK)).unwrap().is_complete());
+    cache.close(&may());
 }
 
 /// A directory as version 0.1.0 leaves it, written by hand: schema 1, rows as they are there.
@@ -498,24 +552,24 @@ fn what_the_first_release_cached_is_taken_over() {
     let dir = tempfile::tempdir().unwrap();
     of_the_first_release(dir.path());
     let cache = cache(dir.path(), u64::MAX, 0);
-    let version = cache.peek(&key("model", 5)).unwrap();
+    let version = cache.peek(&may(), &key("model", 5)).unwrap();
     assert!(version.is_trusted());
     assert_eq!(read(&version, 0..1).unwrap(), [1; 5]);
-    eventually("it is counted", || cache.stats().used_bytes == 5);
-    assert_eq!(cache.listing(b"l").unwrap().entries[0].name, "f");
+    eventually("it is counted", || cache.stats(&may()).used_bytes == 5);
+    assert_eq!(cache.listing(&may(), b"l").unwrap().entries[0].name, "f");
     let bucket = BucketId::new("http://s3", "b");
     let uploads = cache.take_journaled_uploads(&bucket);
     assert_eq!((uploads.len(), uploads[0].0.as_str(), uploads[0].1.key.as_str()), (1, "id", "k"));
     // A table that it did not have.
-    assert_eq!(cache.verdicts(&bucket), None);
+    assert_eq!(cache.verdicts(&may(), &bucket), None);
     cache.put_verdicts(&bucket, b"some".to_vec());
-    cache.flush();
-    assert_eq!(cache.verdicts(&bucket), Some(b"some".to_vec()));
+    cache.flush(&may());
+    assert_eq!(cache.verdicts(&may(), &bucket), Some(b"some".to_vec()));
     for other in [BucketId::new("http://s3", "c"), BucketId::new("https://s3", "b")] {
-        assert_eq!(cache.verdicts(&other), None);
+        assert_eq!(cache.verdicts(&may(), &other), None);
     }
     assert!(!dir.path().join("index.redb.damaged").exists());
-    cache.close();
+    cache.close(&may());
 }
 
 #[test]
@@ -532,14 +586,14 @@ fn the_index_of_a_newer_release_is_set_aside() {
     fs::write(dir.path().join("lost/0000000000000007"), "precious").unwrap();
     let cache = cache(dir.path(), u64::MAX, 0);
     assert!(dir.path().join("index.redb.newer").exists());
-    assert!(cache.peek(&key("model", 5)).is_none());
+    assert!(cache.peek(&may(), &key("model", 5)).is_none());
     // No id is used a second time, and the files that nobody names go.
     let (staging, _) = staged(&cache, 1);
     let number = u64::from_str_radix(staging.path().file_name().unwrap().to_str().unwrap(), 16);
     assert!(number.unwrap() > 7);
     eventually("the old files are removed", || objects(dir.path()).is_empty());
-    assert_eq!(fs::read(&cache.lost()[0].path).unwrap(), b"precious");
-    cache.close();
+    assert_eq!(fs::read(&cache.lost(&may())[0].path).unwrap(), b"precious");
+    cache.close(&may());
 }
 
 #[test]
@@ -547,18 +601,19 @@ fn the_index_is_closed_before_the_directory_is_given_up() {
     let dir = tempfile::tempdir().unwrap();
     let cache = cache(dir.path(), u64::MAX, 0);
     adopt(&cache, "a", 1);
-    let version = cache.peek(&key("a", BLOCK)).unwrap();
-    cache.close();
+    let version = cache.peek(&may(), &key("a", BLOCK)).unwrap();
+    cache.close(&may());
     // Somebody still uses it: the directory is in use, its index closed.
     redb::Database::open(dir.path().join("index.redb")).unwrap();
     drop(cache);
     let again = NodeCache::open(
+        &may(),
         &CacheSettings::one(dir.path(), u64::MAX, 0),
         Arc::new(Metrics::new().unwrap()),
     );
     assert!(matches!(again, Err(weir_fuse::cache::CacheError::InUse { .. })));
     drop(version);
-    self::cache(dir.path(), u64::MAX, 0).close();
+    self::cache(dir.path(), u64::MAX, 0).close(&may());
 }
 
 fn modes(path: &Path, out: &mut Vec<(PathBuf, u32)>) {
@@ -579,10 +634,10 @@ fn nobody_else_reads_the_cache_whatever_the_umask() {
     let before = rustix::process::umask(rustix::fs::Mode::empty());
     let cache = cache(&dir, u64::MAX, 0);
     adopt(&cache, "a", 1);
-    store(&cache, &cache.acquire(&key("b", BLOCK), &[]), 0);
+    store(&cache, &cache.acquire(&may(), &key("b", BLOCK), &[]), 0);
     let (staging, _) = staged(&cache, 1);
     let (lost, _) = staged(&cache, 1);
-    cache.keep_lost(lost.path(), &LostRow::new("b", "k", "c", BLOCK)).unwrap();
+    cache.keep_lost(&may(), lost.path(), &LostRow::new("b", "k", "c", BLOCK)).unwrap();
     rustix::process::umask(before);
     let mut found = Vec::new();
     modes(&dir, &mut found);
@@ -593,30 +648,31 @@ fn nobody_else_reads_the_cache_whatever_the_umask() {
         assert_eq!(mode & 0o077, 0, "{} has {mode:o}", path.display());
     }
     drop(staging);
-    cache.close();
+    cache.close(&may());
 }
 
 #[test]
 fn of_several_mounts_each_has_half_of_a_disk_for_what_it_writes() {
     let disk = Tmpfs::new(64);
     let cache = cache(&disk.path().join("cache"), u64::MAX, 0);
-    let free = || cache.stats().disks[0].free_bytes;
-    let staging = |share: &Arc<Share>| cache.new_staging(&[], Some(share.clone())).unwrap();
+    let free = || cache.stats(&may()).disks[0].free_bytes;
+    let staging =
+        |share: &Arc<Share>| cache.staging_disk(&[]).create(&may(), Some(share.clone())).unwrap();
     let one = cache.share();
     let alone = staging(&one);
-    alone.reserve(free() * 3 / 4).unwrap();
+    alone.reserve(&may(), free() * 3 / 4).unwrap();
     alone.shrink(0);
     let two = cache.share();
     let (first, second) = (staging(&one), staging(&one));
-    first.reserve(free() / 4).unwrap();
-    let refused = second.reserve(free() / 2).unwrap_err();
+    first.reserve(&may(), free() / 4).unwrap();
+    let refused = second.reserve(&may(), free() / 2).unwrap_err();
     assert!(matches!(refused, NoRoom::Share { .. }), "{refused:?}");
     // It is there for the other mount, and again for this one when the file is gone.
-    staging(&two).reserve(free() * 2 / 5).unwrap();
-    first.remove();
+    staging(&two).reserve(&may(), free() * 2 / 5).unwrap();
+    first.remove(&may());
     drop(first);
-    second.reserve(free() * 2 / 5).unwrap();
+    second.reserve(&may(), free() * 2 / 5).unwrap();
     drop(two);
-    second.reserve(free() * 3 / 4).unwrap();
-    cache.close();
+    second.reserve(&may(), free() * 3 / 4).unwrap();
+    cache.close(&may());
 }

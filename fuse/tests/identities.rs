@@ -6,8 +6,9 @@ mod node;
 use std::sync::Arc;
 use std::time::Duration;
 
-use node::{Node, ROOT, create, off_task, read};
+use node::{InPlace, Node, ROOT, create, off_task, read};
 use rustix::io::Errno;
+use weir_fuse::blocking::in_place;
 use weir_fuse::cache::Signer;
 use weir_fuse::engine::Session;
 use weir_fuse::engine::open::OpenRequest;
@@ -115,19 +116,19 @@ async fn what_earlier_keys_left_is_worked_off_with_those_that_replaced_them() {
     let node = Node::new();
     let (_, one) = node.session_as(access("one", &[]));
     let lost = create(&one, "f", false).await;
-    one.write(lost, 0, b"not stored").unwrap();
+    one.put(lost, 0, b"not stored").unwrap();
     let later = node.killed();
     let (_, stranger) = later.session_as(access("stranger", &[]));
     stranger.lookup(ROOT, "f").await.map(|_| ()).unwrap_err();
     assert_eq!(later.records(), 1, "it is not his");
     let (_, _two) = later.session_as(access("two", &["one"]));
     let kept = async {
-        while later.engine.cache.lost().len() != 1 || later.records() > 0 {
+        while in_place(|may| later.engine.cache.lost(may)).len() != 1 || later.records() > 0 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
     tokio::time::timeout(PATIENCE, kept).await.expect("it is kept in lost/");
-    assert_eq!(later.engine.cache.lost()[0].key, "f");
+    assert_eq!(in_place(|may| later.engine.cache.lost(may))[0].key, "f");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -184,7 +185,7 @@ async fn whose_permission_was_narrowed_may_not_begin_without_the_origin() {
     let becomes = async |may: bool| {
         let bucket = node.faulty.bucket_id();
         let waiting = async {
-            while node.engine.can_begin_away(bucket, &shown) != may {
+            while node.engine.can_begin_away(bucket, &shown).await != may {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
@@ -250,7 +251,7 @@ async fn an_archived_object_says_nothing_of_who_asks() {
         let fh = open(&one, "f").await.unwrap();
         one.release(fh).await;
         tokio::time::sleep(Duration::from_millis(10)).await;
-        assert!(node.engine.can_begin_away(node.faulty.bucket_id(), &shown));
+        assert!(node.engine.can_begin_away(node.faulty.bucket_id(), &shown).await);
     }
 }
 
@@ -269,7 +270,7 @@ async fn a_file_under_change_is_shown_while_it_is_stored_and_to_nobody_who_may_n
     let ino = pod.lookup(ROOT, "f").await.unwrap().attr.ino;
     let anew = OpenRequest { write: true, truncate: true, ..OpenRequest::default() };
     let writer = pod.open(ino, &anew).await.unwrap().fh;
-    pod.write(writer, 0, b"new").unwrap();
+    pod.put(writer, 0, b"new").unwrap();
     let gate = Gate::new();
     origin.inject_once(Op::Put, Fault::StallReply(gate.clone()));
     let stored = {

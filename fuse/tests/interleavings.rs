@@ -9,6 +9,7 @@ use std::time::SystemTime;
 
 use shuttle::sync::Mutex;
 use shuttle::thread;
+use weir_fuse::blocking::MayBlock;
 use weir_fuse::buffers::{Block, Buffers};
 use weir_fuse::cache::flight::{AskerId, Flights};
 use weir_fuse::cache::{CacheSettings, CachedVersion, NodeCache};
@@ -22,6 +23,11 @@ use weir_fuse::namespace::inode::{InodeTable, Node};
 use weir_fuse::namespace::memory::NameMemory;
 use weir_fuse::origin::Origin;
 use weir_fuse::origin::memory::MemoryOrigin;
+
+/// Tests wait.
+fn may() -> MayBlock {
+    MayBlock::own_thread()
+}
 
 /// Schedules tried of each.
 const SCHEDULES: usize = 2000;
@@ -131,12 +137,12 @@ fn version(name: &str, blocks: u64) -> VersionKey {
 
 fn cache(dir: &Path, max_size: u64) -> Arc<NodeCache> {
     let settings = CacheSettings::one(dir, max_size, 0);
-    NodeCache::open(&settings, Arc::new(Metrics::new().unwrap())).unwrap()
+    NodeCache::open(&may(), &settings, Arc::new(Metrics::new().unwrap())).unwrap()
 }
 
 fn store(cache: &NodeCache, version: &Arc<CachedVersion>, first: u32, data: &[Block]) {
-    let room = cache.make_room(version, data.len() as u64 * BLOCK).unwrap();
-    version.store(first, data, &room).unwrap();
+    let room = cache.make_room(&may(), version, data.len() as u64 * BLOCK).unwrap();
+    version.store(&may(), first, data, &room).unwrap();
 }
 
 /// Runs schedules, each on a cache directory of its own. Each of them opens a real index, hence
@@ -152,18 +158,18 @@ fn a_range_map_tells_what_can_be_read() {
     with_cache_dirs(|dir| {
         let cache = cache(dir, u64::MAX);
         let key = version("f", 3);
-        let held = cache.acquire(&key, &[]);
+        let held = cache.acquire(&may(), &key, &[]);
         let threads: Vec<_> = [0..2_u32, 1..3, 0..3]
             .into_iter()
             .map(|range| {
                 let (cache, key) = (cache.clone(), key.clone());
                 thread::spawn(move || {
-                    let version = cache.acquire(&key, &[]);
+                    let version = cache.acquire(&may(), &key, &[]);
                     let data = blocks(range.len());
                     store(&cache, &version, range.start, &data);
                     assert!(range.clone().all(|block| version.has(block)));
                     let mut share = Buffers::new(1 << 20).try_share(data.len() << 17).unwrap();
-                    let read = version.read_run(range, &mut share).unwrap();
+                    let read = version.read_run(&may(), range, &mut share).unwrap();
                     assert!(
                         read.iter().zip(&data).all(|(read, data)| read.bytes() == data.bytes())
                     );
@@ -172,9 +178,9 @@ fn a_range_map_tells_what_can_be_read() {
             .collect();
         threads.into_iter().for_each(|thread| thread.join().unwrap());
         assert!(held.is_trusted() && held.percent() == 100);
-        assert_eq!((held.held_bytes(), cache.stats().used_bytes), (3 * BLOCK, 3 * BLOCK));
+        assert_eq!((held.held_bytes(), cache.stats(&may()).used_bytes), (3 * BLOCK, 3 * BLOCK));
         drop(held);
-        cache.close();
+        cache.close(&may());
     });
 }
 
@@ -191,26 +197,31 @@ fn what_is_open_is_not_evicted() {
                 let cache = cache.clone();
                 thread::spawn(move || {
                     for _ in 0..2 {
-                        let version = cache.acquire(&version(name, 1), &[]);
+                        let version = cache.acquire(&may(), &version(name, 1), &[]);
                         if !version.has(0) {
-                            let Some(room) = cache.make_room(&version, BLOCK) else { continue };
-                            version.store(0, &blocks(1), &room).unwrap();
+                            let Some(room) = cache.make_room(&may(), &version, BLOCK) else {
+                                continue;
+                            };
+                            version.store(&may(), 0, &blocks(1), &room).unwrap();
                             cache.used(&version);
                         }
                         thread::yield_now();
                         let mut share = Buffers::new(1 << 20).try_share(1 << 17).unwrap();
-                        assert!(version.read_run(0..1, &mut share).is_ok(), "{name} was evicted");
+                        assert!(
+                            version.read_run(&may(), 0..1, &mut share).is_ok(),
+                            "{name} was evicted"
+                        );
                     }
                 })
             })
             .collect();
         threads.into_iter().for_each(|thread| thread.join().unwrap());
-        cache.flush();
-        let used = cache.stats().used_bytes;
+        cache.flush(&may());
+        let used = cache.stats(&may()).used_bytes;
         let folders = std::fs::read_dir(dir.join("objects")).unwrap();
         let files = folders.flat_map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap());
         assert_eq!((used, files.count() as u64), (used.min(2 * BLOCK), used / BLOCK));
-        cache.close();
+        cache.close(&may());
     });
 }
 
@@ -223,8 +234,8 @@ fn a_file_that_is_adopted_is_never_emptied() {
         let cache = cache(dir, u64::MAX);
         let key = version("f", 2);
         let data = blocks(2);
-        let staging = cache.new_staging(&[], None).unwrap();
-        staging.reserve(2 * BLOCK).unwrap();
+        let staging = cache.staging_disk(&[]).create(&may(), None).unwrap();
+        staging.reserve(&may(), 2 * BLOCK).unwrap();
         for (block, at) in data.iter().zip(0..) {
             staging.file().write_all_at(block.bytes(), at * BLOCK).unwrap();
         }
@@ -232,22 +243,22 @@ fn a_file_that_is_adopted_is_never_emptied() {
         let reader = {
             let (cache, key) = (cache.clone(), key.clone());
             thread::spawn(move || {
-                let version = cache.acquire(&key, &[]);
+                let version = cache.acquire(&may(), &key, &[]);
                 store(&cache, &version, 0, &blocks(1));
                 let mut share = Buffers::new(1 << 20).try_share(1 << 17).unwrap();
-                assert!(version.read_run(0..1, &mut share).is_ok());
+                assert!(version.read_run(&may(), 0..1, &mut share).is_ok());
                 version
             })
         };
-        cache.adopt(&key, &staging, &sums);
+        cache.adopt(&may(), &key, &staging, &sums);
         let version = reader.join().unwrap();
         assert!(version.is_trusted());
         let mut share = Buffers::new(1 << 20).try_share(2 << 17).unwrap();
-        let read = version.read_run(0..2, &mut share).unwrap();
+        let read = version.read_run(&may(), 0..2, &mut share).unwrap();
         assert!(read.iter().zip(&data).all(|(read, data)| read.bytes() == data.bytes()));
         drop(staging);
-        assert_eq!(cache.stats().used_bytes, 2 * BLOCK);
+        assert_eq!(cache.stats(&may()).used_bytes, 2 * BLOCK);
         drop(version);
-        cache.close();
+        cache.close(&may());
     });
 }

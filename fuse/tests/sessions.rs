@@ -6,8 +6,9 @@ mod node;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use node::{MIB, Node, ROOT, create, open, read, unavailable};
+use node::{InPlace, MIB, Node, ROOT, create, open, read, unavailable};
 use rustix::io::Errno;
+use weir_fuse::blocking::in_place;
 use weir_fuse::engine::Session;
 use weir_fuse::engine::names::AttrChange;
 use weir_fuse::engine::open::OpenRequest;
@@ -20,7 +21,7 @@ async fn a_put_whose_reply_was_lost_is_no_conflict() {
     let session = node.session();
     for (name, exclusive) in [("plain", false), ("exclusive", true)] {
         let fh = create(&session, name, exclusive).await;
-        session.write(fh, 0, b"bytes").unwrap();
+        session.put(fh, 0, b"bytes").unwrap();
         // The probe for conditions comes first; the lost reply is the file's own.
         if exclusive {
             let probe = create(&session, "probed", true).await;
@@ -41,7 +42,7 @@ async fn a_completion_whose_reply_was_lost_is_no_failure() {
     let fh = create(&session, "big", true).await;
     let bytes: Vec<u8> = (0..12 * MIB).map(|n| (n / 11) as u8).collect();
     for (at, piece) in bytes.chunks(MIB).enumerate() {
-        session.write(fh, (at * MIB) as u64, piece).unwrap();
+        session.put(fh, (at * MIB) as u64, piece).unwrap();
     }
     node.faulty.inject_once(Op::UploadPart, Fault::Fail(unavailable()));
     node.faulty.inject_once(Op::Complete, Fault::LoseReply(unavailable()));
@@ -60,7 +61,7 @@ async fn an_upload_that_somebody_removed_is_made_again() {
     let node = Node::new();
     let session = node.session();
     let fh = create(&session, "big", false).await;
-    session.write(fh, 0, &vec![5; 11 * MIB]).unwrap();
+    session.put(fh, 0, &vec![5; 11 * MIB]).unwrap();
     node.faulty.inject_once(Op::Complete, Fault::Fail(OriginError::NoSuchUpload));
     assert_eq!(session.fsync(fh, 0).await, Ok(()));
     assert_eq!(node.memory.bytes("big").unwrap().len(), 11 * MIB);
@@ -72,17 +73,17 @@ async fn bytes_that_nobody_was_told_about_are_kept_and_counted() {
     let session = node.session();
     let (told, untold) =
         (create(&session, "told", false).await, create(&session, "f", false).await);
-    session.write(told, 0, b"reported").unwrap();
-    session.write(untold, 0, b"prec").unwrap();
+    session.put(told, 0, b"reported").unwrap();
+    session.put(untold, 0, b"prec").unwrap();
     node.faulty.fail_all(Some(OriginError::Denied("AccessDenied".into())));
     assert_eq!(session.fsync(told, 0).await, Err(Errno::ACCESS));
     assert_eq!(session.fsync(untold, 0).await, Err(Errno::ACCESS));
     // Through a mapping, after the last close.
-    session.write(untold, 4, b"ious").unwrap();
+    session.put(untold, 4, b"ious").unwrap();
     session.release(told).await;
     session.release(untold).await;
     assert_eq!(node.engine.metrics.lost_closes.get(), 1);
-    let lost = node.engine.cache.stats().disks[0].dir.join("lost");
+    let lost = node.engine.cache.dirs().next().unwrap().join("lost");
     let kept = std::fs::read_dir(lost).unwrap().map(|entry| entry.unwrap().path());
     let bytes: Vec<_> = kept.filter(|path| path.extension().is_none()).collect();
     assert_eq!(bytes.len(), 1);
@@ -95,12 +96,12 @@ async fn a_handle_of_an_earlier_engine_is_never_answered_with_success() {
     node.memory.insert("read", "bytes");
     let before = node.session();
     let (writer, reader) = (create(&before, "f", false).await, open(&before, ROOT, "read").await);
-    before.write(writer, 0, b"bytes").unwrap();
+    before.put(writer, 0, b"bytes").unwrap();
     let after = node.session();
     assert_eq!(after.flush(writer, 0).await, Err(Errno::IO));
     assert_eq!(after.fsync(writer, 0).await, Err(Errno::IO));
-    assert_eq!(after.write(writer, 0, b"x"), Err(Errno::IO));
-    assert_eq!(after.write(reader, 0, b"x"), Err(Errno::BADF));
+    assert_eq!(after.put(writer, 0, b"x"), Err(Errno::IO));
+    assert_eq!(after.put(reader, 0, b"x"), Err(Errno::BADF));
     assert_eq!(after.fsync(reader, 0).await, Ok(()));
 }
 
@@ -115,22 +116,22 @@ async fn a_handle_whose_record_is_clean_closes_without_error_whatever_engine_is_
         (ino, session.open(ino, request).await.unwrap().fh)
     };
     let stored = create(&session, "stored", false).await;
-    session.write(stored, 0, b"bytes").unwrap();
+    session.put(stored, 0, b"bytes").unwrap();
     let (_, joined) = open("stored", &write).await;
     session.fsync(stored, 0).await.unwrap();
     let dirty = create(&session, "dirty", false).await;
-    session.write(dirty, 0, b"bytes").unwrap();
+    session.put(dirty, 0, b"bytes").unwrap();
     session.fsync(dirty, 0).await.unwrap();
-    session.write(dirty, 5, b" more").unwrap();
+    session.put(dirty, 5, b" more").unwrap();
     // Two that were there before the file was emptied through one of them.
     let (ino, emptied) = open("over", &write).await;
     let (_, beside) = open("over", &write).await;
     let change = AttrChange { size: Some(0), handle: Some(emptied), ..AttrChange::default() };
     session.setattr(ino, &change).await.unwrap();
-    session.write(emptied, 0, b"anew").unwrap();
+    session.put(emptied, 0, b"anew").unwrap();
     session.fsync(emptied, 0).await.unwrap();
     let removed = create(&session, "removed", false).await;
-    session.write(removed, 0, b"bytes").unwrap();
+    session.put(removed, 0, b"bytes").unwrap();
     session.unlink(ROOT, "removed").await.unwrap();
     let clean = [stored, joined, emptied, beside, removed];
     let mut node = node;
@@ -147,7 +148,7 @@ async fn a_handle_whose_record_is_clean_closes_without_error_whatever_engine_is_
         until(|| node.records() == 3).await;
     }
     let last = node.session_of("m", 4);
-    assert_eq!(last.write(stored, 5, b"x"), Err(Errno::IO));
+    assert_eq!(last.put(stored, 5, b"x"), Err(Errno::IO));
     assert_eq!(last.flush(stored, 0).await, Err(Errno::IO), "a write through it was refused");
     assert_eq!(last.flush(joined, 0).await, Ok(()));
     for fh in clean {
@@ -174,14 +175,15 @@ async fn what_a_dead_process_had_not_stored_is_kept_with_its_key() {
     let session = node.session();
     let (stored, lost) =
         (create(&session, "stored", false).await, create(&session, "f", false).await);
-    session.write(stored, 0, b"acknowledged").unwrap();
+    session.put(stored, 0, b"acknowledged").unwrap();
     session.fsync(stored, 0).await.unwrap();
-    session.write(lost, 0, b"not stored").unwrap();
+    session.put(lost, 0, b"not stored").unwrap();
     std::fs::write(node.staging().join("000000000000ffff"), "of nobody knows whom").unwrap();
     let later = node.killed();
     let _session = later.session();
-    until(|| later.engine.cache.lost().len() == 2 && later.staged().is_empty()).await;
-    let mut kept = later.engine.cache.lost();
+    until(|| in_place(|may| later.engine.cache.lost(may)).len() == 2 && later.staged().is_empty())
+        .await;
+    let mut kept = in_place(|may| later.engine.cache.lost(may));
     kept.sort_by(|a, b| a.key.cmp(&b.key));
     let keys: Vec<_> = kept.iter().map(|row| row.key.as_str()).collect();
     assert_eq!(keys, ["", "f"]);
@@ -197,11 +199,11 @@ async fn an_unfinished_file_is_never_published() {
     let ino = session.lookup(ROOT, "checkpoint").await.unwrap().attr.ino;
     let request = OpenRequest { write: true, truncate: true, ..OpenRequest::default() };
     let fh = session.open(ino, &request).await.unwrap().fh;
-    session.write(fh, 0, b"half").unwrap();
+    session.put(fh, 0, b"half").unwrap();
     let until = std::time::Instant::now() + Duration::from_secs(20);
     assert!(!session.shut_down(until).await);
     assert_eq!(&node.memory.bytes("checkpoint").unwrap()[..], b"the last whole one");
-    let kept = node.engine.cache.lost();
+    let kept = in_place(|may| node.engine.cache.lost(may));
     assert_eq!((kept.len(), kept[0].key.as_str()), (1, "checkpoint"));
     assert_eq!(std::fs::read(&kept[0].path).unwrap(), b"half");
 }
@@ -211,9 +213,9 @@ async fn a_removal_that_is_refused_changes_nothing() {
     let node = Node::new();
     let session = node.session();
     let fh = create(&session, "f", false).await;
-    session.write(fh, 0, b"first").unwrap();
+    session.put(fh, 0, b"first").unwrap();
     session.fsync(fh, 0).await.unwrap();
-    session.write(fh, 5, b", second").unwrap();
+    session.put(fh, 5, b", second").unwrap();
     // The endpoint is probed at the first removal.
     let other = create(&session, "other", false).await;
     session.fsync(other, 0).await.unwrap();
@@ -231,7 +233,7 @@ async fn fsync_stores_the_file_whatever_the_descriptor() {
     let node = Node::new();
     let session = node.session();
     let fh = create(&session, "f", false).await;
-    session.write(fh, 0, b"bytes").unwrap();
+    session.put(fh, 0, b"bytes").unwrap();
     let reader = open(&session, ROOT, "f").await;
     assert_eq!(session.fsync(reader, 0).await, Ok(()));
     assert_eq!(&node.memory.bytes("f").unwrap()[..], b"bytes");
@@ -246,15 +248,15 @@ async fn a_part_that_was_short_is_sent_again_once_bytes_follow_it() {
     let fh = create(&session, "f", false).await;
     // The endpoint is probed at the first completion.
     let other = create(&session, "other", false).await;
-    session.write(other, 0, &vec![0; 6 * MIB]).unwrap();
+    session.put(other, 0, &vec![0; 6 * MIB]).unwrap();
     session.fsync(other, 0).await.unwrap();
     // Two parts of 5 MiB, and a third of 3.
-    session.write(fh, 0, &vec![1; 13 * MIB]).unwrap();
+    session.put(fh, 0, &vec![1; 13 * MIB]).unwrap();
     let refused = Fault::Fail(OriginError::Denied("AccessDenied".into()));
     node.faulty.inject_once(Op::Complete, refused);
     assert_eq!(session.fsync(fh, 0).await, Err(Errno::ACCESS));
     // Over a hole: no byte of the third part is written.
-    session.write(fh, 15 << 20, &vec![2; MIB]).unwrap();
+    session.put(fh, 15 << 20, &vec![2; MIB]).unwrap();
     assert_eq!(session.fsync(fh, 0).await, Ok(()));
     session.release(fh).await;
     let stored = node.memory.bytes("f").unwrap();
@@ -270,7 +272,7 @@ async fn a_name_that_appeared_meanwhile_is_not_overwritten() {
     let session = node.session();
     for (exclusive, errno) in [(false, Errno::STALE), (true, Errno::EXIST)] {
         let fh = create(&session, "log", exclusive).await;
-        session.write(fh, 0, b"mine").unwrap();
+        session.put(fh, 0, b"mine").unwrap();
         node.memory.insert("log", "theirs");
         assert_eq!(session.fsync(fh, 0).await, Err(errno));
         session.release(fh).await;
@@ -284,7 +286,7 @@ async fn an_upload_that_somebody_removed_while_parts_were_missing_is_made_again(
     let node = Node::new();
     let session = node.session();
     let fh = create(&session, "big", false).await;
-    session.write(fh, 0, &vec![5; 12 * MIB]).unwrap();
+    session.put(fh, 0, &vec![5; 12 * MIB]).unwrap();
     for _ in 0..2 {
         node.faulty.inject_once(Op::UploadPart, Fault::Fail(OriginError::NoSuchUpload));
     }
@@ -302,10 +304,10 @@ async fn a_file_is_written_on_while_and_after_it_is_renamed() {
     let request = OpenRequest { write: true, ..OpenRequest::default() };
     let fh = session.create(d, "f", &request).await.unwrap().1.fh;
     let mut expected = vec![7; 12 * MIB];
-    session.write(fh, 0, &expected).unwrap();
+    session.put(fh, 0, &expected).unwrap();
     session.rename(d, "f", d, "g", false).await.unwrap();
     session.rename(ROOT, "d", ROOT, "e", false).await.unwrap();
-    session.write(fh, 12 << 20, b"one more line").unwrap();
+    session.put(fh, 12 << 20, b"one more line").unwrap();
     expected.extend_from_slice(b"one more line");
     assert_eq!(session.fsync(fh, 0).await, Ok(()));
     session.release(fh).await;
@@ -328,7 +330,7 @@ async fn rewriting_in_place_keeps_the_old_bytes_until_the_new_ones_are_stored() 
     let change = AttrChange { size: Some(0), handle: Some(fh), ..AttrChange::default() };
     session.setattr(ino, &change).await.unwrap();
     assert_eq!(&node.memory.bytes("state").unwrap()[..], b"old state");
-    session.write(fh, 0, b"new").unwrap();
+    session.put(fh, 0, b"new").unwrap();
     assert_eq!(session.flush(fh, 0).await, Ok(()));
     session.release(fh).await;
     assert_eq!(&node.memory.bytes("state").unwrap()[..], b"new");
@@ -355,7 +357,7 @@ async fn close_against(node: &Node, session: &Arc<Session>, names: &[&str], gate
     session.release(first).await;
     for name in names {
         let fh = create(session, name, false).await;
-        session.write(fh, 0, b"precious").unwrap();
+        session.put(fh, 0, b"precious").unwrap();
         node.faulty.inject_once(Op::Put, Fault::Stall(gate.clone()));
         let session = session.clone();
         tokio::spawn(async move { session.release(fh).await });
@@ -470,7 +472,7 @@ async fn what_is_not_stored_is_waited_for_and_then_told() {
     assert_eq!(&node.memory.bytes("kept").unwrap()[..], b"precious");
     // Never closed.
     let fh = create(&session, "late", false).await;
-    session.write(fh, 0, b"precious").unwrap();
+    session.put(fh, 0, b"precious").unwrap();
     for _ in 0..2 {
         assert!(!session.shut_down(soon()).await);
         assert_eq!(unstored(&session), [("late".to_owned(), 8, true)]);

@@ -6,7 +6,7 @@ mod node;
 use std::sync::Arc;
 use std::time::Duration;
 
-use node::{MIB, Node, ROOT, create, open, read};
+use node::{InPlace, MIB, Node, ROOT, create, open, read};
 use weir_fuse::engine::Session;
 use weir_fuse::origin::faulty::{Fault, Gate, Op};
 
@@ -22,7 +22,7 @@ fn bytes(seed: usize, len: usize) -> Vec<u8> {
 async fn write(session: &Arc<Session>, name: &str, data: &[u8]) -> u64 {
     let fh = create(session, name, false).await;
     for (at, piece) in data.chunks(MIB).enumerate() {
-        session.write(fh, (at * MIB) as u64, piece).unwrap();
+        session.put(fh, (at * MIB) as u64, piece).unwrap();
     }
     fh
 }
@@ -84,7 +84,7 @@ async fn a_file_is_stored_although_readers_have_all_of_the_memory() {
     // And what changed of one that is stored.
     let fh = write(&session, "log", &bytes(1, FILE)).await;
     sync(&session, fh).await;
-    session.write(fh, FILE as u64, b"more").unwrap();
+    session.put(fh, FILE as u64, b"more").unwrap();
     sync(&session, fh).await;
     assert_eq!(node.memory.bytes("log").unwrap().len(), FILE + 4);
 }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
 use weir_csi::accept;
+use weir_fuse::blocking::{MayBlock, in_place};
 use weir_fuse::cache::CacheStats;
 use weir_fuse::engine::status::SessionStatus;
 
@@ -90,7 +91,7 @@ impl AdminSocket {
     /// What bind reports.
     pub fn serve(
         path: &Path,
-        status: impl Fn() -> NodeStatus + Send + Sync + 'static,
+        status: impl Fn(&MayBlock) -> NodeStatus + Send + Sync + 'static,
     ) -> io::Result<Self> {
         // It gets its name once it listens and is private: between bind(2) and listen(2) it
         // refuses, and who asks takes a socket that refuses for a dead one and removes it.
@@ -104,7 +105,9 @@ impl AdminSocket {
             loop {
                 match listener.accept().await {
                     // Who does not read keeps nobody else waiting.
-                    Ok((stream, _)) => drop(tokio::spawn(tell(stream, status(), PATIENCE))),
+                    Ok((stream, _)) => {
+                        drop(tokio::spawn(tell(stream, in_place(&status), PATIENCE)));
+                    }
                     Err(error) => accept::failed(&error).await,
                 }
             }
@@ -131,7 +134,7 @@ mod tests {
     use super::*;
     use crate::status;
 
-    fn nothing() -> NodeStatus {
+    fn nothing(_: &MayBlock) -> NodeStatus {
         NodeStatus {
             pid: 1,
             version: String::new(),
@@ -174,8 +177,8 @@ mod tests {
     }
 
     /// More than a socket holds.
-    fn long() -> NodeStatus {
-        NodeStatus { version: "x".repeat(4 << 20), ..nothing() }
+    fn long(may: &MayBlock) -> NodeStatus {
+        NodeStatus { version: "x".repeat(4 << 20), ..nothing(may) }
     }
 
     #[tokio::test]
@@ -193,7 +196,7 @@ mod tests {
     #[tokio::test]
     async fn who_does_not_read_is_left_after_a_while() {
         let (mine, _silent) = UnixStream::pair().unwrap();
-        let told = tell(mine, long(), Duration::from_millis(50));
+        let told = tell(mine, in_place(long), Duration::from_millis(50));
         tokio::time::timeout(Duration::from_secs(30), told).await.unwrap();
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rustix::process::Resource;
 use tokio::runtime::Runtime;
+use weir_fuse::blocking::MayBlock;
 use weir_fuse::cache::{CacheSettings, DiskSettings, NodeCache};
 use weir_fuse::engine::Engine;
 use weir_fuse::engine::owner::Processes;
@@ -18,8 +19,9 @@ use crate::config::cache::CacheConfig;
 use crate::exit::{Failure, Kind};
 use crate::logging;
 
-/// Threads for what blocks.
-const DISK_THREADS: usize = 16;
+/// Threads of the runtime's that may wait. Each disk of the cache has 32 turns at it; names of hosts are
+/// looked up by these, too.
+const WAITING_THREADS: usize = 128;
 
 /// Each cached file in use takes a descriptor; the usual soft limit of 1024 is for select(2).
 pub(crate) fn raise_file_limit() {
@@ -37,8 +39,7 @@ pub(crate) fn raise_file_limit() {
 pub(crate) fn runtime() -> Result<Runtime, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        // They write to the cache's disk; more of them only take memory.
-        .max_blocking_threads(DISK_THREADS)
+        .max_blocking_threads(WAITING_THREADS)
         .thread_name("weir-io")
         .build()
         .map_err(|e| Failure::new(Kind::Other, format!("runtime: {e}")))?;
@@ -81,24 +82,26 @@ fn cache_settings(config: &CacheConfig) -> CacheSettings {
     CacheSettings { disks: config.dirs.iter().map(disk).collect() }
 }
 
-/// Whether a cache that could not be opened could be now. Blocks.
-pub(crate) fn can_open(config: &CacheConfig, counted: Arc<Metrics>) -> bool {
-    NodeCache::open(&cache_settings(config), counted).map(|cache| cache.close()).is_ok()
+/// Whether a cache that could not be opened could be now.
+pub(crate) fn can_open(may: &MayBlock, config: &CacheConfig, counted: Arc<Metrics>) -> bool {
+    let opened = NodeCache::open(may, &cache_settings(config), counted);
+    opened.map(|cache| cache.close(may)).is_ok()
 }
 
-/// Opens the cache and makes an engine on it. Blocks.
+/// Opens the cache and makes an engine on it.
 ///
 /// # Errors
 /// Why the cache cannot be used.
 pub(crate) fn engine(
+    may: &MayBlock,
     config: &CacheConfig,
     counted: Arc<Metrics>,
     runtime: tokio::runtime::Handle,
     processes: Arc<dyn Processes>,
 ) -> Result<Arc<Engine>, Failure> {
     let spare = config.spare.clone().map(spare_disk);
-    let cache = NodeCache::open_or(&cache_settings(config), spare.as_ref(), counted.clone())?;
-    Engine::new(cache, config.memory, counted, runtime, config.read_part, processes)
+    let cache = NodeCache::open_or(may, &cache_settings(config), spare.as_ref(), counted.clone())?;
+    Engine::new(may, cache, config.memory, counted, runtime, config.read_part, processes)
         .map_err(|e| Failure::new(Kind::Other, format!("threads: {e}")))
 }
 

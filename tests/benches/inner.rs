@@ -11,6 +11,7 @@ use std::hint::black_box;
 use std::time::SystemTime;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use weir_fuse::blocking::MayBlock;
 use weir_fuse::cache::dir::CacheDir;
 use weir_fuse::cache::index::{Batch, Index};
 use weir_fuse::cache::records::{ObjectRow, decode_segment, encode_segment};
@@ -28,8 +29,8 @@ use weir_node::topology::{NVML_DEADLINE, read};
 fn index_look_up(c: &mut Criterion) {
     const ROWS: u64 = 100_000;
     let temp = tempfile::tempdir().unwrap();
-    let dir = CacheDir::own(temp.path(), 0).unwrap();
-    let index = Index::open(&dir).unwrap();
+    let dir = CacheDir::own(&MayBlock::own_thread(), temp.path(), 0).unwrap();
+    let index = Index::open(&MayBlock::own_thread(), &dir).unwrap();
     let identity = |id: u64| format!("identity of {id:08} in a bucket").into_bytes();
     let row = |id: u64| ObjectRow {
         bucket: "http://s3\u{1f}bucket".into(),
@@ -41,12 +42,12 @@ fn index_look_up(c: &mut Criterion) {
         verified_epoch: 0,
     };
     let objects = (0..ROWS).map(|id| (id, identity(id), row(id))).collect();
-    index.apply(&Batch { objects, ..Batch::default() }).unwrap();
+    index.apply(&MayBlock::own_thread(), &Batch { objects, ..Batch::default() }).unwrap();
     let mut at = 0;
     c.bench_function("index: find among 100,000", |b| {
         b.iter(|| {
             at = (at + 7919) % ROWS;
-            assert!(index.find(&identity(at)).is_some());
+            assert!(index.find(&MayBlock::own_thread(), &identity(at)).is_some());
         });
     });
 }

@@ -1,10 +1,10 @@
-//! A disk that can be told to fail: a file system in memory, mounted by FUSE.
+//! A disk that can be told to fail, or not to answer: a file system in memory, mounted by FUSE.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -19,6 +19,7 @@ const TTL: Duration = Duration::ZERO;
 /// A mounted disk; unmounted when dropped.
 pub struct FailingDisk {
     failing: Arc<AtomicBool>,
+    hanging: Arc<Hanging>,
     session: Option<BackgroundSession>,
     dir: TempDir,
 }
@@ -28,13 +29,15 @@ impl FailingDisk {
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let failing: Arc<AtomicBool> = Arc::default();
+        let hanging: Arc<Hanging> = Arc::default();
         let root = Node { parent: 1, name: OsString::new(), kind: Kind::Dir };
         let disk = Disk {
             failing: failing.clone(),
+            hanging: hanging.clone(),
             state: Mutex::new(State { nodes: HashMap::from([(1, root)]), next: 2 }),
         };
         let session = fuser::spawn_mount(disk, dir.path(), &fuser::Config::default()).unwrap();
-        Self { failing, session: Some(session), dir }
+        Self { failing, hanging, session: Some(session), dir }
     }
 
     /// Where it is.
@@ -42,9 +45,28 @@ impl FailingDisk {
         self.dir.path()
     }
 
+    /// From now on no file that is made or opened is answered, or each is.
+    pub fn hang(&self, hangs: bool) {
+        *self.hanging.hangs.lock().unwrap_or_else(PoisonError::into_inner) = hangs;
+        self.hanging.changed.notify_all();
+    }
+
     /// From now on every read and write of a file is answered with EIO, or is not.
     pub fn fail(&self, failing: bool) {
         self.failing.store(failing, Ordering::Relaxed);
+    }
+}
+
+#[derive(Default)]
+struct Hanging {
+    hangs: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Hanging {
+    fn wait(&self) {
+        let hangs = self.hangs.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.changed.wait_while(hangs, |hangs| *hangs));
     }
 }
 
@@ -56,6 +78,7 @@ impl Default for FailingDisk {
 
 impl Drop for FailingDisk {
     fn drop(&mut self) {
+        self.hang(false);
         let _ = weir_fuse::adapter::mount::unmount(self.dir.path(), true);
         drop(self.session.take());
     }
@@ -63,6 +86,7 @@ impl Drop for FailingDisk {
 
 struct Disk {
     failing: Arc<AtomicBool>,
+    hanging: Arc<Hanging>,
     state: Mutex<State>,
 }
 
@@ -132,6 +156,15 @@ impl Disk {
 
     fn fails(&self) -> bool {
         self.failing.load(Ordering::Relaxed)
+    }
+
+    /// Answers once the disk does, and others meanwhile.
+    fn later(&self, answer: impl FnOnce() + Send + 'static) {
+        let hanging = self.hanging.clone();
+        std::thread::spawn(move || {
+            hanging.wait();
+            answer();
+        });
     }
 
     /// Removed names stay readable through open descriptors: only the name goes.
@@ -215,11 +248,13 @@ impl fuser::Filesystem for Disk {
         reply: ReplyCreate,
     ) {
         let attr = self.state().make(parent.0, name, Kind::File(Vec::new()));
-        reply.created(&TTL, &attr, Generation(0), FileHandle(0), FopenFlags::empty());
+        self.later(move || {
+            reply.created(&TTL, &attr, Generation(0), FileHandle(0), FopenFlags::empty());
+        });
     }
 
     fn open(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        reply.opened(FileHandle(0), FopenFlags::empty());
+        self.later(move || reply.opened(FileHandle(0), FopenFlags::empty()));
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {

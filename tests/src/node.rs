@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use weir_fuse::adapter::{self, MountOptions, Mounted};
-use weir_fuse::blocking::MayBlock;
+use weir_fuse::blocking::{MayBlock, in_place};
 use weir_fuse::cache::{CacheError, CacheSettings, DiskSettings, NodeCache};
 use weir_fuse::engine::io::ReadNow;
 use weir_fuse::engine::open::OpenRequest;
@@ -74,23 +74,19 @@ impl Node {
         let disk = |dir: &&Path| DiskSettings::new(dir.to_path_buf(), settings.cache_max, 0);
         let cache = CacheSettings { disks: dirs.iter().map(disk).collect() };
         // What an earlier node of this process still has under way ends by itself.
-        let mut opened = NodeCache::open(&cache, metrics.clone());
+        let mut opened = in_place(|may| NodeCache::open(may, &cache, metrics.clone()));
         eventually("the cache directory is free", || {
             if let Err(CacheError::InUse { .. }) = opened {
-                opened = NodeCache::open(&cache, metrics.clone());
+                opened = in_place(|may| NodeCache::open(may, &cache, metrics.clone()));
             }
             !matches!(opened, Err(CacheError::InUse { .. }))
         });
         let cache = opened.unwrap();
-        let engine = Engine::new(
-            cache,
-            settings.memory,
-            metrics,
-            runtime().handle().clone(),
-            settings.read_part,
-            Arc::new(Proc),
-        )
-        .unwrap();
+        let NodeSettings { memory: bytes, read_part, .. } = settings;
+        let home = runtime().handle().clone();
+        let engine = in_place(|may| {
+            Engine::new(may, cache, bytes, metrics, home, read_part, Arc::new(Proc)).unwrap()
+        });
         let faulty = Arc::new(Faulty::new(memory.clone()));
         Self { memory, faulty, engine, settings }
     }
@@ -140,7 +136,7 @@ impl Node {
 
     /// Closes the cache in order.
     pub fn close(&self) {
-        self.engine.cache.close();
+        in_place(|may| self.engine.cache.close(may));
     }
 }
 

@@ -21,6 +21,7 @@ use super::reply::{
     send_written, send_xattr,
 };
 use super::service::Service;
+use crate::blocking::MayBlock;
 use crate::engine::Session;
 use crate::engine::io::{PendingRead, ReadNow};
 use crate::engine::names::AttrChange;
@@ -285,17 +286,19 @@ impl fuser::Filesystem for FuseSession {
         let does = if request.write { RequestKind::OpenToChange } else { RequestKind::Open };
         let Some((_turn, pass, reply)) = self.service.enter(does, req, reply) else { return };
         let start = Instant::now();
-        match self.session().open_now(ino.0, &request) {
+        match self.session().open_now(&MayBlock::own_thread(), ino.0, &request) {
             OpenNow::Done(result) => {
                 self.service.count("open", start);
                 send_open(&self.service.door, reply, request.write, result);
             }
-            OpenNow::Tell => self.service.aside(move |may, service| {
+            OpenNow::Tell(threads) => self.service.aside(Some(threads), move |may, service| {
                 match service.session.open_telling(may, ino.0, &request) {
                     OpenNow::Done(result) => service.finish(("open", start), pass, || {
                         send_open(&service.door, reply, request.write, result);
                     }),
-                    OpenNow::Tell | OpenNow::Ask => open_later(service, pass, reply, ino, request),
+                    OpenNow::Tell(_) | OpenNow::Ask => {
+                        open_later(service, pass, reply, ino, request)
+                    }
                 }
             }),
             OpenNow::Ask => open_later(&self.service, pass, reply, ino, request),
@@ -352,19 +355,22 @@ impl fuser::Filesystem for FuseSession {
         };
         let start = Instant::now();
         match self.session().read_now(fh.0, offset, u64::from(size)) {
-            Ok(ReadNow::Disk(pending)) => self.service.aside(move |may, service| {
-                match service.session.read_disk(may, pending) {
-                    Ok(ReadNow::Disk(pending) | ReadNow::Origin(pending)) => {
-                        read_later(service, pass, reply, pending);
+            Ok(ReadNow::Disk(pending)) => {
+                self.service.aside(pending.threads(), move |may, service| {
+                    match service.session.read_disk(may, pending) {
+                        Ok(ReadNow::Disk(pending) | ReadNow::Origin(pending)) => {
+                            read_later(service, pass, reply, pending);
+                        }
+                        Ok(ReadNow::Data(data)) => {
+                            service.finish(("read", start), pass, || reply.data(&data));
+                        }
+                        Err(error) => {
+                            service
+                                .finish(("read", start), pass, || reply.error(reply::errno(error)));
+                        }
                     }
-                    Ok(ReadNow::Data(data)) => {
-                        service.finish(("read", start), pass, || reply.data(&data));
-                    }
-                    Err(error) => {
-                        service.finish(("read", start), pass, || reply.error(reply::errno(error)));
-                    }
-                }
-            }),
+                })
+            }
             Ok(ReadNow::Origin(pending)) => read_later(&self.service, pass, reply, pending),
             Ok(ReadNow::Data(data)) => {
                 self.service.count("read", start);
@@ -390,14 +396,15 @@ impl fuser::Filesystem for FuseSession {
             return;
         };
         let start = Instant::now();
-        let copy = (data.len() > COPIED_MIN).then(|| self.service.copy(data)).flatten();
+        let copy = (data.len() > COPIED_MIN).then(|| self.service.copy(fh.0, data)).flatten();
         let Some((thread, mut copy)) = copy else {
+            let may = &MayBlock::own_thread();
             return self.service.finish(("write", start), pass, || {
-                send_written(reply, self.session().write(fh.0, offset, data));
+                send_written(reply, self.session().write(may, fh.0, offset, data));
             });
         };
-        self.service.aside_on(thread, move |_, service| {
-            let written = service.session.write(fh.0, offset, copy.bytes_mut());
+        self.service.aside_on(thread, move |may, service| {
+            let written = service.session.write(may, fh.0, offset, copy.bytes_mut());
             service.finish(("write", start), pass, || send_written(reply, written));
         });
     }
@@ -433,7 +440,7 @@ impl fuser::Filesystem for FuseSession {
             return;
         };
         self.service.door.released(fh.0);
-        if self.session().release_now(fh.0) {
+        if self.session().release_now(&MayBlock::own_thread(), fh.0) {
             return reply.ok();
         }
         let session = self.session().clone();
@@ -598,7 +605,8 @@ impl fuser::Filesystem for FuseSession {
         };
         let start = Instant::now();
         let Ok(name) = text(name) else { return reply.error(FuseErrno::ENODATA) };
-        if let Some(result) = self.session().getxattr_now(ino.0, &name) {
+        let may = &MayBlock::own_thread();
+        if let Some(result) = self.session().getxattr_now(may, ino.0, &name) {
             send_xattr(reply, size, result.map(String::into_bytes));
             return self.service.count("getxattr", start);
         }

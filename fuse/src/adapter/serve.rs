@@ -75,8 +75,7 @@ pub fn serve(
     port: Arc<dyn KernelPort>,
     witness: Option<Arc<dyn Witness>>,
 ) -> io::Result<Serving> {
-    let stats = session.engine().cache.stats();
-    let depth = stats.disks.iter().map(|disk| stack_depth(&disk.dir)).max().unwrap_or(1);
+    let depth = session.engine().cache.dirs().map(stack_depth).max().unwrap_or(1);
     let door = Arc::new(Door::default());
     if let Some(witness) = witness {
         door.tell(witness);

@@ -11,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::door::{Door, Pass, RequestKind, Turn};
 use super::reply;
-use crate::blocking::MayBlock;
+use crate::blocking::{self, MayBlock, Turns};
 use crate::buffers::{Buffer, capacity_for};
 use crate::engine::Session;
 
@@ -24,6 +24,12 @@ pub(super) struct Service {
     pub(super) session: Arc<Session>,
     pub(super) door: Arc<Door>,
     threads: Arc<Semaphore>,
+}
+
+/// A thread of the engine's that a session may use, and its turn at the disk that it waits for.
+pub(super) struct Place {
+    _thread: OwnedSemaphorePermit,
+    _turn: Option<blocking::Turn>,
 }
 
 impl Service {
@@ -68,10 +74,10 @@ impl Service {
         });
     }
 
-    /// A thread that may wait, and a copy of what it is to write; none where there is no such thread,
-    /// or where half the memory is taken.
-    pub(super) fn copy(&self, data: &[u8]) -> Option<(OwnedSemaphorePermit, Buffer)> {
-        let thread = self.threads.clone().try_acquire_owned().ok()?;
+    /// A place, and a copy of what is to be written through a handle; none where there is no place, or
+    /// where half the memory is taken.
+    pub(super) fn copy(&self, fh: u64, data: &[u8]) -> Option<(Place, Buffer)> {
+        let place = self.place(self.session.threads_of(fh).as_deref())?;
         let buffers = &self.session.engine().buffers;
         let bytes = capacity_for(data.len());
         if buffers.used() + bytes as u64 > buffers.total() / 2 {
@@ -79,38 +85,73 @@ impl Service {
         }
         let mut copy = buffers.try_share(bytes)?.buffer(data.len());
         copy.bytes_mut().copy_from_slice(data);
-        Some((thread, copy))
+        Some((place, copy))
     }
 
-    /// Does something on a thread that may wait, once there is one for this session; it finishes the
-    /// request, or passes it on. An orderly end waits for it.
-    pub(super) fn aside(&self, work: impl FnOnce(&MayBlock, &Self) + Send + 'static) {
-        match self.threads.clone().try_acquire_owned() {
-            Ok(thread) => self.aside_on(thread, work),
-            Err(_) => {
+    /// Does something on a thread that may wait, once there is one for this session, and for the disk
+    /// that is waited for; it finishes the request, or passes it on. An orderly end waits for it.
+    pub(super) fn aside(
+        &self,
+        disk: Option<Arc<Turns>>,
+        work: impl FnOnce(&MayBlock, &Self) + Send + 'static,
+    ) {
+        match self.place(disk.as_deref()) {
+            Some(place) => self.aside_on(place, work),
+            None => {
                 let (service, counted) = (self.clone(), self.door.count());
                 self.session.engine().runtime.spawn(async move {
-                    // It is never closed.
-                    if let Ok(thread) = service.threads.clone().acquire_owned().await {
-                        service.aside_on(thread, work);
-                    }
+                    let place = service.until_place(disk.as_deref()).await;
+                    service.aside_on(place, work);
                     drop(counted);
                 });
             }
         }
     }
 
-    /// As [`Service::aside`], on this one.
+    fn place(&self, disk: Option<&Turns>) -> Option<Place> {
+        let thread = self.threads.clone().try_acquire_owned().ok()?;
+        match disk {
+            Some(disk) => Some(Place { _thread: thread, _turn: Some(disk.try_take()?) }),
+            None => Some(Place { _thread: thread, _turn: None }),
+        }
+    }
+
+    /// Waits for one of the two with none of the other: a disk that does not answer keeps no thread of a
+    /// session but those that wait for it, and no session keeps a turn at a disk that it does not use.
+    async fn until_place(&self, disk: Option<&Turns>) -> Place {
+        loop {
+            if let Some(place) = self.place(disk) {
+                return place;
+            }
+            // It is never closed.
+            let thread = self.threads.clone().acquire_owned().await.ok();
+            let Some(disk) = disk else {
+                if let Some(thread) = thread {
+                    return Place { _thread: thread, _turn: None };
+                }
+                continue;
+            };
+            if let (Some(thread), Some(turn)) = (thread, disk.try_take()) {
+                return Place { _thread: thread, _turn: Some(turn) };
+            }
+            let turn = disk.take().await;
+            if let Ok(thread) = self.threads.clone().try_acquire_owned() {
+                return Place { _thread: thread, _turn: Some(turn) };
+            }
+        }
+    }
+
+    /// As [`Service::aside`], in this place.
     pub(super) fn aside_on(
         &self,
-        thread: OwnedSemaphorePermit,
+        place: Place,
         work: impl FnOnce(&MayBlock, &Self) + Send + 'static,
     ) {
         let (service, counted) = (self.clone(), self.door.count());
         let engine = self.session.engine();
         engine.waiting.begin(&engine.runtime, move |may| {
             work(may, &service);
-            drop((thread, counted));
+            drop((place, counted));
         });
     }
 

@@ -12,6 +12,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
 use super::file::CacheFile;
+use super::folder::Folder;
+use crate::blocking::MayBlock;
 use crate::model::blocks::{self, BlockMap};
 use crate::sync::{Condvar, Mutex, MutexGuard};
 
@@ -20,7 +22,8 @@ pub(super) const UNVERIFIED: u32 = u32::MAX;
 
 /// A version's file, and what is in it.
 pub(super) struct Body {
-    path: PathBuf,
+    folder: Arc<Folder>,
+    name: PathBuf,
     size: u64,
     state: Mutex<State>,
     /// A change of the file has ended.
@@ -77,11 +80,16 @@ pub(super) fn is_gone(error: &io::Error) -> bool {
 
 impl Body {
     /// What the index says of a version: these blocks, as of this epoch.
-    pub(super) fn new(path: PathBuf, size: u64, map: BlockMap, verified_epoch: u32) -> Self {
+    pub(super) fn new(
+        (folder, name): (Arc<Folder>, PathBuf),
+        size: u64,
+        map: BlockMap,
+        verified_epoch: u32,
+    ) -> Self {
         let held_bytes = map.held_blocks().map(|block| blocks::len_of(block, size) as u64).sum();
         let life = if map.held() > 0 { Life::Present } else { Life::Absent };
         let state = State { life, incarnation: 0, file: None, map, held_bytes, verified_epoch };
-        Self { path, size, state: Mutex::new(state), settled: Condvar::new() }
+        Self { folder, name, size, state: Mutex::new(state), settled: Condvar::new() }
     }
 
     /// The blocks in it, as of now.
@@ -103,6 +111,7 @@ impl Body {
     /// [`Unusable`]: its blocks are to be forgotten if it is gone.
     pub(super) fn open_with<T>(
         &self,
+        may: &MayBlock,
         look: impl Fn(&State) -> T,
     ) -> Result<Option<(OpenBody, T)>, Unusable> {
         loop {
@@ -117,7 +126,7 @@ impl Body {
                 }
                 state.incarnation
             };
-            let opened = CacheFile::open(&self.path, self.size);
+            let opened = CacheFile::open(may, &self.folder, &self.name, self.size);
             let mut state = self.settled();
             if state.incarnation != incarnation {
                 continue;
@@ -217,11 +226,14 @@ impl Body {
     ///
     /// # Errors
     /// What open and fdatasync report.
-    pub(super) fn sync(&self) -> io::Result<()> {
+    pub(super) fn sync(&self, may: &MayBlock) -> io::Result<()> {
         let open = self.settled().file.clone();
-        match open.map_or_else(|| CacheFile::open(&self.path, self.size).map(Arc::new), Ok) {
+        match open.map_or_else(
+            || CacheFile::open(may, &self.folder, &self.name, self.size).map(Arc::new),
+            Ok,
+        ) {
             Err(error) if is_gone(&error) => Ok(()),
-            file => file?.sync(),
+            file => file?.sync(may),
         }
     }
 }

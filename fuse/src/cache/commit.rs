@@ -14,6 +14,7 @@ use super::index::Index;
 use super::records::{ListingRow, UploadRow};
 use super::shared::Shared;
 use super::version::CachedVersion;
+use crate::blocking::MayBlock;
 use crate::model::version::BucketId;
 use crate::sync::{Condvar, Mutex, MutexGuard};
 
@@ -136,7 +137,7 @@ impl Committer {
     }
 
     /// Waits until everything queued so far is durable, or its commit failed (which is logged).
-    pub(super) fn flush(&self) {
+    pub(super) fn flush(&self, _: &MayBlock) {
         let (mut queue, target) = self.ask();
         while queue.made < target && !queue.closed {
             queue = self.done.wait(queue).unwrap_or_else(PoisonError::into_inner);
@@ -144,7 +145,7 @@ impl Committer {
     }
 
     /// Like [`Committer::flush`], but waits no longer than `patience`. Says whether it is done.
-    pub(super) fn flush_within(&self, patience: Duration) -> bool {
+    pub(super) fn flush_within(&self, _: &MayBlock, patience: Duration) -> bool {
         let until = Instant::now() + patience;
         let (mut queue, target) = self.ask();
         while queue.made < target && !queue.closed {
@@ -184,14 +185,20 @@ impl Committer {
     }
 
     /// The thread's work. Calls `committed` with the ids whose removal is durable.
-    pub(super) fn run(&self, shared: &Shared, index: &Index, committed: impl Fn(&BTreeSet<u64>)) {
+    pub(super) fn run(
+        &self,
+        may: &MayBlock,
+        shared: &Shared,
+        index: &Index,
+        committed: impl Fn(&BTreeSet<u64>),
+    ) {
         let mut trouble = Trouble::default();
         loop {
             let closing = self.wait();
             if closing || trouble.may_try() {
                 let mut changes = std::mem::take(&mut self.lock().changes);
                 if closing || !changes.is_empty() {
-                    let done = batch::commit(shared, index, &mut changes, closing);
+                    let done = batch::commit(may, shared, index, &mut changes, closing);
                     trouble.note(shared, &done);
                     match done {
                         Ok(()) => committed(&changes.removed),

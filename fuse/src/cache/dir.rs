@@ -1,20 +1,29 @@
 //! The directory itself: its parts, its owner, its free space.
 
-use std::fs::{self, File, OpenOptions};
+use std::ffi::OsString;
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use rustix::fs::{FlockOperation, OFlags};
+use rustix::fs::FlockOperation;
 
 use super::error::CacheError;
+use super::folder::{Folder, OTHERS};
 use super::mark::mark;
+use crate::blocking::MayBlock;
 
 /// The least room, beyond what is to stay free, with which a cache is worth having.
 const LEAST_BYTES: u64 = 16 * 1024 * 1024;
 
 /// Folders below the root.
-const FOLDERS: [&str; 3] = ["objects", "staging", "lost"];
+const FOLDERS: [&str; 3] = ["objects", "staging", LOST];
+
+/// The index.
+pub(super) const INDEX: &str = "index.redb";
+/// Bytes that could not be stored at the origin.
+pub(super) const LOST: &str = "lost";
 
 /// Extension in `staging/` of what is noted of a file under change, beside its bytes, whose name is
 /// their id alone.
@@ -23,9 +32,6 @@ pub const RECORD: &str = "record";
 pub const FROZEN: &str = "frozen";
 /// Of what is noted of a directory's rename.
 pub const RENAME: &str = "rename";
-
-/// Mode bits that let others than the owner in.
-const OTHERS: u32 = 0o077;
 
 /// What is free on a file system.
 #[derive(Clone, Copy, Debug)]
@@ -38,8 +44,7 @@ pub(super) struct Free {
 
 /// An owned cache directory. Ownership ends when this is dropped or the process dies.
 pub struct CacheDir {
-    root: PathBuf,
-    handle: File,
+    folder: Arc<Folder>,
     _lock: File,
 }
 
@@ -50,28 +55,27 @@ impl CacheDir {
     /// # Errors
     /// [`CacheError::Unusable`], [`CacheError::Foreign`], [`CacheError::Exposed`],
     /// [`CacheError::NotACache`], [`CacheError::InUse`] or [`CacheError::Full`].
-    pub fn own(root: &Path, min_free: u64) -> Result<Self, CacheError> {
+    pub fn own(may: &MayBlock, root: &Path, min_free: u64) -> Result<Self, CacheError> {
         let unusable = |error| CacheError::Unusable { dir: root.to_owned(), error };
         make_folder(root).map_err(unusable)?;
         // Links on the way are followed once.
         let root = &fs::canonicalize(root).map_err(unusable)?;
         check_parents(root)?;
-        let handle = open_folder(root).map_err(unusable)?;
-        check_owner(root, &handle)?;
-        mark(root, &handle)?;
-        keep_private(root, &handle)?;
-        for name in FOLDERS {
-            let folder = root.join(name);
-            make_folder(&folder).map_err(unusable)?;
-            let opened = open_folder(&folder)
-                .map_err(|error| CacheError::Unusable { dir: folder.clone(), error })?;
-            keep_private(&folder, &opened)?;
+        let folder = Folder::open(may, root).map_err(unusable)?;
+        check_owner(&folder)?;
+        mark(may, &folder)?;
+        keep_private(&folder)?;
+        for name in FOLDERS.map(Path::new) {
+            let inner = folder.make(may, name).and_then(|()| folder.folder(may, name));
+            let unusable = |error| CacheError::Unusable { dir: root.join(name), error };
+            keep_private(&inner.map_err(unusable)?)?;
         }
-        let lock = lock(root)?;
-        let dir = Self { root: root.to_owned(), handle, _lock: lock };
+        let lock = lock(may, &folder)?;
+        let dir = Self { folder: Arc::new(folder), _lock: lock };
         let free = dir.free_bytes().map_err(unusable)?;
         // What the cache already holds is room that it can make for itself.
-        let empty = dir.index_path().metadata().map_or(true, |m| m.len() == 0);
+        let index = dir.folder.metadata(may, Path::new(INDEX));
+        let empty = index.map_or(true, |metadata| metadata.len() == 0);
         if empty && free < min_free.saturating_add(LEAST_BYTES) {
             let dir = root.to_owned();
             return Err(CacheError::Full { dir, free, min_free, least: LEAST_BYTES });
@@ -81,37 +85,27 @@ impl CacheDir {
 
     /// The directory.
     pub fn root(&self) -> &Path {
-        &self.root
+        self.folder.path()
     }
 
-    /// Where the index is.
-    pub fn index_path(&self) -> PathBuf {
-        self.root.join("index.redb")
+    /// The directory, by its descriptor.
+    pub(super) fn folder(&self) -> &Arc<Folder> {
+        &self.folder
     }
 
-    /// Where room for the index is kept.
-    pub fn reserve_path(&self) -> PathBuf {
-        self.root.join("index.reserve")
+    /// The name of the file of the version with this id.
+    pub(super) fn object_name(id: u64) -> PathBuf {
+        format!("objects/{:02x}/{id:016x}", id & 0xff).into()
     }
 
-    /// The file of the version with this id.
-    pub fn object_path(&self, id: u64) -> PathBuf {
-        self.root.join(format!("objects/{:02x}/{id:016x}", id & 0xff))
+    /// That of the staging file with this id.
+    pub(super) fn staging_name(id: u64) -> PathBuf {
+        format!("staging/{id:016x}").into()
     }
 
-    /// The staging file with this id.
-    pub fn staging_path(&self, id: u64) -> PathBuf {
-        self.root.join(format!("staging/{id:016x}"))
-    }
-
-    /// Where bytes go that could not be stored at the origin after the last close.
-    pub fn lost_path(&self, id: u64) -> PathBuf {
-        self.lost_dir().join(format!("{id:016x}"))
-    }
-
-    /// The folder of such bytes.
-    pub fn lost_dir(&self) -> PathBuf {
-        self.root.join("lost")
+    /// That of bytes that could not be stored at the origin after the last close.
+    pub(super) fn lost_name(id: u64) -> PathBuf {
+        format!("{LOST}/{id:016x}").into()
     }
 
     /// Bytes that an unprivileged process may still write.
@@ -127,7 +121,7 @@ impl CacheDir {
     /// # Errors
     /// What statvfs reports.
     pub(super) fn free(&self) -> io::Result<Free> {
-        let stat = rustix::fs::fstatvfs(&self.handle)?;
+        let stat = rustix::fs::fstatvfs(self.folder.handle())?;
         Ok(Free {
             bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
             inodes: if stat.f_files == 0 { u64::MAX } else { stat.f_favail },
@@ -138,49 +132,62 @@ impl CacheDir {
     ///
     /// # Errors
     /// What syncfs reports: an error since the last call, too (Linux 5.8 and later).
-    pub fn sync(&self) -> io::Result<()> {
-        Ok(rustix::fs::syncfs(&self.handle)?)
+    pub fn sync(&self, _: &MayBlock) -> io::Result<()> {
+        Ok(rustix::fs::syncfs(self.folder.handle())?)
     }
 
     /// The files that an earlier owner was writing when it ended. What has no name of ours is somebody
     /// else's, and stays.
-    pub fn staging_leftovers(&self) -> Vec<PathBuf> {
-        let entries = fs::read_dir(self.root.join("staging")).into_iter().flatten().flatten();
-        entries.map(|entry| entry.path()).filter(|path| is_staged(path)).collect()
+    pub fn staging_leftovers(&self, may: &MayBlock) -> Vec<PathBuf> {
+        let staging = self.root().join("staging");
+        let names = self.names(may, Path::new("staging")).into_iter();
+        names.map(|name| staging.join(name)).filter(|path| is_staged(path)).collect()
     }
 
     /// The greatest id that any file here has; 0 where there is none. Walks all folders.
-    pub fn greatest_id(&self) -> u64 {
-        let folders = fs::read_dir(self.root.join("objects")).into_iter().flatten().flatten();
-        let folders = folders.map(|folder| folder.path());
-        let folders = folders.chain([self.root.join("staging"), self.lost_dir()]);
-        let files = folders.flat_map(|folder| fs::read_dir(folder).into_iter().flatten().flatten());
-        files.filter_map(|file| id_of(&file.path())).max().unwrap_or(0)
+    pub fn greatest_id(&self, may: &MayBlock) -> u64 {
+        let folders = self.object_folders(may).into_iter();
+        let folders = folders.chain(["staging".into(), LOST.into()]);
+        let files = folders.flat_map(|folder| self.names(may, &folder));
+        files.filter_map(|file| id_of(Path::new(&file))).max().unwrap_or(0)
     }
 
     /// Removes object files for which `known` says false, up to and without id `below`.
-    pub fn clear_orphans(&self, below: u64, mut known: impl FnMut(u64) -> bool) -> u64 {
+    pub fn clear_orphans(
+        &self,
+        may: &MayBlock,
+        below: u64,
+        mut known: impl FnMut(u64) -> bool,
+    ) -> u64 {
         let mut removed = 0;
-        let Ok(folders) = fs::read_dir(self.root.join("objects")) else { return 0 };
-        for folder in folders.flatten() {
-            let Ok(files) = fs::read_dir(folder.path()) else { continue };
-            for file in files.flatten() {
-                if id_of(&file.path()).is_some_and(|id| id < below && !known(id)) {
-                    removed += u64::from(fs::remove_file(file.path()).is_ok());
+        for folder in self.object_folders(may) {
+            for file in self.names(may, &folder) {
+                if id_of(Path::new(&file)).is_some_and(|id| id < below && !known(id)) {
+                    removed += u64::from(self.folder.remove(may, &folder.join(file)).is_ok());
                 }
             }
         }
         removed
     }
 
+    fn object_folders(&self, may: &MayBlock) -> Vec<PathBuf> {
+        let objects = Path::new("objects");
+        self.names(may, objects).into_iter().map(|name| objects.join(name)).collect()
+    }
+
+    /// The names in one of its folders; none where that cannot be read.
+    fn names(&self, may: &MayBlock, folder: &Path) -> Vec<OsString> {
+        self.folder.names(may, folder).unwrap_or_default()
+    }
+
     /// Puts an index that this program cannot use out of the way, under its name and `why`.
     ///
     /// # Errors
     /// What rename reports.
-    pub fn set_index_aside(&self, why: &str) -> io::Result<PathBuf> {
-        let aside = self.root.join(format!("index.redb.{why}"));
-        fs::rename(self.index_path(), &aside)?;
-        Ok(aside)
+    pub fn set_index_aside(&self, may: &MayBlock, why: &str) -> io::Result<PathBuf> {
+        let aside = PathBuf::from(format!("{INDEX}.{why}"));
+        self.folder.rename(may, Path::new(INDEX), &aside)?;
+        Ok(self.root().join(aside))
     }
 }
 
@@ -230,24 +237,15 @@ fn existing(path: &Path) -> &Path {
 }
 
 /// Makes a folder that is for its owner alone, with its parents, if it is not there.
-///
-/// # Errors
-/// What mkdir reports.
-pub(super) fn make_folder(path: &Path) -> io::Result<()> {
+fn make_folder(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-/// Opens a folder that must not be a symlink.
-fn open_folder(path: &Path) -> io::Result<File> {
-    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW;
-    // The flags are bits of a C int.
-    OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path)
-}
-
 /// Refuses a folder of somebody else's, who could put other files in the place of ours.
-fn check_owner(path: &Path, folder: &File) -> Result<(), CacheError> {
+fn check_owner(folder: &Folder) -> Result<(), CacheError> {
+    let path = folder.path();
     let unusable = |error| CacheError::Unusable { dir: path.to_owned(), error };
-    let owner = folder.metadata().map_err(unusable)?.uid();
+    let owner = folder.handle().metadata().map_err(unusable)?.uid();
     let us = rustix::process::geteuid().as_raw();
     match owner == 0 || owner == us {
         true => Ok(()),
@@ -281,8 +279,9 @@ fn check_parents(root: &Path) -> Result<(), CacheError> {
 }
 
 /// Refuses a folder of somebody else's, and closes one that lets others in.
-fn keep_private(path: &Path, folder: &File) -> Result<(), CacheError> {
-    check_owner(path, folder)?;
+fn keep_private(folder: &Folder) -> Result<(), CacheError> {
+    check_owner(folder)?;
+    let (path, folder) = (folder.path(), folder.handle());
     let unusable = |error| CacheError::Unusable { dir: path.to_owned(), error };
     let metadata = folder.metadata().map_err(unusable)?;
     if metadata.mode() & OTHERS != 0 {
@@ -295,9 +294,10 @@ fn keep_private(path: &Path, folder: &File) -> Result<(), CacheError> {
     Ok(())
 }
 
-fn lock(root: &Path) -> Result<File, CacheError> {
+fn lock(may: &MayBlock, folder: &Folder) -> Result<File, CacheError> {
+    let root = folder.path();
     let unusable = |error| CacheError::Unusable { dir: root.to_owned(), error };
-    let mut file = open_private(&root.join("lock")).map_err(unusable)?;
+    let mut file = folder.private(may, Path::new("lock")).map_err(unusable)?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {
             let write = |file: &mut File| {
@@ -318,25 +318,10 @@ fn lock(root: &Path) -> Result<File, CacheError> {
     }
 }
 
-/// Opens, or makes, a file that is for its owner alone, and never through a symlink.
-///
-/// # Errors
-/// What open or fchmod report.
-pub(super) fn open_private(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    // The flags are bits of a C int.
-    let file = options.custom_flags(OFlags::NOFOLLOW.bits() as i32).open(path)?;
-    let mode = file.metadata()?.mode();
-    if mode & OTHERS != 0 {
-        file.set_permissions(fs::Permissions::from_mode(mode & 0o7700))?;
-    }
-    Ok(file)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::blocking::MAY;
 
     fn mode(path: &Path) -> u32 {
         path.metadata().unwrap().mode() & 0o777
@@ -345,52 +330,56 @@ mod tests {
     #[test]
     fn a_second_owner_is_refused_by_name() {
         let dir = tempfile::tempdir().unwrap();
-        let first = CacheDir::own(dir.path(), 0).unwrap();
-        match CacheDir::own(dir.path(), 0) {
+        let first = CacheDir::own(MAY, dir.path(), 0).unwrap();
+        match CacheDir::own(MAY, dir.path(), 0) {
             Err(CacheError::InUse { owner, .. }) => {
                 assert_eq!(owner, std::process::id().to_string());
             }
             other => panic!("{:?}", other.map(|_| ())),
         }
         drop(first);
-        assert!(CacheDir::own(dir.path(), 0).is_ok());
+        assert!(CacheDir::own(MAY, dir.path(), 0).is_ok());
     }
 
     #[test]
     fn a_disk_without_room_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let error = CacheDir::own(dir.path(), u64::MAX / 2).map(|_| ()).unwrap_err();
+        let error = CacheDir::own(MAY, dir.path(), u64::MAX / 2).map(|_| ()).unwrap_err();
         assert!(matches!(error, CacheError::Full { .. }), "{error}");
+    }
+
+    fn object(dir: &CacheDir, id: u64) -> PathBuf {
+        dir.root().join(CacheDir::object_name(id))
     }
 
     #[test]
     fn only_unknown_files_below_the_mark_are_orphans() {
         let temp = tempfile::tempdir().unwrap();
-        let dir = CacheDir::own(temp.path(), 0).unwrap();
+        let dir = CacheDir::own(MAY, temp.path(), 0).unwrap();
         for id in [1_u64, 2, 3] {
-            let path = dir.object_path(id);
+            let path = object(&dir, id);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, "x").unwrap();
         }
-        assert_eq!(dir.greatest_id(), 3);
-        assert_eq!(dir.clear_orphans(3, |id| id == 1), 1);
-        assert!(dir.object_path(1).exists() && dir.object_path(3).exists());
-        assert!(!dir.object_path(2).exists());
-        fs::write(dir.lost_path(0x77).with_extension("json"), "{}").unwrap();
-        assert_eq!(dir.greatest_id(), 0x77);
+        assert_eq!(dir.greatest_id(MAY), 3);
+        assert_eq!(dir.clear_orphans(MAY, 3, |id| id == 1), 1);
+        assert!(object(&dir, 1).exists() && object(&dir, 3).exists());
+        assert!(!object(&dir, 2).exists());
+        fs::write(dir.root().join(CacheDir::lost_name(0x77)).with_extension("json"), "{}").unwrap();
+        assert_eq!(dir.greatest_id(MAY), 0x77);
     }
 
     #[test]
     fn what_lets_others_in_is_closed() {
         let temp = tempfile::tempdir().unwrap();
         let root = temp.path().join("cache");
-        drop(CacheDir::own(&root, 0).unwrap());
+        drop(CacheDir::own(MAY, &root, 0).unwrap());
         for path in [root.clone(), root.join("objects")] {
             fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
         }
         fs::write(root.join("lock"), "").unwrap();
         fs::set_permissions(root.join("lock"), fs::Permissions::from_mode(0o644)).unwrap();
-        let _dir = CacheDir::own(&root, 0).unwrap();
+        let _dir = CacheDir::own(MAY, &root, 0).unwrap();
         for folder in [root.clone(), root.join("objects"), root.join("staging"), root.join("lost")]
         {
             assert_eq!(mode(&folder), 0o700, "{}", folder.display());
@@ -411,7 +400,7 @@ mod tests {
     #[test]
     fn what_others_have_put_among_staging_files_is_left_to_them() {
         let temp = tempfile::tempdir().unwrap();
-        let dir = CacheDir::own(temp.path(), 0).unwrap();
+        let dir = CacheDir::own(MAY, temp.path(), 0).unwrap();
         let staging = temp.path().join("staging");
         let id = "00000000000000aa";
         let ours = ["", ".frozen", ".record", ".rename"].map(|suffix| format!("{id}{suffix}"));
@@ -419,7 +408,7 @@ mod tests {
             fs::write(staging.join(name), "x").unwrap();
         }
         fs::write(staging.join(format!("{id}.txt")), "x").unwrap();
-        let mut found = dir.staging_leftovers();
+        let mut found = dir.staging_leftovers(MAY);
         found.sort();
         assert_eq!(found, ours.map(|name| staging.join(name)));
     }
@@ -427,10 +416,10 @@ mod tests {
     #[test]
     fn a_folder_that_is_a_symlink_is_refused() {
         let (temp, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        drop(CacheDir::own(temp.path(), 0).unwrap());
+        drop(CacheDir::own(MAY, temp.path(), 0).unwrap());
         fs::remove_dir(temp.path().join("staging")).unwrap();
         std::os::unix::fs::symlink(other.path(), temp.path().join("staging")).unwrap();
-        let error = CacheDir::own(temp.path(), 0).map(|_| ()).unwrap_err();
+        let error = CacheDir::own(MAY, temp.path(), 0).map(|_| ()).unwrap_err();
         assert!(matches!(error, CacheError::Unusable { .. }), "{error}");
     }
 
@@ -444,7 +433,7 @@ mod tests {
         let root = temp.path().join("cache");
         fs::create_dir(&root).unwrap();
         std::os::unix::fs::chown(&root, Some(12345), None).unwrap();
-        let error = CacheDir::own(&root, 0).map(|_| ()).unwrap_err();
+        let error = CacheDir::own(MAY, &root, 0).map(|_| ()).unwrap_err();
         assert!(matches!(error, CacheError::Foreign { owner: 12345, .. }), "{error}");
         assert!(error.to_string().contains("12345"), "{error}");
     }
@@ -454,7 +443,7 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let (parent, root) = (temp.path().join("home"), temp.path().join("home/sub/cache"));
         fs::create_dir_all(root.parent().unwrap()).unwrap();
-        let refused = || match CacheDir::own(&root, 0) {
+        let refused = || match CacheDir::own(MAY, &root, 0) {
             Err(CacheError::Exposed { parent, .. }) => Some(parent),
             Err(error) => panic!("{error}"),
             Ok(_) => None,
@@ -467,7 +456,7 @@ mod tests {
             // By whatever way it is reached.
             let link = temp.path().join("link");
             std::os::unix::fs::symlink(&root, &link).unwrap();
-            let error = CacheDir::own(&link, 0).map(|_| ()).unwrap_err().to_string();
+            let error = CacheDir::own(MAY, &link, 0).map(|_| ()).unwrap_err().to_string();
             assert!(error.contains("home") && error.contains("12345"), "{error}");
         }
     }

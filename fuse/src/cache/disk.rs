@@ -138,25 +138,25 @@ impl Active {
 
 impl DiskCache {
     /// The version with this identity, held or not. It is not evicted while the result lives.
-    pub(super) fn acquire(&self, key: &VersionKey) -> Arc<CachedVersion> {
+    pub(super) fn acquire(&self, may: &MayBlock, key: &VersionKey) -> Arc<CachedVersion> {
         if let Some(version) = self.active().by_key.get(key).and_then(Weak::upgrade) {
             version.touch();
             return version;
         }
-        let found = self.index.find(&key.to_bytes());
+        let found = self.index.find(may, &key.to_bytes());
         let mut active = self.active();
         // Somebody may have been faster.
         if let Some(version) = active.by_key.get(key).and_then(Weak::upgrade) {
             return version;
         }
         // What was looked for in the index may have been in use, and committed, in between.
-        let found = found.or_else(|| self.index.find(&key.to_bytes()));
+        let found = found.or_else(|| self.index.find(may, &key.to_bytes()));
         let found = found.filter(|(id, row)| {
             !active.evicted.contains(id) && row.version_key().as_ref() == Some(key)
         });
         let (id, map, epoch, known_use) = match found {
             Some((id, row)) => {
-                (id, self.index.map(id, row.size), row.verified_epoch, row.last_used)
+                (id, self.index.map(may, id, row.size), row.verified_epoch, row.last_used)
             }
             None => {
                 let id = self.new_id();
@@ -180,15 +180,15 @@ impl DiskCache {
     }
 
     /// Like [`DiskCache::acquire`], but only a version of which something is held or in use.
-    pub(super) fn peek(&self, key: &VersionKey) -> Option<Arc<CachedVersion>> {
+    pub(super) fn peek(&self, may: &MayBlock, key: &VersionKey) -> Option<Arc<CachedVersion>> {
         if let Some(version) = self.active().by_key.get(key).and_then(Weak::upgrade) {
             return Some(version);
         }
-        let (id, _) = self.index.find(&key.to_bytes())?;
+        let (id, _) = self.index.find(may, &key.to_bytes())?;
         if self.active().evicted.contains(&id) {
             return None;
         }
-        Some(self.acquire(key))
+        Some(self.acquire(may, key))
     }
 
     /// Notes that a version is being used and what it holds now.
@@ -207,12 +207,12 @@ impl DiskCache {
 
     /// What is wrong with the disk, if anything is.
     pub(super) fn problem(&self) -> Option<String> {
-        self.shared.health.problem()
+        self.shared.problem()
     }
 
     /// Adds to each of `sums` what is held of the same of `of`.
-    pub(super) fn add_held(&self, of: &[Held], sums: &mut [u64]) {
-        self.index.for_each_object(|_, row| {
+    pub(super) fn add_held(&self, may: &MayBlock, of: &[Held], sums: &mut [u64]) {
+        self.index.for_each_object(may, |_, row| {
             for (held, sum) in of.iter().zip(sums.iter_mut()) {
                 if *row.bucket == *held.bucket.as_str() && row.key.starts_with(&held.prefix) {
                     *sum += row.held;
@@ -228,10 +228,10 @@ impl DiskCache {
     }
 
     /// The listing stored under `name`.
-    pub(super) fn listing(&self, name: &[u8]) -> Option<ListingRow> {
+    pub(super) fn listing(&self, may: &MayBlock, name: &[u8]) -> Option<ListingRow> {
         match self.shared.committer.pending_listing(name) {
             Some(pending) => pending,
-            None => self.index.listing(name),
+            None => self.index.listing(may, name),
         }
     }
 
@@ -241,8 +241,8 @@ impl DiskCache {
     }
 
     /// What was committed last of what is known of the bucket's endpoint.
-    pub(super) fn verdicts(&self, bucket: &BucketId) -> Option<Vec<u8>> {
-        self.index.verdicts(bucket.as_str())
+    pub(super) fn verdicts(&self, may: &MayBlock, bucket: &BucketId) -> Option<Vec<u8>> {
+        self.index.verdicts(may, bucket.as_str())
     }
 
     /// Keeps what is known of the bucket's endpoint.
@@ -267,8 +267,13 @@ impl DiskCache {
     }
 
     /// What somebody was known as who has used a bucket ([`Index::former_of`]).
-    pub(super) fn former_of(&self, bucket: &BucketId, identity: &str) -> Option<Vec<String>> {
-        self.index.former_of(bucket.as_str(), identity)
+    pub(super) fn former_of(
+        &self,
+        may: &MayBlock,
+        bucket: &BucketId,
+        identity: &str,
+    ) -> Option<Vec<String>> {
+        self.index.former_of(may, bucket.as_str(), identity)
     }
 
     /// Takes the files that were in the staging folder when the cache was opened.
@@ -284,13 +289,13 @@ impl DiskCache {
     }
 
     /// Waits until what happened so far is durable.
-    pub(super) fn flush(&self) {
-        self.shared.committer.flush();
+    pub(super) fn flush(&self, may: &MayBlock) {
+        self.shared.committer.flush(may);
     }
 
     /// Figures for people.
-    pub(super) fn stats(&self) -> DiskStats {
-        self.count_lost();
+    pub(super) fn stats(&self, may: &MayBlock) -> DiskStats {
+        self.count_lost(may);
         let space = &self.shared.space;
         DiskStats {
             dir: self.shared.dir.root().to_owned(),
@@ -319,6 +324,7 @@ impl DiskCache {
 
 impl Drop for DiskCache {
     fn drop(&mut self) {
-        self.close();
+        // The process ends, or could not go on: nobody waits for the disk then.
+        self.end();
     }
 }

@@ -1,14 +1,15 @@
 //! One cache file: written and read past the page cache, so that a byte is in RAM once.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io::{self, IoSlice};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::OFlags;
 
-use super::dir::make_folder;
+use super::folder::Folder;
+use crate::blocking::MayBlock;
 use crate::buffers::{ALIGN, Block, Buffer};
 use crate::model::blocks::BLOCK;
 use crate::page_cache;
@@ -19,7 +20,8 @@ const IOV_MAX: usize = 64;
 /// An open cache file.
 pub(super) struct CacheFile {
     file: File,
-    path: PathBuf,
+    folder: Arc<Folder>,
+    name: PathBuf,
     size: u64,
     /// Whether O_DIRECT works here; where it does not, pages are dropped after use.
     direct: bool,
@@ -32,31 +34,45 @@ impl CacheFile {
     /// # Errors
     /// What open, unlink, mkdir or ftruncate report; `AlreadyExists` when somebody else is making
     /// one at the same time.
-    pub(super) fn create(path: &Path, size: u64) -> io::Result<Self> {
-        let (file, direct) = place(path, || Self::open_with(path, true))?;
+    pub(super) fn create(
+        may: &MayBlock,
+        folder: &Arc<Folder>,
+        name: &Path,
+        size: u64,
+    ) -> io::Result<Self> {
+        let (file, direct) = place(may, folder, name, || {
+            Self::open_with(may, folder, name, OFlags::CREATE | OFlags::EXCL)
+        })?;
         file.set_len(size)?;
-        Ok(Self { file, path: path.to_owned(), size, direct })
+        Ok(Self { file, folder: folder.clone(), name: name.to_owned(), size, direct })
     }
 
     /// Opens a file that was made before.
     ///
     /// # Errors
     /// What open reports; `InvalidData` for one of another size.
-    pub(super) fn open(path: &Path, size: u64) -> io::Result<Self> {
-        let (file, direct) = Self::open_with(path, false)?;
+    pub(super) fn open(
+        may: &MayBlock,
+        folder: &Arc<Folder>,
+        name: &Path,
+        size: u64,
+    ) -> io::Result<Self> {
+        let (file, direct) = Self::open_with(may, folder, name, OFlags::empty())?;
         let len = file.metadata()?.len();
         if len != size {
             let text = format!("cache file has {len} bytes instead of {size}");
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         }
-        Ok(Self { file, path: path.to_owned(), size, direct })
+        Ok(Self { file, folder: folder.clone(), name: name.to_owned(), size, direct })
     }
 
-    fn open_with(path: &Path, new: bool) -> io::Result<(File, bool)> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create_new(new).mode(0o600);
-        // The flags are bits of a C int.
-        let file = options.custom_flags(OFlags::NOFOLLOW.bits() as i32).open(path)?;
+    fn open_with(
+        may: &MayBlock,
+        folder: &Folder,
+        name: &Path,
+        flags: OFlags,
+    ) -> io::Result<(File, bool)> {
+        let file = folder.file(may, name, OFlags::RDWR | flags)?;
         // Not when it is opened: where O_DIRECT is refused, open(2) leaves the new file behind.
         let flags = rustix::fs::fcntl_getfl(&file)? | OFlags::DIRECT;
         let direct = rustix::fs::fcntl_setfl(&file, flags).is_ok();
@@ -67,11 +83,8 @@ impl CacheFile {
     ///
     /// # Errors
     /// What open reports; `NotFound` when the file was evicted, or another one has its name.
-    pub(super) fn reopen_for_passthrough(&self) -> io::Result<File> {
-        let mut options = OpenOptions::new();
-        // The flags are bits of a C int.
-        let file =
-            options.read(true).custom_flags(OFlags::NOFOLLOW.bits() as i32).open(&self.path)?;
+    pub(super) fn reopen_for_passthrough(&self, may: &MayBlock) -> io::Result<File> {
+        let file = self.folder.file(may, &self.name, OFlags::RDONLY)?;
         let (same, own) = (file.metadata()?, self.file.metadata()?);
         if (same.dev(), same.ino()) != (own.dev(), own.ino()) {
             return Err(io::ErrorKind::NotFound.into());
@@ -83,20 +96,15 @@ impl CacheFile {
     ///
     /// # Errors
     /// What link reports; `NotFound` when the file was evicted.
-    pub(super) fn link(&self, path: &Path) -> io::Result<()> {
-        // By its descriptor, since its name may be another file's by now (open(2), O_TMPFILE, has
-        // this way of linkat without CAP_DAC_READ_SEARCH).
-        let this = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-        let follow = rustix::fs::AtFlags::SYMLINK_FOLLOW;
-        let cwd = rustix::fs::CWD;
-        place(path, || Ok(rustix::fs::linkat(cwd, this.as_str(), cwd, path, follow)?))
+    pub(super) fn link(&self, may: &MayBlock, name: &Path) -> io::Result<()> {
+        place(may, &self.folder, name, || self.folder.link(may, &self.file, name))
     }
 
     /// Puts what was written to the file onto the medium.
     ///
     /// # Errors
     /// What fdatasync reports.
-    pub(super) fn sync(&self) -> io::Result<()> {
+    pub(super) fn sync(&self, _: &MayBlock) -> io::Result<()> {
         self.file.sync_data()
     }
 
@@ -104,7 +112,12 @@ impl CacheFile {
     ///
     /// # Errors
     /// What pwritev reports: no space, a failing disk.
-    pub(super) fn write_blocks(&self, first: u32, blocks: &[Block]) -> io::Result<()> {
+    pub(super) fn write_blocks(
+        &self,
+        _: &MayBlock,
+        first: u32,
+        blocks: &[Block],
+    ) -> io::Result<()> {
         let mut offset = u64::from(first) * BLOCK;
         for group in blocks.chunks(IOV_MAX) {
             let slices: Vec<IoSlice<'_>> = group.iter().map(|b| IoSlice::new(b.padded())).collect();
@@ -140,7 +153,7 @@ impl CacheFile {
     ///
     /// # Errors
     /// What pread reports; `UnexpectedEof` when the file is shorter.
-    pub(super) fn read_run(&self, first: u32, buffer: &mut Buffer) -> io::Result<()> {
+    pub(super) fn read_run(&self, _: &MayBlock, first: u32, buffer: &mut Buffer) -> io::Result<()> {
         let offset = u64::from(first) * BLOCK;
         let wanted = buffer.bytes_mut().len();
         let mut done = 0;
@@ -170,14 +183,19 @@ impl CacheFile {
 ///
 /// # Errors
 /// What mkdir, unlink or `act` report.
-pub(super) fn place<T>(path: &Path, act: impl Fn() -> io::Result<T>) -> io::Result<T> {
+pub(super) fn place<T>(
+    may: &MayBlock,
+    folder: &Folder,
+    name: &Path,
+    act: impl Fn() -> io::Result<T>,
+) -> io::Result<T> {
     match act() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            path.parent().map_or(Ok(()), make_folder)?;
+            name.parent().map_or(Ok(()), |parent| folder.make(may, parent))?;
             act()
         }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            fs::remove_file(path)?;
+            folder.remove(may, name)?;
             act()
         }
         done => done,
@@ -186,7 +204,10 @@ pub(super) fn place<T>(path: &Path, act: impl Fn() -> io::Result<T>) -> io::Resu
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::blocking::MAY;
     use crate::buffers::Buffers;
 
     fn block(buffers: &std::sync::Arc<Buffers>, byte: u8, len: usize) -> Block {
@@ -195,22 +216,27 @@ mod tests {
         buffer.freeze().remove(0)
     }
 
+    fn folder(dir: &tempfile::TempDir) -> Arc<Folder> {
+        Arc::new(Folder::open(MAY, dir.path()).unwrap())
+    }
+
     #[test]
     fn blocks_come_back_and_the_size_stays_exact() {
         let buffers = Buffers::new(1 << 24);
         // On disk, where O_DIRECT works, and on tmpfs.
         for dir in [tempfile::tempdir_in("/var/tmp").unwrap(), tempfile::tempdir().unwrap()] {
-            let path = dir.path().join("ab/file");
+            let (path, name) = (dir.path().join("ab/file"), Path::new("ab/file"));
+            let folder = folder(&dir);
             let size = 2 * BLOCK + 100;
-            let file = CacheFile::create(&path, size).unwrap();
+            let file = CacheFile::create(MAY, &folder, name, size).unwrap();
             let blocks = [block(&buffers, 2, BLOCK as usize), block(&buffers, 3, 100)];
-            file.write_blocks(1, &blocks).unwrap();
+            file.write_blocks(MAY, 1, &blocks).unwrap();
             assert_eq!(fs::metadata(&path).unwrap().len(), size);
-            let file = CacheFile::open(&path, size).unwrap();
+            let file = CacheFile::open(MAY, &folder, name, size).unwrap();
             let mut buffer = buffers.try_share(100).unwrap().buffer(100);
-            file.read_run(2, &mut buffer).unwrap();
+            file.read_run(MAY, 2, &mut buffer).unwrap();
             assert_eq!(buffer.bytes_mut(), [3; 100]);
-            assert!(CacheFile::open(&path, size + 1).is_err());
+            assert!(CacheFile::open(MAY, &folder, name, size + 1).is_err());
         }
     }
 
@@ -219,16 +245,17 @@ mod tests {
         let buffers = Buffers::new(1 << 24);
         let dir = tempfile::tempdir().unwrap();
         let (path, other) = (dir.path().join("file"), dir.path().join("other"));
-        let first = CacheFile::create(&path, 100).unwrap();
-        first.write_blocks(0, &[block(&buffers, 7, 100)]).unwrap();
-        first.link(&other).unwrap();
-        let passed = first.reopen_for_passthrough().unwrap();
-        CacheFile::create(&path, 100).unwrap();
+        let (folder, name) = (folder(&dir), Path::new("file"));
+        let first = CacheFile::create(MAY, &folder, name, 100).unwrap();
+        first.write_blocks(MAY, 0, &[block(&buffers, 7, 100)]).unwrap();
+        first.link(MAY, Path::new("other")).unwrap();
+        let passed = first.reopen_for_passthrough(MAY).unwrap();
+        CacheFile::create(MAY, &folder, name, 100).unwrap();
         assert_eq!(fs::read(&other).unwrap(), [7; 100]);
         assert_eq!(io::read_to_string(passed).unwrap().len(), 100);
         assert_eq!(fs::read(&path).unwrap(), [0; 100]);
         // What has its name now is not what was checked.
-        assert_eq!(first.reopen_for_passthrough().unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(first.reopen_for_passthrough(MAY).unwrap_err().kind(), io::ErrorKind::NotFound);
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
     }
 
@@ -236,12 +263,16 @@ mod tests {
     fn no_symlink_is_followed() {
         let dir = tempfile::tempdir().unwrap();
         let (path, secret) = (dir.path().join("file"), dir.path().join("secret"));
-        let file = CacheFile::create(&path, 6).unwrap();
+        let (folder, name) = (folder(&dir), Path::new("file"));
+        let file = CacheFile::create(MAY, &folder, name, 6).unwrap();
         fs::write(&secret, "secret").unwrap();
         fs::remove_file(&path).unwrap();
         std::os::unix::fs::symlink(&secret, &path).unwrap();
-        assert!(file.reopen_for_passthrough().is_err() && CacheFile::open(&path, 6).is_err());
-        CacheFile::create(&path, 6).unwrap();
+        assert!(
+            file.reopen_for_passthrough(MAY).is_err()
+                && CacheFile::open(MAY, &folder, name, 6).is_err()
+        );
+        CacheFile::create(MAY, &folder, name, 6).unwrap();
         assert_eq!(fs::read(&secret).unwrap(), b"secret");
     }
 }

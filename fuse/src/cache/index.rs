@@ -4,14 +4,17 @@ mod opening;
 mod signers;
 
 use std::io;
-use std::path::PathBuf;
-use std::sync::PoisonError;
+use std::path::Path;
+use std::sync::{Arc, PoisonError};
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 
 pub use signers::{FORMER_MAX, Signer, Standing, former};
 
+use super::dir::INDEX;
+use super::folder::Folder;
 use super::records::{self, ListingRow, ObjectRow, UploadRow};
+use crate::blocking::MayBlock;
 use crate::model::blocks::{self, BlockMap};
 use crate::sync::RwLock;
 
@@ -27,7 +30,7 @@ const VERDICTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("verdict
 
 /// The index of one cache directory.
 pub struct Index {
-    path: PathBuf,
+    folder: Arc<Folder>,
     /// `None` once it is closed, and while it could not be opened again.
     db: RwLock<Option<Database>>,
     /// Counts unclean boots: a version checked in an earlier epoch is to be checked again.
@@ -62,22 +65,22 @@ impl Index {
     ///
     /// # Errors
     /// What redb reports; the index then knows nothing until this succeeds.
-    pub fn reopen(&self) -> Result<(), redb::Error> {
+    pub fn reopen(&self, may: &MayBlock) -> Result<(), redb::Error> {
         let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
         // Its lock of the file goes with it.
         *db = None;
-        *db = Some(opening::open_again(&self.path)?);
+        *db = Some(opening::open_again(may, &self.folder)?);
         Ok(())
     }
 
     /// Closes it. It knows nothing from here on.
-    pub fn close(&self) {
+    pub fn close(&self, _: &MayBlock) {
         *self.db.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Bytes that it takes on the disk.
-    pub fn bytes(&self) -> u64 {
-        self.path.symlink_metadata().map_or(0, |metadata| metadata.len())
+    pub fn bytes(&self, may: &MayBlock) -> u64 {
+        self.folder.metadata(may, Path::new(INDEX)).map_or(0, |metadata| metadata.len())
     }
 
     /// Keeps commits waiting while `act` runs, as a busy disk does.
@@ -95,7 +98,7 @@ impl Index {
     }
 
     /// Finds a version by the bytes of its identity.
-    pub fn find(&self, identity: &[u8]) -> Option<(u64, ObjectRow)> {
+    pub fn find(&self, _: &MayBlock, identity: &[u8]) -> Option<(u64, ObjectRow)> {
         logged(self.try_find(identity)).flatten()
     }
 
@@ -112,7 +115,7 @@ impl Index {
     }
 
     /// The range map of a version of `size` bytes.
-    pub fn map(&self, id: u64, size: u64) -> BlockMap {
+    pub fn map(&self, _: &MayBlock, id: u64, size: u64) -> BlockMap {
         logged(self.try_map(id, size)).unwrap_or_else(|| BlockMap::empty(blocks::count(size)))
     }
 
@@ -133,7 +136,7 @@ impl Index {
     }
 
     /// The listing stored under `name`.
-    pub fn listing(&self, name: &[u8]) -> Option<ListingRow> {
+    pub fn listing(&self, _: &MayBlock, name: &[u8]) -> Option<ListingRow> {
         let read = self.with(|db| {
             let table = db.begin_read()?.open_table(LISTINGS)?;
             let row = table.get(name)?;
@@ -143,7 +146,7 @@ impl Index {
     }
 
     /// What is known of the endpoint of `bucket`.
-    pub fn verdicts(&self, bucket: &str) -> Option<Vec<u8>> {
+    pub fn verdicts(&self, _: &MayBlock, bucket: &str) -> Option<Vec<u8>> {
         let read = self.with(|db| {
             let table = db.begin_read()?.open_table(VERDICTS)?;
             Ok(table.get(bucket)?.map(|row| row.value().to_vec()))
@@ -152,7 +155,7 @@ impl Index {
     }
 
     /// Uploads that were begun and never finished.
-    pub fn uploads(&self) -> Vec<(String, UploadRow)> {
+    pub fn uploads(&self, _: &MayBlock) -> Vec<(String, UploadRow)> {
         let read = self.with(|db| {
             let table = db.begin_read()?.open_table(UPLOADS)?;
             let mut out = Vec::new();
@@ -168,7 +171,7 @@ impl Index {
     }
 
     /// Calls `each` with id and row of every version. Says whether it came to the end.
-    pub fn for_each_object(&self, mut each: impl FnMut(u64, &ObjectRow)) -> bool {
+    pub fn for_each_object(&self, _: &MayBlock, mut each: impl FnMut(u64, &ObjectRow)) -> bool {
         let read = self.with(|db| {
             let table = db.begin_read()?.open_table(OBJECTS)?;
             for row in table.iter()? {
@@ -186,7 +189,7 @@ impl Index {
     ///
     /// # Errors
     /// What redb reports; nothing of the batch is then in effect.
-    pub fn apply(&self, batch: &Batch<'_>) -> Result<(), redb::Error> {
+    pub fn apply(&self, _: &MayBlock, batch: &Batch<'_>) -> Result<(), redb::Error> {
         self.with(|db| {
             let txn = quick_write(db)?;
             remove(&txn, &batch.removed)?;
@@ -280,6 +283,7 @@ fn logged<T>(result: Result<T, redb::Error>) -> Option<T> {
 mod tests {
     use super::opening::ID_STRIDE;
     use super::*;
+    use crate::blocking::MAY;
     use crate::cache::dir::CacheDir;
     use crate::cache::error::CacheError;
 
@@ -298,22 +302,22 @@ mod tests {
     #[test]
     fn an_unclean_boot_makes_every_version_unverified() {
         let temp = tempfile::tempdir().unwrap();
-        let dir = CacheDir::own(temp.path(), 0).unwrap();
-        let open = |boot: &str| Index::open_in(&dir, boot).unwrap();
+        let dir = CacheDir::own(MAY, temp.path(), 0).unwrap();
+        let open = |boot: &str| Index::open_in(MAY, &dir, boot).unwrap();
         let index = open("boot-1");
         let batch =
             Batch { objects: vec![(1, b"id".to_vec(), row(index.epoch))], ..Batch::default() };
-        index.apply(&batch).unwrap();
+        index.apply(MAY, &batch).unwrap();
         drop(index);
         // The process died, the machine did not.
         let index = open("boot-1");
-        assert_eq!(index.find(b"id").unwrap().1.verified_epoch, index.epoch);
+        assert_eq!(index.find(MAY, b"id").unwrap().1.verified_epoch, index.epoch);
         drop(index);
         // The machine died.
         let index = open("boot-2");
-        assert!(index.find(b"id").unwrap().1.verified_epoch < index.epoch);
+        assert!(index.find(MAY, b"id").unwrap().1.verified_epoch < index.epoch);
         let (before, first) = (index.epoch, index.first_id);
-        index.apply(&Batch { closing: true, ..Batch::default() }).unwrap();
+        index.apply(MAY, &Batch { closing: true, ..Batch::default() }).unwrap();
         drop(index);
         // Closed in order, then a boot.
         let index = open("boot-3");
@@ -324,47 +328,49 @@ mod tests {
     #[test]
     fn a_removed_identity_with_a_newer_id_keeps_the_newer() {
         let temp = tempfile::tempdir().unwrap();
-        let dir = CacheDir::own(temp.path(), 0).unwrap();
-        let index = Index::open(&dir).unwrap();
+        let dir = CacheDir::own(MAY, temp.path(), 0).unwrap();
+        let index = Index::open(MAY, &dir).unwrap();
         let identity = row(0).version_key().unwrap().to_bytes();
         for id in [1, 2] {
             let objects = vec![(id, identity.clone(), row(0))];
             let segments = vec![(id, 0, vec![0; 64])];
-            index.apply(&Batch { objects, segments, ..Batch::default() }).unwrap();
+            index.apply(MAY, &Batch { objects, segments, ..Batch::default() }).unwrap();
         }
-        index.apply(&Batch { removed: vec![1, 7], ..Batch::default() }).unwrap();
-        assert_eq!(index.find(&identity).unwrap().0, 2);
-        index.apply(&Batch { removed: vec![2], ..Batch::default() }).unwrap();
-        assert!(index.find(&identity).is_none());
+        index.apply(MAY, &Batch { removed: vec![1, 7], ..Batch::default() }).unwrap();
+        assert_eq!(index.find(MAY, &identity).unwrap().0, 2);
+        index.apply(MAY, &Batch { removed: vec![2], ..Batch::default() }).unwrap();
+        assert!(index.find(MAY, &identity).is_none());
         let mut left = 0;
-        assert!(index.for_each_object(|_, _| left += 1) && left == 0);
+        assert!(index.for_each_object(MAY, |_, _| left += 1) && left == 0);
     }
 
     #[test]
     fn an_index_that_is_open_is_in_use_and_not_damaged() {
         let temp = tempfile::tempdir().unwrap();
-        let dir = CacheDir::own(temp.path(), 0).unwrap();
-        let index = Index::open(&dir).unwrap();
-        let error = Index::open(&dir).map(|_| ()).unwrap_err();
+        let dir = CacheDir::own(MAY, temp.path(), 0).unwrap();
+        let index = Index::open(MAY, &dir).unwrap();
+        let error = Index::open(MAY, &dir).map(|_| ()).unwrap_err();
         assert!(matches!(error, CacheError::InUse { .. }), "{error}");
-        index.close();
-        assert!(index.find(b"id").is_none() && !temp.path().join("index.redb.damaged").exists());
-        Index::open(&dir).unwrap();
+        index.close(MAY);
+        assert!(
+            index.find(MAY, b"id").is_none() && !temp.path().join("index.redb.damaged").exists()
+        );
+        Index::open(MAY, &dir).unwrap();
     }
 
     #[test]
     fn an_index_can_be_opened_again_and_again() {
         let temp = tempfile::tempdir().unwrap();
-        let dir = CacheDir::own(temp.path(), 0).unwrap();
-        let index = Index::open(&dir).unwrap();
+        let dir = CacheDir::own(MAY, temp.path(), 0).unwrap();
+        let index = Index::open(MAY, &dir).unwrap();
         for id in [1, 2] {
             let objects = vec![(id, vec![id as u8], row(0))];
-            index.apply(&Batch { objects, ..Batch::default() }).unwrap();
-            index.reopen().unwrap();
+            index.apply(MAY, &Batch { objects, ..Batch::default() }).unwrap();
+            index.reopen(MAY).unwrap();
         }
-        assert!(index.find(&[1]).is_some() && index.find(&[2]).is_some());
+        assert!(index.find(MAY, &[1]).is_some() && index.find(MAY, &[2]).is_some());
         // One that somebody has removed is not begun anew under our feet.
-        std::fs::remove_file(dir.index_path()).unwrap();
-        assert!(index.reopen().is_err() && index.find(&[1]).is_none());
+        std::fs::remove_file(dir.root().join(INDEX)).unwrap();
+        assert!(index.reopen(MAY).is_err() && index.find(MAY, &[1]).is_none());
     }
 }

@@ -3,16 +3,17 @@
 //! Each is two files: `<id>` with the bytes and `<id>.json`, a [`LostRow`], which is there first.
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
-use super::dir::CacheDir;
+use super::dir::{CacheDir, LOST};
+use super::folder::Folder;
+use crate::blocking::MayBlock;
 
 /// Number of the form of these rows.
 const VERSION: u32 = 1;
@@ -62,62 +63,87 @@ fn milliseconds(time: SystemTime) -> u64 {
 ///
 /// # Errors
 /// What the disk reports; the file is then where it was.
-pub(super) fn keep(dir: &CacheDir, id: u64, from: &Path, row: &LostRow) -> io::Result<PathBuf> {
-    let (bytes, about) = (dir.lost_path(id), dir.lost_path(id).with_extension("json"));
-    let kept = write_row(&about, row).and_then(|()| fs::rename(from, &bytes));
+pub(super) fn keep(
+    may: &MayBlock,
+    dir: &CacheDir,
+    id: u64,
+    from: &Path,
+    row: &LostRow,
+) -> io::Result<PathBuf> {
+    let (folder, name) = (dir.folder(), CacheDir::lost_name(id));
+    let about = name.with_extension("json");
+    let kept = write_row(may, folder, &about, row)
+        .and_then(|()| folder.rename(may, folder.name_of(from)?, &name));
     if let Err(error) = kept {
-        let _ = fs::remove_file(&about);
+        let _ = folder.remove(may, &about);
         return Err(error);
     }
+    let bytes = folder.path().join(name);
     // They are kept whether or not the folder can be made durable at once.
-    if let Err(error) = File::open(dir.lost_dir()).and_then(|folder| folder.sync_all()) {
+    let lost = folder.folder(may, Path::new(LOST));
+    if let Err(error) = lost.and_then(|lost| lost.handle().sync_all()) {
         tracing::warn!(path = %bytes.display(), %error, "folder of lost bytes not synced");
     }
     Ok(bytes)
 }
 
-fn write_row(path: &Path, row: &LostRow) -> io::Result<()> {
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true).mode(0o600);
-    // The flags are bits of a C int.
-    let mut file = options.custom_flags(OFlags::NOFOLLOW.bits() as i32).open(path)?;
+fn write_row(may: &MayBlock, folder: &Folder, name: &Path, row: &LostRow) -> io::Result<()> {
+    let new = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+    let mut file = folder.file(may, name, new)?;
     file.write_all(&serde_json::to_vec(row)?)?;
     file.sync_all()
 }
 
 /// What is in `lost/`, oldest first. Bytes without a row are listed as of an unknown key.
-pub(super) fn list(dir: &CacheDir) -> Vec<LostRow> {
-    let mut rows: Vec<LostRow> = files(dir).filter_map(|path| read_row(path).ok()).collect();
+pub(super) fn list(may: &MayBlock, dir: &CacheDir) -> Vec<LostRow> {
+    let mut rows: Vec<LostRow> =
+        files(may, dir).filter_map(|name| read_row(may, dir, &name).ok()).collect();
     rows.sort_by_key(|row| row.time_ms);
     rows
 }
 
-fn read_row(path: PathBuf) -> io::Result<LostRow> {
-    let metadata = fs::symlink_metadata(&path)?;
-    let text = fs::read(path.with_extension("json"));
+fn read_row(may: &MayBlock, dir: &CacheDir, name: &Path) -> io::Result<LostRow> {
+    let folder = dir.folder();
+    let metadata = folder.metadata(may, name)?;
+    let text = read_text(may, folder, &name.with_extension("json"));
     let row = text.ok().and_then(|text| serde_json::from_slice(&text).ok());
     let unknown = || LostRow {
         time_ms: metadata.modified().map_or(0, milliseconds),
         ..LostRow::new("", "", "unknown", metadata.len())
     };
+    let path = folder.path().join(name);
     Ok(LostRow { path, ..row.unwrap_or_else(unknown) })
 }
 
+fn read_text(may: &MayBlock, folder: &Folder, name: &Path) -> io::Result<Vec<u8>> {
+    /// A row has a key and a cause.
+    const MOST: u64 = 1 << 20;
+    let file = folder.file(may, name, OFlags::RDONLY | OFlags::NONBLOCK)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let mut text = Vec::new();
+    file.take(MOST).read_to_end(&mut text)?;
+    Ok(text)
+}
+
 /// Bytes that `lost/` takes on the disk, by the bucket that they were for.
-pub(super) fn bytes(dir: &CacheDir) -> HashMap<String, u64> {
+pub(super) fn bytes(may: &MayBlock, dir: &CacheDir) -> HashMap<String, u64> {
     let mut bytes: HashMap<String, u64> = HashMap::new();
-    for path in files(dir) {
-        let taken = fs::symlink_metadata(&path).map_or(0, |metadata| metadata.blocks() * 512);
-        let bucket = read_row(path).map_or_else(|_| String::new(), |row| row.bucket);
+    for name in files(may, dir) {
+        let taken = dir.folder().metadata(may, &name);
+        let taken = taken.map_or(0, |metadata| metadata.blocks() * 512);
+        let bucket = read_row(may, dir, &name).map_or_else(|_| String::new(), |row| row.bucket);
         *bytes.entry(bucket).or_default() += taken;
     }
     bytes
 }
 
 /// The files with bytes.
-fn files(dir: &CacheDir) -> impl Iterator<Item = PathBuf> {
-    let entries = fs::read_dir(dir.lost_dir()).into_iter().flatten().flatten();
-    entries.map(|entry| entry.path()).filter(|path| path.extension().is_none())
+fn files(may: &MayBlock, dir: &CacheDir) -> impl Iterator<Item = PathBuf> {
+    let names = dir.folder().names(may, Path::new(LOST)).unwrap_or_default();
+    let names = names.into_iter().map(|name| Path::new(LOST).join(name));
+    names.filter(|name| name.extension().is_none())
 }
 
 /// What `lost/` is meant to hold at most where nothing is said: 10 GiB or a tenth of a file system
@@ -128,32 +154,35 @@ pub fn default_max(disk: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::blocking::MAY;
 
     #[test]
     fn bytes_are_kept_with_what_is_known_of_them() {
         let temp = tempfile::tempdir().unwrap();
-        let dir = CacheDir::own(temp.path(), 0).unwrap();
-        let from = dir.staging_path(7);
+        let dir = CacheDir::own(MAY, temp.path(), 0).unwrap();
+        let from = dir.root().join(CacheDir::staging_name(7));
         fs::write(&from, "precious").unwrap();
         let row = LostRow::new("http://s3\u{1f}b", "k", "AccessDenied", 8);
-        let path = keep(&dir, 7, &from, &row).unwrap();
+        let path = keep(MAY, &dir, 7, &from, &row).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"precious");
         // As an older release left them.
-        fs::write(dir.lost_path(8), "more").unwrap();
-        let rows = list(&dir);
+        fs::write(dir.root().join(CacheDir::lost_name(8)), "more").unwrap();
+        let rows = list(MAY, &dir);
         assert!(rows.contains(&LostRow { path, ..row }), "{rows:?}");
         assert!(rows.iter().any(|row| (row.cause.as_str(), row.size) == ("unknown", 4)));
-        assert!(["http://s3\u{1f}b", ""].iter().all(|bucket| bytes(&dir)[*bucket] > 0));
+        assert!(["http://s3\u{1f}b", ""].iter().all(|bucket| bytes(MAY, &dir)[*bucket] > 0));
     }
 
     #[test]
     fn what_cannot_be_moved_leaves_no_row() {
         let temp = tempfile::tempdir().unwrap();
-        let dir = CacheDir::own(temp.path(), 0).unwrap();
+        let dir = CacheDir::own(MAY, temp.path(), 0).unwrap();
         let row = LostRow::new("b", "k", "cause", 1);
-        keep(&dir, 7, &dir.staging_path(7), &row).unwrap_err();
-        assert_eq!(fs::read_dir(dir.lost_dir()).unwrap().count(), 0);
+        keep(MAY, &dir, 7, &dir.root().join(CacheDir::staging_name(7)), &row).unwrap_err();
+        assert_eq!(fs::read_dir(dir.root().join(LOST)).unwrap().count(), 0);
     }
 
     #[test]

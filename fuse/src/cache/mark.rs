@@ -1,13 +1,15 @@
 //! The tag of a cache directory: nothing is changed in one that has none and is not empty.
 
-use std::fs::{self, File};
+use std::fs::Metadata;
 use std::io::{self, Read, Write};
 use std::path::Path;
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, OFlags};
 
-use super::dir::open_private;
+use super::dir::INDEX;
 use super::error::CacheError;
+use super::folder::Folder;
+use crate::blocking::MayBlock;
 
 /// How a file of redb's begins (its design document, "Super-header").
 const REDB: &[u8] = b"redb\x1a\n\xa9\r\n";
@@ -18,11 +20,12 @@ const TAG: &str = "Signature: 8a477f597d28d172789f06886806bc55\n# A cache direct
 
 /// Makes sure that a directory is a cache of ours, by its tag, which is the first thing that is put
 /// into an empty one. An index counts as the tag: earlier releases wrote none.
-pub(super) fn mark(root: &Path, handle: &File) -> Result<(), CacheError> {
+pub(super) fn mark(may: &MayBlock, folder: &Folder) -> Result<(), CacheError> {
+    let (root, handle) = (folder.path(), folder.handle());
     let unusable = |error: io::Error| CacheError::Unusable { dir: root.to_owned(), error };
     // Two that begin at once see an empty directory or a tag, nothing in between.
     rustix::fs::flock(handle, FlockOperation::LockExclusive).map_err(|e| unusable(e.into()))?;
-    let done = mark_alone(root);
+    let done = mark_alone(may, folder);
     rustix::fs::flock(handle, FlockOperation::Unlock).map_err(|e| unusable(e.into()))?;
     match done.map_err(unusable)? {
         None => Ok(()),
@@ -31,31 +34,29 @@ pub(super) fn mark(root: &Path, handle: &File) -> Result<(), CacheError> {
 }
 
 /// The name of something else that is there; `None` once the tag is.
-fn mark_alone(root: &Path) -> io::Result<Option<String>> {
-    let tag = root.join("CACHEDIR.TAG");
-    if beginning(&tag, TAG.len()).is_some_and(|text| text == TAG.as_bytes()) {
+fn mark_alone(may: &MayBlock, folder: &Folder) -> io::Result<Option<String>> {
+    let tag = Path::new("CACHEDIR.TAG");
+    if beginning(may, folder, tag, TAG.len()).is_some_and(|text| text == TAG.as_bytes()) {
         return Ok(None);
     }
-    if !is_index(&root.join("index.redb")) {
-        for entry in fs::read_dir(root)? {
-            let name = entry?.file_name();
+    // Redb's, or one that was just made.
+    let index = beginning(may, folder, Path::new(INDEX), REDB.len());
+    if !index.is_some_and(|text| text.is_empty() || text == REDB) {
+        for name in folder.names(may, Path::new("."))? {
             if name != "lost+found" {
                 return Ok(Some(name.to_string_lossy().into_owned()));
             }
         }
     }
-    open_private(&tag)?.write_all(TAG.as_bytes())?;
+    folder.private(may, tag)?.write_all(TAG.as_bytes())?;
     Ok(None)
 }
 
-/// Whether a file is an index: redb's, or one that was just made.
-fn is_index(path: &Path) -> bool {
-    beginning(path, REDB.len()).is_some_and(|text| text.is_empty() || text == REDB)
-}
-
 /// The first bytes of a regular file, which is not reached through a symlink.
-fn beginning(path: &Path, len: usize) -> Option<Vec<u8>> {
-    let file = path.symlink_metadata().ok()?.is_file().then(|| File::open(path).ok())??;
+fn beginning(may: &MayBlock, folder: &Folder, name: &Path, len: usize) -> Option<Vec<u8>> {
+    // A FIFO without a writer would be waited for.
+    let file = folder.file(may, name, OFlags::RDONLY | OFlags::NONBLOCK).ok()?;
+    file.metadata().ok().filter(Metadata::is_file)?;
     let mut text = Vec::new();
     file.take(len as u64).read_to_end(&mut text).ok()?;
     Some(text)
@@ -63,10 +64,12 @@ fn beginning(path: &Path, len: usize) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     use super::super::dir::CacheDir;
     use super::*;
+    use crate::blocking::MAY;
 
     fn mode(path: &Path) -> u32 {
         path.metadata().unwrap().permissions().mode() & 0o777
@@ -84,10 +87,10 @@ mod tests {
                 fs::write(root.join("CACHEDIR.TAG"), tag).unwrap();
             }
             fs::write(root.join("index.redb"), "theirs").unwrap();
-            let error = CacheDir::own(root, 0).map(|_| ()).unwrap_err();
+            let error = CacheDir::own(MAY, root, 0).map(|_| ()).unwrap_err();
             assert!(matches!(error, CacheError::NotACache { .. }), "{error}");
             fs::remove_file(root.join("index.redb")).unwrap();
-            let error = CacheDir::own(root, 0).map(|_| ()).unwrap_err();
+            let error = CacheDir::own(MAY, root, 0).map(|_| ()).unwrap_err();
             assert!(matches!(error, CacheError::NotACache { .. }), "{error}");
             assert!(error.to_string().contains("staging") || tag.is_some(), "{error}");
         }
@@ -101,18 +104,18 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let (disk, older) = (temp.path().join("disk"), temp.path().join("older"));
         fs::create_dir_all(disk.join("lost+found")).unwrap();
-        drop(CacheDir::own(&older, 0).unwrap());
+        drop(CacheDir::own(MAY, &older, 0).unwrap());
         fs::remove_file(older.join("CACHEDIR.TAG")).unwrap();
         fs::write(older.join("index.redb"), [REDB, b"more"].concat()).unwrap();
         for root in [&disk, &older] {
-            drop(CacheDir::own(root, 0).unwrap());
+            drop(CacheDir::own(MAY, root, 0).unwrap());
             assert!(fs::read_to_string(root.join("CACHEDIR.TAG")).unwrap() == TAG);
             assert_eq!(mode(&root.join("CACHEDIR.TAG")), 0o600);
-            drop(CacheDir::own(root, 0).unwrap());
+            drop(CacheDir::own(MAY, root, 0).unwrap());
         }
         // Without its tag a cache is known by nothing else.
         fs::remove_file(disk.join("CACHEDIR.TAG")).unwrap();
-        let error = CacheDir::own(&disk, 0).map(|_| ()).unwrap_err();
+        let error = CacheDir::own(MAY, &disk, 0).map(|_| ()).unwrap_err();
         assert!(matches!(error, CacheError::NotACache { .. }), "{error}");
     }
 }

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, Weak};
+use std::time::Duration;
 
 use super::disk::{DiskCache, DiskSettings, DiskStats, Held, Pressure, Room};
 use super::error::CacheError;
@@ -20,7 +21,7 @@ use super::space::Need;
 use super::staging::StagingFile;
 use super::tenants::{Tenancy, Tenants};
 use super::version::CachedVersion;
-use crate::blocking::MayBlock;
+use crate::blocking::{MayBlock, Turn, Turns, WAITING_MAX, in_place};
 use crate::metrics::Metrics;
 use crate::model::version::{BucketId, VersionKey};
 use crate::sync::{Mutex, MutexGuard};
@@ -69,6 +70,39 @@ pub struct NodeCache {
     moves: Moves,
 }
 
+/// Threads of the engine's that wait for one disk at once: half of them where there are others, else what
+/// leaves some to talk with the mounter.
+const THREADS: usize = WAITING_MAX / 2;
+const THREADS_OF_ONE: usize = WAITING_MAX / 4 * 3;
+
+/// How soon it is looked again which disks answer, while a turn is waited for.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// The disk on which a file of the staging folder is, or will be.
+#[derive(Clone)]
+pub struct StagingDisk(Arc<DiskCache>);
+
+impl StagingDisk {
+    /// Turns at it.
+    pub fn calls(&self) -> &Turns {
+        &self.0.shared.calls
+    }
+
+    /// A new file for what is being written; by whose mount, where it will have bytes.
+    ///
+    /// # Errors
+    /// What open reports.
+    pub fn create(&self, may: &MayBlock, share: Option<Arc<Share>>) -> io::Result<StagingFile> {
+        self.0.new_staging(may, share)
+    }
+
+    /// Where a record of what is under way may be put: beside what is being written, under a name
+    /// that nobody has.
+    pub fn new_record_path(&self) -> PathBuf {
+        self.0.new_record_path()
+    }
+}
+
 fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
     of.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -79,8 +113,12 @@ impl NodeCache {
     ///
     /// # Errors
     /// [`CacheError`].
-    pub fn open(settings: &CacheSettings, metrics: Arc<Metrics>) -> Result<Arc<Self>, CacheError> {
-        Self::open_or(settings, None, metrics)
+    pub fn open(
+        may: &MayBlock,
+        settings: &CacheSettings,
+        metrics: Arc<Metrics>,
+    ) -> Result<Arc<Self>, CacheError> {
+        Self::open_or(may, settings, None, metrics)
     }
 
     /// Like [`NodeCache::open`], but with a spare disk, which is opened where all others fail
@@ -89,6 +127,7 @@ impl NodeCache {
     /// # Errors
     /// [`CacheError`].
     pub fn open_or(
+        may: &MayBlock,
         settings: &CacheSettings,
         spare: Option<&DiskSettings>,
         metrics: Arc<Metrics>,
@@ -96,8 +135,9 @@ impl NodeCache {
         let mut disks = Vec::new();
         let mut unopened = Vec::new();
         let mut failed = None;
+        let threads = if settings.disks.len() > 1 { THREADS } else { THREADS_OF_ONE };
         for (disk, number) in settings.disks.iter().zip(0..) {
-            match DiskCache::open(disk, number, metrics.clone()) {
+            match DiskCache::open(may, disk, number, threads, metrics.clone()) {
                 Ok(opened) => disks.push(opened),
                 Err(error @ CacheError::InUse { .. }) => return Err(error),
                 Err(error @ CacheError::Full { .. }) if spare.is_none() => return Err(error),
@@ -111,7 +151,7 @@ impl NodeCache {
         let is_about_disk = failed.as_ref().is_some_and(CacheError::is_about_disk);
         let spare = spare.filter(|_| disks.is_empty() && is_about_disk);
         if let Some(spare) = spare {
-            disks.push(DiskCache::open(spare, 0, metrics)?);
+            disks.push(DiskCache::open(may, spare, 0, THREADS_OF_ONE, metrics)?);
         }
         if disks.is_empty() {
             let none = || CacheError::Unusable {
@@ -143,7 +183,7 @@ impl NodeCache {
     }
 
     /// The disk that what belongs to no version is kept on. There is at least one disk.
-    fn main(&self) -> &DiskCache {
+    fn main(&self) -> &Arc<DiskCache> {
         self.in_use().next().unwrap_or(&self.disks[0])
     }
 
@@ -164,21 +204,26 @@ impl NodeCache {
     }
 
     /// The version with this identity, held or not. It is not evicted while the result lives.
-    pub fn acquire(&self, key: &VersionKey, preference: &[u8]) -> Arc<CachedVersion> {
+    pub fn acquire(
+        &self,
+        may: &MayBlock,
+        key: &VersionKey,
+        preference: &[u8],
+    ) -> Arc<CachedVersion> {
         if let [only] = &self.disks[..] {
-            return only.acquire(key);
+            return only.acquire(may, key);
         }
-        if let Some(version) = self.peek(key) {
+        if let Some(version) = self.peek(may, key) {
             return version;
         }
         let _placing = lock(&self.placing);
-        let place = || self.choose(key.version.size, preference).acquire(key);
-        self.peek(key).unwrap_or_else(place)
+        let place = || self.choose(key.version.size, preference).acquire(may, key);
+        self.peek(may, key).unwrap_or_else(place)
     }
 
     /// Like [`NodeCache::acquire`], but only a version of which something is held or in use.
-    pub fn peek(&self, key: &VersionKey) -> Option<Arc<CachedVersion>> {
-        self.in_use().find_map(|disk| disk.peek(key))
+    pub fn peek(&self, may: &MayBlock, key: &VersionKey) -> Option<Arc<CachedVersion>> {
+        self.in_use().find_map(|disk| disk.peek(may, key))
     }
 
     /// Notes that a version is being used and what it holds now.
@@ -189,13 +234,13 @@ impl NodeCache {
     /// Makes room for `bytes` of a version, by evicting what was not used for longest, and sets
     /// it aside while the result lives. `None`: there is no room, as there is none for what a
     /// weak tag names, which may be other bytes tomorrow.
-    pub fn make_room(&self, version: &CachedVersion, bytes: u64) -> Option<Room> {
+    pub fn make_room(&self, may: &MayBlock, version: &CachedVersion, bytes: u64) -> Option<Room> {
         if !version.key.version.etag.is_strong() {
             return None;
         }
         // Its first bytes come with a file.
         let files = u64::from(version.held_bytes() == 0);
-        self.disk_of(version).make_room(Need { bytes, files })
+        self.disk_of(version).make_room(may, Need { bytes, files })
     }
 
     /// Registers somebody to be asked when room is short.
@@ -208,71 +253,92 @@ impl NodeCache {
         self.shares.begin()
     }
 
-    /// A new file for what is being written; by whose mount, where it will have bytes.
-    ///
-    /// # Errors
-    /// What open reports.
-    pub fn new_staging(
-        &self,
-        preference: &[u8],
-        share: Option<Arc<Share>>,
-    ) -> io::Result<StagingFile> {
-        self.choose(0, preference).new_staging(share)
+    /// The disk for what will be written.
+    pub fn staging_disk(&self, preference: &[u8]) -> StagingDisk {
+        StagingDisk(self.choose(0, preference).clone())
     }
 
-    /// Where a record of what is under way may be put: beside what is being written, under a name
-    /// that nobody has.
-    pub fn new_record_path(&self) -> PathBuf {
-        self.main().new_record_path()
+    /// The disk for records of what is under way.
+    pub fn record_disk(&self) -> StagingDisk {
+        StagingDisk(self.main().clone())
+    }
+
+    /// Does something for which what is kept on any disk is looked at, in the place of the task that
+    /// asks, in its turn at all of them.
+    pub async fn in_place<T>(&self, work: impl FnOnce(&MayBlock) -> T) -> T {
+        let _turns = self.turns().await;
+        in_place(work)
+    }
+
+    async fn turns(&self) -> Vec<Turn> {
+        loop {
+            let disks: Vec<Arc<DiskCache>> = self.in_use().cloned().collect();
+            let free = disks.iter().map(|disk| disk.shared.calls.try_take());
+            if let Some(turns) = free.collect() {
+                return turns;
+            }
+            // In their order: nobody holds a turn that somebody waits for who holds one of those before.
+            let each = async {
+                let mut turns = Vec::new();
+                for disk in &disks {
+                    turns.push(disk.shared.calls.take().await);
+                }
+                turns
+            };
+            // One that does not answer is left out once that is known.
+            if let Ok(turns) = tokio::time::timeout(LOOK_AGAIN, each).await {
+                return turns;
+            }
+        }
     }
 
     /// Puts a staging file whose bytes could not be stored where a person finds it.
     ///
     /// # Errors
     /// What the disk reports; the file is then where it was.
-    pub fn keep_lost(&self, path: &Path, row: &LostRow) -> io::Result<PathBuf> {
+    pub fn keep_lost(&self, may: &MayBlock, path: &Path, row: &LostRow) -> io::Result<PathBuf> {
         let disk = self.disks.iter().find(|disk| disk.contains(path));
-        disk.unwrap_or(&self.disks[0]).keep_lost(path, row)
+        disk.unwrap_or(&self.disks[0]).keep_lost(may, path, row)
     }
 
     /// What is kept of bytes that could not be stored, on all disks.
-    pub fn lost(&self) -> Vec<LostRow> {
-        self.disks.iter().flat_map(|disk| disk.lost()).collect()
+    pub fn lost(&self, may: &MayBlock) -> Vec<LostRow> {
+        self.disks.iter().flat_map(|disk| disk.lost(may)).collect()
     }
 
     /// Whether as much is kept of bytes that could not be stored as is meant to, of this bucket's
     /// or of all, on every disk.
-    pub fn lost_is_full(&self, bucket: &BucketId) -> bool {
+    pub fn lost_is_full(&self, may: &MayBlock, bucket: &BucketId) -> bool {
         let others = self.shares.are_several();
-        self.in_use().all(|disk| disk.lost_is_full(bucket, others))
+        self.in_use().all(|disk| disk.lost_is_full(may, bucket, others))
     }
 
     /// Makes a staging file that holds all bytes of `key`, with their checksums by block, the
     /// cached version, to which its room passes. The file is moved; where that fails or there is
     /// no room it is removed.
-    pub fn adopt(&self, key: &VersionKey, staging: &StagingFile, sums: &[u32]) {
+    pub fn adopt(&self, may: &MayBlock, key: &VersionKey, staging: &StagingFile, sums: &[u32]) {
         let adopted = || {
             key.version.etag.is_strong().then_some(())?;
             let disk = staging.disk();
             let need = Need { bytes: key.version.size, files: 1 };
-            let room = disk.make_place(need, staging.reserved())?;
+            let room = disk.make_place(may, need, staging.reserved())?;
             let _placing = lock(&self.placing);
-            let version = self.peek(key).unwrap_or_else(|| disk.acquire(key));
+            let version = self.peek(may, key).unwrap_or_else(|| disk.acquire(may, key));
             let here = Arc::ptr_eq(&disk.shared, &version.shared);
-            (here && disk.adopt(&version, staging, sums, &room)).then_some(())
+            (here && disk.adopt(may, &version, staging, sums, &room)).then_some(())
         };
         if adopted().is_none() {
-            staging.remove();
+            staging.remove(may);
         }
     }
 
     /// Notes that the server has copied `from` to `to` for a rename: what is held of the one is
     /// held of the other, and who reads the one is led to the other ([`NodeCache::place_of`]).
-    pub fn moved(&self, from: &VersionKey, to: &VersionKey) {
-        let is_read = self.peek(from).is_some_and(|version| Arc::strong_count(&version) > 1);
+    pub fn moved(&self, may: &MayBlock, from: &VersionKey, to: &VersionKey) {
+        let is_read = self.peek(may, from).is_some_and(|version| Arc::strong_count(&version) > 1);
         self.moves.note(from, to, is_read);
-        self.link(from, to);
-        self.discard(from);
+        self.link(may, from, to);
+        self.discard(may, from);
     }
 
     /// As what the origin holds the bytes of `key` now, as far as they were moved here.
@@ -282,26 +348,26 @@ impl NodeCache {
 
     /// Makes what is held of `from` also the cached version `to`: the same bytes under another
     /// name, after a copy by the server.
-    pub fn link(&self, from: &VersionKey, to: &VersionKey) {
+    pub fn link(&self, may: &MayBlock, from: &VersionKey, to: &VersionKey) {
         if !to.version.etag.is_strong() {
             return;
         }
-        let Some(source) = self.peek(from) else { return };
-        let Some((opened, sums)) = source.whole() else { return };
+        let Some(source) = self.peek(may, from) else { return };
+        let Some((opened, sums)) = source.whole(may) else { return };
         let disk = self.disk_of(&source);
         // Of a file that is there.
         let need = Need { bytes: to.version.size, files: 0 };
-        let Some(room) = disk.make_place(need, 0) else { return };
+        let Some(room) = disk.make_place(may, need, 0) else { return };
         let _placing = lock(&self.placing);
-        let version = self.peek(to).unwrap_or_else(|| disk.acquire(to));
+        let version = self.peek(may, to).unwrap_or_else(|| disk.acquire(may, to));
         if Arc::ptr_eq(&disk.shared, &version.shared) {
-            disk.link(&version, &opened.file, &sums, &room);
+            disk.link(may, &version, &opened.file, &sums, &room);
         }
     }
 
     /// Forgets a version that its bucket no longer has, unless it is in use.
-    pub fn discard(&self, key: &VersionKey) {
-        self.disks.iter().for_each(|disk| disk.discard(key));
+    pub fn discard(&self, may: &MayBlock, key: &VersionKey) {
+        self.disks.iter().for_each(|disk| disk.discard(may, key));
     }
 
     /// Whether kept listings know of all that was changed here. After a crash they may lack the
@@ -311,8 +377,8 @@ impl NodeCache {
     }
 
     /// The listing stored under `name`.
-    pub fn listing(&self, name: &[u8]) -> Option<ListingRow> {
-        self.main().listing(name)
+    pub fn listing(&self, may: &MayBlock, name: &[u8]) -> Option<ListingRow> {
+        self.main().listing(may, name)
     }
 
     /// Stores or, with `None`, forgets a listing.
@@ -326,8 +392,8 @@ impl NodeCache {
     }
 
     /// What was committed last of what is known of the bucket's endpoint.
-    pub fn verdicts(&self, bucket: &BucketId) -> Option<Vec<u8>> {
-        self.main().verdicts(bucket)
+    pub fn verdicts(&self, may: &MayBlock, bucket: &BucketId) -> Option<Vec<u8>> {
+        self.main().verdicts(may, bucket)
     }
 
     /// Keeps what is known of the bucket's endpoint. Waits for no disk.
@@ -356,8 +422,13 @@ impl NodeCache {
 
     /// What somebody was known as before, the latest first; `None` for one who has not used the
     /// bucket.
-    pub fn former_of(&self, bucket: &BucketId, identity: &str) -> Option<Vec<String>> {
-        self.disks.iter().find_map(|disk| disk.former_of(bucket, identity))
+    pub fn former_of(
+        &self,
+        may: &MayBlock,
+        bucket: &BucketId,
+        identity: &str,
+    ) -> Option<Vec<String>> {
+        self.disks.iter().find_map(|disk| disk.former_of(may, bucket, identity))
     }
 
     /// Takes the uploads that an earlier release began in this bucket and did not finish; each is
@@ -367,23 +438,28 @@ impl NodeCache {
     }
 
     /// Bytes held of each of these. Walks the index: milliseconds for thousands of versions.
-    pub fn held_of(&self, of: &[Held]) -> Vec<u64> {
+    pub fn held_of(&self, may: &MayBlock, of: &[Held]) -> Vec<u64> {
         let mut sums = vec![0; of.len()];
         if !of.is_empty() {
-            self.disks.iter().for_each(|disk| disk.add_held(of, &mut sums));
+            self.disks.iter().for_each(|disk| disk.add_held(may, of, &mut sums));
         }
         sums
     }
 
     /// Waits until what happened so far is durable.
-    pub fn flush(&self) {
-        self.disks.iter().for_each(|disk| disk.flush());
+    pub fn flush(&self, may: &MayBlock) {
+        self.disks.iter().for_each(|disk| disk.flush(may));
+    }
+
+    /// Its directories.
+    pub fn dirs(&self) -> impl Iterator<Item = &Path> {
+        self.disks.iter().map(|disk| disk.shared.dir.root())
     }
 
     /// Figures for people.
-    pub fn stats(&self) -> CacheStats {
+    pub fn stats(&self, may: &MayBlock) -> CacheStats {
         let disks: Vec<DiskStats> =
-            self.disks.iter().map(|disk| disk.stats()).chain(self.unopened.clone()).collect();
+            self.disks.iter().map(|disk| disk.stats(may)).chain(self.unopened.clone()).collect();
         CacheStats {
             used_bytes: disks.iter().map(|disk| disk.used_bytes).sum(),
             versions: disks.iter().map(|disk| disk.versions).sum(),
@@ -399,7 +475,7 @@ impl NodeCache {
     }
 
     /// Makes everything durable and marks the cache as closed in order.
-    pub fn close(&self) {
-        self.disks.iter().for_each(|disk| disk.close());
+    pub fn close(&self, may: &MayBlock) {
+        self.disks.iter().for_each(|disk| disk.close(may));
     }
 }

@@ -2,13 +2,18 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::commit::Committer;
 use super::dir::CacheDir;
 use super::health::DiskHealth;
 use super::space::Space;
+use crate::blocking::Turns;
 use crate::metrics::Metrics;
 use crate::sync::atomic::{AtomicI64, Ordering};
+
+/// A disk that has not answered a call for so long counts as failing until it does.
+const ANSWERS: Duration = Duration::from_secs(30);
 
 /// What all versions on a disk share. The directory's lock goes with the last of them.
 pub(super) struct Shared {
@@ -20,6 +25,12 @@ pub(super) struct Shared {
     /// Number of the disk.
     pub(super) number: u8,
     pub(super) health: DiskHealth,
+    /// Of tasks that read or write something small.
+    pub(super) calls: Arc<Turns>,
+    /// Of the engine's threads that may wait.
+    pub(super) threads: Arc<Turns>,
+    /// Of those who store what was fetched.
+    pub(super) stores: Arc<Turns>,
     /// Bytes that the metric counts for it.
     pub(super) noted: AtomicI64,
 }
@@ -39,10 +50,23 @@ impl Shared {
         }
     }
 
+    /// What is wrong with the disk, if anything is: it fails, or does not answer.
+    pub(super) fn problem(&self) -> Option<String> {
+        self.health.problem().or_else(|| {
+            let longest = [&self.calls, &self.threads, &self.stores];
+            let longest =
+                longest.into_iter().map(|turns| turns.longest()).max().unwrap_or_default();
+            let dir = self.dir.root().display();
+            let secs = longest.as_secs();
+            (longest > ANSWERS)
+                .then(|| format!("the cache's disk at {dir} has not answered for {secs} s"))
+        })
+    }
+
     /// Makes the metric follow the disk's health.
     pub(super) fn show_health(&self) {
         let dir = self.dir.root().display().to_string();
-        let fails = i64::from(self.health.problem().is_some());
+        let fails = i64::from(self.problem().is_some());
         self.metrics.cache_disk_failing.with_label_values(&[&dir]).set(fails);
     }
 }

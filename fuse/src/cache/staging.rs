@@ -1,8 +1,8 @@
 //! The file that takes what is being written, with the room that it needs.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 
@@ -11,6 +11,7 @@ use rustix::fs::OFlags;
 use super::disk::DiskCache;
 use super::share::Share;
 use super::shared::Shared;
+use crate::blocking::{MayBlock, Turns};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Mutex, MutexGuard};
 
@@ -52,6 +53,8 @@ pub enum NoRoom {
 pub struct StagingFile {
     file: Arc<File>,
     path: PathBuf,
+    /// In the cache directory.
+    name: PathBuf,
     disk: Arc<DiskCache>,
     /// Whose it is; nobody's where it has no bytes.
     share: Option<Arc<Share>>,
@@ -75,21 +78,44 @@ impl StagingFile {
     /// # Errors
     /// What open reports.
     pub(super) fn create(
+        may: &MayBlock,
         disk: Arc<DiskCache>,
-        path: PathBuf,
+        name: PathBuf,
         share: Option<Arc<Share>>,
     ) -> io::Result<Self> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create_new(true).mode(0o600);
-        // The flags are bits of a C int.
-        let file = options.custom_flags(OFlags::NOFOLLOW.bits() as i32).open(&path)?;
+        let folder = disk.shared.dir.folder();
+        let file = folder.file(may, &name, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?;
+        let path = folder.path().join(&name);
         let reserved = AtomicU64::new(0);
-        Ok(Self { file: Arc::new(file), path, disk, share, reserved, claim: Mutex::default() })
+        Ok(Self {
+            file: Arc::new(file),
+            path,
+            name,
+            disk,
+            share,
+            reserved,
+            claim: Mutex::default(),
+        })
+    }
+
+    /// Turns at its disk.
+    pub fn calls(&self) -> &Arc<Turns> {
+        &self.disk.shared.calls
+    }
+
+    /// Turns at its disk of the engine's threads.
+    pub fn threads(&self) -> &Arc<Turns> {
+        &self.disk.shared.threads
     }
 
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Its name in the cache directory.
+    pub(super) fn name(&self) -> &Path {
+        &self.name
     }
 
     /// The open file, for reading and writing. Before a write beyond what was written there must
@@ -104,7 +130,7 @@ impl StagingFile {
     /// # Errors
     /// [`NoRoom`]: the disk would be left with less than is to stay free, or the mount would have
     /// more than its share.
-    pub fn reserve(&self, end: u64) -> Result<(), NoRoom> {
+    pub fn reserve(&self, may: &MayBlock, end: u64) -> Result<(), NoRoom> {
         if end <= self.reserved.load(Ordering::Acquire) {
             return Ok(());
         }
@@ -118,7 +144,7 @@ impl StagingFile {
         if share.is_some_and(|(share, disk)| !share.take(disk, needed, space.total(dir))) {
             return Err(self.no_share());
         }
-        let Some(given) = self.disk.claim(needed, end.clamp(STEP.0, STEP.1)) else {
+        let Some(given) = self.disk.claim(may, needed, end.clamp(STEP.0, STEP.1)) else {
             share.inspect(|(share, disk)| share.give_back(*disk, needed));
             return Err(self.no_room(needed));
         };
@@ -181,8 +207,8 @@ impl StagingFile {
     }
 
     /// Removes the file; who has it open goes on, and its room is given back with this.
-    pub fn remove(&self) {
-        match fs::remove_file(&self.path) {
+    pub fn remove(&self, may: &MayBlock) {
+        match self.disk.shared.dir.folder().remove(may, &self.name) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 tracing::warn!(path = %self.path.display(), %error, "staging file stays");
             }

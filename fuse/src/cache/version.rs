@@ -7,11 +7,13 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::body::{Body, OpenBody, UNVERIFIED, Unusable, is_gone};
+use super::dir::CacheDir;
 use super::disk::Room;
 use super::file::CacheFile;
 use super::flight::Flights;
 use super::records::ObjectRow;
 use super::shared::Shared;
+use crate::blocking::{MayBlock, Turns};
 use crate::buffers::{Block, Buffers, Share};
 use crate::logged::LoggedName;
 use crate::model::blocks::{self, BlockMap, SEGMENT};
@@ -64,8 +66,8 @@ impl CachedVersion {
         verified_epoch: u32,
         known_use: u64,
     ) -> Self {
-        let path = shared.dir.object_path(id);
-        let body = Body::new(path, key.version.size, map, verified_epoch);
+        let place = (shared.dir.folder().clone(), CacheDir::object_name(id));
+        let body = Body::new(place, key.version.size, map, verified_epoch);
         Self {
             key,
             id,
@@ -119,6 +121,21 @@ impl CachedVersion {
         self.body.state().map.missing(wanted)
     }
 
+    /// Turns at its disk.
+    pub fn calls(&self) -> &Turns {
+        &self.shared.calls
+    }
+
+    /// Turns at its disk of the engine's threads.
+    pub fn threads(&self) -> &Arc<Turns> {
+        &self.shared.threads
+    }
+
+    /// Turns at its disk of those who store what was fetched.
+    pub fn stores(&self) -> &Turns {
+        &self.shared.stores
+    }
+
     /// Notes a use, for the order of eviction, which is to survive a restart.
     pub(super) fn touch(self: &Arc<Self>) {
         let now = now_secs();
@@ -135,13 +152,19 @@ impl CachedVersion {
     ///
     /// # Errors
     /// What the disk reports; nothing is then held.
-    pub fn store(self: &Arc<Self>, first: u32, data: &[Block], room: &Room) -> io::Result<()> {
+    pub fn store(
+        self: &Arc<Self>,
+        may: &MayBlock,
+        first: u32,
+        data: &[Block],
+        room: &Room,
+    ) -> io::Result<()> {
         let run = first..first + data.len() as u32;
         let sums: Vec<u32> = data.iter().map(|block| crc32c::crc32c(block.bytes())).collect();
         while !self.missing(run.clone()).is_empty() {
-            let opened = self.open_or_make();
+            let opened = self.open_or_make(may);
             let written = opened.and_then(|opened| {
-                opened.file.write_blocks(first, data)?;
+                opened.file.write_blocks(may, first, data)?;
                 Ok(opened.incarnation)
             });
             self.shared.note_disk(written.as_ref().map(|_| ()));
@@ -156,16 +179,17 @@ impl CachedVersion {
     }
 
     /// The file, made if there is none.
-    fn open_or_make(self: &Arc<Self>) -> io::Result<OpenBody> {
+    fn open_or_make(self: &Arc<Self>, may: &MayBlock) -> io::Result<OpenBody> {
         loop {
-            match self.body.open_with(|_| ()) {
+            match self.body.open_with(may, |_| ()) {
                 Ok(Some((opened, ()))) => return Ok(opened),
                 Ok(None) => {}
                 // Somebody removed or shortened it: what it held is gone.
                 Err(unusable) if unusable.is_gone() => self.forget_all(unusable.incarnation),
                 Err(unusable) => return Err(unusable.error),
             }
-            let make = || CacheFile::create(&self.shared.dir.object_path(self.id), self.size());
+            let (folder, name) = (self.shared.dir.folder(), CacheDir::object_name(self.id));
+            let make = || CacheFile::create(may, folder, &name, self.size());
             let (made, _) =
                 self.body.replace(|state| state.is_absent(), make, |state, file| state.made(file));
             made?;
@@ -180,6 +204,7 @@ impl CachedVersion {
     /// What `put` reports.
     pub(super) fn adopt(
         self: &Arc<Self>,
+        _: &MayBlock,
         sums: &[u32],
         room: &Room,
         put: impl FnOnce(&Path) -> io::Result<()>,
@@ -189,7 +214,7 @@ impl CachedVersion {
             |state: &super::body::State| state.map.is_complete() && state.verified_epoch == epoch;
         let (adopted, held) = self.body.replace(
             |state| !whole(state),
-            || put(&self.shared.dir.object_path(self.id)),
+            || put(&CacheDir::object_name(self.id)),
             |state, ()| state.fill(self.size(), sums, epoch),
         );
         room.fill(self.id, held);
@@ -200,9 +225,9 @@ impl CachedVersion {
     }
 
     /// The file of a version that is whole and trusted, with the checksums of its blocks.
-    pub(super) fn whole(&self) -> Option<(OpenBody, Vec<u32>)> {
+    pub(super) fn whole(&self, may: &MayBlock) -> Option<(OpenBody, Vec<u32>)> {
         let epoch = self.shared.epoch;
-        let opened = self.body.open_with(|state| {
+        let opened = self.body.open_with(may, |state| {
             let whole = state.map.is_complete().then_some(0..state.map.len())?;
             let sums = state.sums(whole)?;
             (state.verified_epoch == epoch).then_some(sums)
@@ -217,10 +242,11 @@ impl CachedVersion {
     /// [`BlockError`]; a block that fails is forgotten, so that it is fetched again.
     pub fn read_run(
         self: &Arc<Self>,
+        may: &MayBlock,
         run: Range<u32>,
         share: &mut Share,
     ) -> Result<Vec<Block>, BlockError> {
-        let opened = self.body.open_with(|state| state.sums(run.clone()));
+        let opened = self.body.open_with(may, |state| state.sums(run.clone()));
         let opened = opened.map_err(|unusable| {
             self.shared.note_disk(Err(&unusable.error));
             self.unreadable(unusable, run.clone())
@@ -229,7 +255,7 @@ impl CachedVersion {
         let incarnation = opened.incarnation;
         let bytes = blocks::bytes_of(&run, self.size());
         let mut buffer = share.buffer((bytes.end - bytes.start) as usize);
-        let read = opened.file.read_run(run.start, &mut buffer);
+        let read = opened.file.read_run(may, run.start, &mut buffer);
         self.shared.note_disk(read.as_ref().copied());
         read.map_err(|error| self.unreadable(Unusable { incarnation, error }, run.clone()))?;
         let data = buffer.freeze();
@@ -256,33 +282,39 @@ impl CachedVersion {
         BlockError::Disk(error)
     }
 
-    /// Checks every held block and forgets those that fail. Says whether all were right.
-    pub fn verify(self: &Arc<Self>, buffers: &Arc<Buffers>) -> bool {
+    /// The blocks that are held.
+    pub fn held_blocks(&self) -> Vec<u32> {
+        self.body.state().map.held_blocks().collect()
+    }
+
+    /// Checks held blocks and forgets those that fail. Says whether all were right.
+    pub fn check(self: &Arc<Self>, may: &MayBlock, buffers: &Arc<Buffers>, held: &[u32]) -> bool {
         let mut right = true;
-        let held: Vec<u32> = self.body.state().map.held_blocks().collect();
         for block in held {
             let Some(mut share) = buffers.try_share(blocks::BLOCK as usize) else { return false };
-            right &= self.read_run(block..block + 1, &mut share).is_ok();
-        }
-        if right {
-            self.body.state().verified_epoch = self.shared.epoch;
-            self.queue(0..0);
+            right &= self.read_run(may, *block..*block + 1, &mut share).is_ok();
         }
         right
+    }
+
+    /// Notes that every block was checked, and right.
+    pub fn note_checked(self: &Arc<Self>) {
+        self.body.state().verified_epoch = self.shared.epoch;
+        self.queue(0..0);
     }
 
     /// Opens the file for the kernel to read. Only for a trusted version.
     ///
     /// # Errors
     /// What open reports; if the file is gone or short, all blocks are forgotten.
-    pub fn open_for_passthrough(self: &Arc<Self>) -> io::Result<std::fs::File> {
-        let opened = match self.body.open_with(|_| ()) {
+    pub fn open_for_passthrough(self: &Arc<Self>, may: &MayBlock) -> io::Result<std::fs::File> {
+        let opened = match self.body.open_with(may, |_| ()) {
             Ok(Some((opened, ()))) => Ok(opened),
             Ok(None) => return Err(io::ErrorKind::NotFound.into()),
             Err(unusable) => Err(unusable),
         };
         let reopened = opened.and_then(|OpenBody { file, incarnation }| {
-            let reopened = file.reopen_for_passthrough().and_then(|file| {
+            let reopened = file.reopen_for_passthrough(may).and_then(|file| {
                 let whole = file.metadata()?.len() == self.size();
                 if whole { Ok(file) } else { Err(io::ErrorKind::InvalidData.into()) }
             });
@@ -324,8 +356,8 @@ impl CachedVersion {
     ///
     /// # Errors
     /// What the disk reports.
-    pub(super) fn sync(&self) -> io::Result<()> {
-        self.body.sync()
+    pub(super) fn sync(&self, may: &MayBlock) -> io::Result<()> {
+        self.body.sync(may)
     }
 
     /// Makes the account follow a change of what is held.

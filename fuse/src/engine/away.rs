@@ -22,14 +22,19 @@ impl Engine {
     /// Whether the cache can show a mount with these settings without its origin: this very identity
     /// has used the bucket, and what the origin listed to it of the prefix, within 30 days and not
     /// refused since, is kept. Reads the index.
-    pub fn can_begin_away(&self, bucket: &BucketId, names: &NamespaceSettings) -> bool {
-        kept::is_allowed(&self.cache, bucket, names)
+    pub async fn can_begin_away(&self, bucket: &BucketId, names: &NamespaceSettings) -> bool {
+        self.cache.in_place(|may| kept::is_allowed(may, &self.cache, bucket, names)).await
     }
 
     /// Notes what the origin said to somebody who was about to mount: whom it refuses may not begin
     /// without it either, until it allows him to list again.
-    pub fn note_refusal(&self, bucket: &BucketId, names: &NamespaceSettings, error: &OriginError) {
-        kept::note_refusal(&self.cache, bucket, names, error);
+    pub async fn note_refusal(
+        &self,
+        bucket: &BucketId,
+        names: &NamespaceSettings,
+        error: &OriginError,
+    ) {
+        self.cache.in_place(|may| kept::note_refusal(may, &self.cache, bucket, names, error)).await;
     }
 }
 
@@ -49,7 +54,7 @@ impl Session {
             if let Answer::Refused(error) = answer {
                 tracing::warn!(%error, "the origin answers, and refuses the credentials of a mount");
                 let (bucket, names) = (session.names.bucket(), &session.settings.names);
-                session.engine.note_refusal(bucket, names, &error);
+                session.engine.note_refusal(bucket, names, &error).await;
                 session.access.narrow();
             }
             session.names.health.answered();

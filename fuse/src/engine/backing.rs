@@ -86,7 +86,7 @@ impl BackingPool {
         if let Some(backing) = self.get(version) {
             return Ok(backing);
         }
-        let file = version.open_for_passthrough()?;
+        let file = version.open_for_passthrough(may)?;
         let id = port.open_backing(may, &file)?;
         let backing = Arc::new(Backing { id, _version: version.clone(), port: port.clone() });
         // What falls out of the pool lives on in the modes of inodes that have it open.

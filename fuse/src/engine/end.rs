@@ -73,7 +73,8 @@ impl Session {
         let in_time = tokio::time::timeout_at(deadline, join_all(ends)).await.is_ok();
         let stored = in_time && self.rest(until).await;
         self.backings.clear();
-        self.engine.leftovers.forget_mount(&self.settings.names.mount);
+        let (engine, mount) = (&self.engine, &self.settings.names.mount);
+        engine.cache.in_place(|may| engine.leftovers.forget_mount(may, mount)).await;
         stored && self.unstored().is_empty()
     }
 

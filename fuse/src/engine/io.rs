@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use super::handles::{FileHandle, Handle, Handles, Opener};
 use super::owner;
 use super::session::Session;
-use crate::blocking::{MayBlock, aside};
+use crate::blocking::{MayBlock, Turns, aside};
 use crate::logged::LoggedName;
 use crate::read::{Purpose, Source};
 use crate::write::WriteError;
@@ -23,6 +23,18 @@ pub struct PendingRead {
     len: u64,
     extra: u64,
     then: Range<u64>,
+}
+
+impl PendingRead {
+    /// Turns of the engine's threads at the disk that is to be read.
+    pub fn threads(&self) -> Option<Arc<Turns>> {
+        let Handle::File(open) = &*self.handle else { return None };
+        match (open.inode.draft(), &open.source) {
+            (Some(draft), _) => Some(draft.threads().clone()),
+            (None, Some(source)) => Some(source.version.threads().clone()),
+            (None, None) => None,
+        }
+    }
 }
 
 /// What a close is to what the opener has begun.
@@ -85,16 +97,20 @@ impl Session {
     ///
     /// # Errors
     /// The errno for the process.
-    pub fn read_disk(self: &Arc<Self>, _: &MayBlock, read: PendingRead) -> Result<ReadNow, Errno> {
+    pub fn read_disk(
+        self: &Arc<Self>,
+        may: &MayBlock,
+        read: PendingRead,
+    ) -> Result<ReadNow, Errno> {
         let Handle::File(open) = &*read.handle else { return Err(Errno::BADF) };
         if let Some(draft) = open.inode.draft() {
-            let data = draft.read(read.offset, bytes_of(read.len));
+            let data = draft.read(may, read.offset, bytes_of(read.len));
             let data = data.map_err(|error| WriteError::Staging(error).errno())?;
             return Ok(ReadNow::Data(data.into()));
         }
         let Some(source) = &open.source else { return Err(Errno::STALE) };
         let (version, reader) = (&source.version, &self.engine.reader);
-        Ok(match reader.read_disk(version, read.offset, read.len, Purpose::Serve) {
+        Ok(match reader.read_disk(may, version, read.offset, read.len, Purpose::Serve) {
             Some(data) => ReadNow::Data(self.serve(open, source, data, read.then.clone())),
             None => ReadNow::Origin(read),
         })
@@ -114,9 +130,12 @@ impl Session {
     /// # Errors
     /// The errno for the process.
     pub async fn read(self: &Arc<Self>, mut read: PendingRead) -> Result<Bytes, Errno> {
-        if matches!(&*read.handle, Handle::File(open) if open.inode.draft().is_some()) {
-            let session = self.clone();
-            read = match aside(move |may| session.read_disk(may, read)).await? {
+        let draft = match &*read.handle {
+            Handle::File(open) => open.inode.draft(),
+            Handle::Dir(_) | Handle::DirStream(_) => None,
+        };
+        if let Some(draft) = draft {
+            read = match draft.calls().in_place(|may| self.read_disk(may, read)).await? {
                 ReadNow::Data(data) => return Ok(data),
                 ReadNow::Disk(read) | ReadNow::Origin(read) => read,
             };
@@ -148,18 +167,31 @@ impl Session {
         }
     }
 
+    /// Turns of the engine's threads at the disk that is written to through a handle.
+    pub fn threads_of(&self, fh: u64) -> Option<Arc<Turns>> {
+        let handle = self.handles.get(fh)?;
+        let Handle::File(open) = &*handle else { return None };
+        Some(open.inode.draft()?.threads().clone())
+    }
+
     /// Writes into the staging file; parts that are complete leave in the background.
     ///
     /// # Errors
     /// The errno for the process: ENOSPC when the cache disk is full, EFBIG beyond S3's limit, EIO
     /// through a handle of an earlier engine.
-    pub fn write(self: &Arc<Self>, fh: u64, offset: u64, data: &[u8]) -> Result<u32, Errno> {
-        let handle = self.handles.get(fh).ok_or_else(|| self.refuse_write(fh))?;
+    pub fn write(
+        self: &Arc<Self>,
+        may: &MayBlock,
+        fh: u64,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<u32, Errno> {
+        let handle = self.handles.get(fh).ok_or_else(|| self.refuse_write(may, fh))?;
         let Handle::File(open @ FileHandle { writer: Some(_), .. }) = &*handle else {
             return Err(Errno::BADF);
         };
         let draft = open.inode.draft().ok_or(Errno::OPNOTSUPP)?;
-        let passed = draft.write(offset, data).map_err(|error| {
+        let passed = draft.write(may, offset, data).map_err(|error| {
             let (session, key) = (self.names.session(), draft.key());
             tracing::warn!(session, key = %LoggedName(&key), %error, "write refused");
             error.errno()
@@ -210,12 +242,12 @@ impl Session {
     }
 
     /// The answer to a write through a handle that is not known.
-    fn refuse_write(&self, fh: u64) -> Errno {
+    fn refuse_write(&self, may: &MayBlock, fh: u64) -> Errno {
         if !Handles::is_writer(fh) {
             return Errno::BADF;
         }
         // Its close must tell.
-        self.engine.leftovers.forget_handle(&self.settings.names.mount, fh);
+        self.engine.leftovers.forget_handle(may, &self.settings.names.mount, fh);
         Errno::IO
     }
 

@@ -32,7 +32,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
-use crate::blocking::WaitingThreads;
+use crate::blocking::{MayBlock, WAITING_MAX, WaitingThreads};
 use crate::buffers::Buffers;
 use crate::cache::NodeCache;
 use crate::metrics::Metrics;
@@ -49,9 +49,6 @@ use verdicts::KeptVerdicts;
 
 pub use away::Answer;
 pub use session::Session;
-
-/// Most threads that wait for disks and for the mounter: what a fast disk does side by side.
-const WAITING_MAX: usize = 64;
 
 /// What all mounts of a node share.
 pub struct Engine {
@@ -85,6 +82,7 @@ impl Engine {
     /// # Errors
     /// That no thread can be started.
     pub fn new(
+        may: &MayBlock,
         cache: Arc<NodeCache>,
         memory: u64,
         metrics: Arc<Metrics>,
@@ -100,7 +98,7 @@ impl Engine {
             runtime.clone(),
             read_part,
         );
-        let leftovers = Leftovers::of(&cache);
+        let leftovers = Leftovers::of(may, &cache);
         let answers_total = limit_answers(memory);
         let verdicts = Arc::new(KeptVerdicts::new(cache.clone()));
         Ok(Arc::new(Self {

@@ -137,7 +137,7 @@ impl Session {
             let draft = self.writer.draft(ino).filter(|draft| !draft.is_sealed());
             match draft {
                 Some(draft) if draft.is_finishing() => self.until_finished(ino).await,
-                Some(draft) => return draft.truncate(size).map_err(|error| error.errno()),
+                Some(draft) => return self.truncate(&draft, size).await,
                 None => break,
             }
         }

@@ -14,7 +14,7 @@ use super::modes::{LockedModes, Mode, OpenInode};
 use super::retries::place_of;
 use super::session::Session;
 use super::{PASSTHROUGH_MIN, SMALL_MAX};
-use crate::blocking::{MayBlock, aside};
+use crate::blocking::{MayBlock, Turns};
 use crate::cache::CachedVersion;
 use crate::logged::LoggedName;
 use crate::namespace::file::FileNode;
@@ -69,8 +69,9 @@ pub(super) struct OpenCall<'a> {
 pub enum OpenNow {
     /// It is done, or refused.
     Done(Result<OpenFile, Errno>),
-    /// The kernel is to be told of a file first: [`Session::open_telling`].
-    Tell,
+    /// The kernel is to be told of a file first: [`Session::open_telling`], by one of the engine's
+    /// threads that has one of these turns.
+    Tell(Arc<Turns>),
     /// The origin may have to be asked: [`Session::open`].
     Ask,
 }
@@ -78,8 +79,8 @@ pub enum OpenNow {
 /// How far an open for reading has come.
 enum Step {
     Done(Result<OpenFile, Errno>),
-    /// The kernel does not know the file of this version.
-    Tell,
+    /// The kernel does not know the file of a version at this disk.
+    Tell(Arc<Turns>),
     /// The whole of this small version is to be fetched first.
     Fetch(Source),
 }
@@ -100,9 +101,9 @@ impl From<Option<Arc<Backing>>> for Known {
 }
 
 impl Session {
-    /// Opens for reading if nothing must be waited for.
-    pub fn open_now(self: &Arc<Self>, ino: u64, flags: &OpenRequest) -> OpenNow {
-        self.open_here(ino, flags, |version| self.known(version))
+    /// Opens for reading if neither the origin nor the kernel must be waited for.
+    pub fn open_now(self: &Arc<Self>, may: &MayBlock, ino: u64, flags: &OpenRequest) -> OpenNow {
+        self.open_here(may, ino, flags, |version| self.known(version))
     }
 
     /// As [`Session::open_now`]; tells the kernel of the file where it does not know it.
@@ -112,11 +113,12 @@ impl Session {
         ino: u64,
         flags: &OpenRequest,
     ) -> OpenNow {
-        self.open_here(ino, flags, |version| self.register(may, version).into())
+        self.open_here(may, ino, flags, |version| self.register(may, version).into())
     }
 
     fn open_here(
         self: &Arc<Self>,
+        may: &MayBlock,
         ino: u64,
         flags: &OpenRequest,
         backing: impl FnOnce(&Arc<CachedVersion>) -> Known,
@@ -136,9 +138,9 @@ impl Session {
         if self.proof(&node) == Proof::Needed {
             return OpenNow::Ask;
         }
-        match self.try_reading(&call, Name::of(current), false, backing) {
+        match self.try_reading(may, &call, Name::of(current), false, backing) {
             Step::Done(result) => OpenNow::Done(self.end_open(&call, result)),
-            Step::Tell => OpenNow::Tell,
+            Step::Tell(threads) => OpenNow::Tell(threads),
             Step::Fetch(_) => OpenNow::Ask,
         }
     }
@@ -217,11 +219,9 @@ impl Session {
         name: Name,
     ) -> Result<OpenFile, Errno> {
         let _registered = self.registered(call.node).await;
-        // What is not known now is served without.
-        let known = |version: &Arc<CachedVersion>| self.backings.get(version).into();
-        match self.try_reading(call, name, false, known) {
+        match self.try_reading_in_turn(call, name, false).await {
             Step::Done(result) => result,
-            Step::Tell => Err(Errno::IO),
+            Step::Tell(_) => Err(Errno::IO),
             Step::Fetch(source) => {
                 self.engine.metrics.cache_misses.inc();
                 self.engine.reader.fetch_whole(&source).await.map_err(|error| {
@@ -230,25 +230,44 @@ impl Session {
                     error.errno()
                 })?;
                 let _registered = self.registered(call.node).await;
-                match self.try_reading(call, name, true, known) {
+                match self.try_reading_in_turn(call, name, true).await {
                     Step::Done(result) => result,
-                    Step::Fetch(_) | Step::Tell => Err(Errno::IO),
+                    Step::Fetch(_) | Step::Tell(_) => Err(Errno::IO),
                 }
             }
         }
     }
 
+    async fn try_reading_in_turn(
+        self: &Arc<Self>,
+        call: &OpenCall<'_>,
+        name: Name,
+        fetched: bool,
+    ) -> Step {
+        // What is not known now is served without.
+        let known = |version: &Arc<CachedVersion>| self.backings.get(version).into();
+        let open = |may: &_| self.try_reading(may, call, name, fetched, known);
+        self.engine.cache.in_place(open).await
+    }
+
     /// Makes the kernel know the version of a node, where it may read that by itself.
     async fn registered(self: &Arc<Self>, node: &Arc<FileNode>) -> Option<Arc<Backing>> {
-        let source = self.source(&self.names.version_key(node)?);
+        let key = self.names.version_key(node)?;
+        let source = self.source_in_turn(&key).await;
         if !self.is_passable(&source.version) {
             return None;
         }
         match self.backings.get(&source.version) {
             Some(backing) => Some(backing),
             None => {
-                let session = self.clone();
-                aside(move |may| session.register(may, &source.version)).await
+                let (session, threads) = (self.clone(), source.version.threads().clone());
+                let turn = threads.take().await;
+                let register = move |may: &MayBlock| {
+                    let registered = session.register(may, &source.version);
+                    drop(turn);
+                    registered
+                };
+                self.engine.waiting.work(&self.engine.runtime, register).await
             }
         }
     }
@@ -272,6 +291,7 @@ impl Session {
     /// Opens for reading with what is here. `backing` gives the kernel's id of a version.
     fn try_reading(
         self: &Arc<Self>,
+        may: &MayBlock,
         call: &OpenCall<'_>,
         name: Name,
         fetched: bool,
@@ -289,14 +309,14 @@ impl Session {
         let Some(key) = self.names.version_key(node) else {
             return Step::Done(Err(Errno::STALE));
         };
-        let source = self.source(&key);
+        let source = self.source(may, &key);
         let small = source.version.size() <= SMALL_MAX;
         if small && !fetched && !self.is_here(&source.version) {
             return Step::Fetch(source);
         }
         // Before the modes are locked: it may take a while.
         let backing = match self.is_passable(&source.version).then(|| backing(&source.version)) {
-            Some(Known::NotYet) => return Step::Tell,
+            Some(Known::NotYet) => return Step::Tell(source.version.threads().clone()),
             Some(Known::As(backing)) => Some(backing),
             Some(Known::Never) | None => None,
         };
@@ -305,7 +325,7 @@ impl Session {
         }
         let result = self.open_version(call, name, source, backing);
         if result.is_ok() && small {
-            self.follow_files(node, fetched);
+            self.follow_files(may, node, fetched);
         }
         Step::Done(result)
     }
@@ -419,11 +439,11 @@ impl Session {
     }
 
     /// Like [`Session::release`], if nothing must be waited for; says whether it is done.
-    pub fn release_now(&self, fh: u64) -> bool {
+    pub fn release_now(&self, may: &MayBlock, fh: u64) -> bool {
         match self.handles.get(fh).as_deref() {
             Some(Handle::File(FileHandle { writer: Some(_), .. })) => false,
             _ => {
-                let ended = self.close_handle(fh);
+                let ended = self.close_handle(may, fh);
                 debug_assert!(ended.is_none(), "a reader ends no change");
                 true
             }
@@ -431,10 +451,10 @@ impl Session {
     }
 
     /// Takes a handle out. Returns a file under change whose last writer it was.
-    pub(super) fn close_handle(&self, fh: u64) -> Option<Arc<Draft>> {
+    pub(super) fn close_handle(&self, may: &MayBlock, fh: u64) -> Option<Arc<Draft>> {
         let Some(handle) = self.handles.remove(fh) else {
             // An earlier engine's.
-            self.engine.leftovers.forget_handle(&self.settings.names.mount, fh);
+            self.engine.leftovers.forget_handle(may, &self.settings.names.mount, fh);
             return None;
         };
         let Handle::File(open) = &*handle else { return None };
@@ -446,7 +466,8 @@ impl Session {
 
     /// Closes a handle for good. For the last writer of a file this stores what is still dirty.
     pub async fn release(self: &Arc<Self>, fh: u64) {
-        if let Some(draft) = self.close_handle(fh) {
+        let closed = self.engine.cache.in_place(|may| self.close_handle(may, fh)).await;
+        if let Some(draft) = closed {
             let session = self.clone();
             self.task(async move {
                 session.finish(&draft).await;

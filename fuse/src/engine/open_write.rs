@@ -11,14 +11,48 @@ use super::modes::{LockedModes, Mode, OpenInode};
 use super::open::{IoMode, OpenCall, OpenFile, OpenRequest};
 use super::session::{Attr, Session, file_attr};
 use crate::blocking::aside;
-use crate::model::version::ObjectInfo;
+use crate::cache::StagingFile;
+use crate::model::version::{ObjectInfo, VersionKey};
 use crate::namespace::file::FileNode;
 use crate::namespace::{LookupError, Node};
 use crate::origin::Condition;
+use crate::read::Source;
 use crate::write::draft::{Beginning, Draft};
 
 /// An answer of the origin so young was given to the lookup of the very open that asks.
 const JUST_NOW: Duration = Duration::from_millis(100);
+
+/// What an open for writing came to.
+enum Opening {
+    Done(Result<OpenFile, Errno>),
+    /// What an earlier writer left is still being stored.
+    Wait,
+    /// It shares a change that is under way.
+    Joined(Arc<OpenInode>, Arc<Draft>),
+    /// A change begins.
+    Begun(Arc<OpenInode>, Arc<Draft>),
+    /// It needs a file for bytes. That is made without the lock of the modes, which nobody holds who
+    /// waits for a disk; then it is tried again.
+    LacksStaging,
+    /// It needs this version, likewise.
+    LacksSource(VersionKey),
+}
+
+/// What an open for writing may need of the disk.
+#[derive(Default)]
+struct Ready {
+    staging: Option<StagingFile>,
+    source: Option<Source>,
+}
+
+impl Ready {
+    /// Gives back what was not needed after all.
+    async fn give_back(self) {
+        if let Some(staging) = self.staging {
+            staging.calls().in_place(|may| staging.remove(may)).await;
+        }
+    }
+}
 
 impl Session {
     /// Opens for writing; `None` while what an earlier writer left is still being stored.
@@ -41,7 +75,26 @@ impl Session {
         if let Err(errno) = self.check_access(call).await {
             return Some(Err(errno));
         }
-        self.open_for_writing(call, name)
+        let mut ready = Ready::default();
+        let opening = loop {
+            match self.open_for_writing(call, name, &mut ready) {
+                Opening::LacksStaging => match self.writer.stage(&self.preference()).await {
+                    Ok(staging) => ready.staging = Some(staging),
+                    Err(error) => break Opening::Done(Err(error.errno())),
+                },
+                Opening::LacksSource(key) => ready.source = Some(self.source_in_turn(&key).await),
+                opening => break opening,
+            }
+        };
+        ready.give_back().await;
+        match opening {
+            Opening::Joined(inode, draft) => Some(self.joined(call, inode, &draft).await),
+            Opening::Begun(inode, draft) => {
+                Some(Ok(self.writer_of(call.node, inode, &draft, call.process).await))
+            }
+            Opening::Done(result) => Some(result),
+            Opening::Wait | Opening::LacksStaging | Opening::LacksSource(_) => None,
+        }
     }
 
     /// Where the name leads. Who empties the file needs no byte of it: he replaces what is there
@@ -63,53 +116,72 @@ impl Session {
         self: &Arc<Self>,
         call: &OpenCall<'_>,
         name: Name,
-    ) -> Option<Result<OpenFile, Errno>> {
+        ready: &mut Ready,
+    ) -> Opening {
         let modes = self.modes.lock();
         let present = modes.present(call.node.ino);
         let inode = Inode::of(call.node, present.as_ref(), false);
-        Some(match (admission((name, inode), call.request, call.attempt), present) {
-            (Admission::Wait, _) => return None,
-            (Admission::Refuse(refusal), _) => Err(self.refuse(call.node, refusal)),
-            (Admission::Begin, _) => self.begin_draft(modes, call),
+        match (admission((name, inode), call.request, call.attempt), present) {
+            (Admission::Wait, _) => Opening::Wait,
+            (Admission::Refuse(refusal), _) => Opening::Done(Err(self.refuse(call.node, refusal))),
+            (Admission::Begin, _) => self.begin_draft(modes, call, ready),
             (Admission::Join, Some(Mode::Draft(draft))) if inode == Inode::Draft => {
-                return self.join_draft(modes, call, draft);
+                self.join_draft(modes, call, draft)
             }
-            (Admission::Join, _) => self.open_over_bytes(modes, call),
-        })
+            (Admission::Join, _) => self.open_over_bytes(modes, call, ready),
+        }
     }
 
     fn join_draft(
-        self: &Arc<Self>,
+        &self,
         mut modes: LockedModes<'_>,
         call: &OpenCall<'_>,
         draft: Arc<Draft>,
-    ) -> Option<Result<OpenFile, Errno>> {
+    ) -> Opening {
         let node = call.node;
         match draft.join() {
             Ok(true) => {}
-            Ok(false) => return None,
+            Ok(false) => return Opening::Wait,
             // Somebody else was faster, just now.
-            Err(_) => return Some(Err(self.refuse(node, Refusal::Stale))),
+            Err(_) => return Opening::Done(Err(self.refuse(node, Refusal::Stale))),
         }
         let inode = modes.join(node.ino, Mode::Draft(draft.clone()), true);
-        drop(modes);
+        Opening::Joined(inode, draft)
+    }
+
+    /// What is left to do of an open that has joined a file under change.
+    async fn joined(
+        self: &Arc<Self>,
+        call: &OpenCall<'_>,
+        inode: Arc<OpenInode>,
+        draft: &Arc<Draft>,
+    ) -> Result<OpenFile, Errno> {
+        let node = call.node;
         if call.request == Request::Truncate
-            && let Err(error) = draft.truncate(0)
+            && let Err(errno) = self.truncate(draft, 0).await
         {
             if let Some(ended) = self.modes.close(node.ino, true) {
                 let session = self.clone();
                 self.engine.runtime.spawn(async move { session.finish(&ended).await });
             }
-            return Some(Err(error.errno()));
+            return Err(errno);
         }
-        Some(Ok(self.writer_of(node, inode, &draft, call.process)))
+        Ok(self.writer_of(node, inode, draft, call.process).await)
+    }
+
+    /// Cuts or extends a file under change.
+    pub(super) async fn truncate(&self, draft: &Draft, size: u64) -> Result<(), Errno> {
+        let done = draft.calls().in_place(|may| draft.truncate(may, size)).await;
+        done.map_err(|error| error.errno())
     }
 
     fn begin_draft(
         &self,
         mut modes: LockedModes<'_>,
         call: &OpenCall<'_>,
-    ) -> Result<OpenFile, Errno> {
+        ready: &mut Ready,
+    ) -> Opening {
+        let Some(staging) = ready.staging.take() else { return Opening::LacksStaging };
         let node = call.node;
         // Emptying what is empty changes nothing.
         let beginning = Beginning {
@@ -119,18 +191,18 @@ impl Session {
             writers: modes.writable(node.ino) + 1,
         };
         let others = beginning.writers > 1;
-        let draft = self.begin(node, beginning)?;
+        let draft = self.writer.begin(node, staging, beginning);
         let inode = modes.join(node.ino, Mode::Draft(draft.clone()), true);
         modes.turn(node.ino, draft.clone());
         drop(modes);
         if others {
             self.note_writers(&draft);
         }
-        Ok(self.writer_of(node, inode, &draft, call.process))
+        Opening::Begun(inode, draft)
     }
 
     /// A handle of a file under change.
-    fn writer_of(
+    async fn writer_of(
         &self,
         node: &Arc<FileNode>,
         inode: Arc<OpenInode>,
@@ -141,6 +213,7 @@ impl Session {
         let opener = Some(Opener::new(process));
         let opened = self.file_handle(node, inode, None, IoMode::DropCache, opener);
         draft.handle(opened.fh);
+        draft.note_down().await;
         opened
     }
 
@@ -151,14 +224,20 @@ impl Session {
         &self,
         mut modes: LockedModes<'_>,
         call: &OpenCall<'_>,
-    ) -> Result<OpenFile, Errno> {
+        ready: &mut Ready,
+    ) -> Opening {
         let node = call.node;
-        let key = self.names.version_key(node).ok_or(Errno::STALE)?;
+        let Some(key) = self.names.version_key(node) else {
+            return Opening::Done(Err(Errno::STALE));
+        };
+        let source = match ready.source.take() {
+            Some(source) if source.version.key == key => source,
+            _ => return Opening::LacksSource(key),
+        };
         let inode = modes.join(node.ino, Mode::Streaming, true);
         drop(modes);
-        let source = self.source(&key);
         let opener = Some(Opener::new(call.process));
-        Ok(self.file_handle(node, inode, Some(source), IoMode::KeepCache, opener))
+        Opening::Done(Ok(self.file_handle(node, inode, Some(source), IoMode::KeepCache, opener)))
     }
 
     /// Empties a stored file through a handle for writing: from here on its handles write a new
@@ -169,30 +248,41 @@ impl Session {
     ) -> Result<(), Errno> {
         let (dir, _) = node.place();
         let _dirs = self.writer.enter(&dir).await.map_err(|error| error.errno())?;
+        let staging = self.writer.stage(&self.preference()).await.map_err(|error| error.errno())?;
+        let (draft, spare) = self.draft_of_empty(node, staging);
+        if spare.is_none() {
+            draft.note_down().await;
+            return Ok(());
+        }
+        // Another handle was faster.
+        Ready { staging: spare, source: None }.give_back().await;
+        self.truncate(&draft, 0).await
+    }
+
+    /// The change that an inode with writers is under; the file comes back where it has one already.
+    fn draft_of_empty(
+        &self,
+        node: &Arc<FileNode>,
+        staging: StagingFile,
+    ) -> (Arc<Draft>, Option<StagingFile>) {
         let mut modes = self.modes.lock();
         if let Some(Mode::Draft(draft)) = modes.present(node.ino)
             && !draft.is_sealed()
         {
-            // Another handle was faster.
-            return draft.truncate(0).map_err(|error| error.errno());
+            return (draft, Some(staging));
         }
         let writers = modes.writable(node.ino);
         let beginning = Beginning { seen: seen_of(node), exclusive: false, dirty: true, writers };
-        let draft = self.begin(node, beginning)?;
+        let draft = self.writer.begin(node, staging, beginning);
         modes.turn(node.ino, draft.clone());
         drop(modes);
         self.note_writers(&draft);
-        Ok(())
+        (draft, None)
     }
 
     /// Notes the handles that were there before the change: it is theirs, too.
     fn note_writers(&self, draft: &Draft) {
         self.handles.writers_of(draft.node.ino).into_iter().for_each(|fh| draft.handle(fh));
-    }
-
-    fn begin(&self, node: &Arc<FileNode>, beginning: Beginning) -> Result<Arc<Draft>, Errno> {
-        let begun = self.writer.begin(node, &self.preference(), beginning);
-        begun.map_err(|error| error.errno())
     }
 
     /// The process of a thread that opens for writing; 0 when unknown.
@@ -256,16 +346,18 @@ impl Session {
         };
         let asks = flags.truncate && !flags.exclusive && !dir.asked_within(name, JUST_NOW);
         let process = self.process_of(flags.thread).await;
+        let staging = self.writer.stage(&self.preference()).await.map_err(|error| error.errno())?;
         // The name leads to the node from its beginning on: nobody is to find it without a mode.
-        let mut modes = self.modes.lock();
-        let draft = self.begin(&node, beginning)?;
-        let inode = modes.join(node.ino, Mode::Draft(draft.clone()), true);
-        drop(modes);
+        let (inode, draft) = {
+            let mut modes = self.modes.lock();
+            let draft = self.writer.begin(&node, staging, beginning);
+            (modes.join(node.ino, Mode::Draft(draft.clone()), true), draft)
+        };
         if asks {
             self.writer.inquire(&draft);
         }
         self.names.inodes.referenced(node.ino, Node::File(node.clone()));
-        let opened = self.writer_of(&node, inode, &draft, process);
+        let opened = self.writer_of(&node, inode, &draft, process).await;
         Ok((file_attr(&node), opened))
     }
 

@@ -193,9 +193,14 @@ impl Session {
     }
 
     /// Where a version's bytes are to be had.
-    pub(super) fn source(&self, key: &VersionKey) -> Source {
-        let version = self.engine.cache.acquire(key, &self.preference());
+    pub(super) fn source(&self, may: &MayBlock, key: &VersionKey) -> Source {
+        let version = self.engine.cache.acquire(may, key, &self.preference());
         Source { origin: self.names.origin.clone(), lane: self.lane.clone(), version }
+    }
+
+    /// As [`Session::source`], for a task.
+    pub(super) async fn source_in_turn(&self, key: &VersionKey) -> Source {
+        self.engine.cache.in_place(|may| self.source(may, key)).await
     }
 
     /// Notes the device number that the kernel gave the mount.

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
+
 use crate::cache::NodeCache;
 use crate::model::version::BucketId;
 use crate::origin::conditional::{MemoryVerdicts, Verdicts};
@@ -19,9 +21,13 @@ impl KeptVerdicts {
     }
 }
 
+#[async_trait]
 impl Verdicts for KeptVerdicts {
-    fn load(&self, bucket: &BucketId) -> Option<Vec<u8>> {
-        self.recent.load(bucket).or_else(|| self.cache.verdicts(bucket))
+    async fn load(&self, bucket: &BucketId) -> Option<Vec<u8>> {
+        match self.recent.known(bucket) {
+            None => self.cache.in_place(|may| self.cache.verdicts(may, bucket)).await,
+            known => known,
+        }
     }
 
     fn store(&self, bucket: &BucketId, bytes: Vec<u8>) {
@@ -36,6 +42,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::blocking::MAY;
     use crate::cache::CacheSettings;
     use crate::engine::Engine;
     use crate::engine::owner::Proc;
@@ -53,18 +60,18 @@ mod tests {
     fn engine(dir: &Path) -> Arc<Engine> {
         let metrics = Arc::new(Metrics::new().unwrap());
         let settings = CacheSettings::one(dir, u64::MAX, 0);
-        let mut opened = NodeCache::open(&settings, metrics.clone());
+        let mut opened = NodeCache::open(MAY, &settings, metrics.clone());
         // A thread of the engine before may have the folder for a moment.
         for _ in 0..1000 {
             if opened.is_ok() {
                 break;
             }
             std::thread::sleep(std::time::Duration::from_millis(10));
-            opened = NodeCache::open(&settings, metrics.clone());
+            opened = NodeCache::open(MAY, &settings, metrics.clone());
         }
         let cache = opened.unwrap();
         let runtime = tokio::runtime::Handle::current();
-        Engine::new(cache, 1 << 21, metrics, runtime, 1 << 20, Arc::new(Proc)).unwrap()
+        Engine::new(MAY, cache, 1 << 21, metrics, runtime, 1 << 20, Arc::new(Proc)).unwrap()
     }
 
     /// Stores a new object in a mount of `engine`; how many PUTs that took.
@@ -92,9 +99,9 @@ mod tests {
     }
 
     /// Moves the time of what is kept by so many seconds.
-    fn shift(engine: &Engine, memory: &MemoryOrigin, by_s: i64) {
+    async fn shift(engine: &Engine, memory: &MemoryOrigin, by_s: i64) {
         type Kept = BTreeMap<Question, (Verdict, u64)>;
-        let kept = engine.verdicts.load(memory.bucket_id()).unwrap();
+        let kept = engine.verdicts.load(memory.bucket_id()).await.unwrap();
         let mut kept: Kept = postcard::from_bytes(&kept).unwrap();
         for (_, at) in kept.values_mut() {
             *at = at.checked_add_signed(by_s).unwrap();
@@ -107,15 +114,15 @@ mod tests {
         let (dir, memory) = (tempfile::tempdir().unwrap(), bucket("b"));
         let first = engine(dir.path());
         assert!(puts(&first, &memory).await > 1, "the endpoint is asked");
-        shift(&first, &memory, 60 - DAY_S as i64);
-        first.cache.close();
+        shift(&first, &memory, 60 - DAY_S as i64).await;
+        first.cache.close(MAY);
         drop(first);
         let second = engine(dir.path());
         assert_eq!(puts(&second, &memory).await, 1);
         assert_eq!(puts(&second, &memory).await, 1);
         // Another bucket may be another endpoint.
         assert!(puts(&second, &bucket("c")).await > 1);
-        second.cache.close();
+        second.cache.close(MAY);
     }
 
     #[tokio::test]
@@ -125,13 +132,13 @@ mod tests {
         for by_s in [-(DAY_S as i64), 3600] {
             assert!(puts(&before, &memory).await > 1);
             assert_eq!(puts(&before, &memory).await, 1);
-            shift(&before, &memory, by_s);
-            before.cache.close();
+            shift(&before, &memory, by_s).await;
+            before.cache.close(MAY);
             drop(before);
             before = engine(dir.path());
         }
         assert!(puts(&before, &memory).await > 1);
-        before.cache.close();
+        before.cache.close(MAY);
     }
 
     /// An index that takes nothing and knows nothing, as one that is closed.
@@ -139,7 +146,7 @@ mod tests {
     async fn without_an_index_verdicts_are_those_of_the_process() {
         let (dir, memory) = (tempfile::tempdir().unwrap(), bucket("b"));
         let engine = engine(dir.path());
-        engine.cache.close();
+        engine.cache.close(MAY);
         assert!(puts(&engine, &memory).await > 1);
         assert_eq!(puts(&engine, &memory).await, 1);
     }

@@ -3,14 +3,20 @@
 use rustix::io::Errno;
 
 use super::session::Session;
+use crate::blocking::MayBlock;
 use crate::namespace::Node;
 
 /// The attributes of a file.
 const NAMES: [&str; 3] = ["user.weir.etag", "user.weir.version", "user.weir.cached"];
 
 impl Session {
-    /// Value of an attribute, if nothing must be waited for.
-    pub fn getxattr_now(&self, ino: u64, name: &str) -> Option<Result<String, Errno>> {
+    /// Value of an attribute, if the origin need not be asked.
+    pub fn getxattr_now(
+        &self,
+        may: &MayBlock,
+        ino: u64,
+        name: &str,
+    ) -> Option<Result<String, Errno>> {
         let Some(Node::File(node)) = self.names.inodes.get(ino) else {
             return Some(Err(Errno::NODATA));
         };
@@ -21,7 +27,7 @@ impl Session {
             "user.weir.cached" => {
                 // Of nothing, all is held.
                 let unknown = if key.version.size == 0 { 100 } else { 0 };
-                let cached = self.engine.cache.peek(&key);
+                let cached = self.engine.cache.peek(may, &key);
                 Some(Ok(cached.map_or(unknown, |version| version.percent()).to_string()))
             }
             _ => Some(Err(Errno::NODATA)),

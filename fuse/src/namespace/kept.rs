@@ -8,6 +8,7 @@ use super::dir::Dir;
 use super::listing::{self, Listing};
 use super::memory::NAME_BYTES;
 use super::{AccessSettings, Namespace, NamespaceSettings};
+use crate::blocking::MayBlock;
 use crate::cache::NodeCache;
 use crate::cache::records::ListingRow;
 use crate::model::ttl::MetadataTtl;
@@ -34,12 +35,16 @@ impl Namespace {
 
     /// Takes over the listing kept in the index, if none is known and it is young enough or
     /// `any_age` will do. Says whether it did.
-    pub(super) fn load_kept(&self, dir: &Arc<Dir>, any_age: bool) -> bool {
+    pub(super) async fn load_kept(&self, dir: &Arc<Dir>, any_age: bool) -> bool {
         if dir.listed_at().is_some() || !(any_age || self.cache.knows_all_changes()) {
             return false;
         }
+        self.cache.in_place(|may| self.load_from_index(may, dir, any_age)).await
+    }
+
+    fn load_from_index(&self, may: &MayBlock, dir: &Arc<Dir>, any_age: bool) -> bool {
         let mut kept = self.kept_names(dir).into_iter();
-        let Some(row) = kept.find_map(|name| self.cache.listing(&name)) else { return false };
+        let Some(row) = kept.find_map(|name| self.cache.listing(may, &name)) else { return false };
         if row.entries.len() as u64 * NAME_BYTES > self.memory.dir_max() {
             return false;
         }
@@ -114,8 +119,14 @@ impl Mark {
         cache.put_listing(self.name(identity, bucket), Some(now));
     }
 
-    fn row(self, cache: &NodeCache, bucket: &BucketId, identity: &str) -> Option<ListingRow> {
-        cache.listing(&self.name(identity, bucket))
+    fn row(
+        self,
+        may: &MayBlock,
+        cache: &NodeCache,
+        bucket: &BucketId,
+        identity: &str,
+    ) -> Option<ListingRow> {
+        cache.listing(may, &self.name(identity, bucket))
     }
 }
 
@@ -129,16 +140,17 @@ fn note_account_refused(cache: &NodeCache, bucket: &BucketId, identity: &str, er
 /// see what such a mount shows: its names are kept, as the origin listed them to this identity, or to
 /// one that it has replaced, within 30 days.
 pub(crate) fn is_allowed(
+    may: &MayBlock,
     cache: &NodeCache,
     bucket: &BucketId,
     settings: &NamespaceSettings,
 ) -> bool {
     let identity = &settings.access.identity;
     // Not what the settings say of earlier names: those were not proven.
-    let Some(former) = cache.former_of(bucket, identity) else { return false };
+    let Some(former) = cache.former_of(may, bucket, identity) else { return false };
     let names: Vec<&String> = [identity].into_iter().chain(&former).collect();
     let marked = |mark: Mark| {
-        let rows = names.iter().filter_map(|name| mark.row(cache, bucket, name));
+        let rows = names.iter().filter_map(|name| mark.row(may, cache, bucket, name));
         rows.map(|row| row.fetched_ms).max()
     };
     if marked(Mark::Narrowed).is_some() {
@@ -148,7 +160,7 @@ pub(crate) fn is_allowed(
     let allows = |row: ListingRow| {
         listing::age(&row) < PROOF_MAX && refused.is_none_or(|at| at < row.fetched_ms)
     };
-    let listed = |name| cache.listing(&kept_name(name, bucket, settings.prefix.as_str()));
+    let listed = |name| cache.listing(may, &kept_name(name, bucket, settings.prefix.as_str()));
     names.into_iter().any(|name| listed(name).is_some_and(allows))
 }
 
@@ -174,6 +186,7 @@ pub(crate) fn note_proof(
 /// Notes what the origin said to somebody who was about to mount: where it refused him, what it
 /// allowed him before proves nothing any more.
 pub(crate) fn note_refusal(
+    may: &MayBlock,
     cache: &NodeCache,
     bucket: &BucketId,
     settings: &NamespaceSettings,
@@ -183,7 +196,7 @@ pub(crate) fn note_refusal(
         return;
     }
     let identity = &settings.access.identity;
-    let former = cache.former_of(bucket, identity).unwrap_or_default();
+    let former = cache.former_of(may, bucket, identity).unwrap_or_default();
     for name in [identity].into_iter().chain(&former) {
         cache.put_listing(kept_name(name, bucket, settings.prefix.as_str()), None);
     }
@@ -193,7 +206,7 @@ pub(crate) fn note_refusal(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::blocking::MayBlock;
+    use crate::blocking::MAY;
     use crate::cache::{CacheSettings, Signer};
     use crate::metrics::Metrics;
     use crate::model::key::DirPrefix;
@@ -210,13 +223,13 @@ mod tests {
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
             let settings = CacheSettings::one(folder.path(), u64::MAX, 0);
-            let cache = NodeCache::open(&settings, Arc::new(Metrics::new().unwrap())).unwrap();
+            let cache = NodeCache::open(MAY, &settings, Arc::new(Metrics::new().unwrap())).unwrap();
             Self { cache, bucket: BucketId::new("http://s3", "b"), _folder: folder }
         }
 
         fn enter(&self, identity: &str, replaces: &[String]) {
             let signer = Signer { identity, former: replaces, replaces };
-            drop(self.cache.enter(&MayBlock::own_thread(), &self.bucket, &signer));
+            drop(self.cache.enter(MAY, &self.bucket, &signer));
         }
 
         /// The origin lists the root to somebody, so many milliseconds before now.
@@ -228,7 +241,7 @@ mod tests {
 
         fn refuse(&self, identity: &str, code: &str) {
             let error = OriginError::Denied(code.to_owned());
-            note_refusal(&self.cache, &self.bucket, &of(identity), &error);
+            note_refusal(MAY, &self.cache, &self.bucket, &of(identity), &error);
         }
 
         fn prove(&self, identity: &str, proof: Result<(), OriginError>) {
@@ -236,7 +249,7 @@ mod tests {
         }
 
         fn allows(&self, identity: &str) -> bool {
-            is_allowed(&self.cache, &self.bucket, &of(identity))
+            is_allowed(MAY, &self.cache, &self.bucket, &of(identity))
         }
     }
 
@@ -255,7 +268,7 @@ mod tests {
         stage.enter("two", &[]);
         assert!(!stage.allows("two"), "it was listed to somebody else");
         let below = NamespaceSettings { prefix: DirPrefix::parse("p").unwrap(), ..of("one") };
-        assert!(!is_allowed(&stage.cache, &stage.bucket, &below), "that is another prefix");
+        assert!(!is_allowed(MAY, &stage.cache, &stage.bucket, &below), "that is another prefix");
         stage.list("one", 31 * DAY_MS);
         assert!(!stage.allows("one"), "that was long ago");
         stage.list("one", 29 * DAY_MS);
@@ -270,7 +283,7 @@ mod tests {
         let mut claims = of("two");
         claims.access.former = vec!["one".to_owned()];
         claims.access.formerly = Some("one".to_owned());
-        assert!(!is_allowed(&stage.cache, &stage.bucket, &claims));
+        assert!(!is_allowed(MAY, &stage.cache, &stage.bucket, &claims));
         stage.enter("two", &["one".to_owned()]);
         assert!(stage.allows("two"));
         assert!(!stage.allows("one"), "his keys were replaced");
@@ -289,7 +302,7 @@ mod tests {
         // The credentials as such, with whatever was listed to them before.
         let below = NamespaceSettings { prefix: DirPrefix::parse("p").unwrap(), ..of("one") };
         let error = OriginError::Denied("InvalidAccessKeyId".into());
-        note_refusal(&stage.cache, &stage.bucket, &below, &error);
+        note_refusal(MAY, &stage.cache, &stage.bucket, &below, &error);
         stage.list("one", 1000);
         assert!(!stage.allows("one"));
         stage.list("one", -1000);

@@ -60,7 +60,7 @@ impl Namespace {
                 Question::Cheap => self.refresh(dir, name).await?,
                 Question::Head => {
                     let done = self.ask_single(dir, name).await;
-                    self.or_remembered(done, dir, name)?;
+                    self.or_remembered(done, dir, name).await?;
                 }
             }
             let seen = look();
@@ -74,11 +74,11 @@ impl Namespace {
     /// Asks about one name, in the cheapest way that this directory allows.
     async fn refresh(&self, dir: &Arc<Dir>, name: &str) -> Result<(), OriginError> {
         let asked = Instant::now();
-        if self.health.is_down() && self.remembers(dir, name) {
+        if self.health.is_down() && self.remembers(dir, name).await {
             return Ok(());
         }
         // What was given up would be again.
-        if dir.given_up() == 0 && self.load_kept(dir, false) && dir.listed_at().is_some() {
+        if dir.given_up() == 0 && self.load_kept(dir, false).await && dir.listed_at().is_some() {
             return Ok(());
         }
         let listed = match dir.how_to_ask() {
@@ -97,7 +97,7 @@ impl Namespace {
             }
             Err(error) => Err(error),
         };
-        self.or_remembered(done, dir, name)
+        self.or_remembered(done, dir, name).await
     }
 
     /// The names of a directory, asking the origin where what is known is too old.
@@ -107,22 +107,11 @@ impl Namespace {
     pub async fn read_dir(&self, dir: &Arc<Dir>) -> Result<DirNames, OriginError> {
         let asked = Instant::now();
         let recent = |at| self.is_recent(at, asked);
-        let kept = || {
-            self.load_kept(dir, false);
-            dir.listed_names(recent)
-        };
-        if let Some(names) = dir.listed_names(recent).or_else(kept) {
+        if let Some(names) = self.listed_or_kept(dir, false, recent).await {
             return Ok(self.whole(dir, names));
         }
-        let remembered = || {
-            let older = || {
-                self.load_kept(dir, true);
-                dir.listed_names(|_| true)
-            };
-            dir.listed_names(|_| true).or_else(older)
-        };
         if self.health.is_down()
-            && let Some(names) = remembered()
+            && let Some(names) = self.listed_or_kept(dir, true, |_| true).await
         {
             return Ok(self.whole(dir, names));
         }
@@ -138,13 +127,28 @@ impl Namespace {
             }),
             Err(error) if error.is_outage() => {
                 self.note_outage(&error);
-                remembered().map(|names| self.whole(dir, names)).ok_or(error)
+                let remembered = self.listed_or_kept(dir, true, |_| true).await;
+                remembered.map(|names| self.whole(dir, names)).ok_or(error)
             }
             Err(error) => {
                 self.note_refusal(dir, &error);
                 Err(error)
             }
         }
+    }
+
+    /// The names of a listing that is known, or of the one that is kept, if it is as recent as asked.
+    async fn listed_or_kept(
+        &self,
+        dir: &Arc<Dir>,
+        any_age: bool,
+        recent: impl Fn(Instant) -> bool + Copy,
+    ) -> Option<Snapshot> {
+        if let Some(names) = dir.listed_names(recent) {
+            return Some(names);
+        }
+        self.load_kept(dir, any_age).await;
+        dir.listed_names(recent)
     }
 
     /// These names, if there is room for them.
@@ -248,7 +252,7 @@ impl Namespace {
     }
 
     /// In an outage, what is remembered stands in for the answer.
-    fn or_remembered(
+    async fn or_remembered(
         &self,
         done: Result<(), OriginError>,
         dir: &Arc<Dir>,
@@ -257,7 +261,7 @@ impl Namespace {
         match done {
             Err(error) if error.is_outage() => {
                 self.note_outage(&error);
-                if self.remembers(dir, name) { Ok(()) } else { Err(error) }
+                if self.remembers(dir, name).await { Ok(()) } else { Err(error) }
             }
             // What is refused of one name says nothing about the directory.
             Err(error) if error.is_about_account() => {
@@ -268,8 +272,8 @@ impl Namespace {
         }
     }
 
-    fn remembers(&self, dir: &Arc<Dir>, name: &str) -> bool {
-        dir.has(name) || dir.listed_at().is_some() || self.load_kept(dir, true)
+    async fn remembers(&self, dir: &Arc<Dir>, name: &str) -> bool {
+        dir.has(name) || dir.listed_at().is_some() || self.load_kept(dir, true).await
     }
 
     fn note_outage(&self, error: &OriginError) {
@@ -290,6 +294,7 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
+    use crate::blocking::MAY;
     use crate::cache::{CacheSettings, NodeCache};
     use crate::metrics::Metrics;
     use crate::namespace::NamespaceSettings;
@@ -302,7 +307,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let metrics = Arc::new(Metrics::new().unwrap());
         let settings = CacheSettings::one(folder.path(), u64::MAX, 0);
-        let cache = NodeCache::open(&settings, metrics.clone()).unwrap();
+        let cache = NodeCache::open(MAY, &settings, metrics.clone()).unwrap();
         let origin = Arc::new(MemoryOrigin::new("bucket"));
         origin.insert("a", "x");
         let hidden = HiddenKeys::new(metrics);

@@ -43,7 +43,7 @@ pub(super) async fn copy_by_parts(
             }
         }
     }
-    logged.ended();
+    logged.ended().await;
     done
 }
 

@@ -28,6 +28,7 @@ use futures_util::stream::BoxStream;
 pub use condition::{Condition, ConditionKind};
 pub use error::OriginError;
 
+use crate::blocking::Turns;
 use crate::model::version::{BucketId, ETag, ObjectInfo};
 
 /// Metadata name of the nonce by which a writer recognises its own object after a lost reply.
@@ -193,6 +194,8 @@ pub enum UploadBody {
     File {
         /// The file.
         file: Arc<File>,
+        /// Turns at the disk that it is on.
+        calls: Arc<Turns>,
         /// First byte.
         offset: u64,
         /// Number of bytes.

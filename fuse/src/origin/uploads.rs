@@ -3,22 +3,26 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use async_trait::async_trait;
+
 use super::OriginError;
 
 /// Remembers uploads beyond the end of the process, so that one that ends before them leaves none
 /// behind: the next one aborts what it finds.
+#[async_trait]
 pub trait UploadLog: Send + Sync + 'static {
     /// An upload of `key` is about to be begun. What cannot be remembered is begun all the same.
-    fn begin(&self, key: &str) -> Box<dyn LoggedUpload>;
+    async fn begin(&self, key: &str) -> Box<dyn LoggedUpload>;
 }
 
 /// An upload that is remembered until it is gone; where it is dropped before, it stays so.
+#[async_trait]
 pub trait LoggedUpload: Send + Sync {
     /// It was begun, and has this id.
-    fn begun(&self, id: &str);
+    async fn begun(&self, id: &str);
 
     /// It is gone.
-    fn ended(self: Box<Self>);
+    async fn ended(self: Box<Self>);
 }
 
 /// Begins an upload of `key` by `create`, and remembers it.
@@ -27,16 +31,16 @@ pub(super) async fn begin(
     key: &str,
     create: impl Future<Output = Result<String, OriginError>>,
 ) -> Result<(String, Box<dyn LoggedUpload>), OriginError> {
-    let logged = log.begin(key);
+    let logged = log.begin(key).await;
     match create.await {
         Ok(id) => {
-            logged.begun(&id);
+            logged.begun(&id).await;
             Ok((id, logged))
         }
         Err(error) => {
             // It may have been begun, and the answer be lost.
             if !error.is_transient() {
-                logged.ended();
+                logged.ended().await;
             }
             Err(error)
         }
@@ -65,8 +69,9 @@ impl MemoryUploads {
     }
 }
 
+#[async_trait]
 impl UploadLog for MemoryUploads {
-    fn begin(&self, key: &str) -> Box<dyn LoggedUpload> {
+    async fn begin(&self, key: &str) -> Box<dyn LoggedUpload> {
         let mut open = lock(&self.0);
         let number = open.last_key_value().map_or(0, |(last, _)| last + 1);
         open.insert(number, (key.to_owned(), None));
@@ -74,14 +79,15 @@ impl UploadLog for MemoryUploads {
     }
 }
 
+#[async_trait]
 impl LoggedUpload for MemoryUpload {
-    fn begun(&self, id: &str) {
+    async fn begun(&self, id: &str) {
         if let Some((_, known)) = lock(&self.open).get_mut(&self.number) {
             *known = Some(id.to_owned());
         }
     }
 
-    fn ended(self: Box<Self>) {
+    async fn ended(self: Box<Self>) {
         lock(&self.open).remove(&self.number);
     }
 }

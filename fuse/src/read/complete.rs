@@ -7,6 +7,9 @@ use crate::cache::CachedVersion;
 use crate::logged::LoggedName;
 use crate::model::blocks::{self, BLOCK};
 
+/// Blocks that are checked in one turn at the disk: 8 MiB.
+const CHECKED: usize = 64;
+
 impl Reader {
     /// Fetches what is missing of a version, in the background, once at a time.
     pub fn complete(self: &Arc<Self>, source: &Source) {
@@ -23,7 +26,7 @@ impl Reader {
     async fn complete_now(self: &Arc<Self>, source: &Source) {
         let version = &source.version;
         let all = 0..blocks::count(version.size());
-        tokio::task::block_in_place(|| self.store_now(version));
+        version.stores().in_place(|may| self.store_now(may, version)).await;
         for run in version.missing(all) {
             let mut at = run.start;
             while at < run.end {
@@ -58,14 +61,27 @@ impl Reader {
         }
     }
 
+    /// Checks the held blocks of a version, some at a time: others want their turns, too.
+    async fn is_right(&self, version: &Arc<CachedVersion>) -> bool {
+        let mut right = true;
+        for held in version.held_blocks().chunks(CHECKED) {
+            let check = |may: &_| version.check(may, &self.buffers, held);
+            right &= version.stores().in_place(check).await;
+        }
+        if right {
+            version.note_checked();
+        }
+        right
+    }
+
     /// Checks the blocks of a complete version after an unclean boot, in the background.
     pub fn verify(self: &Arc<Self>, source: &Source) {
         if !self.completing().insert(source.version.number) {
             return;
         }
         let (reader, version) = (self.clone(), source.version.clone());
-        self.runtime.spawn_blocking(move || {
-            let right = version.verify(&reader.buffers);
+        self.runtime.spawn(async move {
+            let right = reader.is_right(&version).await;
             let mib = version.size() / (8 * BLOCK);
             tracing::info!(key = %LoggedName(&version.key.key), mib, right, "cached version checked");
             reader.completing().remove(&version.number);

@@ -78,8 +78,9 @@ impl Reader {
         let size = source.version.size();
         let range = blocks::bytes_of(&flight.range(), size);
         let bytes = (range.end - range.start) as usize;
-        let room =
-            tokio::task::block_in_place(|| self.cache.make_room(&source.version, bytes as u64));
+        let version = &source.version;
+        let room = |may: &_| self.cache.make_room(may, version, bytes as u64);
+        let room = version.stores().in_place(room).await;
         if room.is_none() {
             self.metrics.cache_bypassed_bytes.inc_by(bytes as u64);
         }
@@ -281,13 +282,15 @@ impl Filler {
     fn write(&mut self, first: u32, data: Vec<Block>, room: Arc<Room>) {
         let version = self.source.version.clone();
         let metrics = self.reader.metrics.clone();
-        self.writing = Some(tokio::task::spawn_blocking(move || {
-            if let Err(error) = version.store(first, &data, &room) {
+        let stored = version.clone();
+        let store = move |may: &_| {
+            if let Err(error) = stored.store(may, first, &data, &room) {
                 // The pod gets its bytes from memory; the disk only does not keep them.
                 metrics.cache_bypassed_bytes.inc_by(data.iter().map(|b| b.len() as u64).sum());
                 tracing::warn!(%error, "cache disk refuses a write; reading through");
             }
-        }));
+        };
+        self.writing = Some(tokio::spawn(async move { version.stores().in_place(store).await }));
     }
 
     async fn written(&mut self) {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::Reader;
+use crate::blocking::MayBlock;
 use crate::buffers::{Block, RUN};
 use crate::cache::CachedVersion;
 use crate::sync::unpoisoned;
@@ -59,16 +60,17 @@ impl Reader {
             return;
         }
         let (reader, version) = (self.clone(), version.clone());
-        self.runtime.spawn_blocking(move || {
+        self.runtime.spawn(async move {
             // The flights of these have found no room, perhaps, and are about to end.
             let mut landing = reader.hot.blocks_of(version.number);
             landing.retain(|block| version.flights.find(*block).is_some());
-            let mut stored = reader.store_now(&version);
+            let store = |may: &_| reader.store_now(may, &version);
+            let mut stored = version.stores().in_place(store).await;
             for block in &landing {
-                reader.runtime.block_on(reader.settles(&version, *block));
+                reader.settles(&version, *block).await;
             }
             if stored && !landing.is_empty() {
-                stored = reader.store_now(&version);
+                stored = version.stores().in_place(store).await;
             }
             if stored {
                 reader.late.end(version.number);
@@ -79,7 +81,7 @@ impl Reader {
 
     /// Stores what is in memory of a version and not on the disk; says whether there was room
     /// for all of it.
-    pub(super) fn store_now(&self, version: &Arc<CachedVersion>) -> bool {
+    pub(super) fn store_now(&self, may: &MayBlock, version: &Arc<CachedVersion>) -> bool {
         // What is in memory is bounded; how many blocks a version has, others say.
         let mut blocks = self.hot.blocks_of(version.number);
         blocks.retain(|block| self.is_in_memory_only(version, *block));
@@ -88,7 +90,7 @@ impl Reader {
             while let [first, more @ ..] = rest {
                 let get = |block: &u32| self.hot.get(version.number, *block);
                 let data: Vec<Block> = rest.iter().map_while(get).collect();
-                if !data.is_empty() && !self.store_run(version, *first, &data) {
+                if !data.is_empty() && !self.store_run(may, version, *first, &data) {
                     return false;
                 }
                 // One that left memory meanwhile is passed over.
@@ -98,10 +100,16 @@ impl Reader {
         true
     }
 
-    fn store_run(&self, version: &Arc<CachedVersion>, first: u32, run: &[Block]) -> bool {
+    fn store_run(
+        &self,
+        may: &MayBlock,
+        version: &Arc<CachedVersion>,
+        first: u32,
+        run: &[Block],
+    ) -> bool {
         let bytes = run.iter().map(|block| block.len() as u64).sum();
-        let Some(room) = self.cache.make_room(version, bytes) else { return false };
-        match version.store(first, run, &room) {
+        let Some(room) = self.cache.make_room(may, version, bytes) else { return false };
+        match version.store(may, first, run, &room) {
             Ok(()) => true,
             Err(error) => {
                 tracing::warn!(%error, "cache disk refuses a write; reading through");

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
+use crate::blocking::MayBlock;
 use crate::buffers::{Block, Buffers, RUN, Share};
 use crate::cache::flight::{AskerId, Flight};
 use crate::cache::hot::HotBlocks;
@@ -118,18 +119,19 @@ impl Reader {
         len: u64,
         purpose: Purpose,
     ) -> Option<Bytes> {
-        self.gather(version, offset..offset.saturating_add(len), &[], false, purpose)
+        self.gather(None, version, offset..offset.saturating_add(len), &[], purpose)
     }
 
     /// The bytes at `offset`, if they are in memory or on the disk, which may be read.
     pub fn read_disk(
         self: &Arc<Self>,
+        may: &MayBlock,
         version: &Arc<CachedVersion>,
         offset: u64,
         len: u64,
         purpose: Purpose,
     ) -> Option<Bytes> {
-        self.gather(version, offset..offset.saturating_add(len), &[], true, purpose)
+        self.gather(Some(may), version, offset..offset.saturating_add(len), &[], purpose)
     }
 
     /// Whether the bytes at `offset` are in memory or on the disk.
@@ -160,12 +162,13 @@ impl Reader {
             let changed = version.flights.changed();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            if let Some(bytes) = self.gather(version, asked.clone(), &mine, false, purpose) {
+            if let Some(bytes) = self.gather(None, version, asked.clone(), &mine, purpose) {
                 return Ok(bytes);
             }
             if wanted.clone().any(|block| version.has(block)) {
-                let from_disk = || self.gather(version, asked.clone(), &mine, true, purpose);
-                if let Some(bytes) = tokio::task::block_in_place(from_disk) {
+                let from_disk =
+                    |may: &_| self.gather(Some(may), version, asked.clone(), &mine, purpose);
+                if let Some(bytes) = version.calls().in_place(from_disk).await {
                     return Ok(bytes);
                 }
             }
@@ -260,13 +263,14 @@ impl Reader {
         self.hot.bytes() as u64
     }
 
-    /// Collects the bytes if all of them are here; `disk` says whether the disk may be read.
+    /// Collects the bytes if all of them are here: in memory, or on the disk for one who may wait for
+    /// that.
     fn gather(
         self: &Arc<Self>,
+        may: Option<&MayBlock>,
         version: &Arc<CachedVersion>,
         asked: Range<u64>,
         mine: &[Arc<Flight>],
-        disk: bool,
         purpose: Purpose,
     ) -> Option<Bytes> {
         let size = version.size();
@@ -274,7 +278,8 @@ impl Reader {
         let in_memory: Vec<Option<Block>> =
             wanted.clone().map(|b| self.in_memory(version, b, mine)).collect();
         // Nothing is read from the disk in vain.
-        let here = |(b, data): (u32, &Option<Block>)| data.is_some() || (disk && version.has(b));
+        let on_disk = |b| may.is_some() && version.has(b);
+        let here = |(b, data): (u32, &Option<Block>)| data.is_some() || on_disk(b);
         if !wanted.clone().zip(&in_memory).all(here) {
             return None;
         }
@@ -301,7 +306,7 @@ impl Reader {
             }
             let missing = in_memory[place..].iter().take_while(|data| data.is_none()).count();
             let end = (at + missing as u32).min(at + RUN);
-            let run = self.read_run(version, at..end)?;
+            let run = self.read_run(may?, version, at..end)?;
             for (block, data) in (at..).zip(&run) {
                 if !is_done(block) {
                     self.hot.insert(version.number, block, std::slice::from_ref(data));
@@ -320,9 +325,14 @@ impl Reader {
         Some(joined.slice(from.min(to)..to))
     }
 
-    fn read_run(&self, version: &Arc<CachedVersion>, run: Range<u32>) -> Option<Vec<Block>> {
+    fn read_run(
+        &self,
+        may: &MayBlock,
+        version: &Arc<CachedVersion>,
+        run: Range<u32>,
+    ) -> Option<Vec<Block>> {
         let mut share = self.try_share(fetch::capacity_of(run.clone(), version.size()))?;
-        version.read_run(run, &mut share).ok()
+        version.read_run(may, run, &mut share).ok()
     }
 
     fn in_memory(&self, version: &CachedVersion, n: u32, mine: &[Arc<Flight>]) -> Option<Block> {

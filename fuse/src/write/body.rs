@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use super::draft::{Draft, PartState, by_block};
+use crate::blocking::MayBlock;
 use crate::cache::dir::FROZEN;
 use crate::model::blocks::BLOCK;
 use crate::model::crc;
@@ -17,7 +18,7 @@ use crate::page_cache::{self, Chunk};
 /// upload takes no share of the readers' memory.
 const MEMORY_MAX: u64 = 1 << 20;
 /// The checksums of all blocks of a file of `size` bytes that nobody writes any more.
-pub(super) fn sums(draft: &Draft, size: u64) -> io::Result<Vec<u32>> {
+pub(super) fn sums(_: &MayBlock, draft: &Draft, size: u64) -> io::Result<Vec<u32>> {
     let sum = |block: Range<u64>| match draft.sum(block.start / BLOCK) {
         Some(sum) => Ok(sum),
         None => file_sum(draft.file(), block),
@@ -35,12 +36,18 @@ pub(super) fn at_hand(draft: &Draft, of: PartState) -> Option<UploadBody> {
 ///
 /// # Errors
 /// What the cache disk reports.
-pub(super) fn from_disk(draft: &Draft, of: PartState, frozen: bool) -> io::Result<UploadBody> {
+pub(super) fn from_disk(
+    _: &MayBlock,
+    draft: &Draft,
+    of: PartState,
+    frozen: bool,
+) -> io::Result<UploadBody> {
     // What is read into memory is frozen there.
     if frozen && of.len > MEMORY_MAX {
         let file = Arc::new(copy_of(draft, of.start, of.len)?);
         let crc32c = combined(by_block(0..of.len), |range| file_sum(&file, range))?;
-        return Ok(UploadBody::File { file, offset: 0, len: of.len, crc32c });
+        let calls = draft.calls().clone();
+        return Ok(UploadBody::File { file, calls, offset: 0, len: of.len, crc32c });
     }
     body(draft, of, File::read_exact_at, |range| known_sum(draft, of, range))
 }
@@ -59,7 +66,8 @@ fn body(
         return Ok(UploadBody::of(chunk.into_bytes()));
     }
     let crc32c = combined(by_block(of.range()), sum)?;
-    Ok(UploadBody::File { file: file.clone(), offset, len, crc32c })
+    let (file, calls) = (file.clone(), draft.calls().clone());
+    Ok(UploadBody::File { file, calls, offset, len, crc32c })
 }
 
 /// The checksum of bytes within one block of a part: as they were written, or read now.

@@ -4,6 +4,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::draft::Leftover;
+use crate::blocking::MayBlock;
 
 /// Such handles. They are known until they are closed, by later engines, too.
 #[derive(Default)]
@@ -36,38 +37,44 @@ impl CleanHandles {
     }
 
     /// Forgets one: it is closed, or a write through it was refused.
-    pub(super) fn forget(&self, mount: &str, fh: u64) {
+    pub(super) fn forget(&self, may: &MayBlock, mount: &str, fh: u64) {
+        let mut closed = Vec::new();
         self.files().retain_mut(|file| {
             if file.leftover.mount != mount || !file.handles.contains(&fh) {
                 return true;
             }
             file.handles.retain(|handle| *handle != fh);
-            file.leftover.note_closed(fh);
-            if file.handles.is_empty() && file.worked_off {
-                file.leftover.forget_record();
-            }
-            !file.handles.is_empty()
+            let is_over = file.handles.is_empty();
+            closed.push((file.leftover.clone(), is_over && file.worked_off));
+            !is_over
         });
+        // Without the lock: others ask.
+        for (leftover, is_over) in closed {
+            leftover.note_closed(may, fh);
+            if is_over {
+                leftover.forget_record(may);
+            }
+        }
     }
 
     /// Forgets all of a mount that is gone.
-    pub(super) fn forget_mount(&self, mount: &str) {
-        self.files().retain(|file| {
-            let is_its = file.leftover.mount == mount;
-            if is_its && file.worked_off {
-                file.leftover.forget_record();
-            }
-            !is_its
-        });
+    pub(super) fn forget_mount(&self, may: &MayBlock, mount: &str) {
+        let its: Vec<CleanFile> =
+            self.files().extract_if(.., |file| file.leftover.mount == mount).collect();
+        for file in its.iter().filter(|file| file.worked_off) {
+            file.leftover.forget_record(may);
+        }
     }
 
     /// Notes that all else that a record told of is worked off. Says whether it is still needed.
-    pub(super) fn worked_off(&self, leftover: &Leftover) -> bool {
-        let mut files = self.files();
-        let file = files.iter_mut().find(|file| file.leftover.staging == leftover.staging);
-        let Some(file) = file else { return false };
-        file.worked_off = true;
-        leftover.keep_record()
+    pub(super) fn worked_off(&self, may: &MayBlock, leftover: &Leftover) -> bool {
+        {
+            let mut files = self.files();
+            let file = files.iter_mut().find(|file| file.leftover.staging == leftover.staging);
+            let Some(file) = file else { return false };
+            file.worked_off = true;
+        }
+        leftover.keep_record(may)
     }
 
     fn files(&self) -> MutexGuard<'_, Vec<CleanFile>> {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::draft::{Draft, Operation, Outcome, Remains};
 use super::gates::DirGates;
 use super::{WriteError, Writer, body};
+use crate::blocking::MayBlock;
 use crate::cache::LostRow;
 use crate::logged::LoggedName;
 use crate::model::version::ObjectInfo;
@@ -51,18 +52,22 @@ impl Writer {
         let unlinked = draft.phase() == super::draft::Phase::Unlinked;
         match draft.remains() {
             Remains::Stored => {
-                let info = self.cache_stored(draft);
+                let info = self.cache_stored(draft).await;
                 dir.end_writing(&name, &draft.node, info);
             }
             Remains::Nothing => {
-                draft.staging().remove();
+                let remove = |may: &_| {
+                    draft.staging().remove(may);
+                    draft.end_record(may);
+                };
+                draft.calls().in_place(remove).await;
                 if !unlinked {
                     dir.end_writing(&name, &draft.node, None);
                 }
             }
             Remains::Untold => {
                 let cause = error.unwrap_or(WriteError::Ended);
-                self.keep_lost(draft, &cause.to_string());
+                draft.calls().in_place(|may| self.keep_lost(may, draft, &cause)).await;
                 left = Some(cause);
                 dir.end_writing(&name, &draft.node, None);
             }
@@ -73,14 +78,21 @@ impl Writer {
     }
 
     /// Makes the bytes of a stored file its cached version. What the name shows from now on.
-    fn cache_stored(&self, draft: &Draft) -> Option<ObjectInfo> {
-        let key = self.names.version_key(&draft.node)?;
+    async fn cache_stored(&self, draft: &Draft) -> Option<ObjectInfo> {
+        let Some(key) = self.names.version_key(&draft.node) else {
+            draft.calls().in_place(|may| draft.end_record(may)).await;
+            return None;
+        };
         let (size, mtime) = draft.node.size_and_mtime();
         let is_whole = size > 0 && key.version.size == size;
-        tokio::task::block_in_place(|| match is_whole.then(|| body::sums(draft, size)) {
-            Some(Ok(sums)) => self.names.cache.adopt(&key, draft.staging(), &sums),
-            Some(Err(_)) | None => draft.staging().remove(),
-        });
+        let adopt = |may: &_| {
+            match is_whole.then(|| body::sums(may, draft, size)) {
+                Some(Ok(sums)) => self.names.cache.adopt(may, &key, draft.staging(), &sums),
+                Some(Err(_)) | None => draft.staging().remove(may),
+            }
+            draft.end_record(may);
+        };
+        self.names.cache.in_place(adopt).await;
         Some(ObjectInfo {
             size,
             etag: Some(key.version.etag),
@@ -90,11 +102,12 @@ impl Writer {
         })
     }
 
-    fn keep_lost(&self, draft: &Draft, cause: &str) {
+    fn keep_lost(&self, may: &MayBlock, draft: &Draft, cause: &WriteError) {
+        let cause = &*cause.to_string();
         self.metrics.lost_closes.inc();
         let bucket = self.names.bucket().as_str();
         let lost = LostRow::new(bucket, &draft.key(), cause, draft.size());
-        match self.names.cache.keep_lost(draft.path(), &lost) {
+        match self.names.cache.keep_lost(may, draft.path(), &lost) {
             Ok(kept) => tracing::error!(
                 key = %LoggedName(&lost.key), cause, kept = %kept.display(),
                 "bytes not stored at the last close; see weir lost"
@@ -104,5 +117,6 @@ impl Writer {
                 "bytes not stored at the last close, and not kept either"
             ),
         }
+        draft.end_record(may);
     }
 }

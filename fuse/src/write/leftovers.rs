@@ -9,6 +9,7 @@ use super::Writer;
 use super::clean::CleanHandles;
 use super::draft::{Leftover, Owner, PendingId, leftovers};
 use super::renaming::{NamesHeld, RenameLeftover, Renames, is_record};
+use crate::blocking::MayBlock;
 use crate::cache::dir::FROZEN;
 use crate::cache::{LostRow, NodeCache};
 use crate::logged::LoggedName;
@@ -29,12 +30,12 @@ struct Unended {
 
 impl Leftovers {
     /// Reads the records beside what is there. Bytes of nobody knows whom go to `lost/` at once.
-    pub fn of(cache: &NodeCache) -> Self {
-        Self::among(cache, cache.take_staged())
+    pub fn of(may: &MayBlock, cache: &NodeCache) -> Self {
+        Self::among(may, cache, cache.take_staged())
     }
 
     /// As [`Leftovers::of`], of these files.
-    pub(super) fn among(cache: &NodeCache, files: Vec<PathBuf>) -> Self {
+    pub(super) fn among(may: &MayBlock, cache: &NodeCache, files: Vec<PathBuf>) -> Self {
         // Copies of bytes that lie beside them.
         let (copies, files): (Vec<_>, Vec<_>) =
             files.into_iter().partition(|path| path.extension().is_some_and(|of| of == FROZEN));
@@ -44,13 +45,13 @@ impl Leftovers {
         let (renames, files): (Vec<_>, Vec<_>) =
             files.into_iter().partition(|path| is_record(path));
         let (known, unknown): (Vec<_>, Vec<_>) =
-            leftovers(files).into_iter().partition(|left| left.owner.is_some());
+            leftovers(may, files).into_iter().partition(|left| left.owner.is_some());
         for leftover in &unknown {
-            keep_bytes(cache, leftover);
-            leftover.forget_record();
+            keep_bytes(may, cache, leftover);
+            leftover.forget_record(may);
         }
         let clean = CleanHandles::of(&known);
-        Self { files: Mutex::new(known), renames: by_owner(renames), clean }
+        Self { files: Mutex::new(known), renames: by_owner(may, renames), clean }
     }
 
     /// Whether the kernel has this handle of a mount from an earlier engine, and the origin holds
@@ -60,13 +61,13 @@ impl Leftovers {
     }
 
     /// Forgets that a handle is clean: it is closed, or a write through it was refused.
-    pub fn forget_handle(&self, mount: &str, fh: u64) {
-        self.clean.forget(mount, fh);
+    pub fn forget_handle(&self, may: &MayBlock, mount: &str, fh: u64) {
+        self.clean.forget(may, mount, fh);
     }
 
     /// Forgets the handles of a mount that is gone.
-    pub fn forget_mount(&self, mount: &str) {
-        self.clean.forget_mount(mount);
+    pub fn forget_mount(&self, may: &MayBlock, mount: &str) {
+        self.clean.forget_mount(may, mount);
     }
 
     /// Takes those of these owners.
@@ -97,9 +98,9 @@ impl Leftovers {
     }
 }
 
-fn by_owner(records: Vec<PathBuf>) -> HashMap<Owner, Unended> {
+fn by_owner(may: &MayBlock, records: Vec<PathBuf>) -> HashMap<Owner, Unended> {
     let mut lists: HashMap<Owner, Vec<RenameLeftover>> = HashMap::new();
-    for left in records.into_iter().filter_map(RenameLeftover::read) {
+    for left in records.into_iter().filter_map(|path| RenameLeftover::read(may, path)) {
         lists.entry(left.owner.clone()).or_default().push(left);
     }
     let unended = |renames: Vec<RenameLeftover>| Unended {
@@ -122,10 +123,14 @@ impl Writer {
                 Some(upload) => self.end_upload(upload).await,
                 None => true,
             };
-            keep_bytes(&self.names.cache, &leftover);
-            if ended && !leftovers.clean.worked_off(&leftover) {
-                leftover.forget_record();
-            }
+            let cache = &self.names.cache;
+            let work_off = |may: &_| {
+                keep_bytes(may, cache, &leftover);
+                if ended && !leftovers.clean.worked_off(may, &leftover) {
+                    leftover.forget_record(may);
+                }
+            };
+            cache.in_place(work_off).await;
         }
         let cache = &self.names.cache;
         for (id, row) in cache.take_journaled_uploads(self.names.bucket()) {
@@ -145,7 +150,7 @@ impl Writer {
     }
 }
 
-fn keep_bytes(cache: &NodeCache, leftover: &Leftover) {
+fn keep_bytes(may: &MayBlock, cache: &NodeCache, leftover: &Leftover) {
     let size = std::fs::metadata(&leftover.staging).map_or(0, |metadata| metadata.len());
     if leftover.clean || leftover.unlinked || size == 0 {
         let _ = std::fs::remove_file(&leftover.staging);
@@ -154,7 +159,7 @@ fn keep_bytes(cache: &NodeCache, leftover: &Leftover) {
     let bucket = leftover.owner.as_ref().map_or("", |owner| &owner.bucket);
     let cause = "the process that wrote it ended before it was closed";
     let row = LostRow::new(bucket, &leftover.key, cause, size);
-    match cache.keep_lost(&leftover.staging, &row) {
+    match cache.keep_lost(may, &leftover.staging, &row) {
         Ok(kept) => tracing::warn!(
             key = %LoggedName(&leftover.key), kept = %kept.display(),
             "bytes of an earlier run were not stored; see weir lost"

@@ -10,13 +10,16 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::blocking::MayBlock;
+
 /// Makes a new record.
-pub(super) fn create(path: &Path) -> io::Result<File> {
+pub(super) fn create(_: &MayBlock, path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create_new(true).mode(0o600).open(path)
 }
 
 /// Adds lines, in one write.
 pub(super) fn append<T: Serialize>(
+    _: &MayBlock,
     mut file: &File,
     lines: impl IntoIterator<Item = T>,
 ) -> io::Result<()> {
@@ -30,7 +33,7 @@ pub(super) fn append<T: Serialize>(
 
 /// The lines of a record; one that was cut by the end of its process is none. Empty where there is
 /// no record.
-pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Vec<T> {
+pub(super) fn read<T: DeserializeOwned>(_: &MayBlock, path: &Path) -> Vec<T> {
     let text = fs::read(path).unwrap_or_default();
     let lines = text.split(|byte| *byte == b'\n');
     lines.map_while(|line| serde_json::from_slice(line).ok()).collect()
@@ -39,6 +42,7 @@ pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Vec<T> {
 /// Adds a line to a record that its process has left. What that process did not write to its end is
 /// taken away first: a line behind it would never be read.
 pub(super) fn append_to_left<T: Serialize + DeserializeOwned>(
+    may: &MayBlock,
     path: &Path,
     line: T,
 ) -> io::Result<()> {
@@ -53,7 +57,7 @@ pub(super) fn append_to_left<T: Serialize + DeserializeOwned>(
     if text[..whole].last().is_some_and(|byte| *byte != b'\n') {
         (&file).write_all(b"\n")?;
     }
-    append(&file, [line])
+    append(may, &file, [line])
 }
 
 /// Now, in milliseconds since 1970.

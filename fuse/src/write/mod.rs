@@ -30,7 +30,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::io::Errno;
 use tokio::runtime::Handle;
 
-use crate::cache::{NoRoom, Share};
+use crate::cache::{NoRoom, Share, StagingFile};
 use crate::metrics::Metrics;
 use crate::model::key::BadName;
 use crate::model::version::VersionKey;
@@ -98,33 +98,41 @@ impl Writer {
         DirGates::take(&[dir], None).await
     }
 
-    /// Begins a change of a file. From here on the name is this node's. Whoever asks has entered
-    /// its directory.
+    /// A file for the bytes of a change.
     ///
     /// # Errors
     /// What the cache disk reports; ENOSPC while `lost/` is full: what could not be stored is then
     /// more than anybody looks after.
+    pub async fn stage(&self, preference: &[u8]) -> Result<StagingFile, WriteError> {
+        let disk = self.names.cache.staging_disk(preference);
+        let create = |may: &_| {
+            if self.names.cache.lost_is_full(may, self.names.bucket()) {
+                tracing::error!(
+                    "no file is written while lost/ holds as much as --lost-max allows: see what \
+                     is there with `weir lost list`, then `weir lost restore` or `weir lost rm`"
+                );
+                return Err(std::io::Error::from(Errno::NOSPC));
+            }
+            disk.create(may, Some(self.share.clone()))
+        };
+        Ok(disk.calls().in_place(create).await?)
+    }
+
+    /// Begins a change of a file, whose bytes come into `staging`. From here on the name is this
+    /// node's. Whoever asks has entered its directory.
     pub fn begin(
         &self,
         node: &Arc<FileNode>,
-        preference: &[u8],
+        staging: StagingFile,
         beginning: Beginning,
-    ) -> Result<Arc<Draft>, WriteError> {
-        if self.names.cache.lost_is_full(self.names.bucket()) {
-            tracing::error!(
-                "no file is written while lost/ holds as much as --lost-max allows: see what is \
-                 there with `weir lost list`, then `weir lost restore` or `weir lost rm`"
-            );
-            return Err(std::io::Error::from(Errno::NOSPC).into());
-        }
-        let staging = self.names.cache.new_staging(preference, Some(self.share.clone()))?;
+    ) -> Arc<Draft> {
         let (author, spares) = (self.author(), self.spares.clone());
         let draft = Draft::new(node.clone(), staging, self.plan, beginning, author, spares);
         self.drafts().insert(node.ino, draft.clone());
         let (dir, name) = node.place();
         dir.begin_writing(&name, node);
         node.set_size(0);
-        Ok(draft)
+        draft
     }
 
     /// The change that a node's file is under.
@@ -161,11 +169,11 @@ impl Writer {
     }
 
     /// The record of a rename of these objects: what is moved, where to, what it replaces there.
-    fn note_rename<'a>(
+    async fn note_rename<'a>(
         &self,
         objects: impl Iterator<Item = (&'a VersionKey, &'a str, &'a Condition)>,
     ) -> RenameRecord {
-        RenameRecord::begin(self.names.cache.new_record_path(), self.owner(), objects)
+        RenameRecord::begin(self.names.cache.record_disk(), self.owner(), objects).await
     }
 
     fn drafts(&self) -> MutexGuard<'_, HashMap<u64, Arc<Draft>>> {

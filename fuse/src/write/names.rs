@@ -107,7 +107,8 @@ impl Writer {
                 Ok(()) => {
                     self.note_unlinked(dir, name, draft.as_deref()).await;
                     if let Some(key) = self.names.version_key(&node) {
-                        self.names.cache.discard(&key);
+                        let cache = &self.names.cache;
+                        cache.in_place(|may| cache.discard(may, &key)).await;
                     }
                     return Ok(());
                 }
@@ -210,6 +211,7 @@ impl Writer {
     /// Ends what was written under a name that is gone, or that another file has taken.
     pub(super) async fn note_replaced(&self, draft: &Draft) {
         draft.unlink();
+        draft.note_down().await;
         self.abandon(draft).await;
     }
 

@@ -154,13 +154,13 @@ impl Writer {
         let new_key = to.dir.prefix().key_of(to.name);
         let target = seen_of(pair.replaced.as_deref(), pair.replaced_draft.as_deref());
         let object = (&old, &*new_key, &target);
-        let record = self.note_rename(std::iter::once(object));
+        let record = self.note_rename(std::iter::once(object)).await;
         let step = Step { pair, from, to, record: &record };
         let done = match self.copy_noted(&step, object).await {
             Ok(copy) => self.leave_source(&step, &old, copy).await,
             Err(error) => self.not_copied(&step, no_replace, error).await,
         };
-        record.end();
+        record.end().await;
         done
     }
 
@@ -172,11 +172,11 @@ impl Writer {
     ) -> Result<Stored, WriteError> {
         if step.pair.replaced.is_some() {
             self.keep_parent(step.from.dir, step.from.name).await?;
-            step.record.pass_point(false);
+            step.record.pass_point(false).await;
         }
-        step.record.copying(0, &old.version);
+        step.record.copying(0, &old.version).await;
         let copy = self.copy(old, new_key, target).await?;
-        step.record.copied(0, &copy);
+        step.record.copied(0, &copy).await;
         Ok(copy)
     }
 
@@ -224,7 +224,7 @@ impl Writer {
         };
         let removed = match removed {
             Ok(()) => {
-                record.pass_point(false);
+                record.pass_point(false).await;
                 self.remove_version(&old.key, &old.version.etag).await
             }
             error => error,
@@ -295,7 +295,7 @@ impl Writer {
 
     /// Removes the copy again.
     async fn take_back(&self, step: &Step<'_>, copy: Option<ETag>) {
-        step.record.turn_back();
+        step.record.turn_back().await;
         let Some(etag) = copy else { return };
         let key = step.to.dir.prefix().key_of(step.to.name);
         if let Err(error) = self.remove_version(&key, &etag).await
@@ -315,6 +315,7 @@ impl Writer {
         match pair.draft.as_ref().filter(|draft| !draft.is_sealed()) {
             Some(draft) => {
                 draft.moved(&info);
+                draft.note_down().await;
                 to.dir.begin_writing(to.name, node);
             }
             None => to.dir.insert_file(to.name, info, Some(node)),
@@ -348,9 +349,8 @@ impl Writer {
         if let Some(etag) = &stored.etag {
             let version = Version { etag: etag.clone(), size: *size };
             let new = VersionKey { bucket: old.bucket.clone(), key: new_key.into(), version };
-            tokio::task::block_in_place(|| {
-                self.names.cache.moved(old, &new);
-            });
+            let cache = &self.names.cache;
+            cache.in_place(|may| cache.moved(may, old, &new)).await;
         }
         Ok(stored)
     }

@@ -113,9 +113,9 @@ impl Writer {
         }
         let began = Instant::now();
         let planned = objects.iter().map(|of| (&of.old, &*of.new_key, &of.over));
-        let record = tokio::task::block_in_place(|| self.note_rename(planned));
+        let record = self.note_rename(planned).await;
         let moved = self.move_all(&record, &mut objects, from).await;
-        record.end();
+        record.end().await;
         let removed = moved?;
         self.rename_rate.note(objects.len(), began.elapsed());
         let moved: Vec<_> = gates.iter().map(|(draft, _)| *draft).collect();
@@ -250,12 +250,12 @@ impl Writer {
                 Some(etag) => Condition::Matches(etag),
                 None => object.over.clone(),
             };
-            record.copying(object.number, &object.old.version);
+            record.copying(object.number, &object.old.version).await;
             let copied = self.copy(&object.old, &object.new_key, &target).await;
             object.in_doubt = copied.as_ref().is_err_and(WriteError::is_transient);
             match copied {
                 Ok(copy) => {
-                    record.copied(object.number, &copy);
+                    record.copied(object.number, &copy).await;
                     object.copy = Some(copy);
                     return Ok(());
                 }
@@ -283,13 +283,13 @@ impl Writer {
         objects: &mut [Passenger],
     ) -> Result<Result<(), WriteError>, WriteError> {
         let Some((first, rest)) = objects.split_first_mut() else { return Ok(Ok(())) };
-        tokio::task::block_in_place(|| record.pass_point(true));
+        record.pass_point(true).await;
         if let Err(error) = self.remove_one(record, first).await {
             match self.present(&first.old.key).await {
                 // It was removed all the same.
                 Ok(None) => {}
                 Ok(Some(_)) => {
-                    record.turn_back();
+                    record.turn_back().await;
                     self.undo(record, objects).await;
                     return Err(error);
                 }
@@ -343,6 +343,7 @@ impl Writer {
                     let info = copy.clone().into_info(object.old.version.size, None);
                     draft.node.set_stored(&info);
                     draft.moved(&info);
+                    draft.note_down().await;
                 }
                 None => self.give_name_up(draft).await,
             }

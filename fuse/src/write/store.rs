@@ -44,6 +44,8 @@ impl Writer {
         }
         self.metrics.uploads.inc();
         let done = self.store(draft).await;
+        // Before anybody is answered.
+        draft.note_down().await;
         self.metrics.uploads.dec();
         if let Err(error) = &done {
             let (session, key) = (self.names.session(), draft.key());
@@ -74,7 +76,10 @@ impl Writer {
     /// Asks the origin what became of the request whose end is not known.
     async fn settle(&self, draft: &Draft) -> Result<(), WriteError> {
         match self.present(&draft.key()).await? {
-            Some(info) if draft.wrote(info.writer.as_deref()) => self.note_stored(draft, &info),
+            Some(info) if draft.wrote(info.writer.as_deref()) => {
+                self.note_stored(draft, &info);
+                draft.note_down().await;
+            }
             None if draft.is_removing() => self.note_removed(draft).await,
             _ => draft.unchanged(),
         }
@@ -144,10 +149,12 @@ impl Writer {
         let write = WriteIntent { condition: draft.seen(), writer: new_nonce() };
         let key = draft.key();
         let whole = draft.whole_file(snapshot);
-        let sent = self.send_range(draft, whole, |body| {
+        let put = async |body| {
             draft.sending(&write.writer, snapshot);
-            self.names.origin.put(&key, body, &write)
-        });
+            draft.note_down().await;
+            self.names.origin.put(&key, body, &write).await
+        };
+        let sent = self.send_range(draft, whole, put);
         match sent.await {
             Ok(stored) => self.acknowledged(draft, &key, snapshot, stored, &write.writer).await,
             Err(WriteError::Origin(error)) => self.after_failure(draft, &key, error).await,
@@ -156,7 +163,7 @@ impl Writer {
                 if draft.phase() == Phase::InDoubt {
                     self.settle(draft).await?;
                 }
-                cut(draft, snapshot, error)
+                cut(draft, snapshot, error).await
             }
         }
     }
@@ -178,10 +185,11 @@ impl Writer {
                 let gone = OriginError::Conflict;
                 return self.after_failure(draft, &upload.key, gone).await;
             }
-            Err(error) => return cut(draft, snapshot, error),
+            Err(error) => return cut(draft, snapshot, error).await,
         };
         let write = WriteIntent { condition: draft.seen(), writer: upload.writer.clone() };
         draft.sending(&write.writer, snapshot);
+        draft.note_down().await;
         match self.complete(&upload, &parts, &write).await {
             Ok(stored) => {
                 draft.upload_ended();
@@ -333,8 +341,10 @@ impl Writer {
 }
 
 /// An error on the way to the request: none where the file was cut below what was to be sent.
-fn cut(draft: &Draft, snapshot: &Snapshot, error: WriteError) -> Result<Round, WriteError> {
-    match draft.size() < snapshot.size {
+async fn cut(draft: &Draft, snapshot: &Snapshot, error: WriteError) -> Result<Round, WriteError> {
+    // It may be cut at this moment.
+    let size = draft.calls().in_place(|may| draft.settled_size(may)).await;
+    match size < snapshot.size {
         true => Ok(Round::Again(error)),
         false => Err(error),
     }

@@ -98,7 +98,7 @@ impl Writer {
             self.abandon(draft).await;
         }
         self.abandon_begun(draft).await;
-        draft.beginning_upload(&key)?;
+        draft.calls().in_place(|may| draft.beginning_upload(may, &key)).await?;
         let writer = new_nonce();
         let parts = match layout.has_copies() {
             true => PartKind::Mixed,
@@ -108,6 +108,7 @@ impl Writer {
         let id = self.names.origin.create_upload(&key, &writer, parts).await?;
         let upload = UploadId { key, id, writer };
         draft.begin_upload(upload.clone(), layout, live);
+        draft.note_down().await;
         Ok(upload)
     }
 
@@ -171,6 +172,7 @@ impl Writer {
         let origin = &self.names.origin;
         let copied = origin.copy_part(source, of.range(), &upload.key, &upload.id, part).await?;
         claim.done(copied);
+        draft.note_down().await;
         self.metrics.copied_bytes.inc_by(of.len);
         Ok(())
     }
@@ -203,12 +205,16 @@ impl Writer {
         let claim = Claim::new(draft, upload, part, of);
         let origin = &self.names.origin;
         // On its way to the disk meanwhile.
-        draft.leave_page_cache(of.start, of.len);
+        draft.calls().in_place(|may| draft.leave_page_cache(may, of.start, of.len)).await;
         let send = |body| origin.upload_part(&upload.key, &upload.id, part, body);
         let done = self.send_range(draft, of, send).await?;
         slot.done(of.len);
         claim.done(done);
-        draft.leave_page_cache(of.start, of.len);
+        let leave = |may: &_| {
+            draft.leave_page_cache(may, of.start, of.len);
+            draft.write_down(may);
+        };
+        draft.calls().in_place(leave).await;
         Ok(())
     }
 
@@ -229,7 +235,10 @@ impl Writer {
             let at_hand = if frozen { None } else { body::at_hand(draft, of) };
             let body = match at_hand {
                 Some(body) => body,
-                None => tokio::task::block_in_place(|| body::from_disk(draft, of, frozen))?,
+                None => {
+                    let read = |may: &_| body::from_disk(may, draft, of, frozen);
+                    draft.calls().in_place(read).await?
+                }
             };
             let error = match send(body).await {
                 Ok(done) => return Ok(done),
@@ -259,6 +268,7 @@ impl Writer {
             true => draft.upload_ended(),
             false => draft.upload_stays(),
         }
+        draft.note_down().await;
     }
 
     /// Aborts what was begun by a request whose answer was lost.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use tempfile::TempDir;
-use weir_fuse::blocking::MayBlock;
+use weir_fuse::blocking::{MayBlock, in_place};
 use weir_fuse::cache::{CacheSettings, NodeCache};
 use weir_fuse::engine::io::ReadNow;
 use weir_fuse::engine::open::OpenRequest;
@@ -46,16 +46,18 @@ impl Node {
     pub(crate) fn over(memory: Arc<MemoryOrigin>, dir: TempDir) -> Self {
         let metrics = Arc::new(Metrics::new().unwrap());
         let settings = CacheSettings::one(dir.path(), u64::MAX, 0);
-        let cache = NodeCache::open(&settings, metrics.clone()).unwrap();
+        let cache = in_place(|may| NodeCache::open(may, &settings, metrics.clone())).unwrap();
         let runtime = tokio::runtime::Handle::current();
-        let engine =
-            Engine::new(cache, 128 << 20, metrics, runtime, 1 << 20, Arc::new(Proc)).unwrap();
+        let engine = in_place(|may| {
+            Engine::new(may, cache, 128 << 20, metrics, runtime, 1 << 20, Arc::new(Proc))
+        })
+        .unwrap();
         let faulty = Arc::new(Faulty::new(memory.clone()));
         Self { memory, faulty, engine, _dir: dir }
     }
 
     pub(crate) fn staging(&self) -> std::path::PathBuf {
-        self.engine.cache.stats().disks[0].dir.join("staging")
+        self.engine.cache.dirs().next().unwrap().join("staging")
     }
 
     /// How many records of files under change there are.
@@ -184,4 +186,16 @@ pub(crate) fn unavailable() -> OriginError {
 
 pub(crate) fn denied() -> OriginError {
     OriginError::Denied("AccessDenied".into())
+}
+
+/// What a thread that may wait asks of a session, asked by a task.
+pub(crate) trait InPlace {
+    /// Writes through a handle.
+    fn put(&self, fh: u64, offset: u64, data: &[u8]) -> Result<u32, Errno>;
+}
+
+impl InPlace for Arc<Session> {
+    fn put(&self, fh: u64, offset: u64, data: &[u8]) -> Result<u32, Errno> {
+        in_place(|may| self.write(may, fh, offset, data))
+    }
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, stream};
+use weir_fuse::blocking::beside;
 use weir_fuse::origin::{Condition, Origin, PartKind, UploadBody, WriteIntent};
 
 use super::figures::{Figure, Unit, table};
@@ -36,7 +37,7 @@ fn failed(what: &str) -> impl Fn(std::io::Error) -> Failure {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
 ) -> Result<T, Failure> {
-    tokio::task::spawn_blocking(work)
+    beside(|_| work())
         .await
         .unwrap_or_else(|e| Err(Failure::new(Kind::Other, format!("a step broke off: {e}"))))
 }

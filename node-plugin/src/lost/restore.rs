@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
+use weir_fuse::blocking::Turns;
 use weir_fuse::origin::{Condition, Origin, OriginError, Part, PartKind, UploadBody, WriteIntent};
 use weir_fuse::write::parts::PartPlan;
 
@@ -80,13 +81,14 @@ async fn in_parts(
     let id = origin.create_upload(key, &write.writer, PartKind::Sent).await?;
     let plan = PartPlan::new(PART);
     let file = Arc::new(File::open(path)?);
+    let calls = Arc::new(Turns::new(AT_ONCE));
     let sends = (1..=plan.count(size)).map(|number| {
-        let (id, file) = (&id, file.clone());
+        let (id, file, calls) = (&id, file.clone(), calls.clone());
         async move {
             let range = plan.range(number);
             let len = range.end.min(size) - range.start;
-            let crc32c = tokio::task::block_in_place(|| checksum(&file, range.start, len))?;
-            let body = UploadBody::File { file, offset: range.start, len, crc32c };
+            let crc32c = calls.in_place(|_| checksum(&file, range.start, len)).await?;
+            let body = UploadBody::File { file, calls, offset: range.start, len, crc32c };
             Ok::<Part, RestoreError>(origin.upload_part(key, id, number, body).await?)
         }
     });

@@ -84,25 +84,26 @@ impl Wanted<'_> {
         tokio::pin!(look);
         let looked = match tokio::time::timeout(PATIENCE, &mut look).await {
             Ok(looked) => looked,
-            Err(_) if self.can_begin_away() => return Ok(Start::Away(OriginError::TimedOut)),
+            Err(_) if self.can_begin_away().await => return Ok(Start::Away(OriginError::TimedOut)),
             Err(_) => look.await,
         };
         match looked {
             Ok(()) => Ok(Start::Proven),
-            Err(Unfit::Origin(error)) if error.is_outage() && self.can_begin_away() => {
+            Err(Unfit::Origin(error)) if error.is_outage() && self.can_begin_away().await => {
                 Ok(Start::Away(error))
             }
             Err(unfit) => {
                 if let Unfit::Origin(error) = &unfit {
-                    self.engine.note_refusal(self.bucket, self.names, error);
+                    self.engine.note_refusal(self.bucket, self.names, error).await;
                 }
                 Err(self.failure(&unfit))
             }
         }
     }
 
-    fn can_begin_away(&self) -> bool {
-        self.policy == MountPolicy::Cached && self.engine.can_begin_away(self.bucket, self.names)
+    async fn can_begin_away(&self) -> bool {
+        self.policy == MountPolicy::Cached
+            && self.engine.can_begin_away(self.bucket, self.names).await
     }
 
     fn failure(&self, unfit: &Unfit) -> Failure {

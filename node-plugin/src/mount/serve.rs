@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
 use weir_fuse::adapter::{self, MountOptions, Mounted, mount as fuse_mount};
-use weir_fuse::blocking::aside;
+use weir_fuse::blocking::{MayBlock, aside, beside, in_place};
 use weir_fuse::cache::NodeCache;
 use weir_fuse::engine::owner::Proc;
 use weir_fuse::engine::{Engine, Session};
@@ -85,9 +85,8 @@ impl Service {
         let counted = assembly::metrics()?;
         // The index is opened while the bucket answers.
         let (settings, of_cache) = (config.cache.clone(), counted.clone());
-        let opening = tokio::task::spawn_blocking(move || {
-            assembly::engine(&settings, of_cache, runtime, Arc::new(Proc))
-        });
+        let opening =
+            beside(move |may| assembly::engine(may, &settings, of_cache, runtime, Arc::new(Proc)));
         let connected = connect(config, &counted).await;
         let opened = opening.await;
         let opened = opened.map_err(|e| Failure::new(Kind::Other, format!("cache: {e}")))?;
@@ -103,7 +102,7 @@ impl Service {
         let session = match begin(config, engine, connected).await {
             Ok(session) => session,
             Err(failure) => {
-                tokio::task::block_in_place(|| cache.close());
+                in_place(|may| cache.close(may));
                 return Err(failure);
             }
         };
@@ -116,11 +115,11 @@ impl Service {
             selinux_context: None,
         };
         // The kernel's first request is answered before mount returns; that blocks.
-        let mounted = tokio::task::block_in_place(|| adapter::mount(&session, &options));
+        let mounted = in_place(|_| adapter::mount(&session, &options));
         let mounted = match mounted {
             Ok(mounted) => mounted,
             Err(error) => {
-                tokio::task::block_in_place(|| cache.close());
+                in_place(|may| cache.close(may));
                 return Err(error.into());
             }
         };
@@ -165,7 +164,7 @@ impl Service {
             (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
         let Self { session, cache, mounted, grace, .. } = self;
         let mountpoint = mounted.mountpoint().to_owned();
-        let mut joined = tokio::task::spawn_blocking(move || mounted.join());
+        let mut joined = beside(move |_| mounted.join());
         let signalled = tokio::select! {
             ended = &mut joined => {
                 report(ended);
@@ -184,7 +183,7 @@ impl Service {
     async fn finish(self) -> Result<(), Failure> {
         let Self { session, cache, mounted, grace, .. } = self;
         let until = Instant::now() + grace;
-        let mut joined = tokio::task::spawn_blocking(move || mounted.join());
+        let mut joined = beside(move |_| mounted.join());
         if tokio::time::timeout(USE_PATIENCE.min(grace / 4), &mut joined).await.is_err() {
             tracing::warn!("somebody still uses the mount; ending all the same");
         }
@@ -195,7 +194,8 @@ impl Service {
     pub fn serve_admin(&self, metrics: Option<SocketAddr>) -> Option<AdminSocket> {
         let (session, source) = (self.session.clone(), self.source.clone());
         let mountpoint = self.mountpoint();
-        let status = move || NodeStatus { metrics, ..status_of(&session, &source, &mountpoint) };
+        let status =
+            move |may: &_| NodeStatus { metrics, ..status_of(may, &session, &source, &mountpoint) };
         let serve = || {
             let name = format!("weir-{}.sock", std::process::id());
             let dir = run_dir::make().map_err(|error| error.to_string())?;
@@ -269,17 +269,22 @@ async fn close(
     until: Instant,
 ) -> Result<(), Failure> {
     let stored = session.shut_down(until).await;
-    tokio::task::block_in_place(|| cache.close());
+    in_place(|may| cache.close(may));
     if stored {
         return Ok(());
     }
     Err(Failure::new(Kind::Other, "not everything that was written could be stored; see the log"))
 }
 
-fn status_of(session: &Session, source: &str, mountpoint: &std::path::Path) -> NodeStatus {
+fn status_of(
+    may: &MayBlock,
+    session: &Session,
+    source: &str,
+    mountpoint: &std::path::Path,
+) -> NodeStatus {
     let engine = session.engine();
     let counted = &engine.metrics;
-    let cache = engine.cache.stats();
+    let cache = engine.cache.stats(may);
     let lost = cache.disks.iter().map(|disk| folder::total(&disk.dir)).sum();
     NodeStatus {
         pid: std::process::id(),

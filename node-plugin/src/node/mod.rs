@@ -35,7 +35,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use weir_csi::server::Services;
-use weir_fuse::blocking::aside;
+use weir_fuse::blocking::{aside, in_place};
 use weir_fuse::cache::dir::on_one_file_system;
 
 use crate::cli::node::NodeArgs;
@@ -100,9 +100,8 @@ pub fn run(args: &NodeArgs) -> Result<(), Failure> {
         }
         let processes = mounter.clone();
         let handle = runtime.handle().clone();
-        let engine = tokio::task::block_in_place(|| {
-            assembly::engine(&cache, counted.clone(), handle, processes)
-        })?;
+        let engine =
+            in_place(|may| assembly::engine(may, &cache, counted.clone(), handle, processes))?;
         opened.set(true);
         let client = kubernetes::client();
         let volumes = defaults(args, client.as_ref());
@@ -195,7 +194,7 @@ pub fn run(args: &NodeArgs) -> Result<(), Failure> {
         let socket = csi::Socket { path: &args.sockets.csi_socket, group: args.sockets.csi_group };
         csi::serve(socket, services, ready, counted, on_signal).await?;
         sessions.leave(until).await;
-        tokio::task::block_in_place(|| engine.cache.close());
+        in_place(|may| engine.cache.close(may));
         Ok(())
     });
     // Tasks may hold replies to requests that are left to the next run. Dropped with their

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
+use weir_fuse::blocking::{MayBlock, beside};
 use weir_fuse::cache::dir::on_one_file_system;
 use weir_fuse::engine::Engine;
 
@@ -56,7 +57,7 @@ impl Reporter {
         loop {
             let place = self.registrar.place.clone();
             // A driver that hangs keeps a thread of its own, not this one.
-            let _ = tokio::task::spawn_blocking(move || place.look()).await;
+            let _ = beside(move |_| place.look()).await;
             match self.registrar.refresh().await {
                 Ok(segments) => self.write(segments, &mut counted, &mut last).await,
                 Err(error) => tracing::warn!(error, "labels of this node are not known"),
@@ -84,8 +85,9 @@ impl Reporter {
         last: &mut Option<(NodeReport, Instant)>,
     ) {
         let Some(objects) = &self.objects else { return };
-        tokio::task::block_in_place(|| self.count(counted));
-        let report = self.report(segments, counted);
+        let cache = &self.engine.cache;
+        cache.in_place(|may| self.count(may, counted)).await;
+        let report = cache.in_place(|may| self.report(may, segments, counted)).await;
         let is_known = |(known, at): &(NodeReport, Instant)| {
             *known == report && at.elapsed() < REPORT_AGAIN_AFTER
         };
@@ -100,7 +102,7 @@ impl Reporter {
     }
 
     /// Counts what is cached of each volume: a walk over the index, so not all the time.
-    fn count(&self, counted: &mut Counted) {
+    fn count(&self, may: &MayBlock, counted: &mut Counted) {
         if counted.next.is_some_and(|next| Instant::now() < next) {
             return;
         }
@@ -113,7 +115,7 @@ impl Reporter {
                 of.push(served.holds());
             }
         }
-        let held = self.engine.cache.held_of(&of);
+        let held = self.engine.cache.held_of(may, &of);
         for ((name, source), held) in names.into_iter().zip(held) {
             counted.volumes.insert(name, (source, held));
         }
@@ -123,7 +125,12 @@ impl Reporter {
         counted.next = Some(Instant::now() + start.elapsed() * COUNTING_SHARE);
     }
 
-    fn report(&self, segments: BTreeMap<String, String>, counted: &Counted) -> NodeReport {
+    fn report(
+        &self,
+        may: &MayBlock,
+        segments: BTreeMap<String, String>,
+        counted: &Counted,
+    ) -> NodeReport {
         let topology = self.registrar.place.topology().map(|t| (*t).clone()).unwrap_or_default();
         let mut pods: HashMap<String, (u32, Option<String>)> = HashMap::new();
         let mut inline_volumes = 0;
@@ -152,7 +159,7 @@ impl Reporter {
                 }
             })
             .collect();
-        let cache = self.cache_report();
+        let cache = self.cache_report(may);
         let problem = self.readiness.lack();
         NodeReport {
             last_report_time: None,
@@ -173,9 +180,9 @@ impl Reporter {
         }
     }
 
-    fn cache_report(&self) -> CacheReport {
+    fn cache_report(&self, may: &MayBlock) -> CacheReport {
         let sysfs = Sysfs::default();
-        let stats = self.engine.cache.stats();
+        let stats = self.engine.cache.stats(may);
         let disks = stats.disks.iter().map(|disk| DiskReport {
             dir: disk.dir.display().to_string(),
             used_bytes: disk.used_bytes,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Signal, getpid, kill_process};
+use weir_fuse::blocking::beside;
 use weir_fuse::engine::Engine;
 
 use crate::assembly;
@@ -32,11 +33,12 @@ pub(super) async fn watch(engine: Arc<Engine>, config: CacheConfig, announcer: A
     loop {
         tokio::time::sleep(TRIED_EVERY).await;
         // What is being written lies in memory: the next run would not find it.
-        if engine.cache.stats().disks.iter().any(|disk| disk.staging_bytes > 0) {
+        let stats = engine.cache.in_place(|may| engine.cache.stats(may)).await;
+        if stats.disks.iter().any(|disk| disk.staging_bytes > 0) {
             continue;
         }
         let (config, counted) = (config.clone(), engine.metrics.clone());
-        let tried = tokio::task::spawn_blocking(move || assembly::can_open(&config, counted));
+        let tried = beside(move |may| assembly::can_open(may, &config, counted));
         if tried.await.unwrap_or(false) {
             tracing::info!("a disk of the cache works again; ending, for the next run to use it");
             // Handled as from anybody else: all is stored and handed over.

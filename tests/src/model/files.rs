@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustix::io::Errno;
+use weir_fuse::blocking::in_place;
 use weir_fuse::engine::Session;
 use weir_fuse::engine::io::ReadNow;
 use weir_fuse::engine::names::AttrChange;
@@ -210,8 +211,7 @@ impl Files for SessionFiles {
     }
 
     fn write(&mut self, fd: Fd, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
-        self.session
-            .write(fd, offset, bytes)
+        in_place(|may| self.session.write(may, fd, offset, bytes))
             .map(|written| assert_eq!(written as usize, bytes.len()))
     }
 

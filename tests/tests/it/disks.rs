@@ -2,8 +2,10 @@
 //! left alone.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
+use weir_fuse::blocking::in_place;
 use weir_fuse::engine::open::OpenRequest;
 use weir_fuse::origin::memory::MemoryOrigin;
 use weir_tests::bucket::{Bucket, Server};
@@ -13,6 +15,7 @@ use weir_tests::mount::{Mount, Options, cache_dir};
 use weir_tests::node::{Node, NodeSettings, read, read_some};
 use weir_tests::{eventually, random_bytes, runtime};
 
+const ROOT: u64 = 1;
 const MIB: usize = 1 << 20;
 
 fn memory(names: &[&str]) -> Arc<MemoryOrigin> {
@@ -37,12 +40,16 @@ fn a_version_lies_on_the_disk_that_its_first_reader_prefers() {
     session.prefer(Arc::new([0, 4]));
     for (name, stored) in [("a", 1 << 20), ("b", 2 << 20)] {
         read(&session, name);
-        eventually("it is stored", || node.engine.cache.stats().used_bytes == stored);
+        eventually("it is stored", || {
+            in_place(|may| node.engine.cache.stats(may)).used_bytes == stored
+        });
     }
     assert_eq!((bytes_in(near.path()), bytes_in(far.path())), (2 << 20, 0));
     // No room there without evicting, and room on the other: nothing is evicted.
     read(&session, "c");
-    eventually("it is stored", || node.engine.cache.stats().used_bytes == 3 << 20);
+    eventually("it is stored", || {
+        in_place(|may| node.engine.cache.stats(may)).used_bytes == 3 << 20
+    });
     assert_eq!(bytes_in(far.path()), 1 << 20);
     assert_eq!(node.engine.metrics.cache_evictions.get(), 0);
     // Another reader prefers another disk: what is cached stays where it is.
@@ -110,12 +117,54 @@ fn a_disk_that_fails_is_left_alone_and_told() {
         let before = node.engine.metrics.fetched_bytes.get();
         assert!(read(&session, "a") == random_bytes(0, MIB));
         assert!(read(&session, "e") == random_bytes(4, MIB));
-        let stats = node.engine.cache.stats();
+        let stats = in_place(|may| node.engine.cache.stats(may));
         node.engine.metrics.fetched_bytes.get() == before && stats.disks[1].versions >= 2
     });
     assert!(bytes_in(healthy.path()) >= 2 << 20);
     drop(session);
     node.close();
+}
+
+/// More creations than there are threads wait for a disk, and a mount over another one goes on.
+#[test]
+fn a_disk_that_does_not_answer_keeps_no_other_mount_waiting() {
+    let (hanging, healthy) = (FailingDisk::new(), cache_dir());
+    let stuck = Node::new(&hanging.path().join("cache"), memory(&[]), NodeSettings::default());
+    let well = Node::new(healthy.path(), memory(&["a"]), NodeSettings::default());
+    let (waits, goes_on) = (stuck.session(), well.session());
+    hanging.hang(true);
+    let made: Vec<_> = (0..40)
+        .map(|n| {
+            let session = waits.clone();
+            let new = OpenRequest { write: true, ..OpenRequest::default() };
+            let make = async move { session.create(ROOT, &format!("new-{n}"), &new).await };
+            runtime().spawn(async move { make.await.map(|(_, opened)| opened.fh) })
+        })
+        .collect();
+    let (told, tells) = mpsc::channel();
+    let reading = std::thread::spawn(move || {
+        // Again and again: those who wait come to be one after the other.
+        for n in 0..20 {
+            let new = OpenRequest { write: true, ..OpenRequest::default() };
+            let name = format!("new-{n}");
+            let session = goes_on.clone();
+            let make = async move { session.create(ROOT, &name, &new).await.map(|_| ()) };
+            runtime().block_on(runtime().spawn(make)).unwrap().unwrap();
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        told.send(read(&goes_on, "a") == random_bytes(0, MIB)).unwrap();
+    });
+    let went_on = tells.recv_timeout(Duration::from_secs(60));
+    assert!(made.iter().all(|made| !made.is_finished()), "the disk answers");
+    hanging.hang(false);
+    assert_eq!(went_on, Ok(true));
+    reading.join().unwrap();
+    for made in made {
+        runtime().block_on(made).unwrap().unwrap();
+    }
+    drop(waits);
+    stuck.close();
+    well.close();
 }
 
 #[test]
@@ -143,7 +192,9 @@ fn what_was_read_through_is_stored_once_there_is_room() {
     let node = Node::new(cache.path(), memory(&["a", "b"]), settings);
     let session = node.session();
     read(&session, "a");
-    eventually("it is stored", || node.engine.cache.stats().used_bytes == 1 << 20);
+    eventually("it is stored", || {
+        in_place(|may| node.engine.cache.stats(may)).used_bytes == 1 << 20
+    });
     // Somebody has it open: there is no room for the other.
     let ino = runtime().block_on(session.lookup(1, "a")).unwrap().attr.ino;
     let open = runtime().block_on(session.open(ino, &OpenRequest::default())).unwrap();
@@ -156,7 +207,7 @@ fn what_was_read_through_is_stored_once_there_is_room() {
     eventually("it is stored when it is read again", || {
         // Less than makes the rest worth fetching.
         assert!(read_some(&session, "b", 131_072) == random_bytes(1, MIB)[..131_072]);
-        node.engine.cache.stats().used_bytes == 1 << 20
+        in_place(|may| node.engine.cache.stats(may)).used_bytes == 1 << 20
             && node.engine.metrics.cache_evictions.get() == 1
     });
     assert_eq!(node.engine.metrics.fetched_bytes.get(), before);

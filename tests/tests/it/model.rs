@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use rand::{Rng, SeedableRng};
+use weir_fuse::blocking::in_place;
 use weir_fuse::model::ttl::MetadataTtl;
 use weir_fuse::origin::memory::MemoryOrigin;
 use weir_tests::bucket::{Bucket, Server};
@@ -127,8 +128,8 @@ fn evictions_race_with_opens_and_fetches() {
         }
     });
     assert!(node.engine.metrics.cache_evictions.get() > 20);
-    node.engine.cache.flush();
-    let used = node.engine.cache.stats().used_bytes;
+    in_place(|may| node.engine.cache.flush(may));
+    let used = in_place(|may| node.engine.cache.stats(may)).used_bytes;
     assert!(used <= LIMIT, "{used}");
     drop(mount);
     node.close();

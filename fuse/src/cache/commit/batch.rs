@@ -3,6 +3,7 @@
 use std::io;
 
 use super::Changes;
+use crate::blocking::MayBlock;
 use crate::cache::index::{Batch, Index};
 use crate::cache::reserve;
 use crate::cache::shared::Shared;
@@ -16,6 +17,7 @@ const FILES_MAX: usize = 16;
 /// # Errors
 /// Why the index took none of them.
 pub(super) fn commit(
+    may: &MayBlock,
     shared: &Shared,
     index: &Index,
     changes: &mut Changes,
@@ -30,7 +32,7 @@ pub(super) fn commit(
     }
     // A failed sync means that the bytes may be missing: then they are not to be named. They
     // stay usable for this process only.
-    if let Err(error) = sync(shared, changes) {
+    if let Err(error) = sync(may, shared, changes) {
         // That it succeeds says nothing: there may have been nothing to write.
         shared.note_disk(Err(&error));
         tracing::error!(%error, "cache disk does not sync; what is new in the cache is for this run only");
@@ -42,16 +44,16 @@ pub(super) fn commit(
     batch.listings.extend(changes.listings.iter().map(|(name, row)| (&name[..], row.as_ref())));
     batch.uploads.extend(changes.uploads.iter().map(|(id, row)| (&id[..], row.as_ref())));
     batch.verdicts.extend(changes.verdicts.iter().map(|(of, row)| (of.as_str(), &row[..])));
-    let done = apply(shared, index, &batch);
-    shared.space.set_index(index.bytes());
+    let done = apply(may, shared, index, &batch);
+    shared.space.set_index(index.bytes(may));
     if done.is_ok() && !closing {
-        reserve::take(&shared.dir, shared.space.limits().min_free);
+        reserve::take(may, &shared.dir, shared.space.limits().min_free);
     }
     done
 }
 
 /// Puts the bytes of changed blocks onto the medium.
-fn sync(shared: &Shared, changes: &Changes) -> io::Result<()> {
+fn sync(may: &MayBlock, shared: &Shared, changes: &Changes) -> io::Result<()> {
     let changed = || changes.versions.values().filter(|(_, segments)| !segments.is_empty());
     match changed().count() {
         0 => Ok(()),
@@ -59,25 +61,30 @@ fn sync(shared: &Shared, changes: &Changes) -> io::Result<()> {
             // All of them, so that no error waits for a later batch.
             let mut done = Ok(());
             for (version, _) in changed() {
-                done = version.sync().and(done);
+                done = version.sync(may).and(done);
             }
             done
         }
-        _ => shared.dir.sync(),
+        _ => shared.dir.sync(may),
     }
 }
 
 /// redb refuses everything after its first I/O error (`StorageError::PreviousIo`), until it is
 /// opened again. What is kept for the index may be all that was missing; if not, it can at least be
 /// read until it is tried again.
-fn apply(shared: &Shared, index: &Index, batch: &Batch<'_>) -> Result<(), redb::Error> {
-    let Err(error) = index.apply(batch) else { return Ok(()) };
-    let given = reserve::give(&shared.dir);
+fn apply(
+    may: &MayBlock,
+    shared: &Shared,
+    index: &Index,
+    batch: &Batch<'_>,
+) -> Result<(), redb::Error> {
+    let Err(error) = index.apply(may, batch) else { return Ok(()) };
+    let given = reserve::give(may, &shared.dir);
     tracing::warn!(%error, given, "index not written; opening it again");
-    index.reopen()?;
-    let again = index.apply(batch);
+    index.reopen(may)?;
+    let again = index.apply(may, batch);
     if again.is_err() {
-        index.reopen()?;
+        index.reopen(may)?;
     }
     again
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::sync::{Arc, PoisonError};
 
 use super::{DiskCache, DiskSettings};
+use crate::blocking::{MayBlock, Turns};
 use crate::cache::commit::Committer;
 use crate::cache::dir::{CacheDir, on_one_file_system};
 use crate::cache::error::CacheError;
@@ -17,14 +18,22 @@ use crate::metrics::Metrics;
 use crate::sync::atomic::{AtomicI64, AtomicU64};
 use crate::sync::{Mutex, thread};
 
+/// Tasks that may be at one disk at once, and others that store what was fetched: what a fast disk does
+/// side by side. The runtime has more threads that may wait than its disks have turns.
+const CALLS: usize = 16;
+const STORES: usize = 16;
+
 impl DiskCache {
-    /// Takes ownership of the directory and opens its index.
+    /// Takes ownership of the directory and opens its index. At most so many `threads` of the engine
+    /// wait for it at once.
     ///
     /// # Errors
     /// [`CacheError`].
     pub(in crate::cache) fn open(
+        may: &MayBlock,
         settings: &DiskSettings,
         number: u8,
+        threads: usize,
         metrics: Arc<Metrics>,
     ) -> Result<Arc<Self>, CacheError> {
         let taken = settings.apart_from.as_ref();
@@ -32,9 +41,9 @@ impl DiskCache {
             let (dir, other) = (settings.dir.clone(), other.clone());
             return Err(CacheError::NotApart { dir, other });
         }
-        let dir = CacheDir::own(&settings.dir, settings.min_free)?;
-        let index = Arc::new(Index::open(&dir)?);
-        let staged = dir.staging_leftovers();
+        let dir = CacheDir::own(may, &settings.dir, settings.min_free)?;
+        let index = Arc::new(Index::open(may, &dir)?);
+        let staged = dir.staging_leftovers(may);
         let DiskSettings { max_size, min_free, min_free_inodes, lost_max, .. } = *settings;
         let shared = Arc::new(Shared {
             dir,
@@ -44,12 +53,15 @@ impl DiskCache {
             epoch: index.epoch,
             number,
             health: DiskHealth::default(),
+            calls: Arc::new(Turns::new(CALLS)),
+            threads: Arc::new(Turns::new(threads)),
+            stores: Arc::new(Turns::new(STORES)),
             noted: AtomicI64::new(0),
         });
         let cache = Arc::new(Self {
             shared,
             next_id: AtomicU64::new(index.first_id),
-            journaled: Mutex::new(index.uploads()),
+            journaled: Mutex::new(index.uploads(may)),
             staged: Mutex::new(staged),
             index,
             active: Mutex::default(),
@@ -58,9 +70,9 @@ impl DiskCache {
             lost_counted: Mutex::default(),
             thread: Mutex::default(),
         });
-        cache.count_lost();
-        cache.shared.space.set_index(cache.index.bytes());
-        reserve::take(&cache.shared.dir, min_free);
+        cache.count_lost(may);
+        cache.shared.space.set_index(cache.index.bytes(may));
+        reserve::take(may, &cache.shared.dir, min_free);
         cache
             .clone()
             .start()
@@ -72,6 +84,7 @@ impl DiskCache {
         let (shared, index) = (self.shared.clone(), self.index.clone());
         let weak = Arc::downgrade(&self);
         let commit = move || {
+            let may = &MayBlock::own_thread();
             let committed = |removed: &BTreeSet<u64>| {
                 if let Some(cache) = weak.upgrade() {
                     let mut active = cache.active();
@@ -80,20 +93,23 @@ impl DiskCache {
                     });
                 }
             };
-            shared.committer.run(&shared, &index, committed);
+            shared.committer.run(may, &shared, &index, committed);
             // Before the lock of the directory, which `shared` keeps.
-            index.close();
+            index.close(may);
         };
         let committer = thread::Builder::new().name("weir-commit".into()).spawn(commit)?;
         *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(committer);
-        thread::Builder::new().name("weir-load".into()).spawn(move || self.load())?;
+        thread::Builder::new()
+            .name("weir-load".into())
+            .spawn(move || self.load(&MayBlock::own_thread()))?;
         Ok(())
     }
 
     /// Reads the order of use from the index, and removes files that it does not name.
-    fn load(&self) {
+    fn load(&self, may: &MayBlock) {
         let mut rows = Vec::new();
-        let whole = self.index.for_each_object(|id, row| rows.push((id, row.held, row.last_used)));
+        let whole =
+            self.index.for_each_object(may, |id, row| rows.push((id, row.held, row.last_used)));
         let known: HashSet<u64> = rows.iter().map(|(id, _, _)| *id).collect();
         self.shared.space.versions_mut(|versions| versions.load(rows));
         self.note_use();
@@ -101,14 +117,20 @@ impl DiskCache {
             // What could not be read may name files.
             return;
         }
-        let orphans = self.shared.dir.clear_orphans(self.index.first_id, |id| known.contains(&id));
+        let orphans =
+            self.shared.dir.clear_orphans(may, self.index.first_id, |id| known.contains(&id));
         if orphans > 0 {
             tracing::info!(orphans, "removed cache files that the index does not name");
         }
     }
 
     /// Makes everything durable, closes the index and marks the cache as closed in order.
-    pub(in crate::cache) fn close(&self) {
+    pub(in crate::cache) fn close(&self, _: &MayBlock) {
+        self.end();
+    }
+
+    /// As [`DiskCache::close`], where nobody is left who has it.
+    pub(super) fn end(&self) {
         self.shared.committer.close();
         let committer = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(committer) = committer else { return };

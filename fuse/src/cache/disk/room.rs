@@ -1,11 +1,12 @@
 //! Room on a disk: set aside, and made by evicting what was not used for longest.
 
-use std::fs;
 use std::io;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::DiskCache;
+use crate::blocking::MayBlock;
+use crate::cache::dir::CacheDir;
 use crate::cache::shared::Shared;
 use crate::cache::space::{Bound, Need};
 use crate::model::version::VersionKey;
@@ -58,18 +59,23 @@ impl Drop for Room {
 impl DiskCache {
     /// Makes room for what a version needs, by evicting what was not used for longest, and sets it
     /// aside while the result lives. `None`: there is no room.
-    pub(in crate::cache) fn make_room(&self, need: Need) -> Option<Room> {
-        self.make_room_within(need, Bound::Both)
+    pub(in crate::cache) fn make_room(&self, may: &MayBlock, need: Need) -> Option<Room> {
+        self.make_room_within(may, need, Bound::Both)
     }
 
     /// Like [`DiskCache::make_room`], of bytes that are on the disk already, `counted` of them in
     /// the account.
-    pub(in crate::cache) fn make_place(&self, need: Need, counted: u64) -> Option<Room> {
+    pub(in crate::cache) fn make_place(
+        &self,
+        may: &MayBlock,
+        need: Need,
+        counted: u64,
+    ) -> Option<Room> {
         let need = Need { bytes: need.bytes.saturating_sub(counted), ..need };
-        self.make_room_within(need, Bound::MaxSize)
+        self.make_room_within(may, need, Bound::MaxSize)
     }
 
-    fn make_room_within(&self, need: Need, bound: Bound) -> Option<Room> {
+    fn make_room_within(&self, may: &MayBlock, need: Need, bound: Bound) -> Option<Room> {
         let Self { shared, .. } = self;
         loop {
             if shared.space.reserve(&shared.dir, need, bound) {
@@ -81,7 +87,7 @@ impl DiskCache {
                 return None;
             }
             // Who reads behind it does not wait for a disk that is busy: there is the origin.
-            if !self.evict_one() && self.relieve() != Relief::Given {
+            if !self.evict_one(may) && self.relieve(may) != Relief::Given {
                 return None;
             }
         }
@@ -90,7 +96,7 @@ impl DiskCache {
     /// Makes room for `needed` bytes of a staging file, or up to `step` where there is plenty, and
     /// counts them. What is cached makes place for what is being written, which nobody can fetch
     /// again. `None`: less would stay free than is to.
-    pub(in crate::cache) fn claim(&self, needed: u64, step: u64) -> Option<u64> {
+    pub(in crate::cache) fn claim(&self, may: &MayBlock, needed: u64, step: u64) -> Option<u64> {
         let Shared { space, dir, .. } = &*self.shared;
         // Nothing is evicted for what there would be no room for then.
         if needed > space.attainable(dir) {
@@ -104,7 +110,7 @@ impl DiskCache {
             if let Some(given) = claim(Bound::Both) {
                 return Some(given);
             }
-            if !self.evict_one() {
+            if !self.evict_one(may) {
                 break;
             }
         }
@@ -112,7 +118,7 @@ impl DiskCache {
             if let Some(given) = claim(Bound::MinFree) {
                 return Some(given);
             }
-            if !self.evict_one() && self.relieve() == Relief::None {
+            if !self.evict_one(may) && self.relieve(may) == Relief::None {
                 // Others may have made room since the last look.
                 self.shared.space.look_again();
                 return claim(Bound::MinFree);
@@ -120,23 +126,23 @@ impl DiskCache {
         }
     }
 
-    fn evict_one(&self) -> bool {
+    fn evict_one(&self, may: &MayBlock) -> bool {
         let mut active = self.active();
         let in_use = |id| active.in_use(id);
         let victim = self.shared.space.versions_mut(|versions| versions.victim(in_use));
         let Some(id) = victim else { return false };
         active.evicted.insert(id);
         drop(active);
-        self.remove(id);
+        self.remove(may, id);
         self.shared.metrics.cache_evictions.inc();
         true
     }
 
     /// Removes a version that `active.evicted` already names, until the index does not any more.
-    fn remove(&self, id: u64) {
+    fn remove(&self, may: &MayBlock, id: u64) {
         self.shared.space.versions_mut(|versions| versions.remove(id));
         self.shared.committer.removed(id);
-        match fs::remove_file(self.shared.dir.object_path(id)) {
+        match self.shared.dir.folder().remove(may, &CacheDir::object_name(id)) {
             Ok(()) => {}
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(error) => tracing::warn!(id, %error, "evicted file stays on the disk"),
@@ -148,7 +154,7 @@ impl DiskCache {
     /// Asks those who keep versions in use without need: backing ids that nobody has open, then
     /// the committer, for which a version is in use until it is in the index. That costs a
     /// commit, so not again soon.
-    fn relieve(&self) -> Relief {
+    fn relieve(&self, may: &MayBlock) -> Relief {
         let pressure = self.pressure.lock().unwrap_or_else(PoisonError::into_inner);
         let holders: Vec<_> = pressure.iter().filter_map(Weak::upgrade).collect();
         drop(pressure);
@@ -167,7 +173,7 @@ impl DiskCache {
             }
             *last = Some(Instant::now());
         }
-        let done = self.shared.committer.flush_within(FLUSH_PATIENCE);
+        let done = self.shared.committer.flush_within(may, FLUSH_PATIENCE);
         // An index that takes nothing must not keep what would make place for it.
         self.shared.committer.let_go();
         if done { Relief::Given } else { Relief::Late }
@@ -181,14 +187,14 @@ impl DiskCache {
     }
 
     /// Forgets a version that its bucket no longer has, unless it is in use.
-    pub(in crate::cache) fn discard(&self, key: &VersionKey) {
-        let Some((id, _)) = self.index.find(&key.to_bytes()) else { return };
+    pub(in crate::cache) fn discard(&self, may: &MayBlock, key: &VersionKey) {
+        let Some((id, _)) = self.index.find(may, &key.to_bytes()) else { return };
         let mut active = self.active();
         if active.in_use(id) || !active.evicted.insert(id) {
             return;
         }
         drop(active);
-        self.remove(id);
+        self.remove(may, id);
     }
 }
 
@@ -197,6 +203,7 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
+    use crate::blocking::MAY;
     use crate::buffers::{Block, Buffers};
     use crate::cache::DiskSettings;
     use crate::metrics::Metrics;
@@ -213,7 +220,8 @@ mod tests {
     fn small() -> (tempfile::TempDir, Arc<DiskCache>, VersionKey, Vec<Block>) {
         let dir = tempfile::tempdir().unwrap();
         let settings = DiskSettings::new(dir.path().to_owned(), 10 * BLOCK, 0);
-        let cache = DiskCache::open(&settings, 0, Arc::new(Metrics::new().unwrap())).unwrap();
+        let cache =
+            DiskCache::open(MAY, &settings, 0, 1, Arc::new(Metrics::new().unwrap())).unwrap();
         let key = VersionKey {
             bucket: BucketId::new("http://s3", "b"),
             key: "f".into(),
@@ -227,19 +235,34 @@ mod tests {
     #[test]
     fn what_is_stored_is_not_set_aside_as_well() {
         let (_dir, cache, key, blocks) = small();
-        let version = cache.acquire(&key);
-        let room = cache.make_room(bytes(SIZE)).unwrap();
-        version.store(0, &blocks[..5], &room).unwrap();
+        let version = cache.acquire(MAY, &key);
+        let room = cache.make_room(MAY, bytes(SIZE)).unwrap();
+        version.store(MAY, 0, &blocks[..5], &room).unwrap();
         // Held a second time: it takes no room.
-        version.store(0, &blocks[..5], &room).unwrap();
-        assert!(cache.make_room(bytes(3 * BLOCK)).is_none());
-        let rest = cache.make_room(bytes(2 * BLOCK)).expect("8 of 10 blocks are taken");
-        version.store(5, &blocks[5..], &room).unwrap();
+        version.store(MAY, 0, &blocks[..5], &room).unwrap();
+        assert!(cache.make_room(MAY, bytes(3 * BLOCK)).is_none());
+        let rest = cache.make_room(MAY, bytes(2 * BLOCK)).expect("8 of 10 blocks are taken");
+        version.store(MAY, 5, &blocks[5..], &room).unwrap();
         drop((rest, room));
         assert_eq!(cache.shared.space.used(), SIZE);
-        assert!(cache.make_room(bytes(2 * BLOCK)).is_some());
+        assert!(cache.make_room(MAY, bytes(2 * BLOCK)).is_some());
         drop(version);
-        cache.close();
+        cache.close(MAY);
+    }
+
+    #[test]
+    fn a_disk_that_does_not_answer_counts_as_failing_until_it_does() {
+        let (dir, cache, ..) = small();
+        for turns in [&cache.shared.calls, &cache.shared.threads, &cache.shared.stores] {
+            let turn = turns.try_take().unwrap();
+            assert_eq!(cache.problem(), None);
+            turns.age(Duration::from_secs(60));
+            let problem = cache.problem().unwrap();
+            assert!(problem.contains(dir.path().to_str().unwrap()), "{problem}");
+            drop(turn);
+            assert_eq!(cache.problem(), None);
+        }
+        cache.close(MAY);
     }
 
     #[test]
@@ -248,16 +271,16 @@ mod tests {
         let (told, answer) = mpsc::channel();
         let room = cache.index.stalled(|| {
             // In use until it is in the index, and all that could make place.
-            let room = cache.make_room(bytes(SIZE)).unwrap();
-            cache.acquire(&key).store(0, &blocks, &room).unwrap();
+            let room = cache.make_room(MAY, bytes(SIZE)).unwrap();
+            cache.acquire(MAY, &key).store(MAY, 0, &blocks, &room).unwrap();
             drop(room);
             let asked = cache.clone();
-            std::thread::spawn(move || told.send(asked.make_room(bytes(4 * BLOCK)).is_some()));
+            std::thread::spawn(move || told.send(asked.make_room(MAY, bytes(4 * BLOCK)).is_some()));
             answer.recv_timeout(Duration::from_secs(30))
         });
         assert_eq!(room, Ok(false));
-        cache.shared.committer.flush();
-        assert!(cache.make_room(bytes(4 * BLOCK)).is_some());
-        cache.close();
+        cache.shared.committer.flush(MAY);
+        assert!(cache.make_room(MAY, bytes(4 * BLOCK)).is_some());
+        cache.close(MAY);
     }
 }

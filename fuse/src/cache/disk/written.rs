@@ -1,6 +1,5 @@
 //! What is written here: staging files, what becomes of them, and links.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
@@ -8,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use super::DiskCache;
 use super::room::Room;
-use crate::cache::dir::RENAME;
+use crate::blocking::MayBlock;
+use crate::cache::dir::{CacheDir, RENAME};
 use crate::cache::file::{self, CacheFile};
 use crate::cache::lost::{self, LostRow};
 use crate::cache::share::Share;
@@ -31,35 +31,48 @@ impl DiskCache {
     /// What open reports.
     pub(in crate::cache) fn new_staging(
         self: &Arc<Self>,
+        may: &MayBlock,
         share: Option<Arc<Share>>,
     ) -> io::Result<StagingFile> {
-        StagingFile::create(self.clone(), self.shared.dir.staging_path(self.new_id()), share)
+        let name = CacheDir::staging_name(self.new_id());
+        StagingFile::create(may, self.clone(), name, share)
     }
 
     /// Where a record of what is under way may be put.
     pub(in crate::cache) fn new_record_path(&self) -> PathBuf {
-        self.shared.dir.staging_path(self.new_id()).with_extension(RENAME)
+        let name = CacheDir::staging_name(self.new_id()).with_extension(RENAME);
+        self.shared.dir.root().join(name)
     }
 
     /// Puts a staging file whose bytes could not be stored where a person finds it.
     ///
     /// # Errors
     /// What the disk reports; the file is then where it was.
-    pub(in crate::cache) fn keep_lost(&self, path: &Path, row: &LostRow) -> io::Result<PathBuf> {
-        let kept = lost::keep(&self.shared.dir, self.new_id(), path, row)?;
+    pub(in crate::cache) fn keep_lost(
+        &self,
+        may: &MayBlock,
+        path: &Path,
+        row: &LostRow,
+    ) -> io::Result<PathBuf> {
+        let kept = lost::keep(may, &self.shared.dir, self.new_id(), path, row)?;
         self.shared.space.add_lost(&row.bucket, row.size);
         self.note_use();
         Ok(kept)
     }
 
     /// What is kept in `lost/`.
-    pub(in crate::cache) fn lost(&self) -> Vec<LostRow> {
-        lost::list(&self.shared.dir)
+    pub(in crate::cache) fn lost(&self, may: &MayBlock) -> Vec<LostRow> {
+        lost::list(may, &self.shared.dir)
     }
 
     /// Whether `lost/` holds as much as it is meant to of `bucket`, which may have half of it where
     /// there are `others`, or of all.
-    pub(in crate::cache) fn lost_is_full(&self, bucket: &BucketId, others: bool) -> bool {
+    pub(in crate::cache) fn lost_is_full(
+        &self,
+        may: &MayBlock,
+        bucket: &BucketId,
+        others: bool,
+    ) -> bool {
         let is_full = || self.shared.space.lost_is_full(bucket.as_str(), others);
         if !is_full() {
             return false;
@@ -67,15 +80,15 @@ impl DiskCache {
         // Somebody may have looked after it meanwhile.
         let mut counted = self.lost_counted.lock().unwrap_or_else(PoisonError::into_inner);
         if counted.is_none_or(|at| at.elapsed() > COUNT_EVERY) {
-            self.count_lost();
+            self.count_lost(may);
             *counted = Some(Instant::now());
         }
         is_full()
     }
 
     /// Looks at `lost/`, from which people take away.
-    pub(super) fn count_lost(&self) {
-        self.shared.space.set_lost(lost::bytes(&self.shared.dir));
+    pub(super) fn count_lost(&self, may: &MayBlock) {
+        self.shared.space.set_lost(lost::bytes(may, &self.shared.dir));
         self.note_use();
     }
 
@@ -83,13 +96,16 @@ impl DiskCache {
     /// cached version. Says whether it did.
     pub(in crate::cache) fn adopt(
         &self,
+        may: &MayBlock,
         version: &Arc<CachedVersion>,
         staging: &StagingFile,
         sums: &[u32],
         room: &Room,
     ) -> bool {
-        let put = |path: &Path| file::place(path, || fs::rename(staging.path(), path));
-        let adopted = version.adopt(sums, room, put);
+        let folder = self.shared.dir.folder();
+        let from = staging.name();
+        let put = |to: &Path| file::place(may, folder, to, || folder.rename(may, from, to));
+        let adopted = version.adopt(may, sums, room, put);
         if matches!(adopted, Ok(true)) {
             staging.release();
         }
@@ -100,12 +116,13 @@ impl DiskCache {
     /// whether it did.
     pub(in crate::cache) fn link(
         &self,
+        may: &MayBlock,
         version: &Arc<CachedVersion>,
         file: &CacheFile,
         sums: &[u32],
         room: &Room,
     ) -> bool {
-        self.adopted(version, version.adopt(sums, room, |path| file.link(path)))
+        self.adopted(version, version.adopt(may, sums, room, |name| file.link(may, name)))
     }
 
     fn adopted(&self, version: &Arc<CachedVersion>, adopted: io::Result<bool>) -> bool {

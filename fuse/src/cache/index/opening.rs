@@ -1,8 +1,6 @@
 //! Opening an index: what an earlier run left is taken over, or set aside.
 
-use std::fs::OpenOptions;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use redb::{Database, ReadableTable, Table};
@@ -12,8 +10,10 @@ use super::{
     BOOT, Index, LISTINGS, META, OBJECTS, SEGMENTS, UPLOADS, VERDICTS, VERSIONS, quick_write,
     signers,
 };
-use crate::cache::dir::{CacheDir, open_private};
+use crate::blocking::MayBlock;
+use crate::cache::dir::{CacheDir, INDEX};
 use crate::cache::error::CacheError;
+use crate::cache::folder::Folder;
 use crate::cache::reserve;
 use crate::cache::version::now_secs;
 use crate::sync::RwLock;
@@ -33,16 +33,20 @@ impl Index {
     /// # Errors
     /// [`CacheError::InUse`] when it is open elsewhere, [`CacheError::Index`] when the disk fails
     /// or a new one cannot be made.
-    pub fn open(dir: &CacheDir) -> Result<Self, CacheError> {
-        Self::open_in(dir, &boot_id())
+    pub fn open(may: &MayBlock, dir: &CacheDir) -> Result<Self, CacheError> {
+        Self::open_in(may, dir, &boot_id())
     }
 
-    pub(super) fn open_in(dir: &CacheDir, boot_id: &str) -> Result<Self, CacheError> {
+    pub(super) fn open_in(
+        may: &MayBlock,
+        dir: &CacheDir,
+        boot_id: &str,
+    ) -> Result<Self, CacheError> {
         let root = dir.root().to_owned();
         let failed = |error: String| CacheError::Index { dir: root.clone(), error };
-        let mut opened = try_open(dir, boot_id);
-        if matches!(opened, Err(Obstacle::Disk(_))) && reserve::give(dir) {
-            opened = try_open(dir, boot_id);
+        let mut opened = try_open(may, dir, boot_id);
+        if matches!(opened, Err(Obstacle::Disk(_))) && reserve::give(may, dir) {
+            opened = try_open(may, dir, boot_id);
         }
         let (why, reason) = match opened {
             Ok(index) => return Ok(index),
@@ -54,20 +58,24 @@ impl Index {
             Err(Obstacle::Newer(schema)) => ("newer", format!("its schema is {schema}")),
             Err(Obstacle::Damaged(reason)) => ("damaged", reason),
         };
-        let aside = dir.set_index_aside(why).map_err(|e| failed(e.to_string()))?;
+        let aside = dir.set_index_aside(may, why).map_err(|e| failed(e.to_string()))?;
         tracing::warn!(%reason, aside = %aside.display(), "index unusable; starting a new one");
-        try_open(dir, boot_id).map_err(|obstacle| failed(format!("{obstacle:?}")))
+        try_open(may, dir, boot_id).map_err(|obstacle| failed(format!("{obstacle:?}")))
     }
 }
 
-fn try_open(dir: &CacheDir, boot_id: &str) -> Result<Index, Obstacle> {
-    take_over(dir, boot_id).unwrap_or_else(|error| Err(Obstacle::of(error)))
+fn try_open(may: &MayBlock, dir: &CacheDir, boot_id: &str) -> Result<Index, Obstacle> {
+    take_over(may, dir, boot_id).unwrap_or_else(|error| Err(Obstacle::of(error)))
 }
 
 /// Opens what is there, or begins a new one.
-fn take_over(dir: &CacheDir, boot_id: &str) -> Result<Result<Index, Obstacle>, redb::Error> {
-    let path = dir.index_path();
-    let file = open_private(&path)?;
+fn take_over(
+    may: &MayBlock,
+    dir: &CacheDir,
+    boot_id: &str,
+) -> Result<Result<Index, Obstacle>, redb::Error> {
+    let folder = dir.folder().clone();
+    let file = folder.private(may, Path::new(INDEX))?;
     let fresh = file.metadata()?.len() == 0;
     let db = Database::builder().set_cache_size(REDB_CACHE).create_file(file)?;
     let txn = quick_write(&db)?;
@@ -87,7 +95,7 @@ fn take_over(dir: &CacheDir, boot_id: &str) -> Result<Result<Index, Obstacle>, r
         }
         boot.insert("boot_id", boot_id)?;
         // The files of an index that is gone, and what is lost, keep their names.
-        let first_id = get(&meta, "next_id")?.unwrap_or_else(|| dir.greatest_id() + 1);
+        let first_id = get(&meta, "next_id")?.unwrap_or_else(|| dir.greatest_id(may) + 1);
         meta.insert("epoch", epoch)?;
         meta.insert("clean", 0)?;
         meta.insert("next_id", first_id + ID_STRIDE)?;
@@ -103,7 +111,7 @@ fn take_over(dir: &CacheDir, boot_id: &str) -> Result<Result<Index, Obstacle>, r
     txn.commit()?;
     let epoch = u32::try_from(epoch).unwrap_or(u32::MAX - 1);
     let db = RwLock::new(Some(db));
-    Ok(Ok(Index { path, db, epoch, first_id, closed_in_order }))
+    Ok(Ok(Index { folder, db, epoch, first_id, closed_in_order }))
 }
 
 fn check_schema(found: Option<u64>, fresh: bool) -> Result<(), Obstacle> {
@@ -121,11 +129,8 @@ fn get(meta: &Table<'_, &str, u64>, name: &str) -> Result<Option<u64>, redb::Err
 }
 
 /// Opens an index that this process had open before.
-pub(super) fn open_again(path: &Path) -> Result<Database, redb::Error> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true);
-    // The flags are bits of a C int.
-    let file = options.custom_flags(OFlags::NOFOLLOW.bits() as i32).open(path)?;
+pub(super) fn open_again(may: &MayBlock, folder: &Folder) -> Result<Database, redb::Error> {
+    let file = folder.file(may, Path::new(INDEX), OFlags::RDWR)?;
     if file.metadata()?.len() == 0 {
         // redb would make a new one in it.
         return Err(redb::Error::Corrupted("the index is empty".into()));

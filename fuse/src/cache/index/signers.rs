@@ -70,7 +70,7 @@ impl Index {
 
     /// What somebody was known as before, the latest first; `None` for one who has not used the
     /// bucket.
-    pub fn former_of(&self, bucket: &str, identity: &str) -> Option<Vec<String>> {
+    pub fn former_of(&self, _: &MayBlock, bucket: &str, identity: &str) -> Option<Vec<String>> {
         let read = self.with(|db| {
             let table = db.begin_read()?.open_table(SIGNERS)?;
             let row = table.get((bucket, identity))?;
@@ -155,6 +155,7 @@ pub(super) fn take_over(txn: &WriteTransaction, now: u64) -> Result<(), redb::Er
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::blocking::MAY;
     use crate::cache::dir::CacheDir;
 
     const DAY: u64 = 24 * 3600;
@@ -172,8 +173,8 @@ mod tests {
     #[test]
     fn who_was_replaced_or_was_long_not_seen_is_nobody_else() {
         let temp = tempfile::tempdir().unwrap();
-        let dir = CacheDir::own(temp.path(), 0).unwrap();
-        let index = Index::open(&dir).unwrap();
+        let dir = CacheDir::own(MAY, temp.path(), 0).unwrap();
+        let index = Index::open(MAY, &dir).unwrap();
         assert_eq!(enter(&index, "one", &[], 0), alone(&[]));
         assert_eq!(enter(&index, "one", &[], 5), alone(&[]));
         // Of another bucket.
@@ -196,15 +197,15 @@ mod tests {
         // Who lives is there, however long ago he came, and nobody takes his place.
         assert!(!enter(&index, "old", &[], 34 * DAY).alone);
         assert!(!enter(&index, "two", &["old"], 90 * DAY).alone);
-        index.close();
+        index.close(MAY);
         assert_eq!(enter(&index, "two", &[], 0), Standing::default());
     }
 
     #[test]
     fn rows_of_the_former_form_are_replaced() {
         let temp = tempfile::tempdir().unwrap();
-        let dir = CacheDir::own(temp.path(), 0).unwrap();
-        let index = Index::open(&dir).unwrap();
+        let dir = CacheDir::own(MAY, temp.path(), 0).unwrap();
+        let index = Index::open(MAY, &dir).unwrap();
         index
             .with(|db| {
                 let txn = quick_write(db)?;
@@ -214,11 +215,11 @@ mod tests {
             })
             .unwrap();
         drop(index);
-        let index = Index::open(&dir).unwrap();
+        let index = Index::open(MAY, &dir).unwrap();
         let now = crate::cache::version::now_secs();
         assert!(!enter(&index, "stranger", &[], now).alone);
         drop(index);
-        let index = Index::open(&dir).unwrap();
+        let index = Index::open(MAY, &dir).unwrap();
         let two = enter(&index, "driver 1", &["driver"], now);
         assert_eq!(two, Standing { alone: false, former: vec!["driver".to_owned()] });
         // The row is gone for others, too: only the two are there.

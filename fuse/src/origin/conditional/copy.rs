@@ -49,11 +49,11 @@ pub(super) async fn copy(
         };
         match (error, target_sent) {
             (OriginError::Unsupported(_), Some(kind)) => {
-                origin.learn(Question::Condition(kind), Verdict::Refused);
+                origin.learn(Question::Condition(kind), Verdict::Refused).await;
             }
             (OriginError::Unsupported(_), None) if source_sent => {
                 let question = Question::Condition(ConditionKind::CopySource);
-                origin.learn(question, Verdict::Refused);
+                origin.learn(question, Verdict::Refused).await;
             }
             (OriginError::Changed, _) if source_sent && origin.must_be(source).await.is_ok() => {
                 if !origin.learns_better(ConditionKind::CopySource).await {
@@ -141,7 +141,7 @@ pub(super) async fn copy_part(
         let sent = origin.inner.copy_part(&pinned, range.clone(), key, upload_id, number).await;
         match sent {
             Err(OriginError::Unsupported(_)) => {
-                origin.learn(Question::Condition(kind), Verdict::Refused);
+                origin.learn(Question::Condition(kind), Verdict::Refused).await;
             }
             Err(OriginError::Changed) => {}
             sent => return sent,

@@ -54,6 +54,7 @@ pub struct Conditional {
     probing: tokio::sync::Mutex<()>,
 }
 
+#[derive(Default)]
 struct State {
     known: Known,
     /// When something was asked in vain.
@@ -77,14 +78,14 @@ impl Conditional {
         verdicts: Arc<dyn Verdicts>,
         uploads: Arc<dyn UploadLog>,
     ) -> Self {
-        let known = Known::load(&*verdicts, inner.bucket_id());
         Self {
             inner,
             probe_key: prefix.key_of(PROBE_NAME),
             probe_copy_key: prefix.key_of(PROBE_COPY_NAME),
             verdicts,
             uploads,
-            state: Mutex::new(State { known, unanswered: HashMap::new() }),
+            // What is kept is loaded before anything is asked.
+            state: Mutex::default(),
             probing: tokio::sync::Mutex::default(),
         }
     }
@@ -93,7 +94,7 @@ impl Conditional {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn learn(&self, question: Question, verdict: Verdict) {
+    async fn learn(&self, question: Question, verdict: Verdict) {
         if !verdict.is_obeyed() {
             tracing::warn!(
                 ?question,
@@ -101,15 +102,16 @@ impl Conditional {
                 "the endpoint does not do what S3 does; checks before and after requests stand in"
             );
         }
+        let others = Known::load(&*self.verdicts, self.inner.bucket_id()).await;
         let (mut state, now) = (self.state(), SystemTime::now());
         state.known.note(question, verdict, now);
-        state.known.add(Known::load(&*self.verdicts, self.inner.bucket_id()), now);
+        state.known.add(others, now);
         state.known.store(&*self.verdicts, self.inner.bucket_id());
     }
 
     /// Takes over what other mounts of the bucket have learnt since.
-    fn learn_from_others(&self) {
-        let known = Known::load(&*self.verdicts, self.inner.bucket_id());
+    async fn learn_from_others(&self) {
+        let known = Known::load(&*self.verdicts, self.inner.bucket_id()).await;
         self.state().known.add(known, SystemTime::now());
     }
 
@@ -136,7 +138,7 @@ impl Conditional {
             return verdict;
         }
         let _probing = self.probing.lock().await;
-        self.learn_from_others();
+        self.learn_from_others().await;
         if let Some(verdict) = self.remembered(question, age) {
             return verdict;
         }
@@ -149,7 +151,7 @@ impl Conditional {
         let asked = tokio::time::timeout(PROBE_DEADLINE, prober.ask(question));
         match asked.await.unwrap_or(Err(OriginError::TimedOut)) {
             Ok(verdict) => {
-                self.learn(question, verdict);
+                self.learn(question, verdict).await;
                 Some(verdict)
             }
             Err(error) => {
@@ -208,7 +210,7 @@ impl Conditional {
             };
             match (error, kind) {
                 (OriginError::Unsupported(_), Some(kind)) => {
-                    self.learn(Question::Condition(kind), Verdict::Refused);
+                    self.learn(Question::Condition(kind), Verdict::Refused).await;
                 }
                 // Refused although it holds: in this form the endpoint does not know it.
                 (OriginError::Conflict, Some(kind))

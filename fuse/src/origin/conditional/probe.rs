@@ -303,7 +303,7 @@ impl Prober<'_> {
         match self.origin.abort_upload(self.key, id).await {
             Ok(()) | Err(OriginError::NoSuchUpload) => {
                 if let Some(logged) = logged {
-                    logged.ended();
+                    logged.ended().await;
                 }
             }
             Err(error) => tracing::debug!(%error, "upload of a probe stays"),

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::model::version::BucketId;
@@ -44,11 +45,11 @@ impl Verdict {
 }
 
 /// Where verdicts are kept from one mount to the next, by endpoint and bucket. Losing them costs a
-/// few requests. Neither call waits for a disk longer than a look-up does: a writer may wait for
-/// it.
+/// few requests. Neither call keeps a thread of the runtime from other tasks.
+#[async_trait]
 pub trait Verdicts: Send + Sync + 'static {
     /// What was stored last.
-    fn load(&self, bucket: &BucketId) -> Option<Vec<u8>>;
+    async fn load(&self, bucket: &BucketId) -> Option<Vec<u8>>;
 
     /// Keeps this in place of what was there.
     fn store(&self, bucket: &BucketId, bytes: Vec<u8>);
@@ -58,9 +59,17 @@ pub trait Verdicts: Send + Sync + 'static {
 #[derive(Default)]
 pub struct MemoryVerdicts(Mutex<HashMap<BucketId, Vec<u8>>>);
 
-impl Verdicts for MemoryVerdicts {
-    fn load(&self, bucket: &BucketId) -> Option<Vec<u8>> {
+impl MemoryVerdicts {
+    /// As [`Verdicts::load`].
+    pub fn known(&self, bucket: &BucketId) -> Option<Vec<u8>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(bucket).cloned()
+    }
+}
+
+#[async_trait]
+impl Verdicts for MemoryVerdicts {
+    async fn load(&self, bucket: &BucketId) -> Option<Vec<u8>> {
+        self.known(bucket)
     }
 
     fn store(&self, bucket: &BucketId, bytes: Vec<u8>) {
@@ -74,9 +83,12 @@ pub(super) struct Known(BTreeMap<Question, (Verdict, u64)>);
 
 impl Known {
     /// What was kept; nothing where it cannot be read.
-    pub(super) fn load(verdicts: &dyn Verdicts, bucket: &BucketId) -> Self {
-        let bytes = verdicts.load(bucket).unwrap_or_default();
-        postcard::from_bytes(&bytes).unwrap_or_default()
+    pub(super) async fn load(verdicts: &dyn Verdicts, bucket: &BucketId) -> Self {
+        Self::read(&verdicts.load(bucket).await.unwrap_or_default())
+    }
+
+    fn read(bytes: &[u8]) -> Self {
+        postcard::from_bytes(bytes).unwrap_or_default()
     }
 
     pub(super) fn store(&self, verdicts: &dyn Verdicts, bucket: &BucketId) {
@@ -127,15 +139,15 @@ mod tests {
         SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000)
     }
 
-    #[test]
-    fn a_verdict_is_kept_and_believed_for_a_day() {
+    #[tokio::test]
+    async fn a_verdict_is_kept_and_believed_for_a_day() {
         let bucket = BucketId::new("e", "b");
         let verdicts = MemoryVerdicts::default();
-        let mut known = Known::load(&verdicts, &bucket);
+        let mut known = Known::load(&verdicts, &bucket).await;
         assert_eq!(known, Known::default());
         known.note(QUESTION, Verdict::Ignored, then());
         known.store(&verdicts, &bucket);
-        let known = Known::load(&verdicts, &bucket);
+        let known = Known::load(&verdicts, &bucket).await;
         let at = |hours: u32| known.get(QUESTION, then() + hours * HOUR);
         assert_eq!(at(23).unwrap(), (Verdict::Ignored, 23 * HOUR));
         assert_eq!(at(24), None);
@@ -143,10 +155,10 @@ mod tests {
         // The clock went back.
         assert_eq!(known.get(QUESTION, then() - HOUR), None);
         for other in [BucketId::new("e", "c"), BucketId::new("f", "b")] {
-            assert_eq!(Known::load(&verdicts, &other), Known::default());
+            assert_eq!(Known::load(&verdicts, &other).await, Known::default());
         }
         verdicts.store(&bucket, vec![0xff; 3]);
-        assert_eq!(Known::load(&verdicts, &bucket), Known::default());
+        assert_eq!(Known::load(&verdicts, &bucket).await, Known::default());
     }
 
     #[test]

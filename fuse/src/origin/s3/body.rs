@@ -18,6 +18,7 @@ use memmap2::MmapMut;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use crate::blocking::{MayBlock, Turns};
 use crate::origin::UploadBody;
 use crate::page_cache;
 
@@ -89,7 +90,7 @@ pub(super) fn stream(body: UploadBody) -> (ByteStream, Arc<Progress>) {
     }
     let (source, start) = match body {
         UploadBody::Memory { bytes, .. } => (Source::Memory(bytes), 0),
-        UploadBody::File { file, offset, .. } => (Source::File(file), offset),
+        UploadBody::File { file, calls, offset, .. } => (Source::File(file, calls), offset),
     };
     let end = start + len;
     let pieces = Pieces { source, at: start, end, progress: progress.clone(), reading: None };
@@ -97,7 +98,7 @@ pub(super) fn stream(body: UploadBody) -> (ByteStream, Arc<Progress>) {
 }
 
 /// A piece of a file that ends at `end`, from `at` on.
-pub(super) fn read(file: &File, at: u64, end: u64) -> io::Result<Bytes> {
+pub(super) fn read(_: &MayBlock, file: &File, at: u64, end: u64) -> io::Result<Bytes> {
     let mut piece = Piece::new(PIECE.min(end - at) as usize)?;
     file.read_exact_at(piece.bytes_mut(), at)?;
     Ok(Bytes::from_owner(piece))
@@ -143,7 +144,7 @@ impl Drop for Piece {
 
 enum Source {
     Memory(Bytes),
-    File(Arc<File>),
+    File(Arc<File>, Arc<Turns>),
 }
 
 struct Pieces {
@@ -158,16 +159,17 @@ struct Pieces {
 impl Pieces {
     /// The piece at `at`, if it is in memory: most bodies were written just now.
     fn at_hand(&self) -> Option<Bytes> {
-        let Source::File(file) = &self.source else { return None };
+        let Source::File(file, _) = &self.source else { return None };
         let mut piece = Piece::new(PIECE.min(self.end - self.at) as usize).ok()?;
         page_cache::read(file, piece.bytes_mut(), self.at).ok()?;
         Some(Bytes::from_owner(piece))
     }
 
     fn begin_reading(&mut self, at: u64) {
-        let Source::File(file) = &self.source else { return };
-        let (file, end) = (file.clone(), self.end);
-        self.reading = Some(tokio::task::spawn_blocking(move || read(&file, at, end)));
+        let Source::File(file, calls) = &self.source else { return };
+        let (file, calls, end) = (file.clone(), calls.clone(), self.end);
+        let read = async move { calls.in_place(|may| read(may, &file, at, end)).await };
+        self.reading = Some(tokio::spawn(read));
     }
 
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
@@ -233,7 +235,8 @@ mod tests {
     fn in_file(content: &[u8], offset: u64, len: u64) -> UploadBody {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(content).unwrap();
-        UploadBody::File { file: Arc::new(file), offset, len, crc32c: 0 }
+        let calls = Arc::new(Turns::new(1));
+        UploadBody::File { file: Arc::new(file), calls, offset, len, crc32c: 0 }
     }
 
     #[tokio::test]

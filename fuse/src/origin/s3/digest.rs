@@ -8,6 +8,7 @@ use md5::Md5;
 use sha2::{Digest, Sha256};
 
 use super::body::read;
+use crate::blocking::{MayBlock, beside};
 use crate::origin::{OriginError, UploadBody};
 
 /// Bodies in memory up to this size, in bytes, are digested at once: it takes less than handing them
@@ -40,12 +41,19 @@ async fn digest<D: Digest + 'static>(body: UploadBody) -> Result<Vec<u8>, Origin
     {
         return Ok(D::digest(bytes).to_vec());
     }
-    let digest = tokio::task::spawn_blocking(move || digest_of::<D>(&body)).await;
+    let digest = match &body {
+        UploadBody::File { calls, .. } => {
+            let calls = calls.clone();
+            calls.beside(move |may| digest_of::<D>(may, &body)).await
+        }
+        UploadBody::Memory { .. } => beside(move |may| digest_of::<D>(may, &body)),
+    };
+    let digest = digest.await;
     let digest = digest.map_err(io::Error::other).and_then(|digest| digest);
     digest.map_err(|e| OriginError::Invalid(format!("staging file: {e}")))
 }
 
-fn digest_of<D: Digest>(body: &UploadBody) -> io::Result<Vec<u8>> {
+fn digest_of<D: Digest>(may: &MayBlock, body: &UploadBody) -> io::Result<Vec<u8>> {
     let (file, mut at, len) = match body {
         UploadBody::Memory { bytes, .. } => return Ok(D::digest(bytes).to_vec()),
         UploadBody::File { file, offset, len, .. } => (file, *offset, *len),
@@ -53,7 +61,7 @@ fn digest_of<D: Digest>(body: &UploadBody) -> io::Result<Vec<u8>> {
     let end = at + len;
     let mut digest = D::new();
     while at < end {
-        let piece = read(file, at, end)?;
+        let piece = read(may, file, at, end)?;
         at += piece.len() as u64;
         digest.update(&piece);
     }
@@ -66,6 +74,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::blocking::Turns;
 
     #[tokio::test]
     async fn a_digest_is_that_of_the_bytes_wherever_they_are() {
@@ -75,7 +84,8 @@ mod tests {
             let mut file = tempfile::tempfile().unwrap();
             file.write_all(&content).unwrap();
             let (file, len) = (Arc::new(file), len as u64);
-            let in_file = UploadBody::File { file, offset: 10, len, crc32c: 0 };
+            let calls = Arc::new(Turns::new(1));
+            let in_file = UploadBody::File { file, calls, offset: 10, len, crc32c: 0 };
             for body in [UploadBody::of(part.to_vec()), in_file] {
                 let md5 = content_md5(body.clone()).await.unwrap();
                 assert_eq!(md5, STANDARD.encode(Md5::digest(part)));

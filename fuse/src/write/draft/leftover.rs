@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::record::{Begins, Line, Owner, VERSION, path_of};
+use crate::blocking::MayBlock;
 use crate::cache::dir::RECORD;
 use crate::write::lines;
 
@@ -48,8 +49,8 @@ pub struct PendingId {
 impl Leftover {
     /// What is beside the bytes at `staging`; a record that is not there, or cannot be read,
     /// leaves all unknown.
-    fn read(staging: PathBuf) -> Self {
-        let lines = lines::read::<Line>(&path_of(&staging));
+    fn read(may: &MayBlock, staging: PathBuf) -> Self {
+        let lines = lines::read::<Line>(may, &path_of(&staging));
         let mut found = Self {
             staging,
             owner: None,
@@ -103,20 +104,20 @@ impl Leftover {
 
     /// Keeps the record for handles that an engine to come may be asked about: everything else is
     /// worked off. Says no where nobody has asked for long.
-    pub(in crate::write) fn keep_record(&self) -> bool {
+    pub(in crate::write) fn keep_record(&self, may: &MayBlock) -> bool {
         let gone = Some(String::new()).filter(|_| self.upload.is_some());
         let kept = Line { kept: Some(true), upload: gone, ..Line::default() };
-        self.kept < KEPT_MAX && self.note(kept)
+        self.kept < KEPT_MAX && self.note(may, kept)
     }
 
     /// Notes that a handle is closed.
-    pub(in crate::write) fn note_closed(&self, fh: u64) {
-        self.note(Line { closed: Some(fh), ..Line::default() });
+    pub(in crate::write) fn note_closed(&self, may: &MayBlock, fh: u64) {
+        self.note(may, Line { closed: Some(fh), ..Line::default() });
     }
 
-    fn note(&self, line: Line) -> bool {
+    fn note(&self, may: &MayBlock, line: Line) -> bool {
         let path = path_of(&self.staging);
-        let noted = lines::append_to_left(&path, line);
+        let noted = lines::append_to_left(may, &path, line);
         if let Err(error) = &noted {
             tracing::warn!(path = %path.display(), %error, "a record lacks its last change");
         }
@@ -124,14 +125,14 @@ impl Leftover {
     }
 
     /// Removes the record, once all that it told of is worked off.
-    pub fn forget_record(&self) {
+    pub fn forget_record(&self, _: &MayBlock) {
         let _ = fs::remove_file(path_of(&self.staging));
     }
 }
 
 /// What processes that have died left, by the files in the staging folders; records whose bytes
 /// are gone are among them, since they may still name an upload.
-pub fn leftovers(files: Vec<PathBuf>) -> Vec<Leftover> {
+pub fn leftovers(may: &MayBlock, files: Vec<PathBuf>) -> Vec<Leftover> {
     let bytes_of = |path: PathBuf| match path.extension().is_some_and(|of| of == RECORD) {
         true => path.with_extension(""),
         false => path,
@@ -139,7 +140,7 @@ pub fn leftovers(files: Vec<PathBuf>) -> Vec<Leftover> {
     let mut bytes: Vec<PathBuf> = files.into_iter().map(bytes_of).collect();
     bytes.sort();
     bytes.dedup();
-    bytes.into_iter().map(Leftover::read).collect()
+    bytes.into_iter().map(|path| Leftover::read(may, path)).collect()
 }
 
 #[cfg(test)]
@@ -151,6 +152,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::blocking::MAY;
     use crate::model::key::DirPrefix;
     use crate::model::version::ObjectInfo;
     use crate::namespace::dir::Dir;
@@ -174,7 +176,7 @@ mod tests {
     }
 
     fn read(staging: &Path) -> Leftover {
-        let mut all = leftovers(vec![path_of(staging), staging.to_owned()]);
+        let mut all = leftovers(MAY, vec![path_of(staging), staging.to_owned()]);
         assert_eq!(all.len(), 1);
         all.remove(0)
     }
@@ -187,25 +189,28 @@ mod tests {
         let record = Record::beside(&staging, author(), Arc::default());
         record.handle(9);
         assert_eq!(read(&staging).owner, None, "nothing to lose, nothing noted");
-        record.begin(&node(), &Condition::Absent);
+        record.begin(MAY, &node(), &Condition::Absent);
         record.handle(11);
+        record.write(MAY);
         let found = read(&staging);
         assert_eq!((found.owner, &*found.key, found.handles), (Some(owner()), "k", vec![9, 11]));
         assert_eq!(found.mount, "m");
         assert!(!found.clean && !found.unlinked && found.upload.is_none());
-        record.beginning_upload("k").unwrap();
+        record.beginning_upload(MAY, "k").unwrap();
         assert_eq!(read(&staging).upload.unwrap().id, None);
         record.upload(Some("u1"));
         record.stored(true, &Condition::Always);
+        record.write(MAY);
         let found = read(&staging);
         assert_eq!(found.upload.unwrap().id.as_deref(), Some("u1"));
         assert!(found.clean);
         record.dirty();
         record.upload(None);
         record.unlinked();
+        record.write(MAY);
         let found = read(&staging);
         assert!(!found.clean && found.unlinked && found.upload.is_none());
-        record.remove();
+        record.remove(MAY);
         assert_eq!(read(&staging).owner, None);
     }
 

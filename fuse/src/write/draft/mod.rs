@@ -31,7 +31,7 @@ use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::SystemTime;
 
 use tokio::sync::{Notify, watch};
@@ -50,6 +50,7 @@ pub(super) use upload::UploadId;
 
 use super::WriteError;
 use super::parts::{OBJECT_MAX, PartPlan};
+use crate::blocking::{MayBlock, Turns};
 use crate::cache::StagingFile;
 use crate::model::version::ObjectInfo;
 use crate::namespace::file::FileNode;
@@ -67,7 +68,9 @@ pub struct Draft {
     staging: StagingFile,
     plan: PartPlan,
     record: Record,
-    /// Taken before the record's lock and the node's.
+    /// Held while bytes are written; by one alone while the file is cut or extended.
+    extent: RwLock<()>,
+    /// Taken before the lock of the record's notes and the node's.
     state: Mutex<State>,
     /// Asked for when it was opened.
     inquiry: watch::Sender<Inquiry>,
@@ -167,7 +170,8 @@ impl Draft {
         let state = Mutex::new(state);
         let inquiry = watch::Sender::new(Inquiry::Over);
         let part_ended = Notify::new();
-        Arc::new(Self { node, staging, plan, record, state, inquiry, part_ended, gate })
+        let extent = RwLock::default();
+        Arc::new(Self { node, staging, plan, record, extent, state, inquiry, part_ended, gate })
     }
 
     /// Where the bytes are.
@@ -177,6 +181,29 @@ impl Draft {
 
     pub(super) fn staging(&self) -> &StagingFile {
         &self.staging
+    }
+
+    /// Turns at the disk that the bytes are on.
+    pub fn calls(&self) -> &Arc<Turns> {
+        self.staging.calls()
+    }
+
+    /// Turns there of the engine's threads.
+    pub fn threads(&self) -> &Arc<Turns> {
+        self.staging.threads()
+    }
+
+    /// As [`Draft::note_down`], for one who may wait.
+    pub(super) fn write_down(&self, may: &MayBlock) {
+        self.record.write(may);
+    }
+
+    /// Puts what is known of it on the disk, for a later process: before it is relied on that the
+    /// origin was asked, or somebody is answered.
+    pub async fn note_down(&self) {
+        if self.record.waits() {
+            self.calls().in_place(|may| self.record.write(may)).await;
+        }
     }
 
     pub(super) fn file(&self) -> &Arc<File> {
@@ -193,7 +220,12 @@ impl Draft {
     /// # Errors
     /// [`WriteError::TooLarge`], ESTALE once another version took the name, ENOSPC where the
     /// cache has no room, or what its disk reports.
-    pub fn write(&self, offset: u64, data: &[u8]) -> Result<Vec<Range<u64>>, WriteError> {
+    pub fn write(
+        &self,
+        may: &MayBlock,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<Vec<Range<u64>>, WriteError> {
         let end = offset.saturating_add(data.len() as u64);
         if end > OBJECT_MAX {
             return Err(WriteError::TooLarge);
@@ -202,28 +234,36 @@ impl Draft {
         if data.is_empty() {
             return Ok(Vec::new());
         }
-        self.staging.reserve(end)?;
+        self.staging.reserve(may, end)?;
         // Where there are no bytes there is nothing to lose, and nothing to note.
         if !self.record.is_begun() {
             let seen = self.seen();
-            self.record.begin(&self.node, &seen);
+            self.record.begin(may, &self.node, &seen);
         }
         // While the bytes are at hand.
         let sums = sums::slices(offset, data);
+        let whole = self.extent.read().unwrap_or_else(PoisonError::into_inner);
         let turn = self.state().contents.begin_write();
         let written = self.file().write_all_at(data, offset);
         let mut state = self.state();
         if let Err(error) = written {
             state.contents.failed(offset..end);
-            // What lies beyond the end would show up once the file is extended.
-            let _ = self.file().set_len(state.contents.size);
             self.became_dirty(state);
+            drop(whole);
+            // What lies beyond the end would show up once the file is extended.
+            let _whole = self.extent.write().unwrap_or_else(PoisonError::into_inner);
+            let _ = self.file().set_len(self.size());
+            self.record.write(may);
             return Err(error.into());
         }
         let passed = state.contents.wrote(&self.plan, offset..end, &sums, turn);
         let size = state.contents.size;
         self.became_dirty(state);
         self.node.set_size(size);
+        drop(whole);
+        if self.record.waits() {
+            self.record.write(may);
+        }
         Ok(passed)
     }
 
@@ -231,24 +271,37 @@ impl Draft {
     ///
     /// # Errors
     /// As [`Draft::write`].
-    pub fn truncate(&self, size: u64) -> Result<(), WriteError> {
+    pub fn truncate(&self, may: &MayBlock, size: u64) -> Result<(), WriteError> {
         if size > OBJECT_MAX {
             return Err(WriteError::TooLarge);
         }
         // Zeros take no room. Who asks for more of them than there could be room for is refused here,
         // not by the bill for what would be sent.
         self.staging.could_have(size)?;
-        let mut state = self.state();
-        state.allowed(Operation::Truncate)?;
-        if size == state.contents.size {
-            return Ok(());
+        // Nobody who asks about the file waits for its disk.
+        let whole = self.extent.write().unwrap_or_else(PoisonError::into_inner);
+        {
+            let state = self.state();
+            state.allowed(Operation::Truncate)?;
+            if size == state.contents.size {
+                return Ok(());
+            }
         }
         self.file().set_len(size)?;
         self.staging.shrink(size);
+        let mut state = self.state();
         state.contents.resized(size);
         self.became_dirty(state);
         self.node.set_size(size);
+        drop(whole);
+        self.record.write(may);
         Ok(())
+    }
+
+    /// The size in bytes, once no change of it is under way.
+    pub(super) fn settled_size(&self, _: &MayBlock) -> u64 {
+        let _whole = self.extent.read().unwrap_or_else(PoisonError::into_inner);
+        self.size()
     }
 
     fn became_dirty(&self, mut state: MutexGuard<'_, State>) {
@@ -271,7 +324,7 @@ impl Draft {
     ///
     /// # Errors
     /// What the cache disk reports.
-    pub fn read(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+    pub fn read(&self, _: &MayBlock, offset: u64, len: usize) -> io::Result<Vec<u8>> {
         let size = self.size();
         let len = size.saturating_sub(offset).min(len as u64) as usize;
         let mut out = vec![0; len];
@@ -289,7 +342,7 @@ impl Draft {
 
     /// Asks the kernel to write a range to the disk and, where that is done, to drop its pages:
     /// what was sent is not needed in memory.
-    pub(super) fn leave_page_cache(&self, offset: u64, len: u64) {
+    pub(super) fn leave_page_cache(&self, _: &MayBlock, offset: u64, len: u64) {
         let Some(len) = NonZeroU64::new(len) else { return };
         page_cache::leave(self.file(), offset, Some(len));
     }

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use super::{PartState, Spares};
+use crate::blocking::MayBlock;
 use crate::cache::dir::RECORD;
 use crate::namespace::file::FileNode;
 use crate::origin::{Condition, Part};
@@ -120,14 +121,31 @@ pub(super) struct Record {
     author: Author,
     spares: Arc<Spares>,
     begun: AtomicBool,
-    open: Mutex<Open>,
+    /// Whether lines wait.
+    waits: AtomicBool,
+    notes: Mutex<Notes>,
+    /// Held while the disk is written to. Taken before `notes`.
+    place: Mutex<Place>,
 }
 
+/// What is to be told, in memory: it is noted under the lock of the file under change, and nobody is to
+/// wait for the disk there.
 #[derive(Default)]
-struct Open {
-    file: Option<File>,
+struct Notes {
+    begun: bool,
+    lines: Vec<Line>,
     handles: Vec<u64>,
     removed: bool,
+}
+
+/// Where it is told.
+#[derive(Default)]
+enum Place {
+    #[default]
+    NotMade,
+    File(File),
+    /// It could not be made, which was logged, or its time is over.
+    Nowhere,
 }
 
 impl Record {
@@ -139,19 +157,35 @@ impl Record {
             author,
             spares,
             begun: AtomicBool::new(false),
-            open: Mutex::default(),
+            waits: AtomicBool::new(false),
+            notes: Mutex::default(),
+            place: Mutex::default(),
         }
     }
 
     /// Begins the record, unless that was done. Its failure is logged: the bytes are what counts.
-    pub(super) fn begin(&self, node: &FileNode, seen: &Condition) {
-        let mut open = self.open();
-        if self.is_begun() || open.removed {
-            return;
+    pub(super) fn begin(&self, may: &MayBlock, node: &FileNode, seen: &Condition) {
+        {
+            let mut notes = self.notes();
+            if notes.removed {
+                return;
+            }
+            if !notes.begun {
+                notes.begun = true;
+                let head = Line {
+                    mount: Some(self.author.mount.clone()).filter(|mount| !mount.is_empty()),
+                    key: Some(node.key()),
+                    seen: seen.to_tag(),
+                    clean: Some(false),
+                    ..Line::head(&self.author.owner)
+                };
+                let handles = notes.handles.iter();
+                let handles = handles.map(|fh| Line { handle: Some(*fh), ..Line::default() });
+                notes.lines = std::iter::once(head).chain(handles).collect();
+            }
         }
-        if let Err(error) = self.create(&mut open, node, seen) {
-            tracing::warn!(path = %self.path.display(), %error, "no record of a file being written");
-        }
+        // Also where another write was first: nothing is written before the record is there.
+        self.write(may);
         self.begun.store(true, Ordering::Release);
     }
 
@@ -160,62 +194,82 @@ impl Record {
         self.begun.load(Ordering::Acquire)
     }
 
-    fn create(&self, open: &mut Open, node: &FileNode, seen: &Condition) -> io::Result<()> {
-        let file = self.spares.create(&self.path)?;
-        let head = Line {
-            mount: Some(self.author.mount.clone()).filter(|mount| !mount.is_empty()),
-            key: Some(node.key()),
-            seen: seen.to_tag(),
-            clean: Some(false),
-            ..Line::head(&self.author.owner)
+    /// Whether something was noted that is not on the disk yet. Cheap: every WRITE asks.
+    pub(super) fn waits(&self) -> bool {
+        self.waits.load(Ordering::Acquire)
+    }
+
+    /// Writes what was noted. Its failure is logged.
+    pub(super) fn write(&self, may: &MayBlock) {
+        let mut place = self.place();
+        if let Err(error) = self.write_to(may, &mut place) {
+            let path = self.path.display();
+            tracing::warn!(%path, %error, "a record of a file being written lacks its last changes");
+        }
+    }
+
+    fn write_to(&self, may: &MayBlock, place: &mut Place) -> io::Result<()> {
+        let lines = {
+            let mut notes = self.notes();
+            self.waits.store(false, Ordering::Release);
+            std::mem::take(&mut notes.lines)
         };
-        let handles = open.handles.iter().map(|fh| Line { handle: Some(*fh), ..Line::default() });
-        lines::append(&file, std::iter::once(head).chain(handles))?;
-        open.file = Some(file);
-        Ok(())
+        if lines.is_empty() {
+            return Ok(());
+        }
+        if matches!(place, Place::NotMade) {
+            *place = Place::Nowhere;
+            *place = Place::File(self.spares.create(may, &self.path)?);
+        }
+        match place {
+            Place::File(file) => lines::append(may, file, lines),
+            Place::NotMade | Place::Nowhere => Ok(()),
+        }
     }
 
     /// Notes a handle of the kernel's.
     pub(super) fn handle(&self, fh: u64) {
-        let mut open = self.open();
-        open.handles.push(fh);
-        self.note(&open, Line { handle: Some(fh), ..Line::default() });
+        self.notes().handles.push(fh);
+        self.note(Line { handle: Some(fh), ..Line::default() });
     }
 
     pub(super) fn dirty(&self) {
-        self.note(&self.open(), Line { clean: Some(false), ..Line::default() });
+        self.note(Line { clean: Some(false), ..Line::default() });
     }
 
     pub(super) fn stored(&self, clean: bool, seen: &Condition) {
         let line = Line { clean: Some(clean), seen: seen.to_tag(), ..Line::default() };
-        self.note(&self.open(), line);
+        self.note(line);
     }
 
     pub(super) fn sent(&self, writer: &str) {
-        self.note(&self.open(), Line { sent: Some(writer.to_owned()), ..Line::default() });
+        self.note(Line { sent: Some(writer.to_owned()), ..Line::default() });
     }
 
     pub(super) fn moved(&self, node: &FileNode, seen: &Condition) {
         let line = Line { key: Some(node.key()), seen: seen.to_tag(), ..Line::default() };
-        self.note(&self.open(), line);
+        self.note(line);
     }
 
     pub(super) fn unlinked(&self) {
-        self.note(&self.open(), Line { unlinked: Some(true), ..Line::default() });
+        self.note(Line { unlinked: Some(true), ..Line::default() });
     }
 
     /// Notes, durably, that an upload of `key` is about to be begun.
-    pub(super) fn beginning_upload(&self, key: &str) -> io::Result<()> {
-        let open = self.open();
-        let Some(file) = &open.file else { return Ok(()) };
+    pub(super) fn beginning_upload(&self, may: &MayBlock, key: &str) -> io::Result<()> {
         let begins = Begins { key: key.to_owned(), time_ms: lines::now_ms() };
-        lines::append(file, [Line { begins: Some(begins), ..Line::default() }])?;
-        file.sync_all()
+        self.note(Line { begins: Some(begins), ..Line::default() });
+        let mut place = self.place();
+        self.write_to(may, &mut place)?;
+        match &*place {
+            Place::File(file) => file.sync_all(),
+            Place::NotMade | Place::Nowhere => Ok(()),
+        }
     }
 
     pub(super) fn upload(&self, id: Option<&str>) {
         let id = id.unwrap_or_default().to_owned();
-        self.note(&self.open(), Line { upload: Some(id), ..Line::default() });
+        self.note(Line { upload: Some(id), ..Line::default() });
     }
 
     pub(super) fn part(&self, of: PartState, part: &Part) {
@@ -227,27 +281,36 @@ impl Record {
             etag: part.etag.clone(),
             checksum: part.checksum.clone(),
         };
-        self.note(&self.open(), Line { part: Some(part), ..Line::default() });
+        self.note(Line { part: Some(part), ..Line::default() });
     }
 
     /// Removes the record: what it told of is done.
-    pub(super) fn remove(&self) {
-        let mut open = self.open();
-        open.removed = true;
-        if let Some(file) = open.file.take() {
-            self.spares.put(&self.path, file);
+    pub(super) fn remove(&self, may: &MayBlock) {
+        {
+            let mut notes = self.notes();
+            notes.removed = true;
+            notes.lines.clear();
+        }
+        let place = std::mem::replace(&mut *self.place(), Place::Nowhere);
+        if let Place::File(file) = place {
+            self.spares.put(may, &self.path, file);
         }
     }
 
-    fn note(&self, open: &Open, line: Line) {
-        let Some(file) = &open.file else { return };
-        if let Err(error) = lines::append(file, [line]) {
-            tracing::warn!(path = %self.path.display(), %error, "a record lacks its last change");
+    fn note(&self, line: Line) {
+        let mut notes = self.notes();
+        if notes.begun && !notes.removed {
+            notes.lines.push(line);
+            self.waits.store(true, Ordering::Release);
         }
     }
 
-    fn open(&self) -> MutexGuard<'_, Open> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    fn notes(&self) -> MutexGuard<'_, Notes> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn place(&self) -> MutexGuard<'_, Place> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::blocking::{MayBlock, in_place};
 use crate::write::lines;
 
 /// Most files kept.
@@ -20,7 +21,7 @@ pub(in crate::write) struct Spares {
 
 impl Spares {
     /// An empty file for the record at `path`.
-    pub(super) fn create(&self, path: &Path) -> io::Result<File> {
+    pub(super) fn create(&self, may: &MayBlock, path: &Path) -> io::Result<File> {
         let spare = {
             let mut files = self.files();
             let at = files.iter().position(|(spare, _)| spare.parent() == path.parent());
@@ -32,11 +33,11 @@ impl Spares {
                 Err(_) => drop(fs::remove_file(spare)),
             }
         }
-        lines::create(path)
+        lines::create(may, path)
     }
 
     /// Takes the file of a record that is over.
-    pub(super) fn put(&self, path: &Path, file: File) {
+    pub(super) fn put(&self, _: &MayBlock, path: &Path, file: File) {
         if file.set_len(0).is_ok() {
             let mut files = self.files();
             if files.len() < SPARES_MAX {
@@ -54,15 +55,21 @@ impl Spares {
 
 impl Drop for Spares {
     fn drop(&mut self) {
-        for (path, _) in self.files().drain(..) {
-            let _ = fs::remove_file(path);
-        }
+        let files = std::mem::take(&mut *self.files());
+        let remove = |_: &MayBlock| {
+            for (path, _) in files {
+                let _ = fs::remove_file(path);
+            }
+        };
+        // Who drops the last of a mount may run tasks.
+        in_place(remove);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::blocking::MAY;
 
     #[test]
     fn a_file_is_used_again_in_its_folder_and_none_is_left() {
@@ -71,19 +78,19 @@ mod tests {
         fs::create_dir(&one).unwrap();
         fs::create_dir(&other).unwrap();
         let spares = Spares::default();
-        let file = spares.create(&one.join("1.record")).unwrap();
-        lines::append(&file, ["text"]).unwrap();
-        spares.put(&one.join("1.record"), file);
-        spares.create(&other.join("2.record")).unwrap();
+        let file = spares.create(MAY, &one.join("1.record")).unwrap();
+        lines::append(MAY, &file, ["text"]).unwrap();
+        spares.put(MAY, &one.join("1.record"), file);
+        spares.create(MAY, &other.join("2.record")).unwrap();
         assert!(one.join("1.record").exists());
-        let file = spares.create(&one.join("3.record")).unwrap();
+        let file = spares.create(MAY, &one.join("3.record")).unwrap();
         assert!(!one.join("1.record").exists());
-        lines::append(&file, ["new"]).unwrap();
+        lines::append(MAY, &file, ["new"]).unwrap();
         assert_eq!(fs::read_to_string(one.join("3.record")).unwrap(), "\"new\"\n");
-        spares.put(&one.join("3.record"), file);
+        spares.put(MAY, &one.join("3.record"), file);
         for n in 0..2 * SPARES_MAX {
             let path = one.join(format!("{n}.of-many"));
-            spares.put(&path, lines::create(&path).unwrap());
+            spares.put(MAY, &path, lines::create(MAY, &path).unwrap());
         }
         assert_eq!(fs::read_dir(&one).unwrap().count(), SPARES_MAX);
         drop(spares);

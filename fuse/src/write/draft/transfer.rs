@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use super::live::LiveUpload;
 use super::upload::Upload;
 use super::{Base, Draft, PartState, Phase, Snapshot, State, UploadId};
+use crate::blocking::MayBlock;
 use crate::origin::{Condition, CopySource, Part};
 use crate::write::layout::Layout;
 
@@ -16,8 +17,8 @@ impl Draft {
     }
 
     /// Notes that an upload is about to be begun, durably: its id may never be learnt.
-    pub(in crate::write) fn beginning_upload(&self, key: &str) -> io::Result<()> {
-        self.record.beginning_upload(key)?;
+    pub(in crate::write) fn beginning_upload(&self, may: &MayBlock, key: &str) -> io::Result<()> {
+        self.record.beginning_upload(may, key)?;
         self.state().begins = Some((key.to_owned(), SystemTime::now()));
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! What changes where a file under change stands with the origin. The gate is held.
 
 use super::{Attempt, Base, Draft, Operation, Outcome, Phase, Remains, Snapshot, seen_of};
+use crate::blocking::MayBlock;
 use crate::model::version::ObjectInfo;
 use crate::origin::Condition;
 use crate::write::WriteError;
@@ -133,10 +134,14 @@ impl Draft {
 
     /// Ends it. The caller has moved or removed the bytes.
     pub(in crate::write) fn seal(&self) {
-        let mut state = self.state();
-        state.phase = Phase::Sealed;
-        if !state.unaborted {
-            self.record.remove();
+        self.state().phase = Phase::Sealed;
+    }
+
+    /// Ends its record, unless that is still needed. The caller has moved or removed the bytes.
+    pub(in crate::write) fn end_record(&self, may: &MayBlock) {
+        let unaborted = self.state().unaborted;
+        if !unaborted {
+            self.record.remove(may);
         }
     }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::record::{Copied, Copying, Line, Planned, VERSION};
+use crate::blocking::MayBlock;
 use crate::cache::dir::RENAME;
 use crate::model::version::{ETag, ObjectInfo, Version};
 use crate::origin::Condition;
@@ -51,8 +52,8 @@ pub(in crate::write) fn is_record(path: &Path) -> bool {
 
 impl RenameLeftover {
     /// What a record tells. `None`: nothing that is to be done here.
-    pub(in crate::write) fn read(path: PathBuf) -> Option<Self> {
-        let mut lines = lines::read::<Line>(&path).into_iter();
+    pub(in crate::write) fn read(may: &MayBlock, path: PathBuf) -> Option<Self> {
+        let mut lines = lines::read::<Line>(may, &path).into_iter();
         let Some(Line { version: Some(version), bucket: Some(bucket), identity, time_ms, .. }) =
             lines.next()
         else {
@@ -106,15 +107,15 @@ impl RenameLeftover {
     }
 
     /// Notes that it could not be ended this time.
-    pub(super) fn note_try(&self) {
+    pub(super) fn note_try(&self, may: &MayBlock) {
         let line = Line { tried: Some(true), ..Line::default() };
-        if let Err(error) = lines::append_to_left(&self.path, line) {
+        if let Err(error) = lines::append_to_left(may, &self.path, line) {
             tracing::warn!(path = %self.path.display(), %error, "a rename's record lacks its last try");
         }
     }
 
     /// Removes the record.
-    pub(super) fn forget(&self) {
+    pub(super) fn forget(&self, _: &MayBlock) {
         let _ = fs::remove_file(&self.path);
     }
 }

@@ -13,6 +13,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use crate::blocking::MayBlock;
+use crate::cache::StagingDisk;
 use crate::model::version::{Version, VersionKey};
 use crate::origin::{Condition, Stored};
 use crate::write::draft::Owner;
@@ -78,6 +80,7 @@ pub(super) struct Copied {
 /// The record of one rename. Dropping it leaves the file, as the end of the process does.
 pub(in crate::write) struct RenameRecord {
     path: PathBuf,
+    disk: StagingDisk,
     /// `None`: there is no record, which was logged.
     file: Mutex<Option<File>>,
     /// Whether something is left to do for a later process.
@@ -85,10 +88,10 @@ pub(in crate::write) struct RenameRecord {
 }
 
 impl RenameRecord {
-    /// Begins the record at `path`: what is moved, where to, and what it replaces there. Its
+    /// Begins the record on this disk: what is moved, where to, and what it replaces there. Its
     /// failure is logged, since a full disk must keep nobody from renaming.
-    pub(in crate::write) fn begin<'a>(
-        path: PathBuf,
+    pub(in crate::write) async fn begin<'a>(
+        disk: StagingDisk,
         owner: Owner,
         objects: impl Iterator<Item = (&'a VersionKey, &'a str, &'a Condition)>,
     ) -> Self {
@@ -109,42 +112,48 @@ impl RenameRecord {
             };
             Line { object: Some(planned), ..Line::default() }
         });
-        let create = || {
-            let file = lines::create(&path)?;
-            lines::append(&file, std::iter::once(head).chain(objects))?;
+        let path = disk.new_record_path();
+        let create = |may: &_| {
+            let file = lines::create(may, &path)?;
+            lines::append(may, &file, std::iter::once(head).chain(objects))?;
             Ok(file)
         };
-        let file = create().inspect_err(|error| gone(&path, error)).ok();
-        Self { path, file: Mutex::new(file), unsettled: AtomicBool::new(false) }
+        let created =
+            |may: &_| create(may).inspect_err(|error: &io::Error| gone(may, &path, error)).ok();
+        let file = disk.calls().in_place(created).await;
+        Self { path, disk, file: Mutex::new(file), unsettled: AtomicBool::new(false) }
     }
 
     /// Notes that a copy of this version is about to be made.
-    pub(in crate::write) fn copying(&self, object: usize, of: &Version) {
+    pub(in crate::write) async fn copying(&self, object: usize, of: &Version) {
         let etag = of.etag.as_str().to_owned();
         let copy = Copying { object, etag, size: of.size };
-        self.note(Line { copy: Some(copy), ..Line::default() });
+        self.note(Line { copy: Some(copy), ..Line::default() }).await;
     }
 
     /// Notes that it was made.
-    pub(in crate::write) fn copied(&self, object: usize, copy: &Stored) {
+    pub(in crate::write) async fn copied(&self, object: usize, copy: &Stored) {
         let Some(etag) = &copy.etag else { return };
         let copied = Copied { object, etag: etag.as_str().to_owned() };
-        self.note(Line { copied: Some(copied), ..Line::default() });
+        self.note(Line { copied: Some(copied), ..Line::default() }).await;
     }
 
     /// Notes that from the next request on it is not undone any more.
-    pub(in crate::write) fn pass_point(&self, durably: bool) {
-        self.note(Line { forward: Some(true), ..Line::default() });
-        let file = self.file();
-        let synced = file.as_ref().filter(|_| durably).map(File::sync_data);
-        if let Some(Err(error)) = synced {
-            tracing::warn!(path = %self.path.display(), %error, "record of a rename not synced");
-        }
+    pub(in crate::write) async fn pass_point(&self, durably: bool) {
+        let pass = |may: &_| {
+            self.write(may, Line { forward: Some(true), ..Line::default() });
+            let file = self.file();
+            let synced = file.as_ref().filter(|_| durably).map(File::sync_data);
+            if let Some(Err(error)) = synced {
+                tracing::warn!(path = %self.path.display(), %error, "record of a rename not synced");
+            }
+        };
+        self.disk.calls().in_place(pass).await;
     }
 
     /// Notes that the request at the point of no return had no effect: it is undone.
-    pub(in crate::write) fn turn_back(&self) {
-        self.note(Line { forward: Some(false), ..Line::default() });
+    pub(in crate::write) async fn turn_back(&self) {
+        self.note(Line { forward: Some(false), ..Line::default() }).await;
     }
 
     /// Leaves something to do for a later process.
@@ -153,20 +162,27 @@ impl RenameRecord {
     }
 
     /// Ends the record: it goes, unless something was left to do.
-    pub(in crate::write) fn end(self) {
-        if self.unsettled.load(Ordering::Relaxed) {
-            self.note(Line { tried: Some(true), ..Line::default() });
-        } else if self.file().is_some() {
-            let _ = fs::remove_file(&self.path);
-        }
+    pub(in crate::write) async fn end(self) {
+        let end = |may: &_| {
+            if self.unsettled.load(Ordering::Relaxed) {
+                self.write(may, Line { tried: Some(true), ..Line::default() });
+            } else if self.file().is_some() {
+                let _ = fs::remove_file(&self.path);
+            }
+        };
+        self.disk.calls().in_place(end).await;
     }
 
-    fn note(&self, line: Line) {
+    async fn note(&self, line: Line) {
+        self.disk.calls().in_place(|may| self.write(may, line)).await;
+    }
+
+    fn write(&self, may: &MayBlock, line: Line) {
         let mut open = self.file();
         let Some(file) = &*open else { return };
-        if let Err(error) = lines::append(file, [line]) {
+        if let Err(error) = lines::append(may, file, [line]) {
             // A record that lacks something would tell a lie.
-            gone(&self.path, &error);
+            gone(may, &self.path, &error);
             *open = None;
         }
     }
@@ -177,7 +193,7 @@ impl RenameRecord {
 }
 
 /// Removes a record that cannot be kept.
-fn gone(path: &Path, error: &io::Error) {
+fn gone(_: &MayBlock, path: &Path, error: &io::Error) {
     tracing::warn!(path = %path.display(), %error, "no record of a rename: a crash may leave half of it");
     let _ = fs::remove_file(path);
 }

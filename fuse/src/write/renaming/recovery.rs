@@ -12,6 +12,7 @@ use futures_util::{FutureExt, StreamExt, stream};
 use tokio::sync::{Mutex, OwnedRwLockWriteGuard};
 
 use super::leftover::{Moved, RenameLeftover};
+use crate::blocking::MayBlock;
 use crate::logged::LoggedName;
 use crate::model::version::{ETag, VersionKey};
 use crate::namespace::Node;
@@ -87,18 +88,7 @@ impl Writer {
             }
         }
         drop(running);
-        match failures {
-            0 => left.forget(),
-            _ if left.tries + 1 >= TRIES_MAX => {
-                tracing::error!(
-                    from = %LoggedName(left.objects.first().map_or("", |moved| &*moved.from)),
-                    tries = TRIES_MAX,
-                    "a rename of an earlier run stays half done: look at both names"
-                );
-                left.forget();
-            }
-            _ => left.note_try(),
-        }
+        self.names.cache.in_place(|may| note_end(may, left, failures)).await;
     }
 
     async fn end_move<'a>(
@@ -189,6 +179,22 @@ impl Writer {
             }
         }
         found.into_iter().map(|((_, name), dir)| (dir, name)).collect()
+    }
+}
+
+/// Notes how the end of a rename came out.
+fn note_end(may: &MayBlock, left: &RenameLeftover, failures: usize) {
+    match failures {
+        0 => left.forget(may),
+        _ if left.tries + 1 >= TRIES_MAX => {
+            tracing::error!(
+                from = %LoggedName(left.objects.first().map_or("", |moved| &*moved.from)),
+                tries = TRIES_MAX,
+                "a rename of an earlier run stays half done: look at both names"
+            );
+            left.forget(may);
+        }
+        _ => left.note_try(may),
     }
 }
 

@@ -9,6 +9,7 @@ use super::acts::{Act, Op, Size, pattern};
 use super::lab::{Bucket, Lab, Node};
 use super::model::{self, FILE, File, OTHER, Step, World};
 use super::poll::{Hand, Polled, drive};
+use crate::blocking::MAY;
 use crate::origin::OriginError;
 use crate::origin::faulty::{self, Fault};
 use crate::write::draft::Draft;
@@ -216,7 +217,7 @@ impl<'a> Bench<'a> {
         let mut passed = Vec::new();
         for piece in (0..bytes.len()).step_by(100_000) {
             let end = bytes.len().min(piece + 100_000);
-            passed.extend(draft.write(piece as u64, &bytes[piece..end]).unwrap());
+            passed.extend(draft.write(MAY, piece as u64, &bytes[piece..end]).unwrap());
         }
         if self.case.state == State::Sent && !passed.is_empty() {
             let (writer, draft) = (node.writer.clone(), draft.clone());
@@ -252,7 +253,7 @@ impl<'a> Bench<'a> {
         self.world.step(0, &commit).unwrap();
         if self.case.state == State::Dirty {
             let data = pattern(FIRST + 1, 50);
-            draft.write(5, &data).unwrap();
+            draft.write(MAY, 5, &data).unwrap();
             self.world.step(0, &Step::Write { offset: 5, data }).unwrap();
         }
         if self.case.state == State::Unlinked {

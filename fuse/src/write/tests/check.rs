@@ -10,6 +10,7 @@ use super::case::{Bench, LAST, Seat};
 use super::model::{AWAY, End, FILE, Outcome, Step};
 use super::poll::drive;
 use super::seen;
+use crate::blocking::MAY;
 use crate::namespace::{LookupError, Node};
 
 impl Bench<'_> {
@@ -69,7 +70,7 @@ impl Bench<'_> {
         });
         let draft = node.open(&dir, "f").unwrap();
         let bytes = pattern(tag, 100);
-        draft.write(0, &bytes).unwrap();
+        draft.write(MAY, 0, &bytes).unwrap();
         let writer = node.writer.clone();
         drive(async move { writer.finish(&draft).await });
         assert!(self.bucket.memory.bytes(FILE) == Some(bytes), "the name is of no use any more");
@@ -96,9 +97,11 @@ impl Seat {
             };
             let version = self.node.names.version_key(&node).unwrap();
             assert_eq!(version.version.size, bucket[key].len() as u64, "{key}: its size");
-            let cached = self.node.names.cache.peek(&version).filter(|cached| cached.is_trusted());
+            let cached =
+                self.node.names.cache.peek(MAY, &version).filter(|cached| cached.is_trusted());
             let mut bytes = Vec::new();
-            if let Some(mut file) = cached.and_then(|cached| cached.open_for_passthrough().ok()) {
+            if let Some(mut file) = cached.and_then(|cached| cached.open_for_passthrough(MAY).ok())
+            {
                 file.read_to_end(&mut bytes).unwrap();
                 assert!(bytes == bucket[key], "{key}: wrong bytes are cached");
             }

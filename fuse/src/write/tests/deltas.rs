@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use tokio::runtime::Handle;
 
 use super::lab::{Bucket, Lab, Node};
+use crate::blocking::MAY;
 use crate::buffers::Buffers;
 use crate::model::blocks::BLOCK;
 use crate::model::key::DirPrefix;
@@ -43,14 +44,14 @@ impl Twin {
         let end = offset as usize + data.len();
         self.bytes.resize(self.bytes.len().max(end), 0);
         self.bytes[offset as usize..end].copy_from_slice(data);
-        let passed = self.draft.write(offset, data).unwrap();
+        let passed = self.draft.write(MAY, offset, data).unwrap();
         let (writer, draft) = (self.node.writer.clone(), self.draft.clone());
         self.on.block_on(async move { writer.pass(&draft, passed).await });
     }
 
     fn truncate(&mut self, size: u64) {
         self.bytes.resize(size as usize, 0);
-        self.draft.truncate(size).unwrap();
+        self.draft.truncate(MAY, size).unwrap();
     }
 
     fn commit(&self) -> Result<(), WriteError> {
@@ -72,10 +73,12 @@ impl Twin {
         let (writer, draft) = (self.node.writer.clone(), self.draft.clone());
         assert!(self.on.block_on(async move { writer.finish(&draft).await }).is_none());
         let key = self.node.names.version_key(&self.draft.node).unwrap();
-        let version = self.node.names.cache.acquire(&key, &[]);
-        assert!(version.is_complete() && version.verify(&Buffers::new(0)));
+        let version = self.node.names.cache.acquire(MAY, &key, &[]);
+        assert!(
+            version.is_complete() && version.check(MAY, &Buffers::new(0), &version.held_blocks())
+        );
         let mut held = Vec::new();
-        version.open_for_passthrough().unwrap().read_to_end(&mut held).unwrap();
+        version.open_for_passthrough(MAY).unwrap().read_to_end(&mut held).unwrap();
         assert!(held == self.bytes);
     }
 }

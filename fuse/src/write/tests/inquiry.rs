@@ -5,6 +5,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::lab::{Bucket, Lab, Node};
+use crate::blocking::MAY;
 use crate::model::blocks::BLOCK;
 use crate::origin::OriginError;
 use crate::origin::faulty::{Fault, Gate, Op};
@@ -28,7 +29,7 @@ impl Stage {
 
     fn create(&self, size: usize) -> Arc<Draft> {
         let draft = self.node.create("f");
-        draft.write(0, &vec![7; size]).unwrap();
+        draft.write(MAY, 0, &vec![7; size]).unwrap();
         draft
     }
 
@@ -118,7 +119,7 @@ fn what_the_file_itself_stored_is_not_taken_for_another_ones() {
         stage.commit(&draft).await.unwrap();
         gate.open();
         draft.learns_seen().await;
-        draft.write(10, &[7; 5]).unwrap();
+        draft.write(MAY, 10, &[7; 5]).unwrap();
         stage.commit(&draft).await.unwrap();
         assert!(stage.is_ours(15));
     });

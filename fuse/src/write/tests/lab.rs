@@ -13,6 +13,7 @@ use tokio::runtime::Runtime;
 
 use super::poll::drive;
 use super::stepped::Stepped;
+use crate::blocking::MAY;
 use crate::cache::{CacheSettings, NodeCache};
 use crate::metrics::Metrics;
 use crate::model::blocks::BLOCK;
@@ -63,7 +64,7 @@ impl Lab {
         let dir = tempfile::tempdir().unwrap();
         let metrics = Arc::new(Metrics::new().unwrap());
         let settings = CacheSettings::one(dir.path(), CACHE_MAX, 0);
-        let cache = NodeCache::open(&settings, metrics.clone()).unwrap();
+        let cache = NodeCache::open(MAY, &settings, metrics.clone()).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_time()
@@ -148,7 +149,7 @@ impl Lab {
         });
         dead();
         put(&staged);
-        Leftovers::among(&self.cache, staged.into_keys().collect())
+        Leftovers::among(MAY, &self.cache, staged.into_keys().collect())
     }
 
     /// The end of a process that is killed now; what it leaves stays.
@@ -160,7 +161,7 @@ impl Lab {
 
     /// What a next process finds, where nobody has ended it.
     pub(super) fn leftovers(&self) -> Leftovers {
-        Leftovers::among(&self.cache, self.staged().into_keys().collect())
+        Leftovers::among(MAY, &self.cache, self.staged().into_keys().collect())
     }
 
     /// Records of renames.
@@ -230,7 +231,8 @@ impl Node {
             Err(error) => return Err(error.into()),
         };
         let beginning = Beginning { seen, exclusive: false, dirty, writers: 1 };
-        self.writer.begin(&node, &[], beginning)
+        let staging = self.names.cache.staging_disk(&[]).create(MAY, None)?;
+        Ok(self.writer.begin(&node, staging, beginning))
     }
 
     /// Creates a file where none is known to be.
@@ -238,7 +240,8 @@ impl Node {
         let node = self.fresh(self.names.root(), name);
         let beginning =
             Beginning { seen: Condition::Absent, exclusive: false, dirty: true, writers: 1 };
-        self.writer.begin(&node, &[], beginning).unwrap()
+        let staging = self.names.cache.staging_disk(&[]).create(MAY, None).unwrap();
+        self.writer.begin(&node, staging, beginning)
     }
 
     fn fresh(&self, dir: &Arc<Dir>, name: &str) -> Arc<FileNode> {

@@ -2,6 +2,7 @@
 
 use super::PART;
 use super::lab::Lab;
+use crate::blocking::MAY;
 use crate::origin::OriginError;
 use crate::origin::faulty::{Fault, Gate, Op};
 
@@ -14,7 +15,7 @@ fn what_a_dead_process_began_is_aborted_and_what_this_one_begins_is_not() {
         let gate = Gate::new();
         bucket.faulty.inject_once(Op::Create, Fault::StallReply(gate.clone()));
         let draft = node.create("f");
-        draft.write(0, &[1; 3 * PART]).unwrap();
+        draft.write(MAY, 0, &[1; 3 * PART]).unwrap();
         let mut commit = Box::pin(node.writer.commit(&draft));
         tokio::select! {
             _ = &mut commit => panic!("it was answered"),
@@ -27,7 +28,7 @@ fn what_a_dead_process_began_is_aborted_and_what_this_one_begins_is_not() {
     lab.block_on(async {
         let node = lab.node_on(bucket.faulty.clone());
         let draft = node.create("f");
-        let passed = draft.write(0, &[2; 3 * PART]).unwrap();
+        let passed = draft.write(MAY, 0, &[2; 3 * PART]).unwrap();
         node.writer.pass(&draft, passed).await;
         assert_eq!(bucket.memory.open_uploads(), 2);
         node.writer.work_off(&leftovers, None).await;

@@ -6,6 +6,7 @@ use super::acts::{Act, Op};
 use super::lab::{Bucket, Node};
 use super::model::{DIR, FILE, MOVED_DIR};
 use super::poll::Hand;
+use crate::blocking::MAY;
 use crate::namespace::dir::Dir;
 use crate::namespace::{self, Namespace};
 use crate::write::draft::Draft;
@@ -46,15 +47,15 @@ impl Act {
             Op::Write => {
                 let mut passed = Vec::new();
                 for (offset, data) in self.written() {
-                    passed.extend(draft.write(offset as u64, &data)?);
+                    passed.extend(draft.write(MAY, offset as u64, &data)?);
                 }
                 if !passed.is_empty() {
                     writer.pass(draft, passed).await;
                 }
                 Ok(())
             }
-            Op::Shrink => draft.truncate(self.size.bytes() as u64 / 2),
-            Op::Grow => draft.truncate(self.size.larger() as u64),
+            Op::Shrink => draft.truncate(MAY, self.size.bytes() as u64 / 2),
+            Op::Grow => draft.truncate(MAY, self.size.larger() as u64),
             Op::Fsync => {
                 let generation = draft.generation();
                 let done = writer.commit(draft).await;

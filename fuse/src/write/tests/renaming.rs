@@ -8,6 +8,7 @@ use bytes::Bytes;
 use super::acts::pattern;
 use super::lab::{Bucket, Lab, Node};
 use super::poll::{Hand, Polled, drive};
+use crate::blocking::MAY;
 use crate::origin::faulty::{Fault, Gate, Op};
 use crate::origin::{Condition, CopySource, Origin, WriteIntent};
 use crate::write::draft::Draft;
@@ -134,7 +135,7 @@ impl Case {
             bucket.memory.remove("d/f");
             bucket.memory.insert("d/", "");
             let open = node.open(&node.dir("d").unwrap(), "f").unwrap();
-            open.write(0, &Self::bytes()).unwrap();
+            open.write(MAY, 0, &Self::bytes()).unwrap();
             draft = Some(open);
         }
         if self.source == Source::Ours {

@@ -7,6 +7,7 @@ use rustix::io::Errno;
 
 use super::lab::{Bucket, Lab, Node};
 use super::poll::{Hand, Polled, drive};
+use crate::blocking::MAY;
 use crate::model::blocks::BLOCK;
 use crate::origin::faulty::Op;
 use crate::write::WriteError;
@@ -81,7 +82,7 @@ impl<'a> Bench<'a> {
         bucket.memory.insert("d/o", "other");
         let node = lab.node(&bucket);
         let draft = node.open(&node.dir("d").unwrap(), "f").unwrap();
-        draft.write(0, &vec![1; SIZE]).unwrap();
+        draft.write(MAY, 0, &vec![1; SIZE]).unwrap();
         let mut bench = Self { lab, bucket, node, draft, holder: None };
         bench.bring(phase);
         assert_eq!(bench.draft.phase(), phase);
@@ -142,10 +143,10 @@ impl<'a> Bench<'a> {
     fn operation(&self, operation: Operation) -> Hand<Result<(), WriteError>> {
         match operation {
             Operation::Write => {
-                let done = self.draft.write(3, b"xyz").map(|_| ());
+                let done = self.draft.write(MAY, 3, b"xyz").map(|_| ());
                 Hand::new(std::future::ready(done))
             }
-            Operation::Truncate => Hand::new(std::future::ready(self.draft.truncate(5))),
+            Operation::Truncate => Hand::new(std::future::ready(self.draft.truncate(MAY, 5))),
             Operation::Commit => Hand::new(self.commit()),
             Operation::Finish => Hand::new(self.finish()),
             Operation::Unlink | Operation::Move if !self.is_named() => {
@@ -205,7 +206,7 @@ impl<'a> Bench<'a> {
     fn check_effect(&self, operation: Operation) {
         let stored = |key| self.bucket.memory.bytes(key).map(|bytes| bytes.len());
         match operation {
-            Operation::Write => assert_eq!(self.draft.read(3, 3).unwrap(), b"xyz"),
+            Operation::Write => assert_eq!(self.draft.read(MAY, 3, 3).unwrap(), b"xyz"),
             Operation::Truncate => assert_eq!(self.draft.size(), 5),
             Operation::Commit => assert_eq!(stored("d/f"), Some(SIZE)),
             Operation::Finish => assert_eq!(self.draft.phase(), Phase::Sealed),

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rand::seq::SliceRandom;
+use weir_fuse::blocking::MayBlock;
 use weir_fuse::cache::dir::CacheDir;
 use weir_fuse::cache::index::{Batch, Index};
 use weir_fuse::cache::records::ObjectRow;
@@ -197,8 +198,8 @@ fn publish(report: &mut Report) {
 /// An index of a million versions, mounted after a kill.
 fn million_versions(stage: &Stage, report: &mut Report) {
     let cache = cache_dir();
-    let dir = CacheDir::own(cache.path(), 0).unwrap();
-    let index = Index::open(&dir).unwrap();
+    let dir = CacheDir::own(&MayBlock::own_thread(), cache.path(), 0).unwrap();
+    let index = Index::open(&MayBlock::own_thread(), &dir).unwrap();
     for part in 0..100_u64 {
         let objects = (0..10_000).map(|n| {
             let id = part * 10_000 + n + 1;
@@ -214,7 +215,7 @@ fn million_versions(stage: &Stage, report: &mut Report) {
             (id, format!("identity of {id:07} in a bucket").into_bytes(), row)
         });
         let batch = Batch { objects: objects.collect(), ..Batch::default() };
-        index.apply(&batch).unwrap();
+        index.apply(&MayBlock::own_thread(), &batch).unwrap();
     }
     drop((index, dir));
     let (mount, _) = Contestant::mount_with(stage, Kind::Weir, &[], cache);

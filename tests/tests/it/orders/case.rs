@@ -11,6 +11,7 @@ use bytes::Bytes;
 use rustix::io::Errno;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
+use weir_fuse::blocking::in_place;
 use weir_fuse::model::ttl::MetadataTtl;
 use weir_fuse::origin::faulty::{self, Fault, Gate};
 use weir_fuse::origin::memory::MemoryOrigin;
@@ -102,7 +103,7 @@ impl Place {
 
     /// Whether nothing is being written or worked off; empty records are there for files to come.
     fn staging_is_empty(&self) -> bool {
-        let dir = self.node.engine.cache.stats().disks[0].dir.join("staging");
+        let dir = in_place(|may| self.node.engine.cache.stats(may)).disks[0].dir.join("staging");
         let mut entries = fs::read_dir(dir).unwrap().flatten();
         entries.all(|entry| {
             entry.path().extension().is_some_and(|of| of == "record")
@@ -111,7 +112,7 @@ impl Place {
     }
 
     fn take_lost(&self) -> Vec<Bytes> {
-        let rows = self.node.engine.cache.lost().into_iter();
+        let rows = in_place(|may| self.node.engine.cache.lost(may)).into_iter();
         let take = |row: weir_fuse::cache::LostRow| {
             let bytes = fs::read(&row.path).unwrap();
             fs::remove_file(&row.path).unwrap();

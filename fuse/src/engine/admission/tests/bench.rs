@@ -10,6 +10,7 @@ use futures_util::future::poll_immediate;
 use rustix::io::Errno;
 use tempfile::TempDir;
 
+use crate::blocking::MAY;
 use crate::blocking::MayBlock;
 use crate::cache::{CacheSettings, NodeCache};
 use crate::engine::admission::{Admission, Attempt, Inode, Name, Refusal, Request, Size};
@@ -85,10 +86,10 @@ impl Lab {
         let dir = tempfile::tempdir().unwrap();
         let metrics = Arc::new(Metrics::new().unwrap());
         let settings = CacheSettings::one(dir.path(), u64::MAX, 0);
-        let cache = NodeCache::open(&settings, metrics.clone()).unwrap();
+        let cache = NodeCache::open(MAY, &settings, metrics.clone()).unwrap();
         let runtime = tokio::runtime::Handle::current();
         let proc = Arc::new(Proc);
-        let engine = Engine::new(cache, 128 << 20, metrics, runtime, 1 << 20, proc).unwrap();
+        let engine = Engine::new(MAY, cache, 128 << 20, metrics, runtime, 1 << 20, proc).unwrap();
         Self { engine, buckets: AtomicU64::new(0), _dir: dir }
     }
 
@@ -195,7 +196,7 @@ impl Bench {
         let (name, inode) = self.meets;
         let writer = self.opened(Request::Truncate).await;
         let size = if let Inode::Sealed(size) = inode { size } else { Size::Small };
-        self.session.write(writer.fh, 0, &bytes_of(size)).unwrap();
+        self.session.write(MAY, writer.fh, 0, &bytes_of(size)).unwrap();
         match inode {
             Inode::Sealed(_) => {
                 self.opened(Request::Read).await;
@@ -212,7 +213,7 @@ impl Bench {
         }
         if inode == Inode::Finishing {
             // The first half of a release.
-            self.finishing = self.session.close_handle(writer.fh);
+            self.finishing = self.session.close_handle(MAY, writer.fh);
             assert!(self.finishing.is_some());
         }
     }
@@ -220,7 +221,7 @@ impl Bench {
     /// Waits until all of it is on the disk, and checked.
     async fn complete(&self) {
         let key = self.session.names.version_key(&self.node).unwrap();
-        let source = self.session.source(&key);
+        let source = self.session.source(MAY, &key);
         let version = source.version.clone();
         self.session.engine.reader.fetch_whole(&source).await.unwrap();
         self.session.engine.reader.complete(&source);

@@ -5,6 +5,7 @@ use rustix::io::Errno;
 
 use super::bench::{Bench, Lab, NAME, ROOT, flags_of};
 use super::{Attempt, Inode, Name, Request, Size};
+use crate::blocking::MAY;
 use crate::engine::modes::Mode;
 use crate::engine::open::OpenNow;
 
@@ -23,7 +24,7 @@ async fn readers_wait_for_the_writer_for_whom_a_name_is_reserved() {
     let lab = Lab::new();
     let (bench, ino) = reserved(&lab).await;
     let reader = flags_of(Request::Read, 2);
-    assert!(matches!(bench.session.open_now(ino, &reader), OpenNow::Ask));
+    assert!(matches!(bench.session.open_now(MAY, ino, &reader), OpenNow::Ask));
     let reading = bench.session.open(ino, &reader);
     tokio::pin!(reading);
     assert!(poll_immediate(&mut reading).await.is_none());
@@ -123,7 +124,7 @@ async fn what_is_sealed_is_emptied_through_a_handle() {
         ..Default::default()
     };
     session.setattr(ino, &change).await.unwrap();
-    session.write(writer.fh, 0, b"anew").unwrap();
+    session.write(MAY, writer.fh, 0, b"anew").unwrap();
     session.release(writer.fh).await;
     assert_eq!(&bench.memory.bytes(NAME).unwrap()[..], b"anew");
 }

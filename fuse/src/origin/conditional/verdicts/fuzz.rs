@@ -19,7 +19,7 @@ fn verdicts_of_any_bytes_are_believed_for_a_day_at_most() {
     let verdicts = MemoryVerdicts::default();
     near(&[postcard::to_allocvec(&known).unwrap(), Vec::new()], |bytes| {
         verdicts.store(&bucket, bytes.to_vec());
-        let known = Known::load(&verdicts, &bucket);
+        let known = Known::read(&verdicts.known(&bucket).unwrap());
         let questions = ConditionKind::ALL.map(Question::Condition);
         for question in questions.into_iter().chain([Question::Checksums]) {
             for now in [SystemTime::now(), SystemTime::UNIX_EPOCH] {
@@ -30,6 +30,6 @@ fn verdicts_of_any_bytes_are_believed_for_a_day_at_most() {
             }
         }
         known.store(&verdicts, &bucket);
-        assert_eq!(Known::load(&verdicts, &bucket), known);
+        assert_eq!(Known::read(&verdicts.known(&bucket).unwrap()), known);
     });
 }

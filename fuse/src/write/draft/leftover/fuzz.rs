@@ -3,6 +3,7 @@
 use weir_fuzz::{inputs, near};
 
 use super::*;
+use crate::blocking::MAY;
 
 const CORPUS: &[u8] = include_bytes!("../../../../tests/corpus/draft-record");
 
@@ -17,19 +18,19 @@ fn what_is_noted_on_a_leftover_is_known_to_the_next_process_however_it_was_cut()
     };
     near(&inputs(CORPUS), |text| {
         fs::write(path_of(&staging), text).unwrap();
-        let found = Leftover::read(staging.clone());
+        let found = Leftover::read(MAY, staging.clone());
         if found.owner.is_none() || newer(text) {
             return;
         }
         if let Some(fh) = found.handles.first() {
-            found.note_closed(*fh);
-            let again = Leftover::read(staging.clone());
+            found.note_closed(MAY, *fh);
+            let again = Leftover::read(MAY, staging.clone());
             let left = found.handles.iter().filter(|handle| *handle != fh).copied();
             assert_eq!(again, Leftover { handles: left.collect(), ..found.clone() });
         }
-        let found = Leftover::read(staging.clone());
-        if found.keep_record() {
-            let again = Leftover::read(staging.clone());
+        let found = Leftover::read(MAY, staging.clone());
+        if found.keep_record(MAY) {
+            let again = Leftover::read(MAY, staging.clone());
             assert_eq!(again, Leftover { kept: found.kept + 1, upload: None, ..found });
         } else {
             assert!(found.kept >= KEPT_MAX);

@@ -3,6 +3,7 @@
 use weir_fuzz::{inputs, near};
 
 use super::*;
+use crate::blocking::MAY;
 
 const CORPUS: &[u8] = include_bytes!("../../../../tests/corpus/rename-record");
 
@@ -12,7 +13,7 @@ fn a_rename_that_was_left_is_read_however_its_record_was_cut_and_counts_who_trie
     let path = dir.path().join("1f.rename");
     near(&inputs(CORPUS), |text| {
         fs::write(&path, text).unwrap();
-        let Some(found) = RenameLeftover::read(path.clone()) else { return };
+        let Some(found) = RenameLeftover::read(MAY, path.clone()) else { return };
         let said = String::from_utf8_lossy(text);
         assert!(found.objects.len() <= said.lines().count());
         for moved in &found.objects {
@@ -33,8 +34,8 @@ fn a_rename_that_was_left_is_read_however_its_record_was_cut_and_counts_who_trie
             }
         }
         let tries = found.tries;
-        found.note_try();
-        let again = RenameLeftover::read(path.clone()).unwrap();
+        found.note_try(MAY);
+        let again = RenameLeftover::read(MAY, path.clone()).unwrap();
         assert_eq!((again.tries, again.forward), (tries + 1, found.forward));
         assert_eq!(again.objects.len(), found.objects.len());
     });
