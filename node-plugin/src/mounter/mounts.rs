@@ -61,6 +61,10 @@ impl Mounts {
             Request::Bind(bind) => self.locks.hold(&bind.session, || self.bind(&bind)).map(done),
             Request::Unbind { target } => self.unbind(&target).map(done),
             Request::Unmount { session, force } => {
+                if force {
+                    // Whoever waits has his error, whatever is being done to the session meanwhile.
+                    self.roots.session(&session)?.abort();
+                }
                 let end = || {
                     let ended = self.end(&session, force);
                     self.custody.forget(&session);

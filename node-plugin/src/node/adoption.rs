@@ -1,11 +1,17 @@
 //! The sessions that earlier runs of the node left: each is served on, or ended. One that is neither
 //! would keep its pods waiting for ever, and its volume could not be mounted again.
 
+use std::collections::HashMap;
 use std::io;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, timeout, timeout_at};
 use weir_csi::Error;
 use weir_fuse::blocking::aside;
 
@@ -14,16 +20,30 @@ use super::record::Record;
 use super::session::{STORE_PATIENCE, Served};
 use super::sessions::{Sessions, lost};
 use crate::kubernetes::events::Subject;
+use crate::mounter::client::Entry;
 
-/// How long one session may take; its pods wait meanwhile.
-const PATIENCE: Duration = Duration::from_secs(8);
-/// Sessions that are taken over at once.
-const AT_ONCE: usize = 16;
+/// After this long, from when the mounter has named it, a session is served or its end begins: its
+/// pods wait meanwhile.
+const WITHIN: Duration = Duration::from_secs(9);
+/// Sessions that are being taken over at once.
+const AT_ONCE: usize = 32;
+/// One that takes longer waits for something, and others have its turn.
+const TURN: Duration = Duration::from_millis(500);
+/// After this long all begin whose turn has not come: each is to be given a chance.
+const TURNS: Duration = Duration::from_secs(5);
 /// A session whose requests, sent again, have ended so many node plugins is served by no other: the
 /// other volumes of the node go on.
 const DEATHS_MAX: u8 = 2;
 /// How often a mounter that is not there is asked what it keeps.
 const ASK_EVERY: Duration = Duration::from_secs(1);
+
+/// What is in custody of a session.
+struct Kept {
+    entry: Entry,
+    record: Record,
+    /// Where it is shown still.
+    shown: Vec<PathBuf>,
+}
 
 /// Why a session cannot be served, and whom it was shown to.
 struct Refusal {
@@ -31,59 +51,196 @@ struct Refusal {
     subjects: Vec<Subject>,
 }
 
+/// A session that is neither served nor ended yet.
+struct Left {
+    /// When the mounter named it.
+    named: Instant,
+    /// What is to be served, until that begins.
+    kept: Option<Result<Kept, Refusal>>,
+    /// Namespaces of its pods.
+    namespaces: Vec<String>,
+}
+
+/// The sessions that are neither served nor ended yet.
+pub(super) struct Estate {
+    left: watch::Sender<HashMap<String, Left>>,
+    turns: Semaphore,
+}
+
+impl Default for Estate {
+    fn default() -> Self {
+        Self { left: watch::Sender::default(), turns: Semaphore::new(AT_ONCE) }
+    }
+}
+
+impl Estate {
+    /// Waits until this session is none of them.
+    async fn accounted(&self, id: &str) {
+        // The sender lives as long as this.
+        let _ = self.left.subscribe().wait_for(|left| !left.contains_key(id)).await;
+    }
+
+    /// The namespaces of the pods of each.
+    pub(super) fn namespaces(&self) -> HashMap<String, Vec<String>> {
+        let left = self.left.borrow();
+        left.iter().map(|(id, of)| (id.clone(), of.namespaces.clone())).collect()
+    }
+
+    /// What is to be served of one, and since when; once.
+    fn begin(&self, id: &str) -> Option<(Instant, Result<Kept, Refusal>)> {
+        let mut begun = None;
+        self.left.send_if_modified(|left| {
+            begun = left.get_mut(id).and_then(|of| Some((of.named, of.kept.take()?)));
+            // Nobody waits for a beginning.
+            false
+        });
+        begun
+    }
+}
+
 impl Sessions {
-    /// Serves what is in custody, and ends what cannot be served. Returns once each is one or the
-    /// other; until then nothing may be published. Without a mounter it waits for one.
-    pub(super) async fn adopt(self: &Arc<Self>) {
-        let names = loop {
+    /// Finds what is in custody, and begins to serve each session or to end it; what comes out is done
+    /// once each is one or the other. From now on a target leads to its session, and what is asked of
+    /// that waits for this one alone. Without a mounter it waits for one.
+    pub(super) async fn begin_adoption(
+        self: &Arc<Self>,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let names = self.names_in_custody().await;
+        let named = Instant::now();
+        let read = stream::iter(&names).map(|id| async move {
+            let late = || "the mounter does not say what it keeps of it".to_owned();
+            let read = timeout_at(named + WITHIN, self.read_custody(id)).await;
+            read.unwrap_or_else(|_| Err(Refusal { why: late(), subjects: Vec::new() }))
+        });
+        let read: Vec<_> = read.buffered(AT_ONCE).collect().await;
+        for (id, kept) in names.iter().zip(read) {
+            let of = |kept: &Kept| kept.record.targets.clone();
+            let targets = kept.as_ref().map(of).unwrap_or_default();
+            for (target, published) in &targets {
+                self.claims.adopt(target, id, &published.volume_id);
+            }
+            let namespaces = targets.into_values().map(|shown| shown.subject.namespace).collect();
+            let left = Left { named, kept: Some(kept), namespaces };
+            self.estate.left.send_modify(|all| drop(all.insert(id.clone(), left)));
+        }
+        let sent = |id: String| (self.send(&id, Message::Adopt), id);
+        let sent: Vec<_> = names.into_iter().map(sent).collect();
+        let sessions = self.clone();
+        async move {
+            let estate = &sessions.estate;
+            let each = sent.into_iter().map(|(answer, id)| async move {
+                // A panic accounts for it, too: the next message finds nothing of it.
+                let _ = answer.await;
+                estate.left.send_modify(|all| drop(all.remove(&id)));
+            });
+            join_all(each).await;
+        }
+    }
+
+    async fn names_in_custody(&self) -> Vec<String> {
+        loop {
             let mounter = self.maker.mounter.clone();
             match aside(move |may| mounter.sessions(may)).await {
-                Ok(names) => break names,
+                Ok(names) => return names,
                 Err(error) => tracing::warn!(%error, "waiting for the mounter"),
             }
             tokio::time::sleep(ASK_EVERY).await;
+        }
+    }
+
+    async fn read_custody(&self, id: &str) -> Result<Kept, Refusal> {
+        let (mounter, name) = (self.maker.mounter.clone(), id.to_owned());
+        let told = aside(move |may| (mounter.targets(may, &name), mounter.take(may, &name))).await;
+        // Where nothing else is known: whom kubelet has made these paths for.
+        let at = |shown: &[PathBuf]| {
+            let volume = |target: &PathBuf| Subject::volume_of(target, false);
+            let subject = |volume| Subject { volume, ..Subject::default() };
+            shown.iter().map(volume).map(subject).collect()
         };
-        let all = names.iter().map(|id| self.ask(id, Message::Adopt));
-        stream::iter(all).buffer_unordered(AT_ONCE).for_each(|_| std::future::ready(())).await;
+        let (shown, entry) = match told {
+            (Ok(shown), Ok(entry)) => (shown, entry),
+            (shown, Err(error)) => {
+                let subjects = at(&shown.unwrap_or_default());
+                return Err(Refusal { why: error.to_string(), subjects });
+            }
+            (Err(error), Ok(_)) => {
+                return Err(Refusal { why: error.to_string(), subjects: Vec::new() });
+            }
+        };
+        let record = match &entry.record {
+            None => Err("its node plugin ended while it was mounted".to_owned()),
+            Some(bytes) => {
+                Record::read(bytes).map_err(|e| format!("its record cannot be read: {e}"))
+            }
+        };
+        let record = record.map_err(|why| Refusal { why, subjects: at(&shown) })?;
+        if entry.deaths >= DEATHS_MAX {
+            let why = format!("{} node plugins have ended over its requests", entry.deaths);
+            return Err(Refusal { why, subjects: subjects_of(&record) });
+        }
+        Ok(Kept { entry, record, shown })
+    }
+
+    /// Waits until the session that a target belongs to is served or ended, where an earlier run left
+    /// it.
+    pub(super) async fn accounted_at(&self, target: &Path) {
+        if let Some(id) = self.claims.session_at(target) {
+            self.estate.accounted(&id).await;
+        }
     }
 
     /// Serves what is in custody of a session, or ends it.
     pub(super) async fn adopt_or_end(&self, id: &str) -> Option<Arc<Served>> {
-        let mut subjects = Vec::new();
-        let adopting = self.adopt_one(id, &mut subjects);
-        let why = match tokio::time::timeout(PATIENCE, adopting).await {
-            Ok(Ok(served)) => return served,
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("it took more than {} s", PATIENCE.as_secs()),
+        let (named, kept) = self.estate.begin(id)?;
+        let targets: Vec<PathBuf> =
+            kept.iter().flat_map(|kept| kept.record.targets.keys().cloned()).collect();
+        let adopted = tokio::select! {
+            adopted = self.adopt_in_turn(id, named, kept) => adopted,
+            // It stays in custody for the next run: nothing else may be done to it.
+            () = self.leaving() => std::future::pending().await,
         };
-        self.give_up(id, Refusal { why, subjects }).await;
-        None
+        let served = match adopted {
+            Ok(served) => served,
+            Err(refusal) => {
+                self.give_up(id, refusal).await;
+                None
+            }
+        };
+        let shown = served.as_ref().map(|served| served.targets()).unwrap_or_default();
+        let gone = targets.iter().filter(|target| !shown.iter().any(|(at, _)| at == *target));
+        gone.for_each(|target| self.claims.release(target));
+        served
     }
 
-    async fn adopt_one(
+    async fn adopt_in_turn(
         &self,
         id: &str,
-        subjects: &mut Vec<Subject>,
-    ) -> Result<Option<Arc<Served>>, Error> {
-        let internal = |error: io::Error| Error::Internal(error.to_string());
-        let (mounter, name) = (self.maker.mounter.clone(), id.to_owned());
-        let kept = aside(move |may| {
-            let kept = mounter.take(may, &name)?;
-            let shown = mounter.targets(may, &name)?;
-            Ok((kept, shown))
-        });
-        let (kept, shown) = kept.await.map_err(internal)?;
-        let Some(bytes) = &kept.record else {
-            return Err(Error::Internal("its node plugin ended while it was mounted".into()));
+        named: Instant,
+        kept: Result<Kept, Refusal>,
+    ) -> Result<Option<Arc<Served>>, Refusal> {
+        let kept = kept?;
+        let subjects = subjects_of(&kept.record);
+        let adopting = async {
+            let turn = timeout_at(named + TURNS, self.estate.turns.acquire()).await;
+            let mut adopting = pin!(self.adopt_one(id, kept));
+            let adopted = timeout(TURN, &mut adopting).await;
+            drop(turn);
+            match adopted {
+                Ok(adopted) => adopted,
+                Err(_) => adopting.await,
+            }
         };
-        let record = Record::read(bytes)
-            .map_err(|error| Error::Internal(format!("its record cannot be read: {error}")))?;
-        subjects.extend(record.targets.values().map(|published| published.subject.clone()));
-        if kept.deaths >= DEATHS_MAX {
-            let text = format!("{} node plugins have ended over its requests", kept.deaths);
-            return Err(Error::Internal(text));
-        }
-        let served = Arc::new(self.maker.adopt(id, kept, record).await?);
+        let why = match timeout_at(named + WITHIN, adopting).await {
+            Ok(Ok(served)) => return Ok(served),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("it took more than {} s", WITHIN.as_secs()),
+        };
+        Err(Refusal { why, subjects })
+    }
+
+    async fn adopt_one(&self, id: &str, kept: Kept) -> Result<Option<Arc<Served>>, Error> {
+        let Kept { entry, record, shown } = kept;
+        let served = Arc::new(self.maker.adopt(id, entry, record).await?);
         let targets = served.targets();
         // Taken away while no node was there.
         let gone: Vec<_> = targets.iter().filter(|(target, _)| !shown.contains(target)).collect();
@@ -93,7 +250,8 @@ impl Sessions {
         if served.targets().is_empty() {
             tracing::info!(session = id, "shown nowhere any more");
             let until = Instant::now() + STORE_PATIENCE;
-            let ended = served.end(&self.maker.mounter, until).await;
+            let ended = served.end(&self.maker.mounter, until.into_std()).await;
+            let internal = |error: io::Error| Error::Internal(error.to_string());
             return ended.map(|_| None).map_err(internal);
         }
         if !gone.is_empty() {
@@ -105,20 +263,15 @@ impl Sessions {
     /// Ends a session that cannot be served: whoever waits for it gets an error now, and the next
     /// publish mounts it anew.
     async fn give_up(&self, id: &str, refusal: Refusal) {
-        let Refusal { why, mut subjects } = refusal;
+        let Refusal { why, subjects } = refusal;
         tracing::error!(session = id, why, "a session cannot be served on; its connection ends");
-        if subjects.is_empty() {
-            // Nothing is known but where it was shown.
-            let (mounter, name) = (self.maker.mounter.clone(), id.to_owned());
-            let targets = aside(move |may| mounter.targets(may, &name)).await.unwrap_or_default();
-            subjects.extend(targets.iter().map(|target| Subject {
-                volume: Subject::volume_of(target, false),
-                ..Subject::default()
-            }));
-        }
         self.maker.abandon(id).await;
         for subject in subjects {
             self.announcer.say(lost(subject, &why));
         }
     }
+}
+
+fn subjects_of(record: &Record) -> Vec<Subject> {
+    record.targets.values().map(|published| published.subject.clone()).collect()
 }

@@ -13,9 +13,11 @@ use rustix::process::Resource;
 use weir_fuse::adapter::mount::{MountEntry, mount_table};
 use weir_fuse::blocking::MayBlock;
 use weir_node::mounter::client::{Mounter, NewEntry};
+use weir_node::mounter::wire;
 use weir_tests::attacks::on_mounter;
 use weir_tests::bucket::{Bucket, Server};
 use weir_tests::csi_node::{CsiNode, Setup, TestVolume};
+use weir_tests::hostile::{self, Question};
 use weir_tests::storm::{Fault, Storm};
 use weir_tests::sts::{Issuer, store};
 use weir_tests::{eventually, random_bytes};
@@ -31,7 +33,7 @@ fn detach(at: &Path) {
 }
 
 /// Another engine, which says that it is the node's: one that somebody has broken into.
-fn hostile(node: &CsiNode) -> std::sync::Arc<Mounter> {
+fn another(node: &CsiNode) -> std::sync::Arc<Mounter> {
     Mounter::new(&node.join("mounter.sock"), "hostile".into())
 }
 
@@ -80,7 +82,7 @@ fn what_cannot_be_taken_over_is_ended_and_can_be_mounted_again() {
     let (served, lost) = (node.publish(&good).unwrap(), node.publish(&bad).unwrap());
     node.take_node().kill();
     // As a later release might, or a broken node.
-    let mounter = hostile(&node);
+    let mounter = another(&node);
     let session = mounter
         .sessions(&MayBlock::own_thread())
         .unwrap()
@@ -112,6 +114,102 @@ fn what_cannot_be_taken_over_is_ended_and_can_be_mounted_again() {
     assert!(node.logs().contains("its record cannot be read"));
     let again = node.publish(&bad).unwrap();
     assert_eq!(fs::read(again.join("f")).unwrap(), b"bytes");
+}
+
+/// What is logged of a session that is given up.
+const GIVEN_UP: &str = "a session cannot be served on";
+
+/// A node whose machine has a service that says in which region it is, and goes on saying it for ever.
+fn without_region(bucket: &Bucket) -> CsiNode {
+    let service = hostile::start(|_: &Question| hostile::stalled("", b"x", 0));
+    let environment = [
+        ("AWS_EC2_METADATA_DISABLED", "false".to_owned()),
+        ("AWS_EC2_METADATA_SERVICE_ENDPOINT", service),
+    ];
+    let environment = environment.map(|(name, value)| (name.to_owned(), value)).to_vec();
+    CsiNode::with(bucket, Setup { environment, ..Setup::default() })
+}
+
+/// Makes sessions, while no node is there, such that whoever takes them over waits for ever: for the
+/// region of the machine.
+fn make_hang(node: &CsiNode, targets: &[PathBuf]) {
+    let (may, mounter) = (MayBlock::own_thread(), another(node));
+    for session in mounter.sessions(&may).unwrap() {
+        let shown = mounter.targets(&may, &session).unwrap();
+        if !shown.iter().any(|target| targets.contains(target)) {
+            continue;
+        }
+        let kept = mounter.take(&may, &session).unwrap();
+        let mut record: serde_json::Value = serde_json::from_slice(&kept.record.unwrap()).unwrap();
+        for field in ["endpoint_url", "region"] {
+            record["settings"]["s3"][field] = serde_json::Value::Null;
+        }
+        let (record, generation) = (serde_json::to_vec(&record).unwrap(), kept.generation);
+        let (session, record, device) = (session.as_str(), record.as_slice(), &kept.device);
+        let entry = NewEntry { session, generation, record, keys: None, device };
+        mounter.deposit(&may, &entry).unwrap();
+    }
+}
+
+#[test]
+fn sessions_that_cannot_be_taken_over_keep_no_other_waiting_and_are_all_ended() {
+    const HANGING: usize = 40;
+    let bucket = Bucket::new(Server::Minio);
+    bucket.put("f", "bytes");
+    let node = without_region(&bucket);
+    let good = TestVolume::new(&bucket, "good");
+    let served = node.publish(&good).unwrap();
+    let volume = |n: usize| {
+        let bad = TestVolume::new(&bucket, &format!("bad{n}"));
+        TestVolume { id: format!("bad{n}"), ..bad.keys(&bucket.access_key, &bucket.secret_key) }
+    };
+    let all: Vec<_> = (0..HANGING).map(volume).collect();
+    let lost: Vec<_> = all.iter().map(|volume| node.publish(volume).unwrap()).collect();
+    node.take_node().kill();
+    make_hang(&node, &lost);
+    let read = |target: &PathBuf| {
+        let path = target.join("f");
+        std::thread::spawn(move || fs::read(path))
+    };
+    let waiting: Vec<_> = lost.iter().map(read).collect();
+    node.start_node();
+
+    let other = TestVolume { id: "other".into(), ..TestVolume::new(&bucket, "other") };
+    assert_eq!(fs::read(node.publish(&other).unwrap().join("f")).unwrap(), b"bytes");
+    assert_eq!(fs::read(served.join("f")).unwrap(), b"bytes");
+    node.publish(&good).unwrap();
+    assert!(!node.logs().contains(GIVEN_UP), "that was not meanwhile");
+    // Who asks for one of them waits for its end, and has it anew.
+    let again = node.publish(&all[0]).unwrap();
+    assert_eq!(fs::read(again.join("f")).unwrap(), b"bytes");
+    assert!(node.logs().contains(GIVEN_UP));
+
+    eventually("who waits gets an error", || waiting.iter().all(|reader| reader.is_finished()));
+    for reader in waiting {
+        let error = reader.join().unwrap().unwrap_err();
+        let ended = [io::ErrorKind::NotConnected, io::ErrorKind::ConnectionAborted];
+        assert!(ended.contains(&error.kind()), "{error}");
+    }
+    assert_eq!(node.logs().matches(GIVEN_UP).count(), HANGING);
+    let last = &all[HANGING - 1];
+    assert_eq!(fs::read(node.publish(last).unwrap().join("f")).unwrap(), b"bytes");
+}
+
+#[test]
+fn a_node_that_ends_while_it_takes_sessions_over_leaves_them_to_the_next() {
+    let bucket = Bucket::new(Server::Minio);
+    bucket.put("f", "bytes");
+    let node = without_region(&bucket);
+    let (volume, may) = (TestVolume::new(&bucket, "pod"), MayBlock::own_thread());
+    let target = node.publish(&volume).unwrap();
+    node.take_node().kill();
+    let kept = another(&node).sessions(&may).unwrap();
+    make_hang(&node, std::slice::from_ref(&target));
+    node.start_node();
+    node.take_node().terminate();
+    assert!(!node.logs().contains(GIVEN_UP));
+    assert_eq!(another(&node).sessions(&may).unwrap(), kept);
+    assert_eq!(node.mounts().len(), 2, "where it is mounted, and where it is shown");
 }
 
 #[test]
@@ -321,6 +419,32 @@ fn a_mounter_without_descriptors_keeps_what_it_has() {
     assert!(fs::read(target.join("big")).unwrap() == random_bytes(1, 1 << 20));
 }
 
+#[test]
+fn a_mounter_without_room_for_threads_keeps_what_it_has() {
+    let bucket = Bucket::new(Server::Minio);
+    bucket.put("big", random_bytes(1, 1 << 20));
+    let node = CsiNode::new(&bucket);
+    let target = node.publish(&TestVolume::new(&bucket, "pod")).unwrap();
+    let pid = rustix::process::Pid::from_raw(node.mounter_pid() as i32);
+    let limit = |current| {
+        let limit = rustix::process::Rlimit { current, maximum: None };
+        rustix::process::prlimit(pid, Resource::As, limit).unwrap();
+    };
+    let statm = fs::read_to_string(format!("/proc/{}/statm", node.mounter_pid())).unwrap();
+    let pages: u64 = statm.split(' ').next().unwrap().parse().unwrap();
+    // Less than a stack takes: whoever is root may have any number of threads, but each has one.
+    limit(Some(pages * 4096 + (1 << 20)));
+    // Stacks of threads before are used again: as many at once as there cannot be.
+    let connect = || wire::connect(&node.visitor_socket(), weir_tests::PATIENCE).unwrap();
+    let waiting: Vec<_> = (0..40).map(|_| connect()).collect();
+    eventually("the lack is told", || node.logs().contains("a connection is not served"));
+    limit(None);
+    drop(waiting);
+    node.take_node().kill();
+    node.start_node();
+    assert!(fs::read(target.join("big")).unwrap() == random_bytes(1, 1 << 20));
+}
+
 /// As if an answer to one of its requests crashed whoever gives it.
 #[test]
 fn a_volume_whose_requests_end_one_node_after_the_other_is_ended_and_no_other() {
@@ -360,7 +484,7 @@ fn the_kernel_reads_no_file_but_the_caches() {
     node.publish(&TestVolume::new(&bucket, "pod")).unwrap();
     // Of two engines each ends the other's connections, and files are not registered again and again.
     node.take_node().kill();
-    let mounter = hostile(&node);
+    let mounter = another(&node);
     let session = mounter.sessions(&MayBlock::own_thread()).unwrap().remove(0);
     let port = weir_node::mounter::client::SessionPort { mounter, session };
     use weir_fuse::engine::kernel::KernelPort;
@@ -385,7 +509,7 @@ fn the_mounter_keeps_no_connection_that_is_none_of_fuse() {
     let volume = TestVolume::new(&bucket, "pod");
     node.publish(&volume).unwrap();
     node.take_node().kill();
-    let mounter = hostile(&node);
+    let mounter = another(&node);
     let served = mounter.sessions(&may).unwrap().remove(0);
     let null = OwnedFd::from(fs::File::open("/dev/null").unwrap());
     let disk = OwnedFd::from(fs::File::open(node.join("")).unwrap());

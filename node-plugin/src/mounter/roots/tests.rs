@@ -26,6 +26,8 @@ fn nothing_outside_the_folders_is_reached() {
         "pods/uid/volumes/kubernetes.io~csi/data/mount/x",
         "pods/uid/volumes/kubernetes.io~csi/../mount",
         "pods/uid/volumes/kubernetes.io~csi/data/vol_data.json",
+        "pods/uid/volumes/kubernetes.io~csi/data/target",
+        "pods/uid/volumes/kubernetes.io~csi/data/Mount",
         "pods/uid/volumes/kubernetes.io~projected/token/mount",
         "pods/uid/volume-subpaths/data/agent/0",
         "pods/u.id/volumes/kubernetes.io~csi/data/mount",
