@@ -2,7 +2,6 @@
 //! would keep its pods waiting for ever, and its volume could not be mounted again.
 
 use std::collections::HashMap;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
@@ -12,7 +11,6 @@ use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout, timeout_at};
-use weir_csi::Error;
 use weir_fuse::blocking::aside;
 
 use super::life::{Live, Message, World};
@@ -31,6 +29,9 @@ const AT_ONCE: usize = 32;
 const TURN: Duration = Duration::from_millis(500);
 /// After this long all begin whose turn has not come: each is to be given a chance.
 const TURNS: Duration = Duration::from_secs(5);
+/// Sessions of which is asked at once where they are shown still: the mounter reads the table of all
+/// mounts for each, and is to have time for those that are taken over.
+const LOOKS_AT_ONCE: usize = 4;
 /// A session whose requests, sent again, have ended so many node plugins is served by no other: the
 /// other volumes of the node go on.
 const DEATHS_MAX: u8 = 2;
@@ -41,8 +42,6 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 struct Kept {
     entry: Entry,
     record: Record,
-    /// Where it is shown still.
-    shown: Vec<PathBuf>,
 }
 
 /// Why a session cannot be served, and whom it was shown to.
@@ -65,11 +64,13 @@ struct Left {
 pub(super) struct Estate {
     left: watch::Sender<HashMap<String, Left>>,
     turns: Semaphore,
+    looks: Semaphore,
 }
 
 impl Default for Estate {
     fn default() -> Self {
-        Self { left: watch::Sender::default(), turns: Semaphore::new(AT_ONCE) }
+        let (turns, looks) = (Semaphore::new(AT_ONCE), Semaphore::new(LOOKS_AT_ONCE));
+        Self { left: watch::Sender::default(), turns, looks }
     }
 }
 
@@ -127,6 +128,7 @@ impl Sessions {
         let sent: Vec<_> = names.into_iter().map(sent).collect();
         let sessions = self.clone();
         async move {
+            let count = sent.len();
             let estate = &sessions.estate;
             let each = sent.into_iter().map(|(answer, id)| async move {
                 // A panic accounts for it, too: the next message finds nothing of it.
@@ -134,6 +136,8 @@ impl Sessions {
                 estate.left.send_modify(|all| drop(all.remove(&id)));
             });
             join_all(each).await;
+            let took = named.elapsed();
+            tracing::info!(count, ?took, "the sessions of earlier runs are served or ended");
         }
     }
 
@@ -150,35 +154,36 @@ impl Sessions {
 
     async fn read_custody(&self, id: &str) -> Result<Kept, Refusal> {
         let (mounter, name) = (self.maker.mounter.clone(), id.to_owned());
-        let told = aside(move |may| (mounter.targets(may, &name), mounter.take(may, &name))).await;
-        // Where nothing else is known: whom kubelet has made these paths for.
-        let at = |shown: &[PathBuf]| {
-            let volume = |target: &PathBuf| Subject::volume_of(target, false);
-            let subject = |volume| Subject { volume, ..Subject::default() };
-            shown.iter().map(volume).map(subject).collect()
+        let entry = aside(move |may| mounter.take(may, &name)).await;
+        let read = |entry: Entry| {
+            let record =
+                entry.record.as_deref().ok_or("its node plugin ended while it was mounted")?;
+            let record =
+                Record::read(record).map_err(|e| format!("its record cannot be read: {e}"))?;
+            Ok(Kept { entry, record })
         };
-        let (shown, entry) = match told {
-            (Ok(shown), Ok(entry)) => (shown, entry),
-            (shown, Err(error)) => {
-                let subjects = at(&shown.unwrap_or_default());
-                return Err(Refusal { why: error.to_string(), subjects });
-            }
-            (Err(error), Ok(_)) => {
-                return Err(Refusal { why: error.to_string(), subjects: Vec::new() });
-            }
+        let kept = match entry.map_err(|error| error.to_string()).and_then(read) {
+            Ok(kept) => kept,
+            Err(why) => return Err(Refusal { why, subjects: self.subjects_at_targets(id).await }),
         };
-        let record = match &entry.record {
-            None => Err("its node plugin ended while it was mounted".to_owned()),
-            Some(bytes) => {
-                Record::read(bytes).map_err(|e| format!("its record cannot be read: {e}"))
-            }
-        };
-        let record = record.map_err(|why| Refusal { why, subjects: at(&shown) })?;
-        if entry.deaths >= DEATHS_MAX {
-            let why = format!("{} node plugins have ended over its requests", entry.deaths);
-            return Err(Refusal { why, subjects: subjects_of(&record) });
+        if kept.entry.deaths >= DEATHS_MAX {
+            let why = format!("{} node plugins have ended over its requests", kept.entry.deaths);
+            return Err(Refusal { why, subjects: subjects_of(&kept.record) });
         }
-        Ok(Kept { entry, record, shown })
+        Ok(kept)
+    }
+
+    /// Whom a session is shown to, where nothing is known but the paths that kubelet has made. Asked
+    /// before its end, and that is not to wait for it.
+    async fn subjects_at_targets(&self, id: &str) -> Vec<Subject> {
+        let (mounter, name) = (self.maker.mounter.clone(), id.to_owned());
+        let asked = timeout(TURN, aside(move |may| mounter.targets(may, &name))).await;
+        let shown = asked.unwrap_or_else(|_| Ok(Vec::new())).unwrap_or_default();
+        let subject = |target: &PathBuf| Subject {
+            volume: Subject::volume_of(target, false),
+            ..Subject::default()
+        };
+        shown.iter().map(subject).collect()
     }
 
     /// Waits until the session that a target belongs to is served or ended, where an earlier run left
@@ -200,7 +205,7 @@ impl Sessions {
             () = self.leaving() => std::future::pending().await,
         };
         let served = match adopted {
-            Ok(served) => served,
+            Ok(served) => self.drop_targets_taken_away(served).await,
             Err(refusal) => {
                 self.give_up(id, refusal).await;
                 None
@@ -217,12 +222,12 @@ impl Sessions {
         id: &str,
         named: Instant,
         kept: Result<Kept, Refusal>,
-    ) -> Result<Option<Arc<Served>>, Refusal> {
-        let kept = kept?;
-        let subjects = subjects_of(&kept.record);
+    ) -> Result<Arc<Served>, Refusal> {
+        let Kept { entry, record } = kept?;
+        let subjects = subjects_of(&record);
         let adopting = async {
             let turn = timeout_at(named + TURNS, self.estate.turns.acquire()).await;
-            let mut adopting = pin!(self.adopt_one(id, kept));
+            let mut adopting = pin!(self.maker.adopt(id, entry, record));
             let adopted = timeout(TURN, &mut adopting).await;
             drop(turn);
             match adopted {
@@ -231,33 +236,45 @@ impl Sessions {
             }
         };
         let why = match timeout_at(named + WITHIN, adopting).await {
-            Ok(Ok(served)) => return Ok(served),
+            Ok(Ok(served)) => return Ok(Arc::new(served)),
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("it took more than {} s", WITHIN.as_secs()),
         };
         Err(Refusal { why, subjects })
     }
 
-    async fn adopt_one(&self, id: &str, kept: Kept) -> Result<Option<Arc<Served>>, Error> {
-        let Kept { entry, record, shown } = kept;
-        let served = Arc::new(self.maker.adopt(id, entry, record).await?);
+    /// Notes where a session is shown no more, since it was taken away while no node was there. One that
+    /// is shown nowhere ends.
+    async fn drop_targets_taken_away(&self, served: Arc<Served>) -> Option<Arc<Served>> {
+        let look = self.estate.looks.acquire().await;
+        let (mounter, id) = (self.maker.mounter.clone(), served.id.clone());
+        let shown = match aside(move |may| mounter.targets(may, &id)).await {
+            Ok(shown) => shown,
+            Err(error) => {
+                let session = &served.id;
+                tracing::warn!(session, %error, "it is not known where it is shown still");
+                return Some(served);
+            }
+        };
+        drop(look);
         let targets = served.targets();
-        // Taken away while no node was there.
         let gone: Vec<_> = targets.iter().filter(|(target, _)| !shown.contains(target)).collect();
         for (target, _) in &gone {
             served.hidden(target);
         }
         if served.targets().is_empty() {
-            tracing::info!(session = id, "shown nowhere any more");
+            tracing::info!(session = served.id, "shown nowhere any more");
             let until = Instant::now() + STORE_PATIENCE;
-            let ended = served.end(&self.maker.mounter, until.into_std()).await;
-            let internal = |error: io::Error| Error::Internal(error.to_string());
-            return ended.map(|_| None).map_err(internal);
+            if let Err(error) = served.end(&self.maker.mounter, until.into_std()).await {
+                let refusal = Refusal { why: error.to_string(), subjects: Vec::new() };
+                self.give_up(&served.id, refusal).await;
+            }
+            return None;
         }
         if !gone.is_empty() {
             self.keep_if_possible(&served.id, &served).await;
         }
-        Ok(Some(served))
+        Some(served)
     }
 
     /// Ends a session that cannot be served: whoever waits for it gets an error now, and the next

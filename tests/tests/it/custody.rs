@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +13,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::Resource;
 use weir_fuse::adapter::mount::{MountEntry, mount_table};
 use weir_fuse::blocking::MayBlock;
+use weir_fuse::engine::owner::{FileId, Proc, Processes};
 use weir_node::mounter::client::{Mounter, NewEntry};
 use weir_node::mounter::wire;
 use weir_tests::attacks::on_mounter;
@@ -44,7 +46,9 @@ const SESSIONS: u32 = 90;
 fn sessions_of_a_full_node_are_taken_over() {
     let bucket = Bucket::new(Server::Minio);
     bucket.put("f", "bytes");
-    let node = CsiNode::new(&bucket);
+    // As many as are asked for.
+    let flags = ["--max-sessions=0", "--max-sessions-per-namespace=0"].map(str::to_owned);
+    let node = CsiNode::with(&bucket, Setup { node_flags: flags.to_vec(), ..Setup::default() });
     // Each is a session of its own; kubelet's tokens and a long attribute that is ignored come along.
     let tokens = format!(r#"{{"sts.amazonaws.com": {{"token": "{}"}}}}"#, "t".repeat(1150));
     let volume = |number: u32| {
@@ -303,6 +307,14 @@ fn a_broken_node_reaches_no_target_but_its_own() {
     for attack in on_mounter(&node.join("mounter.sock"), &targets, &files) {
         assert!(attack.outcome.is_err(), "{}", attack.name);
     }
+    // Its own log is what the mounter can see that a process has open.
+    let log = fs::metadata(node.join("log")).unwrap();
+    let device = (rustix::fs::major(log.dev()), rustix::fs::minor(log.dev()));
+    let device = format!("{}:{}", device.0, device.1);
+    let file = FileId { device: &device, ino: log.ino(), name: "log" };
+    let may = MayBlock::own_thread();
+    assert!(Proc.holds(&may, node.mounter_pid(), &file));
+    assert!(!another(&node).holds(&may, node.mounter_pid(), &file));
     assert_eq!(fs::read_dir(node.join("sessions")).unwrap().count(), 1, "a refused mount's folder");
     assert_eq!(mounts(&node), before);
     for folder in [&token, &other] {
