@@ -127,20 +127,15 @@ fn about_processes(may: &MayBlock, mounter: &Arc<Mounter>) -> Vec<Attack> {
         Attack::new(name, told.then_some(()).ok_or(io::Error::other("it is not told")))
     };
     let mut made = Vec::new();
-    let (folder, own) = (std::env::temp_dir(), std::process::id());
-    let path = folder.join(format!("weir-open-{own}"));
-    let open = File::create_new(&path).unwrap();
+    let (own, long) = (std::process::id(), "f".repeat(50_000));
+    let open = OpenOptions::new().write(true).open("/dev/null").unwrap();
     let meta = open.metadata().unwrap();
-    fs::remove_file(&path).unwrap();
     let (major, minor) = (rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()));
     let device = format!("{major}:{minor}");
-    let removed = format!("weir-open-{own} (deleted)");
-    let long = "f".repeat(50_000);
-    for (device, name) in
-        [(device.as_str(), removed.as_str()), (&device, "../x"), ("", ""), (&long, &removed)]
-    {
+    let device = device.as_str();
+    for (device, name) in [(device, "null"), (device, "../null"), ("", ""), (&*long, "null")] {
         let file = FileId { device, ino: meta.ino(), name };
-        let asked = format!("ask for {name:.20} of the host's, on {device:.20}");
+        let asked = format!("ask for {name:?} of the host's, on {device:.20}");
         made.push(told(asked, mounter.holds(may, own, &file)));
     }
     for nobody in [0, u32::MAX, 1 << 31] {

@@ -23,6 +23,8 @@ use crate::mounter::client::Entry;
 /// After this long, from when the mounter has named it, a session is served or its end begins: its
 /// pods wait meanwhile.
 const WITHIN: Duration = Duration::from_secs(9);
+/// How long it is waited for what the mounter keeps of one: the others are to have time left.
+const READ_WITHIN: Duration = Duration::from_secs(5);
 /// Sessions that are being taken over at once.
 const AT_ONCE: usize = 32;
 /// One that takes longer waits for something, and others have its turn.
@@ -110,7 +112,7 @@ impl Sessions {
         let named = Instant::now();
         let read = stream::iter(&names).map(|id| async move {
             let late = || "the mounter does not say what it keeps of it".to_owned();
-            let read = timeout_at(named + WITHIN, self.read_custody(id)).await;
+            let read = timeout_at(named + READ_WITHIN, self.read_custody(id)).await;
             read.unwrap_or_else(|_| Err(Refusal { why: late(), subjects: Vec::new() }))
         });
         let read: Vec<_> = read.buffered(AT_ONCE).collect().await;
