@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,7 +32,7 @@ const TURN: Duration = Duration::from_millis(500);
 const TURNS: Duration = Duration::from_secs(5);
 /// Sessions of which is asked at once where they are shown still: the mounter reads the table of all
 /// mounts for each, and is to have time for those that are taken over.
-const LOOKS_AT_ONCE: usize = 4;
+const LOOKS_AT_ONCE: usize = 2;
 /// A session whose requests, sent again, have ended so many node plugins is served by no other: the
 /// other volumes of the node go on.
 const DEATHS_MAX: u8 = 2;
@@ -229,7 +228,7 @@ impl Sessions {
         let subjects = subjects_of(&record);
         let adopting = async {
             let turn = timeout_at(named + TURNS, self.estate.turns.acquire()).await;
-            let mut adopting = pin!(self.maker.adopt(id, entry, record));
+            let mut adopting = Box::pin(self.maker.adopt(id, entry, record));
             let adopted = timeout(TURN, &mut adopting).await;
             drop(turn);
             match adopted {
