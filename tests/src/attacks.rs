@@ -5,12 +5,15 @@ use std::ffi::{CString, c_long};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use weir_fuse::adapter::Witness;
 use weir_fuse::blocking::MayBlock;
 use weir_fuse::engine::kernel::KernelPort;
+use weir_fuse::engine::owner::{FileId, Processes};
 use weir_node::mounter::client::{Mounter, NewEntry, SessionPort};
 use weir_node::mounter::protocol::{Bind, Mount};
 
@@ -77,6 +80,7 @@ pub fn on_mounter(socket: &Path, targets: &[PathBuf], files: &[PathBuf]) -> Vec<
     }
     made.extend(with_options(may, &mounter));
     made.extend(with_descriptors(may, &mounter, files));
+    made.extend(about_processes(may, &mounter));
     mounter.end(may, "ab").unwrap();
     made
 }
@@ -113,6 +117,36 @@ fn with_descriptors(may: &MayBlock, mounter: &Arc<Mounter>, files: &[PathBuf]) -
         let Ok(file) = File::open(path) else { continue };
         let name = format!("have the kernel read {}", path.display());
         made.push(Attack::new(name, port.open_backing(may, &file).map(|_| ())));
+    }
+    made
+}
+
+/// What processes have open that is of no session, and trials of sessions that are not there.
+fn about_processes(may: &MayBlock, mounter: &Arc<Mounter>) -> Vec<Attack> {
+    let told = |name: String, told: bool| {
+        Attack::new(name, told.then_some(()).ok_or(io::Error::other("it is not told")))
+    };
+    let mut made = Vec::new();
+    let (own, long) = (std::process::id(), "f".repeat(50_000));
+    let open = OpenOptions::new().write(true).open("/dev/null").unwrap();
+    let meta = open.metadata().unwrap();
+    let (major, minor) = (rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()));
+    let device = format!("{major}:{minor}");
+    let device = device.as_str();
+    for (device, name) in [(device, "null"), (device, "../null"), ("", ""), (&*long, "null")] {
+        let file = FileId { device, ino: meta.ino(), name };
+        let asked = format!("ask for {name:?} of the host's, on {device:.20}");
+        made.push(told(asked, mounter.holds(may, own, &file)));
+    }
+    for nobody in [0, u32::MAX, 1 << 31] {
+        made.push(told(format!("whose thread {nobody} is"), mounter.process_of(may, nobody) != 0));
+        made.push(told(format!("whether {nobody} is there"), mounter.is_alive(may, nobody)));
+    }
+    for session in NO_SESSIONS {
+        let port = SessionPort { mounter: mounter.clone(), session: session.to_owned() };
+        // Nothing is told: whoever looks at what is in custody afterwards sees that nothing is new.
+        port.trial_begins(may, u64::MAX);
+        let _ = mounter.acquit(may, session);
     }
     made
 }

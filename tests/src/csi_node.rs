@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use tempfile::TempDir;
 use tokio::net::UnixStream;
@@ -20,6 +20,7 @@ use weir_csi::proto::{
     NodeUnpublishVolumeRequest, VolumeCapability,
 };
 use weir_fuse::adapter::mount::{mount_table, unmount};
+use weir_node::mounter::client::Mounter;
 
 use crate::bucket::Bucket;
 use crate::mount::{cache_dir, program};
@@ -371,6 +372,12 @@ impl CsiNode {
             ..Default::default()
         };
         Ok(self.wait(client.node_get_volume_stats(request))?.into_inner())
+    }
+
+    /// The mounter, as another engine sees it that says it is the node's: one that somebody has broken
+    /// into, or of a later release. Of two each ends the other's connections.
+    pub fn other_engine(&self) -> Arc<Mounter> {
+        Mounter::new(&self.join("mounter.sock"), "hostile".into())
     }
 
     /// Mounts below this node's folder.

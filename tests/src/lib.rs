@@ -25,6 +25,7 @@ pub mod oidc;
 pub mod shell;
 pub mod storm;
 pub mod sts;
+pub mod suite;
 pub mod tmpfs;
 pub mod tools;
 

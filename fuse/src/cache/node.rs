@@ -474,6 +474,11 @@ impl NodeCache {
         problems.next()
     }
 
+    /// Whether one of its disks works.
+    pub fn works(&self) -> bool {
+        self.disks.iter().any(|disk| disk.problem().is_none())
+    }
+
     /// Makes everything durable and marks the cache as closed in order.
     pub fn close(&self, may: &MayBlock) {
         self.disks.iter().for_each(|disk| disk.close(may));

@@ -224,12 +224,13 @@ impl Herald for Events {
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
+    use std::time::Duration;
 
     use hyper::{Method, Request, Response, StatusCode};
     use kube::client::Body;
 
     use super::*;
-    use crate::kubernetes::events::{Severity, Subject};
+    use crate::kubernetes::events::{Announcer, Severity, Subject};
 
     /// Methods and bodies of requests.
     type Asked = Arc<Mutex<Vec<(Method, serde_json::Value)>>>;
@@ -299,6 +300,36 @@ mod tests {
         let asked = asked.lock().unwrap();
         let methods: Vec<_> = asked.iter().map(|(method, _)| method.as_str()).collect();
         assert_eq!(methods, ["POST", "PATCH", "POST"]);
+    }
+
+    #[tokio::test]
+    async fn a_request_that_is_never_answered_keeps_no_other_event_from_being_written() {
+        let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let told = told.clone();
+            async move {
+                let body = request.into_body().collect_bytes().await.unwrap();
+                let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+                told.send(body["message"].as_str().unwrap().to_owned()).unwrap();
+                match body["message"] == "first" {
+                    true => std::future::pending().await,
+                    false => {
+                        let answer = json!({"metadata": {"name": "made"}, "involvedObject": {}});
+                        let body = Body::from(answer.to_string().into_bytes());
+                        Ok::<_, Infallible>(Response::new(body))
+                    }
+                }
+            }
+        });
+        let counted = Arc::new(Metrics::new().unwrap());
+        let events = Events::new(Client::new(service, "default"), "node1", counted.clone());
+        let announcer = Announcer::patient_for(Duration::from_millis(1), events, counted.clone());
+        announcer.say(note("first"));
+        announcer.say(note("second"));
+        assert_eq!(heard.recv().await.unwrap(), "first");
+        let second = tokio::time::timeout(Duration::from_secs(60), heard.recv()).await;
+        assert_eq!(second.unwrap().unwrap(), "second");
+        assert!(counted.events_dropped.get() >= 1);
     }
 
     #[tokio::test]

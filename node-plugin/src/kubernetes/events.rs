@@ -15,6 +15,8 @@ use weir_fuse::metrics::Metrics;
 const AGAIN_AFTER: Duration = Duration::from_secs(300);
 /// Notes that may wait; more are dropped, and counted.
 const WAITING_MAX: usize = 256;
+/// How long bringing one may take: those that wait must not wait for ever.
+const TOLD_WITHIN: Duration = Duration::from_secs(10);
 /// Things that are remembered as said.
 const SAID_MAX: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4095);
 
@@ -110,10 +112,27 @@ impl Announcer {
 
     /// One whose notes `herald` brings; `counted` counts those that it cannot.
     pub(crate) fn new(herald: impl Herald, counted: Arc<Metrics>) -> Self {
+        Self::patient_for(TOLD_WITHIN, herald, counted)
+    }
+
+    /// As [`Announcer::new`], with so much time for each.
+    pub(super) fn patient_for(
+        patience: Duration,
+        herald: impl Herald,
+        counted: Arc<Metrics>,
+    ) -> Self {
         let (sender, mut notes) = mpsc::channel::<Note>(WAITING_MAX);
+        let dropped = counted.clone();
         tokio::spawn(async move {
             while let Some(note) = notes.recv().await {
-                herald.tell(note).await;
+                let reason = note.reason;
+                if tokio::time::timeout(patience, herald.tell(note)).await.is_err() {
+                    tracing::warn!(
+                        reason,
+                        "an Event is not written: the API server does not answer"
+                    );
+                    dropped.events_dropped.inc();
+                }
             }
         });
         Self { sender: Some((sender, counted)), ..Self::silent() }

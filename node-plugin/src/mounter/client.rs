@@ -469,14 +469,7 @@ impl Line {
 
 /// How long the mounter may take for a request.
 fn deadline_of(request: &Request) -> Duration {
-    match request {
-        Request::Mount(_)
-        | Request::Deposit(_)
-        | Request::Bind(_)
-        | Request::Unbind { .. }
-        | Request::Unmount { .. } => CHANGE_DEADLINE,
-        _ => ANSWER_DEADLINE,
-    }
+    if request.is_change() { CHANGE_DEADLINE } else { ANSWER_DEADLINE }
 }
 
 /// Whether who asks can do without the answer: the file is served by the engine, or stored once more.

@@ -17,6 +17,7 @@ pub mod protocol;
 mod roots;
 pub mod sealed;
 mod serve;
+mod slots;
 pub mod wire;
 
 #[cfg(test)]

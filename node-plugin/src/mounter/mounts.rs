@@ -61,6 +61,10 @@ impl Mounts {
             Request::Bind(bind) => self.locks.hold(&bind.session, || self.bind(&bind)).map(done),
             Request::Unbind { target } => self.unbind(&target).map(done),
             Request::Unmount { session, force } => {
+                if force {
+                    // Whoever waits has his error, whatever is being done to the session meanwhile.
+                    self.roots.session(&session)?.abort();
+                }
                 let end = || {
                     let ended = self.end(&session, force);
                     self.custody.forget(&session);
@@ -86,7 +90,9 @@ impl Mounts {
                 alone(Reply::Done)
             }
             Request::HasEngine => alone(Reply::Is(self.custody.has_engine())),
-            Request::IsShowing => alone(Reply::Is(self.shown()?.next().is_some())),
+            Request::IsShowing => {
+                alone(Reply::Is(mount::mount_table()?.iter().any(|entry| self.shows(entry))))
+            }
             Request::Hello { .. } | Request::Visit { .. } => {
                 Err(io::Error::other("a greeting was said already"))
             }
@@ -220,21 +226,28 @@ impl Mounts {
             .inspect_err(|_| self.custody.drop_backing(session))
     }
 
-    /// Targets that show something of ours.
-    fn shown(&self) -> io::Result<impl Iterator<Item = MountEntry>> {
-        let table = mount::mount_table()?.into_iter();
-        Ok(table.filter(|entry| entry.is_ours() && self.roots.is_target(&entry.mountpoint)))
+    /// Whether a mount is a target that shows something of ours.
+    fn shows(&self, entry: &MountEntry) -> bool {
+        entry.is_ours() && self.roots.is_target(&entry.mountpoint)
     }
 
     /// Where a session is shown, in order.
     fn targets(&self, session: &str) -> io::Result<Vec<PathBuf>> {
-        let kept = self.custody.root(session).ok().flatten();
-        let mounted = match kept.and_then(|root| ours(&root).ok()) {
-            Some(entry) => Some(entry),
-            None => self.roots.session(session)?.mounted()?,
+        // Once: that of a full node is long.
+        let table = mount::mount_table()?;
+        let device_of = |root: Arc<OwnedFd>| {
+            let id = mount::mount_id(root.as_fd()).ok()?;
+            let entry = table.iter().find(|entry| entry.id == id && entry.is_ours());
+            entry.map(|entry| entry.device.clone())
         };
-        let Some(mounted) = mounted else { return Ok(Vec::new()) };
-        let shown = self.shown()?.filter(|entry| entry.device == mounted.device);
+        let kept = self.custody.root(session).ok().flatten();
+        let device = match kept.and_then(device_of) {
+            Some(device) => Some(device),
+            None => self.roots.session(session)?.mounted()?.map(|entry| entry.device),
+        };
+        let Some(device) = device else { return Ok(Vec::new()) };
+        let of_session = |entry: &MountEntry| entry.device == device && self.shows(entry);
+        let shown = table.into_iter().filter(of_session);
         let mut targets: Vec<_> = shown.map(|entry| entry.mountpoint).collect();
         targets.sort();
         targets.dedup();

@@ -123,6 +123,21 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// Whether it changes what is mounted or kept: the kernel may delay that, or what is being done to
+    /// the same session.
+    pub(super) fn is_change(&self) -> bool {
+        matches!(
+            self,
+            Self::Mount(_)
+                | Self::Deposit(_)
+                | Self::Bind(_)
+                | Self::Unbind { .. }
+                | Self::Unmount { .. }
+        )
+    }
+}
+
 /// How to mount a session.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Mount {

@@ -29,6 +29,8 @@ const VOLUME_DATA: &str = "vol_data.json";
 const VOLUME_DATA_MAX: u64 = 64 << 10;
 /// kubelet's name for the folder of CSI volumes in a pod.
 const CSI_VOLUMES: &str = "kubernetes.io~csi";
+/// kubelet's name for the folder of a CSI volume in which it is shown.
+const TARGET: &str = "mount";
 /// kubelet's name for the folder of a pod's emptyDirs.
 const EMPTY_DIRS: &str = "kubernetes.io~empty-dir";
 /// Mounts on top of each other that are taken away at once.
@@ -89,7 +91,11 @@ impl Roots {
     pub(super) fn target(&self, path: &Path) -> io::Result<Place> {
         match self.below(path) {
             Some((root, relative)) => root.place(relative),
-            None => Err(refused(format!("{} is no target of kubelet's", path.display()))),
+            None => Err(refused(format!(
+                "{} is no target of kubelet's, which is \
+                 pods/UID/volumes/{CSI_VOLUMES}/VOLUME/{TARGET}",
+                path.display()
+            ))),
         }
     }
 
@@ -111,8 +117,7 @@ impl Roots {
     }
 
     /// Whether a path has the form of kubelet's targets,
-    /// `<pods>/<pod uid>/volumes/kubernetes.io~csi/<volume>/<name>`. kubelet's name is `mount`; the
-    /// conformance suite of CSI has others.
+    /// `<pods>/<pod uid>/volumes/kubernetes.io~csi/<volume>/mount` (pkg/volume/csi).
     pub(super) fn is_target(&self, path: &Path) -> bool {
         self.below(path).is_some()
     }
@@ -131,9 +136,7 @@ impl Roots {
             |part: &str| part.len() <= 255 && !part.chars().any(|c| c.is_control() || c == '\\');
         let is_uid = |part: &str| part.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
         match *parts?.as_slice() {
-            [pod, "volumes", CSI_VOLUMES, volume, name]
-                if is_uid(pod) && is_plain(volume) && is_plain(name) && name != VOLUME_DATA =>
-            {
+            [pod, "volumes", CSI_VOLUMES, volume, TARGET] if is_uid(pod) && is_plain(volume) => {
                 Some((root, relative))
             }
             _ => None,

@@ -13,17 +13,21 @@ use rustix::net::SocketFlags;
 use super::custody::Custody;
 use super::mounts::Mounts;
 use super::protocol::{Reply, Request, VERSION};
+use super::slots::{Slot, Slots};
 use super::wire;
 
 /// Connections served at once, at each socket.
-const CONNECTIONS_MAX: usize = 64;
+pub(super) const CONNECTIONS_MAX: usize = 64;
+/// Changes under way at once, at each socket. The kernel may hold any of them for ever: greetings and
+/// questions are answered all the same.
+pub(super) const CHANGES_MAX: usize = 48;
 /// How often orphans are looked for.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
 /// How often refused connections are told, at each socket.
 const TELL_EVERY: Duration = Duration::from_secs(5);
 /// Longest text of an error, in characters.
 const TEXT_MAX: usize = 2048;
-/// How long nobody is let in after a connection could not be served.
+/// How long nobody is let in while descriptors, memory or threads are lacking.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Who may connect to a socket: what is not there for them cannot be said by claiming to be another.
@@ -77,35 +81,56 @@ fn again_and_again(what: &str, mut round: impl FnMut()) -> ! {
 }
 
 fn accept(listener: &OwnedFd, mounts: &Arc<Mounts>, peer: Peer) -> ! {
-    let open = Arc::new(());
+    let room = Room {
+        connections: Slots::new(CONNECTIONS_MAX),
+        changes: Arc::new(Slots::new(CHANGES_MAX)),
+    };
     let mut refused = Refused::default();
     again_and_again("connections", || {
         let accepted =
             rustix::io::retry_on_intr(|| rustix::net::accept_with(listener, SocketFlags::CLOEXEC));
-        let served = accepted.map_err(io::Error::from).and_then(|connection| {
-            match mounts.peers.check(&mounts.roots, &connection, peer) {
-                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                    refused.note(peer, &error);
-                    return Ok(());
-                }
-                checked => checked?,
+        let served = accepted
+            .map_err(io::Error::from)
+            .and_then(|connection| serve(mounts, connection, peer, &room));
+        match served {
+            Ok(()) => {}
+            Err(error) if is_lack(&error) => {
+                tracing::warn!(?peer, %error, "a connection is not served");
+                std::thread::sleep(PAUSE);
             }
-            if Arc::strong_count(&open) > CONNECTIONS_MAX {
-                return Err(io::Error::other("too many connections"));
-            }
-            let (mounts, open) = (mounts.clone(), open.clone());
-            let converse = move || {
-                converse(&mounts, &connection, peer);
-                drop(open);
-            };
-            std::thread::Builder::new().name("connection".into()).spawn(converse).map(|_| ())
-        });
-        if let Err(error) = served {
-            // Out of descriptors, memory or threads: that passes.
-            tracing::warn!(?peer, %error, "a connection is not served");
-            std::thread::sleep(PAUSE);
+            // The connection is closed; who waits behind it waits for nothing.
+            Err(error) => refused.note(peer, &error),
         }
     })
+}
+
+/// What is done at once for the peers of a socket.
+struct Room {
+    connections: Slots,
+    changes: Arc<Slots>,
+}
+
+/// Serves a connection on a thread of its own.
+///
+/// # Errors
+/// Why it is not served.
+fn serve(mounts: &Arc<Mounts>, connection: OwnedFd, peer: Peer, room: &Room) -> io::Result<()> {
+    mounts.peers.check(&mounts.roots, &connection, peer)?;
+    let slot = room.connections.take();
+    let slot = slot.ok_or_else(|| io::Error::other("too many connections, try again"))?;
+    let (mounts, changes) = (mounts.clone(), room.changes.clone());
+    let converse = move || {
+        converse(&mounts, &connection, peer, &changes);
+        drop(slot);
+    };
+    std::thread::Builder::new().name("connection".into()).spawn(converse).map(|_| ())
+}
+
+/// Whether descriptors, memory or threads are lacking. That passes.
+fn is_lack(error: &io::Error) -> bool {
+    const LACKS: [Errno; 5] =
+        [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS, Errno::AGAIN];
+    error.raw_os_error().is_some_and(|raw| LACKS.contains(&Errno::from_raw_os_error(raw)))
 }
 
 /// Connections that were refused: who tries again and again fills no log.
@@ -131,7 +156,7 @@ fn watch(mounts: &Mounts) {
     mounts.end_orphans();
 }
 
-fn converse(mounts: &Mounts, connection: &OwnedFd, peer: Peer) {
+fn converse(mounts: &Mounts, connection: &OwnedFd, peer: Peer, changes: &Slots) {
     let mut buffer = Vec::new();
     let mut greeted = false;
     let mut attachment = None;
@@ -161,8 +186,11 @@ fn converse(mounts: &Mounts, connection: &OwnedFd, peer: Peer) {
                 })
             }
             _ if !greeted => Err(io::Error::other("the first message must be a greeting")),
-            (_, Peer::Visitor) => answer_visitor(mounts, request),
-            (_, Peer::Engine) => mounts.answer(request, along),
+            _ => match slot_of(&request, changes) {
+                Err(error) => Err(error),
+                Ok(_slot) if peer == Peer::Visitor => answer_visitor(mounts, request),
+                Ok(_slot) => mounts.answer(request, along),
+            },
         };
         let (reply, along) = answered.unwrap_or_else(|error| failed(&error));
         let along: Vec<BorrowedFd<'_>> = along.iter().map(AsFd::as_fd).collect();
@@ -172,6 +200,23 @@ fn converse(mounts: &Mounts, connection: &OwnedFd, peer: Peer) {
         }
     }
     drop(attachment);
+}
+
+/// A slot for what may wait for the kernel.
+///
+/// # Errors
+/// When there is none.
+fn slot_of(request: &Request, changes: &Slots) -> io::Result<Option<Slot>> {
+    if !request.is_change() {
+        return Ok(None);
+    }
+    let none = || {
+        io::Error::other(format!(
+            "{CHANGES_MAX} changes are under way in the mounter, which is all that it does at once; \
+             where that lasts look for mounts that hang, in the kernel's log"
+        ))
+    };
+    changes.take().map(Some).ok_or_else(none)
 }
 
 /// An error as an answer. Errors repeat what was asked, which may be as long as a message.

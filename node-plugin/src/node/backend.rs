@@ -32,6 +32,7 @@ impl NodeBackend for Backend {
     }
 
     async fn stats(&self, of: StatsOf) -> Result<VolumeStats, Error> {
+        self.sessions.accounted_at(of.path.as_path()).await;
         // From memory alone: the mount itself is never touched, so nothing can hang.
         let served = self.sessions.find(&of.volume_id, &of.path)?;
         let unlimited = Usage { total: UNLIMITED, used: 0, available: UNLIMITED };

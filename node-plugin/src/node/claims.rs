@@ -58,10 +58,12 @@ impl Claims {
         }
     }
 
-    /// Claims a target that shows a session already.
+    /// Claims a target that shows a session already, also for those who wait for an answer.
     pub(super) fn adopt(&self, target: &Path, session: &str, volume: &str) {
-        let claim = Claim { session: session.into(), volume: volume.into(), pending: 0 };
-        self.all().insert(target.to_owned(), claim);
+        let mut all = self.all();
+        let pending = all.get(target).map_or(0, |claim| claim.pending);
+        let claim = Claim { session: session.into(), volume: volume.into(), pending };
+        all.insert(target.to_owned(), claim);
     }
 
     /// Gives a target up that shows nothing any more, unless a publish waits for it.
@@ -91,6 +93,14 @@ mod tests {
         claims.release(target);
         assert_eq!(claims.session_at(target), None);
         assert_eq!(claims.begin(target, ("b", "v"), false).unwrap(), "b");
+        claims.end(target, false);
+        assert_eq!(claims.session_at(target), None);
+        // Asked for while its session is taken over.
+        claims.adopt(target, "a", "v");
+        assert_eq!(claims.begin(target, ("b", "v"), false).unwrap(), "a");
+        claims.adopt(target, "a", "v");
+        claims.release(target);
+        assert_eq!(claims.session_at(target).unwrap(), "a");
         claims.end(target, false);
         assert_eq!(claims.session_at(target), None);
     }

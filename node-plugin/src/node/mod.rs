@@ -88,9 +88,11 @@ pub fn run(args: &NodeArgs) -> Result<(), Failure> {
         let counted = assembly::metrics()?;
         let engine_name = engine_name();
         let mounter = Mounter::new(&args.sockets.mounter_socket, engine_name);
-        let (opened, adopted, serving) = (Flag::default(), Flag::default(), Flag::default());
+        let (opened, working) = (Flag::default(), Flag::default());
+        let (adopted, serving) = (Flag::default(), Flag::default());
         let readiness = Readiness::new(vec![
             ("the index of the cache is not open", opened.clone()),
+            ("no disk of the cache works", working.clone()),
             ("the mounter is not connected", mounter.attached()),
             ("sessions of earlier runs are not taken over yet", adopted.clone()),
             (csi::NOT_SERVED, serving.clone()),
@@ -103,6 +105,7 @@ pub fn run(args: &NodeArgs) -> Result<(), Failure> {
         let engine =
             in_place(|may| assembly::engine(may, &cache, counted.clone(), handle, processes))?;
         opened.set(true);
+        tokio::spawn(spare::follow(engine.cache.clone(), working));
         let client = kubernetes::client();
         let volumes = defaults(args, client.as_ref());
         let pods = args.pods.clone();
@@ -133,11 +136,11 @@ pub fn run(args: &NodeArgs) -> Result<(), Failure> {
         // By an earlier run: kubelet does not ask again because this process started.
         place.was_registered(kept.last().map(|info| info.segments));
         let pods = PodGpus::new(&args.pod_resources_socket, &cache.dirs);
+        let maker = session::Maker::new(engine.clone(), mounter.clone(), exchange)
+            .map_err(|e| Failure::new(Kind::Other, format!("threads: {e}")))?;
         let sessions = sessions::Sessions::new(
-            engine.clone(),
-            mounter.clone(),
+            maker,
             volumes,
-            exchange,
             announcer.clone(),
             sessions::Nearness { place: place.clone(), pods },
             limits::Limits {
@@ -173,8 +176,12 @@ pub fn run(args: &NodeArgs) -> Result<(), Failure> {
         if let Some(address) = args.log.metrics_listen {
             metrics::serve(address, counted.clone()).await?;
         }
-        sessions.adopt().await;
-        adopted.set(true);
+        // What kubelet asks of a session waits for its adoption; nothing waits for all.
+        let adoption = sessions.begin_adoption().await;
+        tokio::spawn(async move {
+            adoption.await;
+            adopted.set(true);
+        });
         let backend = backend::Backend {
             registrar: registrar.clone(),
             cache: engine.cache.clone(),

@@ -9,10 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
-use tokio::sync::watch;
+use tokio::runtime::Handle;
+use tokio::sync::{oneshot, watch};
 use weir_csi::Error;
 use weir_fuse::adapter::{self, Door, Handshake};
-use weir_fuse::blocking::{MayBlock, aside};
+use weir_fuse::blocking::{MayBlock, WaitingThreads, aside};
 use weir_fuse::cache::{Held, Preference};
 use weir_fuse::engine::end::UnstoredFile;
 use weir_fuse::engine::{Engine, Session, SessionSettings};
@@ -38,11 +39,15 @@ use crate::mounter::protocol::Mount;
 /// How long the end of a session waits for what is being stored, where nobody asks again.
 pub(super) const STORE_PATIENCE: Duration = Duration::from_secs(10);
 
+/// Threads that end the connections of sessions that are not served.
+const ENDING_THREADS: usize = 8;
+
 /// What a session is made with.
 pub(super) struct Maker {
     pub(super) engine: Arc<Engine>,
     pub(super) mounter: Arc<Mounter>,
-    pub(super) exchange: Exchange,
+    exchange: Exchange,
+    endings: WaitingThreads,
 }
 
 /// The other end of a session.
@@ -79,6 +84,17 @@ pub(super) struct Served {
 }
 
 impl Maker {
+    /// # Errors
+    /// When no thread can be started.
+    pub(super) fn new(
+        engine: Arc<Engine>,
+        mounter: Arc<Mounter>,
+        exchange: Exchange,
+    ) -> io::Result<Self> {
+        let endings = WaitingThreads::new("weir-ending", ENDING_THREADS)?;
+        Ok(Self { engine, mounter, exchange, endings })
+    }
+
     async fn origin(
         &self,
         settings: &Settings,
@@ -150,10 +166,16 @@ impl Maker {
         kept.map_err(internal)
     }
 
-    /// Ends the connection of a session that is not served.
+    /// Ends the connection of a session that is not served. What keeps it from being served may keep
+    /// every other thread, too.
     pub(super) async fn abandon(&self, id: &str) {
         let (mounter, name) = (self.mounter.clone(), id.to_owned());
-        if let Err(error) = aside(move |may| mounter.end(may, &name)).await {
+        let (done, ended) = oneshot::channel();
+        self.endings.begin(&Handle::current(), move |may| {
+            // Nobody may wait for it any more.
+            let _ = done.send(mounter.end(may, &name));
+        });
+        if let Ok(Err(error)) = ended.await {
             tracing::error!(session = id, %error, "its connection could not be ended");
         }
     }

@@ -12,11 +12,10 @@ use tokio::sync::{Notify, oneshot, watch};
 use weir_csi::Error;
 use weir_csi::request::{Publish, TargetPath, VolumeId};
 use weir_fuse::blocking::aside;
-use weir_fuse::engine::Engine;
 
+use super::adoption::Estate;
 use super::claims::Claims;
 use super::ending::{self, Next};
-use super::exchange::Exchange;
 use super::life::{Live, Message, Reply, Wanted, World};
 use super::limits::{Limits, Places};
 use super::mailbox::Mailboxes;
@@ -28,7 +27,6 @@ use super::session::{Maker, STORE_PATIENCE, Served};
 use super::showing::{self, Before};
 use super::volume::{Defaults, Volume, subject};
 use crate::kubernetes::events::{Announcer, Note, Severity, Subject};
-use crate::mounter::client::Mounter;
 use crate::mounter::protocol::Bind;
 
 /// How long a session may take to be mounted, and new credentials to be proven: less than kubelet
@@ -43,7 +41,9 @@ pub(super) struct Sessions {
     pub(super) maker: Maker,
     defaults: Defaults,
     mailboxes: Mailboxes<Volume>,
-    claims: Claims,
+    pub(super) claims: Claims,
+    /// What earlier runs left.
+    pub(super) estate: Estate,
     served: Mutex<HashMap<String, Arc<Served>>>,
     pub(super) announcer: Announcer,
     nearness: Nearness,
@@ -63,19 +63,18 @@ pub(super) struct Nearness {
 
 impl Sessions {
     pub(super) fn new(
-        engine: Arc<Engine>,
-        mounter: Arc<Mounter>,
+        maker: Maker,
         defaults: Defaults,
-        exchange: Exchange,
         announcer: Announcer,
         nearness: Nearness,
         limits: Limits,
     ) -> Arc<Self> {
         Arc::new(Self {
-            maker: Maker { engine, mounter, exchange },
+            maker,
             defaults,
             mailboxes: Mailboxes::default(),
             claims: Claims::default(),
+            estate: Estate::default(),
             served: Mutex::default(),
             announcer,
             nearness,
@@ -110,9 +109,19 @@ impl Sessions {
         id: &str,
         message: impl FnOnce(Reply) -> Message<Volume>,
     ) -> Option<Result<(), Error>> {
+        self.send(id, message).await.ok()
+    }
+
+    /// Has the task of a session do something, after all that it was sent before. The answer is none
+    /// where the task has panicked.
+    pub(super) fn send(
+        self: &Arc<Self>,
+        id: &str,
+        message: impl FnOnce(Reply) -> Message<Volume>,
+    ) -> oneshot::Receiver<Result<(), Error>> {
         let (reply, answer) = oneshot::channel();
         self.mailboxes.send(self, id, message(reply));
-        answer.await.ok()
+        answer
     }
 
     /// Shows a volume at a target; a repeat refreshes its credentials.
@@ -138,6 +147,7 @@ impl Sessions {
 
     async fn try_publish(self: &Arc<Self>, publish: &Publish) -> Result<(), Error> {
         let target = publish.target.as_path().to_owned();
+        self.accounted_at(&target).await;
         let made = self.at(&target).map(|served| served.settings());
         let annotated = role::annotated(publish, &self.defaults, made.as_ref()).await?;
         let volume = Volume::parse(publish, &self.defaults, annotated)?;
@@ -249,13 +259,15 @@ impl Sessions {
             .ok_or_else(|| Error::NotFound(format!("volume {id} is not published at {path}")))
     }
 
-    /// The namespaces of the pods of each session.
+    /// The namespaces of the pods of each session, those that earlier runs left among them.
     fn namespaces(&self) -> HashMap<String, Vec<String>> {
         let of = |served: &Served| {
             let targets = served.targets();
             targets.iter().map(|(_, shown)| shown.subject.namespace.clone()).collect()
         };
-        self.served().iter().map(|(id, served)| (id.clone(), of(served))).collect()
+        let mut all = self.estate.namespaces();
+        all.extend(self.served().iter().map(|(id, served)| (id.clone(), of(served))));
+        all
     }
 
     /// All of them.

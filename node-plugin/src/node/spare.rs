@@ -5,14 +5,26 @@ use std::time::Duration;
 
 use rustix::process::{Signal, getpid, kill_process};
 use weir_fuse::blocking::beside;
+use weir_fuse::cache::NodeCache;
 use weir_fuse::engine::Engine;
 
 use crate::assembly;
 use crate::config::cache::CacheConfig;
 use crate::kubernetes::events::{Announcer, Note, Severity, Subject};
+use crate::readiness::Flag;
 
 /// How often the disks are tried.
 const TRIED_EVERY: Duration = Duration::from_secs(15);
+/// How often is asked whether one that is used works.
+const FOLLOWED_EVERY: Duration = Duration::from_secs(1);
+
+/// Says for as long as the process lives whether a disk of the cache works, or the spare one.
+pub(super) async fn follow(cache: Arc<NodeCache>, working: Flag) {
+    loop {
+        working.set(cache.works());
+        tokio::time::sleep(FOLLOWED_EVERY).await;
+    }
+}
 
 /// Tells that the disks do not work, and ends this process in order once one does: the next run serves
 /// from it, and goes on with every session.

@@ -1,10 +1,9 @@
-//! What the mounter keeps, what it lets others do, and what becomes of a session that nobody can
-//! serve.
+//! What the mounter keeps, and what it lets others do.
 
 use std::fs;
-use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -12,12 +11,12 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::Resource;
 use weir_fuse::adapter::mount::{MountEntry, mount_table};
 use weir_fuse::blocking::MayBlock;
+use weir_fuse::engine::owner::{FileId, Proc, Processes};
 use weir_node::mounter::client::{Mounter, NewEntry};
+use weir_node::mounter::wire;
 use weir_tests::attacks::on_mounter;
 use weir_tests::bucket::{Bucket, Server};
 use weir_tests::csi_node::{CsiNode, Setup, TestVolume};
-use weir_tests::storm::{Fault, Storm};
-use weir_tests::sts::{Issuer, store};
 use weir_tests::{eventually, random_bytes};
 
 /// Mounts a file system of memory.
@@ -28,112 +27,6 @@ fn tmpfs(at: &Path) {
 
 fn detach(at: &Path) {
     rustix::mount::unmount(at, UnmountFlags::DETACH).unwrap();
-}
-
-/// Another engine, which says that it is the node's: one that somebody has broken into.
-fn hostile(node: &CsiNode) -> std::sync::Arc<Mounter> {
-    Mounter::new(&node.join("mounter.sock"), "hostile".into())
-}
-
-/// Sessions of a full node, unless `WEIR_SESSIONS` says so.
-const SESSIONS: u32 = 90;
-
-#[test]
-fn sessions_of_a_full_node_are_taken_over() {
-    let bucket = Bucket::new(Server::Minio);
-    bucket.put("f", "bytes");
-    let node = CsiNode::new(&bucket);
-    // Each is a session of its own; kubelet's tokens and a long attribute that is ignored come along.
-    let tokens = format!(r#"{{"sts.amazonaws.com": {{"token": "{}"}}}}"#, "t".repeat(1150));
-    let volume = |number: u32| {
-        TestVolume { group: Some(1000 + number), ..TestVolume::new(&bucket, &format!("p{number}")) }
-            .attribute("csi.storage.k8s.io/serviceAccount.tokens", &tokens)
-            .attribute("cacheNote", &"\"".repeat(30_000))
-    };
-    let sessions = std::env::var("WEIR_SESSIONS").map_or(SESSIONS, |text| text.parse().unwrap());
-    let all: Vec<_> = (0..sessions).map(volume).collect();
-    let targets: Vec<_> = all.iter().map(|volume| node.publish(volume).unwrap()).collect();
-    for round in 0..2 {
-        match round {
-            0 => node.take_node().kill(),
-            _ => node.take_node().terminate(),
-        }
-        node.start_node();
-        for (volume, target) in all.iter().zip(&targets) {
-            assert_eq!(fs::read(target.join("f")).unwrap(), b"bytes", "{target:?}");
-            node.publish(volume).unwrap();
-        }
-    }
-    for volume in &all {
-        node.unpublish(volume).unwrap();
-    }
-    assert_eq!(node.mounts(), Vec::<PathBuf>::new());
-}
-
-#[test]
-fn what_cannot_be_taken_over_is_ended_and_can_be_mounted_again() {
-    let bucket = Bucket::new(Server::Minio);
-    bucket.put("f", "bytes");
-    let node = CsiNode::new(&bucket);
-    let (good, bad) = (TestVolume::new(&bucket, "good"), TestVolume::new(&bucket, "bad"));
-    let bad = TestVolume { group: Some(2000), ..bad };
-    let (served, lost) = (node.publish(&good).unwrap(), node.publish(&bad).unwrap());
-    node.take_node().kill();
-    // As a later release might, or a broken node.
-    let mounter = hostile(&node);
-    let session = mounter
-        .sessions(&MayBlock::own_thread())
-        .unwrap()
-        .into_iter()
-        .find(|session| mounter.targets(&MayBlock::own_thread(), session).unwrap().contains(&lost))
-        .unwrap();
-    let kept = mounter.take(&MayBlock::own_thread(), &session).unwrap();
-    let record = br#"{"schema": 1000000}"#;
-    let (session, device) = (session.as_str(), &kept.device);
-    mounter
-        .deposit(
-            &MayBlock::own_thread(),
-            &NewEntry { session, generation: 1, record, keys: None, device },
-        )
-        .unwrap();
-    drop((kept.device, mounter));
-    let waiting = {
-        let path = lost.join("f");
-        std::thread::spawn(move || fs::read(path))
-    };
-    node.start_node();
-    eventually("who waits gets an error", || waiting.is_finished());
-    let error = waiting.join().unwrap().unwrap_err();
-    assert!(
-        matches!(error.kind(), io::ErrorKind::NotConnected | io::ErrorKind::ConnectionAborted),
-        "{error}"
-    );
-    assert_eq!(fs::read(served.join("f")).unwrap(), b"bytes");
-    assert!(node.logs().contains("its record cannot be read"));
-    let again = node.publish(&bad).unwrap();
-    assert_eq!(fs::read(again.join("f")).unwrap(), b"bytes");
-}
-
-#[test]
-fn a_session_goes_on_as_it_was_made_when_the_defaults_of_the_node_change() {
-    let (issuer, other) = (Issuer::start(), Bucket::new(Server::Minio));
-    let bucket = &issuer.bucket;
-    bucket.put("f", "bytes");
-    let mut node = CsiNode::new(bucket);
-    let volume = TestVolume::new(bucket, "pod").keys(&bucket.access_key, &bucket.secret_key);
-    let target = node.publish(&volume).unwrap();
-    node.take_node().kill();
-    node.set_node_flags(vec![format!("--endpoint-url={}", other.url), "--region=eu-west-9".into()]);
-    node.start_node();
-    fs::write(target.join("g"), "more").unwrap();
-    assert_eq!(bucket.get("g").unwrap(), b"more");
-    // Keys are refreshed all the same, and a repeat is no error.
-    let reading = issuer.reading();
-    node.publish(&volume.clone().session_keys(&reading)).unwrap();
-    eventually("the new keys are used", || store(&target.join("h"), "x").is_err());
-    node.publish(&volume).unwrap();
-    eventually("the right keys are used", || store(&target.join("h"), "x").is_ok());
-    assert!(node.logs().contains("takes effect when the pod restarts"));
 }
 
 /// The mounts of this machine, but for those in folders of tests that run beside this one.
@@ -205,6 +98,14 @@ fn a_broken_node_reaches_no_target_but_its_own() {
     for attack in on_mounter(&node.join("mounter.sock"), &targets, &files) {
         assert!(attack.outcome.is_err(), "{}", attack.name);
     }
+    // Its own log is what the mounter can see that a process has open.
+    let log = fs::metadata(node.join("log")).unwrap();
+    let device = (rustix::fs::major(log.dev()), rustix::fs::minor(log.dev()));
+    let device = format!("{}:{}", device.0, device.1);
+    let file = FileId { device: &device, ino: log.ino(), name: "log" };
+    let may = MayBlock::own_thread();
+    assert!(Proc.holds(&may, node.mounter_pid(), &file));
+    assert!(!node.other_engine().holds(&may, node.mounter_pid(), &file));
     assert_eq!(fs::read_dir(node.join("sessions")).unwrap().count(), 1, "a refused mount's folder");
     assert_eq!(mounts(&node), before);
     for folder in [&token, &other] {
@@ -321,35 +222,30 @@ fn a_mounter_without_descriptors_keeps_what_it_has() {
     assert!(fs::read(target.join("big")).unwrap() == random_bytes(1, 1 << 20));
 }
 
-/// As if an answer to one of its requests crashed whoever gives it.
 #[test]
-fn a_volume_whose_requests_end_one_node_after_the_other_is_ended_and_no_other() {
+fn a_mounter_without_room_for_threads_keeps_what_it_has() {
     let bucket = Bucket::new(Server::Minio);
-    bucket.put("f", random_bytes(1, 5000));
-    let storm = Storm::new(&bucket.url);
+    bucket.put("big", random_bytes(1, 1 << 20));
     let node = CsiNode::new(&bucket);
-    let good = TestVolume::new(&bucket, "good");
-    let bad = TestVolume::new(&bucket, "bad").attribute("endpointUrl", &storm.url());
-    let (served, target) = (node.publish(&good).unwrap(), node.publish(&bad).unwrap());
-    storm.rage(|asked| asked.path.contains("/f").then_some(Fault::Stall));
-    let path = target.join("f");
-    let waiting = std::thread::spawn(move || fs::read(path));
-    // The first has it from the process, two more from the kernel.
-    let mut before = 0;
-    for _ in 0..3 {
-        eventually("it is being fetched", || storm.met() > before);
-        node.take_node().kill();
-        before = storm.met();
-        node.start_node();
-    }
-    eventually("who waits gets an error", || waiting.is_finished());
-    assert!(waiting.join().unwrap().is_err());
-    assert!(node.logs().contains("2 node plugins have ended over its requests"));
-    assert!(node.stats(&bad).is_err());
-    assert!(fs::read(served.join("f")).unwrap() == random_bytes(1, 5000));
-    storm.calm();
-    node.publish(&bad).unwrap();
-    assert!(fs::read(target.join("f")).unwrap() == random_bytes(1, 5000));
+    let target = node.publish(&TestVolume::new(&bucket, "pod")).unwrap();
+    let pid = rustix::process::Pid::from_raw(node.mounter_pid() as i32);
+    let limit = |current| {
+        let limit = rustix::process::Rlimit { current, maximum: None };
+        rustix::process::prlimit(pid, Resource::As, limit).unwrap();
+    };
+    let statm = fs::read_to_string(format!("/proc/{}/statm", node.mounter_pid())).unwrap();
+    let pages: u64 = statm.split(' ').next().unwrap().parse().unwrap();
+    // Less than a stack takes: whoever is root may have any number of threads, but each has one.
+    limit(Some(pages * 4096 + (1 << 20)));
+    // Stacks of threads before are used again: as many at once as there cannot be.
+    let connect = || wire::connect(&node.visitor_socket(), weir_tests::PATIENCE).unwrap();
+    let waiting: Vec<_> = (0..40).map(|_| connect()).collect();
+    eventually("the lack is told", || node.logs().contains("a connection is not served"));
+    limit(None);
+    drop(waiting);
+    node.take_node().kill();
+    node.start_node();
+    assert!(fs::read(target.join("big")).unwrap() == random_bytes(1, 1 << 20));
 }
 
 #[test]
@@ -360,7 +256,7 @@ fn the_kernel_reads_no_file_but_the_caches() {
     node.publish(&TestVolume::new(&bucket, "pod")).unwrap();
     // Of two engines each ends the other's connections, and files are not registered again and again.
     node.take_node().kill();
-    let mounter = hostile(&node);
+    let mounter = node.other_engine();
     let session = mounter.sessions(&MayBlock::own_thread()).unwrap().remove(0);
     let port = weir_node::mounter::client::SessionPort { mounter, session };
     use weir_fuse::engine::kernel::KernelPort;
@@ -385,7 +281,7 @@ fn the_mounter_keeps_no_connection_that_is_none_of_fuse() {
     let volume = TestVolume::new(&bucket, "pod");
     node.publish(&volume).unwrap();
     node.take_node().kill();
-    let mounter = hostile(&node);
+    let mounter = node.other_engine();
     let served = mounter.sessions(&may).unwrap().remove(0);
     let null = OwnedFd::from(fs::File::open("/dev/null").unwrap());
     let disk = OwnedFd::from(fs::File::open(node.join("")).unwrap());

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 mod access;
+mod adoption;
 mod away;
 mod bad_input;
 mod cache;

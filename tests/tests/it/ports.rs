@@ -3,13 +3,16 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::time::Duration;
 
+use rustix::mount::UnmountFlags;
 use weir_csi::proto::ProbeRequest;
 use weir_csi::proto::identity_client::IdentityClient;
 use weir_tests::bucket::{Bucket, Server};
-use weir_tests::csi_node::{CsiNode, Setup, channel};
-use weir_tests::{PATIENCE, eventually, runtime};
+use weir_tests::csi_node::{CsiNode, Setup, TestVolume, channel};
+use weir_tests::failing_disk::FailingDisk;
+use weir_tests::{PATIENCE, eventually, random_bytes, runtime};
 
 /// Half requests: many more than a port keeps.
 const HALVES: usize = 3000;
@@ -156,6 +159,56 @@ fn cpu_ticks(pid: u32) -> u64 {
     let (_, after) = stat.rsplit_once(')').unwrap();
     let of = |field: usize| after.split_whitespace().nth(field).unwrap().parse::<u64>().unwrap();
     of(11) + of(12)
+}
+
+/// A disk in the place of another folder, until it is dropped.
+struct InPlace(PathBuf);
+
+impl InPlace {
+    fn of(folder: PathBuf, disk: &FailingDisk) -> Self {
+        rustix::mount::mount_bind(disk.path(), &folder).unwrap();
+        Self(folder)
+    }
+}
+
+impl Drop for InPlace {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, UnmountFlags::DETACH);
+    }
+}
+
+#[test]
+fn a_node_whose_disk_fails_is_not_ready_until_it_works_again() {
+    let bucket = Bucket::new(Server::Embedded);
+    let bytes = |n: u64| random_bytes(n, 100_000);
+    (0..200).for_each(|n| drop(bucket.put(&format!("f{n}"), bytes(n))));
+    let setup =
+        Setup { node_flags: vec!["--health-listen=127.0.0.1:0".into()], ..Setup::default() };
+    let node = CsiNode::with(&bucket, setup);
+    node.take_node().terminate();
+    let disk = FailingDisk::new();
+    let _in_place = InPlace::of(node.cache_dir(), &disk);
+    node.start_node();
+    let target = node.publish(&TestVolume::new(&bucket, "pod")).unwrap();
+    let page = || get(address(|| node.logs(), "serving probes"), "/readyz").unwrap();
+    eventually("the node is ready", || page().starts_with("HTTP/1.1 200"));
+    let mut files = 0..200;
+    let mut read = || {
+        let n = files.next().unwrap();
+        assert!(std::fs::read(target.join(format!("f{n}"))).unwrap() == bytes(n));
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    disk.fail(true);
+    eventually("it is not", || {
+        read();
+        page().contains("no disk of the cache works")
+    });
+    disk.fail(false);
+    eventually("it is again", || {
+        read();
+        page().starts_with("HTTP/1.1 200")
+    });
+    node.take_node().terminate();
 }
 
 #[test]

@@ -10,7 +10,7 @@ use weir_tests::csi_node::{CsiNode, Setup, TestVolume};
 use weir_tests::eventually;
 #[cfg(target_arch = "x86_64")]
 use weir_tests::injected::Injected;
-use weir_tests::mount::{cache_dir, is_mounted, weir};
+use weir_tests::mount::{Mount, cache_dir, is_mounted, weir};
 
 /// Nobody, on any machine.
 const STANDBY: u32 = 65531;
@@ -61,6 +61,35 @@ fn a_standby_that_is_not_root_takes_volumes_away() {
     eventually("the node is back", || node.logs().matches("serving CSI calls").count() == 2);
     node.publish(&volume).unwrap();
     assert_eq!(fs::read(target.join("f")).unwrap(), b"bytes");
+}
+
+#[test]
+fn the_memory_of_no_role_that_holds_keys_is_written_or_read() {
+    let bucket = Bucket::new(Server::Embedded);
+    let mut node = CsiNode::new(&bucket);
+    node.start_controller();
+    node.start_standby_as(STANDBY, STANDBY);
+    let mount = Mount::new(&bucket);
+    let roles = [
+        ("node", node.node_pid()),
+        ("mounter", node.mounter_pid()),
+        ("controller", node.controller_pid()),
+        ("standby", node.standby_pid()),
+        ("mount", mount.pid()),
+    ];
+    for (role, pid) in roles {
+        eventually(role, || {
+            let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+            let cores = limits.lines().find_map(|line| line.strip_prefix("Max core file size"));
+            let cores: Vec<_> = cores.unwrap().split_whitespace().collect();
+            cores == ["0", "0", "bytes"] && status(&pid.to_string(), "Umask") == "0077"
+        });
+    }
+    // proc(5): of a process that cannot be dumped these are root's, whoever it is.
+    let pid = node.standby_pid();
+    let owner = || fs::metadata(format!("/proc/{pid}/environ")).unwrap().uid();
+    eventually("its user cannot look into it either", || owner() == 0);
+    assert_eq!(status(&pid.to_string(), "Uid").split('\t').next(), Some("65531"));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use weir_tests::bucket::{Bucket, Server};
 use weir_tests::csi_node::CsiNode;
-use weir_tests::tools;
+use weir_tests::{suite, tools};
 
 /// Specs that csi-sanity skips by itself for capabilities that the plugin does not have, and one
 /// that is left out by name: it publishes a volume on a node after `ControllerPublishVolume`.
@@ -17,7 +17,10 @@ fn csi_sanity_passes() {
     node.start_controller();
     let parameters = node.join("parameters.yaml");
     fs::write(&parameters, format!("bucketName: {}\n", bucket.name)).unwrap();
-    // As kubelet makes them: the suite adds the last part of a target's path by itself.
+    // As kubelet makes them: the suite adds the last part of a target's path by itself, in other words
+    // than kubelet's.
+    let socket = node.join("suite.sock");
+    suite::serve(&socket, node.socket());
     let folder = node.target("sanity").parent().unwrap().to_owned();
     let script = |name: &str, text: &str| {
         let path = node.join(name);
@@ -29,11 +32,12 @@ fn csi_sanity_passes() {
     let make = format!("mkdir -p \"$1\"\necho '{data}' > \"$1/vol_data.json\"\necho \"$1\"");
     let make = script("make-target", &make);
     let remove = script("remove-target", "rm -f \"$1/vol_data.json\"\nrmdir \"$1\"");
-    let check = "if [ -f \"$1\" ]; then echo file; elif [ -d \"$1\" ]; then echo directory; \
-                 elif [ -e \"$1\" ]; then echo other; else echo not_found; fi";
+    let check = "p=$1; case $p in */target) p=${p%/target}/mount ;; esac; \
+                 if [ -f \"$p\" ]; then echo file; elif [ -d \"$p\" ]; then echo directory; \
+                 elif [ -e \"$p\" ]; then echo other; else echo not_found; fi";
     let check = script("check-path", check);
     let ran = Command::new(tools::path("csi-sanity"))
-        .arg(format!("--csi.endpoint=unix://{}", node.socket().display()))
+        .arg(format!("--csi.endpoint=unix://{}", socket.display()))
         .arg(format!("--csi.controllerendpoint=unix://{}", node.controller_socket().display()))
         .arg(format!("--csi.mountdir={}", folder.display()))
         .arg(format!("--csi.createmountpathcmd={}", make.display()))

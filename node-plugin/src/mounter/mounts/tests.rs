@@ -64,13 +64,19 @@ fn the_folder_of_a_target_stays_where_nothing_can_be_shown_in_place_of_what_was(
     assert!(bind.target.is_dir());
 }
 
-/// What is answered at a socket after a greeting, or the end of the connection.
-fn ask(socket: &Path, greeting: &Request, request: &Request) -> Option<Reply> {
+/// A connection, once it is greeted; `None` where it is closed.
+fn greeted(socket: &Path, greeting: &Request) -> Option<OwnedFd> {
     let (connection, mut buffer) =
         (wire::connect(socket, Duration::from_secs(60)).unwrap(), Vec::new());
-    wire::send(&connection, greeting, &[]).unwrap();
-    let greeted = wire::receive::<Reply>(&connection, &mut buffer).unwrap();
-    assert!(matches!(greeted, Some((Reply::Hello { .. }, _))));
+    wire::send(&connection, greeting, &[]).ok()?;
+    let (greeted, _) = wire::receive::<Reply>(&connection, &mut buffer).ok()??;
+    assert!(matches!(greeted, Reply::Hello { .. }));
+    Some(connection)
+}
+
+/// What is answered at a socket after a greeting, or the end of the connection.
+fn ask(socket: &Path, greeting: &Request, request: &Request) -> Option<Reply> {
+    let (connection, mut buffer) = (greeted(socket, greeting).unwrap(), Vec::new());
     wire::send(&connection, request, &[]).unwrap();
     wire::receive(&connection, &mut buffer).unwrap().map(|(reply, _)| reply)
 }
@@ -97,4 +103,48 @@ fn a_panic_costs_a_conversation_or_a_round_and_the_mounter_serves_on() {
     }
     // Whose conversation it was counts as there no more.
     eventually("no engine is there", || !mounts.custody.has_engine());
+}
+
+#[test]
+fn changes_that_are_stuck_leave_room_for_questions_and_too_many_connections_hold_up_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engines, visitors) = (dir.path().join("engines"), dir.path().join("visitors"));
+    let listen = |socket: &Path| wire::listen(socket, None).unwrap();
+    let mut mounts = with_sessions(dir.path(), &["ab", "cd"]);
+    mounts.custody = Custody::new(Duration::MAX, 8);
+    let mounts = Arc::new(mounts);
+    let (served, sockets) = (mounts.clone(), (listen(&engines), listen(&visitors)));
+    std::thread::spawn(move || serve::run(sockets.0, sockets.1, served));
+    let hello = Request::Hello { version: VERSION, engine: "engine".into() };
+    let end = |session: &str| Request::Unmount { session: session.into(), force: true };
+    let ask = |request: &Request| ask(&engines, &hello, request);
+    std::thread::scope(|scope| {
+        mounts.locks.hold("ab", || {
+            // As where the kernel delays one.
+            for _ in 0..serve::CHANGES_MAX {
+                scope.spawn(|| assert_eq!(ask(&end("ab")), Some(Reply::Done)));
+            }
+            eventually("all are stuck", || mounts.locks.waiting("ab") == serve::CHANGES_MAX);
+            let refused = ask(&end("cd"));
+            let is_refusal =
+                |reply| matches!(reply, Reply::Failed { text, .. } if text.contains("48 changes"));
+            assert!(refused.is_some_and(is_refusal));
+            assert_eq!(ask(&Request::HasEngine), Some(Reply::Is(true)));
+            let mut others = Vec::new();
+            let full = serve::CONNECTIONS_MAX - serve::CHANGES_MAX;
+            eventually("one is closed", || match greeted(&engines, &hello) {
+                Some(connection) => {
+                    others.push(connection);
+                    assert!(others.len() <= full, "{}", others.len());
+                    false
+                }
+                None => true,
+            });
+            others.pop();
+            eventually("there is room again", || {
+                greeted(&engines, &hello).map(|connection| others.push(connection)).is_some()
+            });
+        });
+    });
+    assert_eq!(ask(&end("cd")), Some(Reply::Done));
 }

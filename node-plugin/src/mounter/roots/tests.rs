@@ -15,6 +15,14 @@ fn nothing_outside_the_folders_is_reached() {
     let outside = dir.path().join("outside");
     std::fs::create_dir_all(outside.join("volumes/kubernetes.io~csi/data/mount")).unwrap();
     symlink(&outside, pods.join("link")).unwrap();
+    // What is refused is not refused because it is not there.
+    for pod in ["uid", "u.id"] {
+        std::fs::create_dir_all(pods.join(pod).join("volumes/kubernetes.io~csi/data/mount"))
+            .unwrap();
+    }
+    std::fs::create_dir_all(pods.join("uid/volumes/kubernetes.io~projected/token")).unwrap();
+    std::fs::create_dir_all(pods.join("uid/volume-subpaths/data/agent")).unwrap();
+    assert!(roots.target(&pods.join("uid/volumes/kubernetes.io~csi/data/mount")).is_ok());
     for bad in [
         "/etc",
         "/",
@@ -26,6 +34,8 @@ fn nothing_outside_the_folders_is_reached() {
         "pods/uid/volumes/kubernetes.io~csi/data/mount/x",
         "pods/uid/volumes/kubernetes.io~csi/../mount",
         "pods/uid/volumes/kubernetes.io~csi/data/vol_data.json",
+        "pods/uid/volumes/kubernetes.io~csi/data/target",
+        "pods/uid/volumes/kubernetes.io~csi/data/Mount",
         "pods/uid/volumes/kubernetes.io~projected/token/mount",
         "pods/uid/volume-subpaths/data/agent/0",
         "pods/u.id/volumes/kubernetes.io~csi/data/mount",
