@@ -442,21 +442,21 @@ impl Session {
     pub fn release_now(&self, may: &MayBlock, fh: u64) -> bool {
         match self.handles.get(fh).as_deref() {
             Some(Handle::File(FileHandle { writer: Some(_), .. })) => false,
-            _ => {
-                let ended = self.close_handle(may, fh);
+            Some(_) => {
+                let ended = self.close_handle(fh);
                 debug_assert!(ended.is_none(), "a reader ends no change");
+                true
+            }
+            None => {
+                self.forget_handle(may, fh);
                 true
             }
         }
     }
 
     /// Takes a handle out. Returns a file under change whose last writer it was.
-    pub(super) fn close_handle(&self, may: &MayBlock, fh: u64) -> Option<Arc<Draft>> {
-        let Some(handle) = self.handles.remove(fh) else {
-            // An earlier engine's.
-            self.engine.leftovers.forget_handle(may, &self.settings.names.mount, fh);
-            return None;
-        };
+    pub(super) fn close_handle(&self, fh: u64) -> Option<Arc<Draft>> {
+        let handle = self.handles.remove(fh)?;
         let Handle::File(open) = &*handle else { return None };
         if let Some(source) = &open.source {
             self.engine.cache.used(&source.version);
@@ -464,10 +464,17 @@ impl Session {
         self.modes.close(open.node.ino, open.writer.is_some())
     }
 
+    /// Forgets a handle of an earlier engine's.
+    fn forget_handle(&self, may: &MayBlock, fh: u64) {
+        self.engine.leftovers.forget_handle(may, &self.settings.names.mount, fh);
+    }
+
     /// Closes a handle for good. For the last writer of a file this stores what is still dirty.
     pub async fn release(self: &Arc<Self>, fh: u64) {
-        let closed = self.engine.cache.in_place(|may| self.close_handle(may, fh)).await;
-        if let Some(draft) = closed {
+        if self.handles.get(fh).is_none() {
+            return self.engine.cache.in_place(|may| self.forget_handle(may, fh)).await;
+        }
+        if let Some(draft) = self.close_handle(fh) {
             let session = self.clone();
             self.task(async move {
                 session.finish(&draft).await;

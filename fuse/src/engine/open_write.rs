@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rustix::io::Errno;
+use tokio::sync::oneshot;
 
 use super::admission::{Admission, Inode, Name, Refusal, Request, admission, creation};
 use super::handles::Opener;
@@ -45,15 +46,6 @@ struct Ready {
     source: Option<Source>,
 }
 
-impl Ready {
-    /// Gives back what was not needed after all.
-    async fn give_back(self) {
-        if let Some(staging) = self.staging {
-            staging.calls().in_place(|may| staging.remove(may)).await;
-        }
-    }
-}
-
 impl Session {
     /// Opens for writing; `None` while what an earlier writer left is still being stored.
     pub(super) async fn open_writable(
@@ -86,9 +78,9 @@ impl Session {
                 opening => break opening,
             }
         };
-        ready.give_back().await;
+        self.give_back(ready.staging);
         match opening {
-            Opening::Joined(inode, draft) => Some(self.joined(call, inode, &draft).await),
+            Opening::Joined(inode, draft) => Some(self.join_in_task(call, inode, draft).await),
             Opening::Begun(inode, draft) => {
                 Some(Ok(self.writer_of(call.node, inode, &draft, call.process).await))
             }
@@ -149,24 +141,51 @@ impl Session {
         Opening::Joined(inode, draft)
     }
 
-    /// What is left to do of an open that has joined a file under change.
-    async fn joined(
+    /// Removes a file for bytes that was not needed after all.
+    fn give_back(&self, staging: Option<StagingFile>) {
+        if let Some(staging) = staging {
+            self.engine.runtime.spawn(async move {
+                staging.calls().in_place(|may| staging.remove(may)).await;
+            });
+        }
+    }
+
+    /// As [`Session::joined`], to its end whether or not somebody waits for it so long: it is a writer
+    /// already, whom the last close of the file waits for.
+    async fn join_in_task(
         self: &Arc<Self>,
         call: &OpenCall<'_>,
         inode: Arc<OpenInode>,
-        draft: &Arc<Draft>,
+        draft: Arc<Draft>,
     ) -> Result<OpenFile, Errno> {
-        let node = call.node;
-        if call.request == Request::Truncate
-            && let Err(errno) = self.truncate(draft, 0).await
-        {
+        let (tell, told) = oneshot::channel();
+        let (session, node) = (self.clone(), call.node.clone());
+        let (empties, process) = (call.request == Request::Truncate, call.process);
+        self.engine.runtime.spawn(async move {
+            let joined = session.joined(&node, inode, &draft, (empties, process)).await;
+            if let Err(Ok(opened)) = tell.send(joined) {
+                session.release(opened.fh).await;
+            }
+        });
+        told.await.unwrap_or(Err(Errno::IO))
+    }
+
+    /// What is left to do of an open that has joined a file under change.
+    async fn joined(
+        self: &Arc<Self>,
+        node: &Arc<FileNode>,
+        inode: Arc<OpenInode>,
+        draft: &Arc<Draft>,
+        (empties, process): (bool, u32),
+    ) -> Result<OpenFile, Errno> {
+        if empties && let Err(errno) = self.truncate(draft, 0).await {
             if let Some(ended) = self.modes.close(node.ino, true) {
                 let session = self.clone();
                 self.engine.runtime.spawn(async move { session.finish(&ended).await });
             }
             return Err(errno);
         }
-        Ok(self.writer_of(node, inode, draft, call.process).await)
+        Ok(self.writer_of(node, inode, draft, process).await)
     }
 
     /// Cuts or extends a file under change.
@@ -255,7 +274,7 @@ impl Session {
             return Ok(());
         }
         // Another handle was faster.
-        Ready { staging: spare, source: None }.give_back().await;
+        self.give_back(spare);
         self.truncate(&draft, 0).await
     }
 

@@ -36,6 +36,11 @@ impl CleanHandles {
         self.files().iter().any(|file| file.leftover.mount == mount && file.handles.contains(&fh))
     }
 
+    /// Whether there are any of a mount.
+    pub(super) fn knows(&self, mount: &str) -> bool {
+        self.files().iter().any(|file| file.leftover.mount == mount)
+    }
+
     /// Forgets one: it is closed, or a write through it was refused.
     pub(super) fn forget(&self, may: &MayBlock, mount: &str, fh: u64) {
         let mut closed = Vec::new();

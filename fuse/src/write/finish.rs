@@ -24,7 +24,9 @@ impl Writer {
             Ok(_) => self.commit_held(draft).await,
             Err(error) => Err(error),
         };
-        let left = self.end(draft, stored.err()).await;
+        self.abandon(draft).await;
+        let unlinked = draft.is_unlinked();
+        let left = self.end(draft, (draft.remains(), unlinked), stored.err()).await;
         drop((gate, dirs));
         left
     }
@@ -41,16 +43,24 @@ impl Writer {
             Ok(_) => draft.is_dirty().then(|| std::io::Error::other("it was never closed").into()),
             Err(error) => Some(error),
         };
-        self.end(draft, error).await
+        self.abandon(draft).await;
+        // Somebody may be writing still: what becomes of the bytes is said of all of them.
+        let unlinked = draft.is_unlinked();
+        let remains = draft.end_writes();
+        draft.calls().in_place(|may| draft.wait_for_writes(may)).await;
+        self.end(draft, (remains, unlinked), error).await
     }
 
-    /// Puts the bytes where they belong. The gate is held.
-    async fn end(&self, draft: &Arc<Draft>, error: Option<WriteError>) -> Option<WriteError> {
-        self.abandon(draft).await;
+    /// Puts the bytes where they belong. The gate is held, and no upload is left.
+    async fn end(
+        &self,
+        draft: &Arc<Draft>,
+        (remains, unlinked): (Remains, bool),
+        error: Option<WriteError>,
+    ) -> Option<WriteError> {
         let mut left = None;
         let (dir, name) = draft.node.place();
-        let unlinked = draft.phase() == super::draft::Phase::Unlinked;
-        match draft.remains() {
+        match remains {
             Remains::Stored => {
                 let info = self.cache_stored(draft).await;
                 dir.end_writing(&name, &draft.node, info);

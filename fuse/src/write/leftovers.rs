@@ -65,6 +65,11 @@ impl Leftovers {
         self.clean.forget(may, mount, fh);
     }
 
+    /// Whether the kernel has such handles of a mount.
+    pub fn knows(&self, mount: &str) -> bool {
+        self.clean.knows(mount)
+    }
+
     /// Forgets the handles of a mount that is gone.
     pub fn forget_mount(&self, may: &MayBlock, mount: &str) {
         self.clean.forget_mount(may, mount);

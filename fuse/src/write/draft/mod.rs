@@ -243,7 +243,12 @@ impl Draft {
         // While the bytes are at hand.
         let sums = sums::slices(offset, data);
         let whole = self.extent.read().unwrap_or_else(PoisonError::into_inner);
-        let turn = self.state().contents.begin_write();
+        let turn = {
+            let mut state = self.state();
+            // It may have ended meanwhile.
+            state.allowed(Operation::Write)?;
+            state.contents.begin_write()
+        };
         let written = self.file().write_all_at(data, offset);
         let mut state = self.state();
         if let Err(error) = written {
@@ -302,6 +307,11 @@ impl Draft {
     pub(super) fn settled_size(&self, _: &MayBlock) -> u64 {
         let _whole = self.extent.read().unwrap_or_else(PoisonError::into_inner);
         self.size()
+    }
+
+    /// Waits for writes that are under way.
+    pub(super) fn wait_for_writes(&self, _: &MayBlock) {
+        drop(self.extent.write().unwrap_or_else(PoisonError::into_inner));
     }
 
     fn became_dirty(&self, mut state: MutexGuard<'_, State>) {
@@ -402,6 +412,11 @@ impl Draft {
     pub fn is_finishing(&self) -> bool {
         let state = self.state();
         state.writers == 0 && state.phase != Phase::Sealed
+    }
+
+    /// Whether its name was taken away.
+    pub fn is_unlinked(&self) -> bool {
+        self.phase() == Phase::Unlinked
     }
 
     /// Whether it has ended.

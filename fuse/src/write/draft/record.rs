@@ -209,11 +209,15 @@ impl Record {
     }
 
     fn write_to(&self, may: &MayBlock, place: &mut Place) -> io::Result<()> {
-        let lines = {
-            let mut notes = self.notes();
-            self.waits.store(false, Ordering::Release);
-            std::mem::take(&mut notes.lines)
-        };
+        let lines = std::mem::take(&mut self.notes().lines);
+        let written = self.append(may, place, lines);
+        // Not before: who sees that nothing waits relies on what the disk has.
+        let notes = self.notes();
+        self.waits.store(!notes.lines.is_empty(), Ordering::Release);
+        written
+    }
+
+    fn append(&self, may: &MayBlock, place: &mut Place, lines: Vec<Line>) -> io::Result<()> {
         if lines.is_empty() {
             return Ok(());
         }
@@ -290,6 +294,7 @@ impl Record {
             let mut notes = self.notes();
             notes.removed = true;
             notes.lines.clear();
+            self.waits.store(false, Ordering::Release);
         }
         let place = std::mem::replace(&mut *self.place(), Place::Nowhere);
         if let Place::File(file) = place {

@@ -1,6 +1,6 @@
 //! What changes where a file under change stands with the origin. The gate is held.
 
-use super::{Attempt, Base, Draft, Operation, Outcome, Phase, Remains, Snapshot, seen_of};
+use super::{Attempt, Base, Draft, Operation, Outcome, Phase, Remains, Snapshot, State, seen_of};
 use crate::blocking::MayBlock;
 use crate::model::version::ObjectInfo;
 use crate::origin::Condition;
@@ -123,13 +123,15 @@ impl Draft {
 
     /// What is left to do after its last writer.
     pub(in crate::write) fn remains(&self) -> Remains {
-        let state = self.state();
-        match state.phase {
-            Phase::Stored => Remains::Stored,
-            Phase::Unlinked | Phase::Sealed => Remains::Nothing,
-            _ if state.contents.is(state.reported) => Remains::Nothing,
-            _ => Remains::Untold,
-        }
+        self.state().remains()
+    }
+
+    /// As [`Draft::remains`]; nothing is written from now on.
+    pub(in crate::write) fn end_writes(&self) -> Remains {
+        let mut state = self.state();
+        let remains = state.remains();
+        state.phase = Phase::Sealed;
+        remains
     }
 
     /// Ends it. The caller has moved or removed the bytes.
@@ -148,6 +150,17 @@ impl Draft {
     /// What a conflict means to its writer.
     pub(in crate::write) fn conflict(&self) -> WriteError {
         self.state().conflict()
+    }
+}
+
+impl State {
+    fn remains(&self) -> Remains {
+        match self.phase {
+            Phase::Stored => Remains::Stored,
+            Phase::Unlinked | Phase::Sealed => Remains::Nothing,
+            _ if self.contents.is(self.reported) => Remains::Nothing,
+            _ => Remains::Untold,
+        }
     }
 }
 
