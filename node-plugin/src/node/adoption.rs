@@ -32,7 +32,7 @@ const TURN: Duration = Duration::from_millis(500);
 const TURNS: Duration = Duration::from_secs(5);
 /// Sessions of which is asked at once where they are shown still: the mounter reads the table of all
 /// mounts for each, and is to have time for those that are taken over.
-const LOOKS_AT_ONCE: usize = 2;
+const LOOKS_AT_ONCE: usize = 4;
 /// A session whose requests, sent again, have ended so many node plugins is served by no other: the
 /// other volumes of the node go on.
 const DEATHS_MAX: u8 = 2;
