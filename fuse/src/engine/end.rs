@@ -74,7 +74,7 @@ impl Session {
         let stored = in_time && self.rest(until).await;
         self.backings.clear();
         let (engine, mount) = (&self.engine, &self.settings.names.mount);
-        engine.cache.in_place(|may| engine.leftovers.forget_mount(may, mount)).await;
+        engine.leftovers.forget_mount(&engine.cache, mount).await;
         stored && self.unstored().is_empty()
     }
 

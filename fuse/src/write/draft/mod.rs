@@ -244,7 +244,10 @@ impl Draft {
         let sums = sums::slices(offset, data);
         let whole = self.extent.read().unwrap_or_else(PoisonError::into_inner);
         let turn = self.state().contents.begin_write();
-        let written = self.file().write_all_at(data, offset);
+        let written = {
+            let _call = self.calls().call();
+            self.file().write_all_at(data, offset)
+        };
         let mut state = self.state();
         if let Err(error) = written {
             state.contents.failed(offset..end);
@@ -287,7 +290,10 @@ impl Draft {
                 return Ok(());
             }
         }
-        self.file().set_len(size)?;
+        {
+            let _call = self.calls().call();
+            self.file().set_len(size)?;
+        }
         self.staging.shrink(size);
         let mut state = self.state();
         state.contents.resized(size);
@@ -329,6 +335,7 @@ impl Draft {
         let len = size.saturating_sub(offset).min(len as u64) as usize;
         let mut out = vec![0; len];
         let mut filled = 0;
+        let _call = self.calls().call();
         while filled < len {
             match self.file().read_at(&mut out[filled..], offset + filled as u64)? {
                 // Cut by somebody meanwhile.

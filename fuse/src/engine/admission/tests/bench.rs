@@ -213,7 +213,7 @@ impl Bench {
         }
         if inode == Inode::Finishing {
             // The first half of a release.
-            self.finishing = self.session.close_handle(MAY, writer.fh);
+            self.finishing = self.session.close_handle(writer.fh);
             assert!(self.finishing.is_some());
         }
     }
