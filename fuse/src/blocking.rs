@@ -24,9 +24,6 @@ use tokio::task::JoinHandle;
 
 use crate::sync::unpoisoned;
 
-/// Most threads of an engine that wait for disks and for the mounter: what a fast disk does side by side.
-pub(crate) const WAITING_MAX: usize = 64;
-
 /// Says that this thread may wait: it runs no tasks.
 pub struct MayBlock {
     _of_this_thread: PhantomData<*const ()>,
@@ -101,38 +98,101 @@ pub fn beside<T: Send + 'static>(
     tokio::task::spawn_blocking(move || work(&MayBlock::HERE))
 }
 
+/// What is asked of one thing, a disk, and not answered yet.
+#[derive(Debug, Default)]
+pub struct Unanswered {
+    calls: Mutex<Calls>,
+}
+
+/// When calls were begun, by their numbers.
+#[derive(Debug, Default)]
+struct Calls {
+    next: u64,
+    since: BTreeMap<u64, Instant>,
+}
+
+/// A call that is not answered, until it is dropped.
+#[must_use]
+pub struct Call<'a> {
+    of: &'a Unanswered,
+    number: u64,
+}
+
+impl Unanswered {
+    /// A call begins.
+    pub fn call(&self) -> Call<'_> {
+        Call { of: self, number: self.begin() }
+    }
+
+    /// How long the call that was begun first has lasted.
+    pub fn longest(&self) -> Duration {
+        let calls = unpoisoned(self.calls.lock());
+        calls.since.first_key_value().map_or(Duration::ZERO, |(_, since)| since.elapsed())
+    }
+
+    fn begin(&self) -> u64 {
+        let mut calls = unpoisoned(self.calls.lock());
+        let number = calls.next;
+        calls.next += 1;
+        calls.since.insert(number, Instant::now());
+        number
+    }
+
+    fn end(&self, number: u64) {
+        unpoisoned(self.calls.lock()).since.remove(&number);
+    }
+
+    /// Lets the calls under way have begun so much earlier.
+    #[cfg(test)]
+    pub(crate) fn age(&self, by: Duration) {
+        for since in unpoisoned(self.calls.lock()).since.values_mut() {
+            *since = since.checked_sub(by).unwrap_or(*since);
+        }
+    }
+}
+
+impl Call<'_> {
+    /// There was an answer, and another call follows.
+    pub fn next(&mut self) {
+        self.of.end(self.number);
+        self.number = self.of.begin();
+    }
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        self.of.end(self.number);
+    }
+}
+
 /// What waits for one thing, a disk, at once: a bounded number of tasks. The others give way until it
 /// is their turn.
 #[derive(Debug)]
 pub struct Turns {
     places: Arc<Semaphore>,
-    taken: Arc<Mutex<Taken>>,
-}
-
-/// When the turns that are taken were begun, by their numbers.
-#[derive(Debug, Default)]
-struct Taken {
-    next: u64,
-    since: BTreeMap<u64, Instant>,
+    unanswered: Arc<Unanswered>,
 }
 
 /// A turn, until it is dropped.
 pub struct Turn {
     _place: OwnedSemaphorePermit,
-    taken: Arc<Mutex<Taken>>,
-    number: u64,
 }
 
 impl Turns {
     /// At most so many at once.
     pub fn new(most: usize) -> Self {
-        Self { places: Arc::new(Semaphore::new(most)), taken: Arc::default() }
+        Self::at(most, Arc::default())
+    }
+
+    /// At most so many at once, at what has these calls unanswered.
+    pub fn at(most: usize, unanswered: Arc<Unanswered>) -> Self {
+        Self { places: Arc::new(Semaphore::new(most)), unanswered }
     }
 
     /// Waits for a turn.
     pub async fn take(&self) -> Turn {
         match self.places.clone().acquire_owned().await {
-            Ok(place) => self.begin(place),
+            Ok(place) => Turn { _place: place },
             // It is never closed.
             Err(_) => std::future::pending().await,
         }
@@ -140,15 +200,12 @@ impl Turns {
 
     /// A turn, where one is free.
     pub fn try_take(&self) -> Option<Turn> {
-        self.places.clone().try_acquire_owned().ok().map(|place| self.begin(place))
+        self.places.clone().try_acquire_owned().ok().map(|place| Turn { _place: place })
     }
 
-    fn begin(&self, place: OwnedSemaphorePermit) -> Turn {
-        let mut taken = unpoisoned(self.taken.lock());
-        let number = taken.next;
-        taken.next += 1;
-        taken.since.insert(number, Instant::now());
-        Turn { _place: place, taken: self.taken.clone(), number }
+    /// A call of what is waited for begins: who has a turn may do more than that.
+    pub fn call(&self) -> Call<'_> {
+        self.unanswered.call()
     }
 
     /// Does something that may wait in the place of the task that asks, in its turn.
@@ -168,26 +225,6 @@ impl Turns {
             drop(turn);
             done
         })
-    }
-
-    /// Lets the turns that are taken have begun so much earlier.
-    #[cfg(test)]
-    pub(crate) fn age(&self, by: Duration) {
-        for since in unpoisoned(self.taken.lock()).since.values_mut() {
-            *since = since.checked_sub(by).unwrap_or(*since);
-        }
-    }
-
-    /// How long the turn that was begun first of those that are taken has lasted.
-    pub fn longest(&self) -> Duration {
-        let taken = unpoisoned(self.taken.lock());
-        taken.since.first_key_value().map_or(Duration::ZERO, |(_, since)| since.elapsed())
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        unpoisoned(self.taken.lock()).since.remove(&self.number);
     }
 }
 
@@ -311,7 +348,18 @@ mod tests {
         drop(release);
         waiting.into_iter().for_each(|task| drop(runtime.block_on(task)));
         assert_eq!(went_on, Ok(2));
-        assert_eq!(hangs.longest(), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_call_lasts_until_there_is_an_answer() {
+        let disk = Unanswered::default();
+        let mut walk = disk.call();
+        disk.age(Duration::from_secs(60));
+        assert!(disk.longest() >= Duration::from_secs(60));
+        walk.next();
+        assert!(disk.longest() < Duration::from_secs(60));
+        drop(walk);
+        assert_eq!(disk.longest(), Duration::ZERO);
     }
 
     #[test]

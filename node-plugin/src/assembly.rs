@@ -19,9 +19,10 @@ use crate::config::cache::CacheConfig;
 use crate::exit::{Failure, Kind};
 use crate::logging;
 
-/// Threads of the runtime's that may wait. Each disk of the cache has 32 turns at it; names of hosts are
-/// looked up by these, too.
-const WAITING_THREADS: usize = 128;
+/// Threads of the runtime's that may wait: those that have a turn at a disk of the cache, and others, by
+/// which names of hosts are looked up, too.
+const THREADS_OF_DISK: usize = 32;
+const OTHER_THREADS: usize = 96;
 
 /// Each cached file in use takes a descriptor; the usual soft limit of 1024 is for select(2).
 pub(crate) fn raise_file_limit() {
@@ -32,14 +33,14 @@ pub(crate) fn raise_file_limit() {
     }
 }
 
-/// The runtime that everything asynchronous runs in.
+/// The runtime that everything asynchronous runs in, with a cache on so many disks.
 ///
 /// # Errors
 /// When threads cannot be started.
-pub(crate) fn runtime() -> Result<Runtime, Failure> {
+pub(crate) fn runtime(disks: usize) -> Result<Runtime, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        .max_blocking_threads(WAITING_THREADS)
+        .max_blocking_threads(OTHER_THREADS + THREADS_OF_DISK * disks)
         .thread_name("weir-io")
         .build()
         .map_err(|e| Failure::new(Kind::Other, format!("runtime: {e}")))?;

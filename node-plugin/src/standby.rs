@@ -35,7 +35,7 @@ const LOOKS: u32 = 3;
 /// Why it cannot start.
 pub fn run(args: &StandbyArgs) -> Result<(), Failure> {
     logging::start_plain(args.log.log_level, args.log.log_format);
-    let runtime = assembly::runtime()?;
+    let runtime = assembly::runtime(0)?;
     let done = runtime.block_on(async {
         let counted = assembly::metrics()?;
         let registered = Registered::beside(&args.sockets.csi_socket, args.sockets.csi_group);

@@ -45,7 +45,7 @@ impl FailingDisk {
         self.dir.path()
     }
 
-    /// From now on no file that is made or opened is answered, or each is.
+    /// From now on no file that is made, opened or renamed is answered, or each is.
     pub fn hang(&self, hangs: bool) {
         *self.hanging.hangs.lock().unwrap_or_else(PoisonError::into_inner) = hangs;
         self.hanging.changed.notify_all();
@@ -286,7 +286,7 @@ impl fuser::Filesystem for Disk {
             node.parent = newparent.0;
             node.name = newname.to_owned();
         }
-        reply.ok();
+        self.later(move || reply.ok());
     }
 
     fn read(

@@ -440,7 +440,7 @@ impl fuser::Filesystem for FuseSession {
             return;
         };
         self.service.door.released(fh.0);
-        if self.session().release_now(&MayBlock::own_thread(), fh.0) {
+        if self.session().release_now(fh.0) {
             return reply.ok();
         }
         let session = self.session().clone();

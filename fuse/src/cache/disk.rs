@@ -13,7 +13,7 @@ use super::dir::file_system_bytes;
 use super::error::CacheError;
 use super::index::{Index, Signer, Standing};
 use super::lost;
-use super::records::{ListingRow, UploadRow};
+use super::records::{ListingRow, ObjectRow, UploadRow};
 use super::shared::Shared;
 use super::version::{CachedVersion, now_secs};
 use crate::blocking::MayBlock;
@@ -121,6 +121,23 @@ struct Active {
     by_id: HashMap<u64, Weak<CachedVersion>>,
     /// Evicted, but the index may still name them.
     evicted: HashSet<u64>,
+    /// Changes with what makes a look into the index old that nothing else here tells of.
+    generation: u64,
+}
+
+/// What the index says of a version that was not in use.
+pub(super) struct Seen {
+    /// What was known of it before.
+    known: Option<Weak<CachedVersion>>,
+    generation: u64,
+    held: Option<(u64, ObjectRow, BlockMap)>,
+}
+
+impl Seen {
+    /// Whether something of it is held.
+    pub(super) fn is_held(&self) -> bool {
+        self.held.is_some()
+    }
 }
 
 impl Active {
@@ -130,6 +147,7 @@ impl Active {
 
     fn forget_dead(&mut self) {
         if self.by_id.len() > 1024 && self.by_id.len().is_power_of_two() {
+            self.generation += 1;
             self.by_id.retain(|_, weak| weak.strong_count() > 0);
             self.by_key.retain(|_, weak| weak.strong_count() > 0);
         }
@@ -139,25 +157,61 @@ impl Active {
 impl DiskCache {
     /// The version with this identity, held or not. It is not evicted while the result lives.
     pub(super) fn acquire(&self, may: &MayBlock, key: &VersionKey) -> Arc<CachedVersion> {
-        if let Some(version) = self.active().by_key.get(key).and_then(Weak::upgrade) {
-            version.touch();
-            return version;
-        }
-        let found = self.index.find(may, &key.to_bytes());
-        let mut active = self.active();
-        // Somebody may have been faster.
-        if let Some(version) = active.by_key.get(key).and_then(Weak::upgrade) {
-            return version;
-        }
-        // What was looked for in the index may have been in use, and committed, in between.
-        let found = found.or_else(|| self.index.find(may, &key.to_bytes()));
-        let found = found.filter(|(id, row)| {
-            !active.evicted.contains(id) && row.version_key().as_ref() == Some(key)
-        });
-        let (id, map, epoch, known_use) = match found {
-            Some((id, row)) => {
-                (id, self.index.map(may, id, row.size), row.verified_epoch, row.last_used)
+        loop {
+            if let Some(version) = self.find_in_use(key) {
+                version.touch();
+                return version;
             }
+            let seen = self.look(may, key);
+            if let Some(version) = self.take_up(key, seen) {
+                return version;
+            }
+        }
+    }
+
+    /// The version with this identity, if it is in use. Waits for no disk.
+    pub(super) fn find_in_use(&self, key: &VersionKey) -> Option<Arc<CachedVersion>> {
+        self.active().by_key.get(key).and_then(Weak::upgrade)
+    }
+
+    /// What the index says of a version that is not in use, for [`DiskCache::take_up`]. No lock is held
+    /// meanwhile.
+    pub(super) fn look(&self, may: &MayBlock, key: &VersionKey) -> Seen {
+        let active = self.active();
+        let (known, generation) = (active.by_key.get(key).cloned(), active.generation);
+        drop(active);
+        let _call = self.shared.call();
+        let found = self.index.find(may, &key.to_bytes());
+        let found = found.filter(|(id, row)| {
+            row.version_key().as_ref() == Some(key) && !self.active().evicted.contains(id)
+        });
+        let held = found.map(|(id, row)| {
+            let map = self.index.map(may, id, row.size);
+            (id, row, map)
+        });
+        Seen { known, generation, held }
+    }
+
+    /// Takes a version up that was looked for, held or not; `None`: it has to be looked for again, since
+    /// it was in use in between. Waits for no disk.
+    pub(super) fn take_up(&self, key: &VersionKey, seen: Seen) -> Option<Arc<CachedVersion>> {
+        let mut active = self.active();
+        let known = active.by_key.get(key);
+        // Somebody may have been faster.
+        if let Some(version) = known.and_then(Weak::upgrade) {
+            return Some(version);
+        }
+        let is_known = match (known, &seen.known) {
+            (Some(now), Some(then)) => now.ptr_eq(then),
+            (None, None) => true,
+            _ => false,
+        };
+        if !is_known || active.generation != seen.generation {
+            return None;
+        }
+        let held = seen.held.filter(|(id, ..)| !active.evicted.contains(id));
+        let (id, map, epoch, known_use) = match held {
+            Some((id, row, map)) => (id, map, row.verified_epoch, row.last_used),
             None => {
                 let id = self.new_id();
                 (id, BlockMap::empty(blocks::count(key.version.size)), self.shared.epoch, 0)
@@ -176,19 +230,23 @@ impl DiskCache {
         active.by_id.insert(id, Arc::downgrade(&version));
         let held = version.held_bytes();
         self.shared.space.versions_mut(|versions| versions.begin(id, held));
-        version
+        Some(version)
     }
 
     /// Like [`DiskCache::acquire`], but only a version of which something is held or in use.
     pub(super) fn peek(&self, may: &MayBlock, key: &VersionKey) -> Option<Arc<CachedVersion>> {
-        if let Some(version) = self.active().by_key.get(key).and_then(Weak::upgrade) {
-            return Some(version);
+        loop {
+            if let Some(version) = self.find_in_use(key) {
+                return Some(version);
+            }
+            let seen = self.look(may, key);
+            if !seen.is_held() {
+                return None;
+            }
+            if let Some(version) = self.take_up(key, seen) {
+                return Some(version);
+            }
         }
-        let (id, _) = self.index.find(may, &key.to_bytes())?;
-        if self.active().evicted.contains(&id) {
-            return None;
-        }
-        Some(self.acquire(may, key))
     }
 
     /// Notes that a version is being used and what it holds now.
@@ -212,7 +270,9 @@ impl DiskCache {
 
     /// Adds to each of `sums` what is held of the same of `of`.
     pub(super) fn add_held(&self, may: &MayBlock, of: &[Held], sums: &mut [u64]) {
+        let mut call = self.shared.call();
         self.index.for_each_object(may, |_, row| {
+            call.next();
             for (held, sum) in of.iter().zip(sums.iter_mut()) {
                 if *row.bucket == *held.bucket.as_str() && row.key.starts_with(&held.prefix) {
                     *sum += row.held;
@@ -231,7 +291,10 @@ impl DiskCache {
     pub(super) fn listing(&self, may: &MayBlock, name: &[u8]) -> Option<ListingRow> {
         match self.shared.committer.pending_listing(name) {
             Some(pending) => pending,
-            None => self.index.listing(may, name),
+            None => {
+                let _call = self.shared.call();
+                self.index.listing(may, name)
+            }
         }
     }
 
@@ -242,6 +305,7 @@ impl DiskCache {
 
     /// What was committed last of what is known of the bucket's endpoint.
     pub(super) fn verdicts(&self, may: &MayBlock, bucket: &BucketId) -> Option<Vec<u8>> {
+        let _call = self.shared.call();
         self.index.verdicts(may, bucket.as_str())
     }
 
@@ -295,7 +359,12 @@ impl DiskCache {
 
     /// Figures for people.
     pub(super) fn stats(&self, may: &MayBlock) -> DiskStats {
-        self.count_lost(may);
+        // One that does not answer is not asked.
+        let answers = !self.shared.is_silent();
+        if answers {
+            self.count_lost(may);
+        }
+        let free = || self.shared.dir.free_bytes().ok();
         let space = &self.shared.space;
         DiskStats {
             dir: self.shared.dir.root().to_owned(),
@@ -303,7 +372,7 @@ impl DiskCache {
             staging_bytes: space.staging(),
             lost_bytes: space.lost(),
             max_bytes: space.limits().max_size,
-            free_bytes: self.shared.dir.free_bytes().unwrap_or(0),
+            free_bytes: answers.then(free).flatten().unwrap_or(0),
             versions: space.versions() as u64,
             problem: self.problem(),
         }

@@ -120,6 +120,7 @@ impl CacheFile {
     ) -> io::Result<()> {
         let mut offset = u64::from(first) * BLOCK;
         for group in blocks.chunks(IOV_MAX) {
+            let _call = self.folder.call();
             let slices: Vec<IoSlice<'_>> = group.iter().map(|b| IoSlice::new(b.padded())).collect();
             offset = self.write_slices(slices, offset)?;
         }
@@ -156,6 +157,7 @@ impl CacheFile {
     pub(super) fn read_run(&self, _: &MayBlock, first: u32, buffer: &mut Buffer) -> io::Result<()> {
         let offset = u64::from(first) * BLOCK;
         let wanted = buffer.bytes_mut().len();
+        let _call = self.folder.call();
         let mut done = 0;
         while done < wanted {
             let target = &mut buffer.padded_mut()[done..];

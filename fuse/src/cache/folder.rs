@@ -9,11 +9,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use crate::blocking::MayBlock;
+use crate::blocking::{Call, MayBlock, Unanswered};
 
 /// How names are followed (openat2(2), Linux 5.6 and later).
 const BENEATH: ResolveFlags =
@@ -26,6 +27,8 @@ pub(super) const OTHERS: u32 = 0o077;
 pub(super) struct Folder {
     path: PathBuf,
     handle: File,
+    /// Of the disk that it is on.
+    unanswered: Arc<Unanswered>,
 }
 
 impl Folder {
@@ -36,7 +39,7 @@ impl Folder {
     pub(super) fn open(_: &MayBlock, path: &Path) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let handle = File::from(rustix::fs::open(path, flags, Mode::empty())?);
-        Ok(Self { path: path.to_owned(), handle })
+        Ok(Self { path: path.to_owned(), handle, unanswered: Arc::default() })
     }
 
     /// Where it was when it was opened.
@@ -47,6 +50,16 @@ impl Folder {
     /// Its descriptor.
     pub(super) fn handle(&self) -> &File {
         &self.handle
+    }
+
+    /// What is asked of its disk and not answered yet.
+    pub(super) fn unanswered(&self) -> &Arc<Unanswered> {
+        &self.unanswered
+    }
+
+    /// A call of its disk begins.
+    pub(super) fn call(&self) -> Call<'_> {
+        self.unanswered.call()
     }
 
     /// The name of what is at `path`, below it.
@@ -68,6 +81,7 @@ impl Folder {
             false => Mode::empty(),
         };
         let flags = flags | OFlags::CLOEXEC;
+        let _call = self.call();
         let file = rustix::fs::openat2(&self.handle, name, flags, mode, BENEATH);
         file.map(File::from).map_err(|error| self.explain(name, error))
     }
@@ -91,7 +105,7 @@ impl Folder {
     /// What openat2 reports.
     pub(super) fn folder(&self, may: &MayBlock, name: &Path) -> io::Result<Self> {
         let handle = self.file(may, name, OFlags::RDONLY | OFlags::DIRECTORY)?;
-        Ok(Self { path: self.path.join(name), handle })
+        Ok(Self { path: self.path.join(name), handle, unanswered: self.unanswered.clone() })
     }
 
     /// Makes a folder for its owner alone, if it is not there.
@@ -152,8 +166,10 @@ impl Folder {
     pub(super) fn names(&self, may: &MayBlock, name: &Path) -> io::Result<Vec<OsString>> {
         let folder = self.file(may, name, OFlags::RDONLY | OFlags::DIRECTORY)?;
         let mut names = Vec::new();
+        let mut call = self.call();
         for entry in rustix::fs::Dir::new(folder)? {
             let entry = entry?;
+            call.next();
             let name = OsStr::from_bytes(entry.file_name().to_bytes());
             if name != "." && name != ".." {
                 names.push(name.to_owned());
@@ -169,6 +185,7 @@ impl Folder {
         name: &Path,
         act: impl FnOnce(&File, &OsStr) -> rustix::io::Result<T>,
     ) -> io::Result<T> {
+        let _call = self.call();
         let (parent, leaf) =
             self.parent_of(may, name).map_err(|error| self.explain(name, error))?;
         Ok(act(&parent, leaf)?)

@@ -54,6 +54,12 @@ impl DiskHealth {
         before.is_some() != state.of_index.is_some()
     }
 
+    /// Whether nothing is wrong.
+    pub(super) fn works(&self) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.problem.is_none() && state.of_index.is_none()
+    }
+
     /// What is wrong, if anything is.
     pub fn problem(&self) -> Option<String> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);

@@ -7,10 +7,11 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
-use super::disk::{DiskCache, DiskSettings, DiskStats, Held, Pressure, Room};
+use super::disk::{DiskCache, DiskSettings, DiskStats, Held, Pressure, Room, Seen};
 use super::error::CacheError;
 use super::index::Signer;
 use super::lost::LostRow;
@@ -21,7 +22,7 @@ use super::space::Need;
 use super::staging::StagingFile;
 use super::tenants::{Tenancy, Tenants};
 use super::version::CachedVersion;
-use crate::blocking::{MayBlock, Turn, Turns, WAITING_MAX, in_place};
+use crate::blocking::{MayBlock, Turn, Turns, in_place};
 use crate::metrics::Metrics;
 use crate::model::version::{BucketId, VersionKey};
 use crate::sync::{Mutex, MutexGuard};
@@ -62,7 +63,7 @@ pub struct NodeCache {
     unopened: Vec<DiskStats>,
     /// Whether the spare one is used, since none of them could.
     is_spare: bool,
-    /// Held while a disk is chosen, so that a version gets one.
+    /// Held while a version gets its disk, so that it gets one. No disk is waited for meanwhile.
     placing: Mutex<()>,
     /// Who uses which bucket.
     tenants: Mutex<HashMap<BucketId, Arc<Tenants>>>,
@@ -70,10 +71,11 @@ pub struct NodeCache {
     moves: Moves,
 }
 
-/// Threads of the engine's that wait for one disk at once: half of them where there are others, else what
-/// leaves some to talk with the mounter.
-const THREADS: usize = WAITING_MAX / 2;
-const THREADS_OF_ONE: usize = WAITING_MAX / 4 * 3;
+/// Threads of the engine's that wait for one disk at once, where there are several, and where there is
+/// one: what a fast disk does side by side. Some are left that wait for nothing but the mounter.
+const THREADS: usize = 32;
+const THREADS_OF_ONE: usize = 48;
+const THREADS_OF_NONE: usize = 16;
 
 /// How soon it is looked again which disks answer, while a turn is waited for.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -101,6 +103,29 @@ impl StagingDisk {
     pub fn new_record_path(&self) -> PathBuf {
         self.0.new_record_path()
     }
+}
+
+/// What some disks' indexes say of a version; of one that is held, the last of them.
+type Looked<'a> = Vec<(&'a Arc<DiskCache>, Seen)>;
+
+fn is_found(looked: &Looked<'_>) -> bool {
+    looked.last().is_some_and(|(_, seen)| seen.is_held())
+}
+
+/// Waits for a turn at a disk until it is `gone`. Its place in the queue is kept meanwhile, and no turn at
+/// another disk is.
+async fn turn_unless(disk: &DiskCache, gone: impl Fn() -> bool) -> Option<Turn> {
+    let calls = &disk.shared.calls;
+    if let Some(turn) = calls.try_take() {
+        return Some(turn);
+    }
+    let mut taken = pin!(calls.take());
+    while !gone() {
+        if let Ok(turn) = tokio::time::timeout(LOOK_AGAIN, &mut taken).await {
+            return Some(turn);
+        }
+    }
+    None
 }
 
 fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -171,6 +196,16 @@ impl NodeCache {
         }))
     }
 
+    /// Threads that wait for its disks and for the mounter: so many that disks which do not answer leave
+    /// enough to the others.
+    pub(crate) fn threads(&self) -> usize {
+        let of_disks = match self.disks.len() {
+            1 => THREADS_OF_ONE,
+            several => THREADS * several,
+        };
+        of_disks + THREADS_OF_NONE
+    }
+
     /// Whether it is a spare one, since none of its disks could be opened.
     pub fn is_spare(&self) -> bool {
         self.is_spare
@@ -178,8 +213,8 @@ impl NodeCache {
 
     /// The disks that are used: those that work or, if none does, all.
     fn in_use(&self) -> impl Iterator<Item = &Arc<DiskCache>> {
-        let any_works = self.disks.len() > 1 && self.disks.iter().any(|d| d.problem().is_none());
-        self.disks.iter().filter(move |disk| !any_works || disk.problem().is_none())
+        let any_works = self.disks.len() > 1 && self.works();
+        self.disks.iter().filter(move |disk| !any_works || disk.shared.works())
     }
 
     /// The disk that what belongs to no version is kept on. There is at least one disk.
@@ -188,7 +223,7 @@ impl NodeCache {
     }
 
     /// The disk that holds a version.
-    fn disk_of(&self, version: &CachedVersion) -> &DiskCache {
+    fn disk_of(&self, version: &CachedVersion) -> &Arc<DiskCache> {
         let is_its = |disk: &&Arc<DiskCache>| Arc::ptr_eq(&disk.shared, &version.shared);
         self.disks.iter().find(is_its).unwrap_or(&self.disks[0])
     }
@@ -213,17 +248,122 @@ impl NodeCache {
         if let [only] = &self.disks[..] {
             return only.acquire(may, key);
         }
-        if let Some(version) = self.peek(may, key) {
-            return version;
+        loop {
+            if let Some(version) = self.find_in_use(key) {
+                return version;
+            }
+            let mut looked = Vec::new();
+            for disk in self.in_use() {
+                looked.push((disk, disk.look(may, key)));
+                if is_found(&looked) {
+                    break;
+                }
+            }
+            if let Some(version) = self.place(key, preference, looked) {
+                return version;
+            }
         }
+    }
+
+    /// As [`NodeCache::acquire`], for a task.
+    pub async fn acquire_in_turn(&self, key: &VersionKey, preference: &[u8]) -> Arc<CachedVersion> {
+        loop {
+            if let Some(version) = self.find_in_use(key) {
+                return version;
+            }
+            let looked = self.look(key).await;
+            if let Some(version) = self.place(key, preference, looked) {
+                return version;
+            }
+        }
+    }
+
+    /// The version with this identity, if it is in use at one of the disks.
+    fn find_in_use(&self, key: &VersionKey) -> Option<Arc<CachedVersion>> {
+        self.in_use().find_map(|disk| disk.find_in_use(key))
+    }
+
+    /// What the disks' indexes say of a version, up to the one that holds something of it.
+    async fn look(&self, key: &VersionKey) -> Looked<'_> {
+        let mut looked = Vec::new();
+        let mut later = Vec::new();
+        // One at which nobody waits may do.
+        for disk in self.in_use() {
+            let Some(_turn) = disk.shared.calls.try_take() else {
+                later.push(disk);
+                continue;
+            };
+            looked.push((disk, in_place(|may| disk.look(may, key))));
+            if is_found(&looked) {
+                return looked;
+            }
+        }
+        for disk in later {
+            let Some(_turn) = self.turn_at(disk).await else { continue };
+            looked.push((disk, in_place(|may| disk.look(may, key))));
+            if is_found(&looked) {
+                break;
+            }
+        }
+        looked
+    }
+
+    /// Takes a version up where it is held or, as it is nowhere, at the disk that is chosen for it.
+    /// `None`: it has to be looked for again.
+    fn place(
+        &self,
+        key: &VersionKey,
+        preference: &[u8],
+        looked: Looked<'_>,
+    ) -> Option<Arc<CachedVersion>> {
+        let disk = match looked.last() {
+            Some((disk, _)) if is_found(&looked) => *disk,
+            _ => self.choose(key.version.size, preference),
+        };
+        let (_, seen) = looked.into_iter().find(|(of, _)| Arc::ptr_eq(of, disk))?;
+        self.take_up(key, disk, seen)
+    }
+
+    /// Takes a version up at this disk, unless it is in use at another one by now.
+    fn take_up(
+        &self,
+        key: &VersionKey,
+        disk: &DiskCache,
+        seen: Seen,
+    ) -> Option<Arc<CachedVersion>> {
         let _placing = lock(&self.placing);
-        let place = || self.choose(key.version.size, preference).acquire(may, key);
-        self.peek(may, key).unwrap_or_else(place)
+        self.find_in_use(key).or_else(|| disk.take_up(key, seen))
+    }
+
+    /// The version for bytes that are at this disk: what another's index says is not looked at.
+    fn acquire_at(&self, may: &MayBlock, disk: &DiskCache, key: &VersionKey) -> Arc<CachedVersion> {
+        loop {
+            if let Some(version) = self.find_in_use(key) {
+                return version;
+            }
+            let seen = disk.look(may, key);
+            if let Some(version) = self.take_up(key, disk, seen) {
+                return version;
+            }
+        }
     }
 
     /// Like [`NodeCache::acquire`], but only a version of which something is held or in use.
     pub fn peek(&self, may: &MayBlock, key: &VersionKey) -> Option<Arc<CachedVersion>> {
         self.in_use().find_map(|disk| disk.peek(may, key))
+    }
+
+    /// As [`NodeCache::peek`], for a task.
+    async fn peek_in_turn(&self, key: &VersionKey) -> Option<Arc<CachedVersion>> {
+        loop {
+            if let Some(version) = self.find_in_use(key) {
+                return Some(version);
+            }
+            let (disk, seen) = self.look(key).await.pop().filter(|(_, seen)| seen.is_held())?;
+            if let Some(version) = self.take_up(key, disk, seen) {
+                return Some(version);
+            }
+        }
     }
 
     /// Notes that a version is being used and what it holds now.
@@ -263,33 +403,29 @@ impl NodeCache {
         StagingDisk(self.main().clone())
     }
 
-    /// Does something for which what is kept on any disk is looked at, in the place of the task that
-    /// asks, in its turn at all of them.
-    pub async fn in_place<T>(&self, work: impl FnOnce(&MayBlock) -> T) -> T {
-        let _turns = self.turns().await;
-        in_place(work)
-    }
-
-    async fn turns(&self) -> Vec<Turn> {
+    /// Does something at the disk that what belongs to no version is kept on, in the place of the task
+    /// that asks, in its turn.
+    pub async fn at_main<T>(&self, work: impl FnOnce(&MayBlock) -> T) -> T {
         loop {
-            let disks: Vec<Arc<DiskCache>> = self.in_use().cloned().collect();
-            let free = disks.iter().map(|disk| disk.shared.calls.try_take());
-            if let Some(turns) = free.collect() {
-                return turns;
-            }
-            // In their order: nobody holds a turn that somebody waits for who holds one of those before.
-            let each = async {
-                let mut turns = Vec::new();
-                for disk in &disks {
-                    turns.push(disk.shared.calls.take().await);
-                }
-                turns
-            };
-            // One that does not answer is left out once that is known.
-            if let Ok(turns) = tokio::time::timeout(LOOK_AGAIN, each).await {
-                return turns;
+            let disk = self.main();
+            if let Some(_turn) = self.turn_at(disk).await {
+                return in_place(work);
             }
         }
+    }
+
+    /// As [`NodeCache::at_main`], at the disk that has the file at `path`.
+    pub async fn at_disk_of<T>(&self, path: &Path, work: impl FnOnce(&MayBlock) -> T) -> T {
+        self.disk_with(path).shared.calls.in_place(work).await
+    }
+
+    fn disk_with(&self, path: &Path) -> &Arc<DiskCache> {
+        self.disks.iter().find(|disk| disk.contains(path)).unwrap_or(&self.disks[0])
+    }
+
+    /// Waits for a turn at a disk for as long as that is used.
+    async fn turn_at(&self, disk: &Arc<DiskCache>) -> Option<Turn> {
+        turn_unless(disk, || !self.in_use().any(|used| Arc::ptr_eq(used, disk))).await
     }
 
     /// Puts a staging file whose bytes could not be stored where a person finds it.
@@ -297,8 +433,7 @@ impl NodeCache {
     /// # Errors
     /// What the disk reports; the file is then where it was.
     pub fn keep_lost(&self, may: &MayBlock, path: &Path, row: &LostRow) -> io::Result<PathBuf> {
-        let disk = self.disks.iter().find(|disk| disk.contains(path));
-        disk.unwrap_or(&self.disks[0]).keep_lost(may, path, row)
+        self.disk_with(path).keep_lost(may, path, row)
     }
 
     /// What is kept of bytes that could not be stored, on all disks.
@@ -307,10 +442,20 @@ impl NodeCache {
     }
 
     /// Whether as much is kept of bytes that could not be stored as is meant to, of this bucket's
-    /// or of all, on every disk.
-    pub fn lost_is_full(&self, may: &MayBlock, bucket: &BucketId) -> bool {
+    /// or of all, on every disk. Where one is known to have room, no disk is waited for.
+    pub async fn lost_is_full(&self, bucket: &BucketId) -> bool {
         let others = self.shares.are_several();
-        self.in_use().all(|disk| disk.lost_is_full(may, bucket, others))
+        if self.in_use().any(|disk| !disk.shared.space.lost_is_full(bucket.as_str(), others)) {
+            return false;
+        }
+        for disk in self.in_use() {
+            if let Some(_turn) = self.turn_at(disk).await
+                && !in_place(|may| disk.lost_is_full(may, bucket, others))
+            {
+                return false;
+            }
+        }
+        true
     }
 
     /// Makes a staging file that holds all bytes of `key`, with their checksums by block, the
@@ -322,8 +467,7 @@ impl NodeCache {
             let disk = staging.disk();
             let need = Need { bytes: key.version.size, files: 1 };
             let room = disk.make_place(may, need, staging.reserved())?;
-            let _placing = lock(&self.placing);
-            let version = self.peek(may, key).unwrap_or_else(|| disk.acquire(may, key));
+            let version = self.acquire_at(may, disk, key);
             let here = Arc::ptr_eq(&disk.shared, &version.shared);
             (here && disk.adopt(may, &version, staging, sums, &room)).then_some(())
         };
@@ -334,11 +478,16 @@ impl NodeCache {
 
     /// Notes that the server has copied `from` to `to` for a rename: what is held of the one is
     /// held of the other, and who reads the one is led to the other ([`NodeCache::place_of`]).
-    pub fn moved(&self, may: &MayBlock, from: &VersionKey, to: &VersionKey) {
-        let is_read = self.peek(may, from).is_some_and(|version| Arc::strong_count(&version) > 1);
+    pub async fn moved(&self, from: &VersionKey, to: &VersionKey) {
+        let source = self.peek_in_turn(from).await;
+        let is_read = source.as_ref().is_some_and(|version| Arc::strong_count(version) > 1);
         self.moves.note(from, to, is_read);
-        self.link(may, from, to);
-        self.discard(may, from);
+        if let Some(source) = source
+            && let Some(_turn) = self.turn_at(self.disk_of(&source)).await
+        {
+            in_place(|may| self.link_to(may, &source, to));
+        }
+        self.discard(from).await;
     }
 
     /// As what the origin holds the bytes of `key` now, as far as they were moved here.
@@ -349,25 +498,33 @@ impl NodeCache {
     /// Makes what is held of `from` also the cached version `to`: the same bytes under another
     /// name, after a copy by the server.
     pub fn link(&self, may: &MayBlock, from: &VersionKey, to: &VersionKey) {
+        if let Some(source) = self.peek(may, from) {
+            self.link_to(may, &source, to);
+        }
+    }
+
+    fn link_to(&self, may: &MayBlock, source: &Arc<CachedVersion>, to: &VersionKey) {
         if !to.version.etag.is_strong() {
             return;
         }
-        let Some(source) = self.peek(may, from) else { return };
         let Some((opened, sums)) = source.whole(may) else { return };
-        let disk = self.disk_of(&source);
+        let disk = self.disk_of(source);
         // Of a file that is there.
         let need = Need { bytes: to.version.size, files: 0 };
         let Some(room) = disk.make_place(may, need, 0) else { return };
-        let _placing = lock(&self.placing);
-        let version = self.peek(may, to).unwrap_or_else(|| disk.acquire(may, to));
+        let version = self.acquire_at(may, disk, to);
         if Arc::ptr_eq(&disk.shared, &version.shared) {
             disk.link(may, &version, &opened.file, &sums, &room);
         }
     }
 
     /// Forgets a version that its bucket no longer has, unless it is in use.
-    pub fn discard(&self, may: &MayBlock, key: &VersionKey) {
-        self.disks.iter().for_each(|disk| disk.discard(may, key));
+    pub async fn discard(&self, key: &VersionKey) {
+        for disk in self.in_use() {
+            if let Some(_turn) = self.turn_at(disk).await {
+                in_place(|may| disk.discard(may, key));
+            }
+        }
     }
 
     /// Whether kept listings know of all that was changed here. After a crash they may lack the
@@ -438,10 +595,12 @@ impl NodeCache {
     }
 
     /// Bytes held of each of these. Walks the index: milliseconds for thousands of versions.
-    pub fn held_of(&self, may: &MayBlock, of: &[Held]) -> Vec<u64> {
+    pub async fn held_of(&self, of: &[Held]) -> Vec<u64> {
         let mut sums = vec![0; of.len()];
-        if !of.is_empty() {
-            self.disks.iter().for_each(|disk| disk.add_held(may, of, &mut sums));
+        for disk in self.disks.iter().filter(|_| !of.is_empty()) {
+            if let Some(_turn) = turn_unless(disk, || disk.shared.is_silent()).await {
+                in_place(|may| disk.add_held(may, of, &mut sums));
+            }
         }
         sums
     }
@@ -458,8 +617,21 @@ impl NodeCache {
 
     /// Figures for people.
     pub fn stats(&self, may: &MayBlock) -> CacheStats {
-        let disks: Vec<DiskStats> =
-            self.disks.iter().map(|disk| disk.stats(may)).chain(self.unopened.clone()).collect();
+        self.stats_of(self.disks.iter().map(|disk| disk.stats(may)).collect())
+    }
+
+    /// As [`NodeCache::stats`], for a task. What does not answer is not waited for.
+    pub async fn stats_in_turn(&self) -> CacheStats {
+        let mut disks = Vec::new();
+        for disk in &self.disks {
+            let _turn = turn_unless(disk, || disk.shared.is_silent()).await;
+            disks.push(in_place(|may| disk.stats(may)));
+        }
+        self.stats_of(disks)
+    }
+
+    fn stats_of(&self, opened: Vec<DiskStats>) -> CacheStats {
+        let disks: Vec<DiskStats> = opened.into_iter().chain(self.unopened.clone()).collect();
         CacheStats {
             used_bytes: disks.iter().map(|disk| disk.used_bytes).sum(),
             versions: disks.iter().map(|disk| disk.versions).sum(),
@@ -476,7 +648,12 @@ impl NodeCache {
 
     /// Whether one of its disks works.
     pub fn works(&self) -> bool {
-        self.disks.iter().any(|disk| disk.problem().is_none())
+        self.disks.iter().any(|disk| disk.shared.works())
+    }
+
+    /// Makes the metrics follow the disks' health: that one does not answer is no call's outcome.
+    pub fn show_health(&self) {
+        self.disks.iter().for_each(|disk| disk.shared.show_health());
     }
 
     /// Makes everything durable and marks the cache as closed in order.

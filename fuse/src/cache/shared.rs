@@ -8,7 +8,7 @@ use super::commit::Committer;
 use super::dir::CacheDir;
 use super::health::DiskHealth;
 use super::space::Space;
-use crate::blocking::Turns;
+use crate::blocking::{Call, Turns};
 use crate::metrics::Metrics;
 use crate::sync::atomic::{AtomicI64, Ordering};
 
@@ -50,14 +50,26 @@ impl Shared {
         }
     }
 
+    /// A call of the disk begins.
+    pub(super) fn call(&self) -> Call<'_> {
+        self.dir.folder().call()
+    }
+
+    /// Whether the disk does not answer.
+    pub(super) fn is_silent(&self) -> bool {
+        self.dir.folder().unanswered().longest() > ANSWERS
+    }
+
+    /// Whether the disk works.
+    pub(super) fn works(&self) -> bool {
+        self.health.works() && !self.is_silent()
+    }
+
     /// What is wrong with the disk, if anything is: it fails, or does not answer.
     pub(super) fn problem(&self) -> Option<String> {
         self.health.problem().or_else(|| {
-            let longest = [&self.calls, &self.threads, &self.stores];
-            let longest =
-                longest.into_iter().map(|turns| turns.longest()).max().unwrap_or_default();
-            let dir = self.dir.root().display();
-            let secs = longest.as_secs();
+            let longest = self.dir.folder().unanswered().longest();
+            let (dir, secs) = (self.dir.root().display(), longest.as_secs());
             (longest > ANSWERS)
                 .then(|| format!("the cache's disk at {dir} has not answered for {secs} s"))
         })
@@ -66,7 +78,7 @@ impl Shared {
     /// Makes the metric follow the disk's health.
     pub(super) fn show_health(&self) {
         let dir = self.dir.root().display().to_string();
-        let fails = i64::from(self.problem().is_some());
+        let fails = i64::from(!self.works());
         self.metrics.cache_disk_failing.with_label_values(&[&dir]).set(fails);
     }
 }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use super::SMALL_MAX;
 use super::session::Session;
-use crate::blocking::MayBlock;
 use crate::model::version::{ObjectInfo, VersionKey};
 use crate::namespace::Node;
 use crate::namespace::dir::Dir;
@@ -45,12 +44,7 @@ impl Default for Walkers {
 impl Session {
     /// Notes that a small file was opened; `missed` says that its bytes were not here. Fetches
     /// those that are likely next.
-    pub(super) fn follow_files(
-        self: &Arc<Self>,
-        may: &MayBlock,
-        node: &Arc<FileNode>,
-        missed: bool,
-    ) {
+    pub(super) fn follow_files(self: &Arc<Self>, node: &Arc<FileNode>, missed: bool) {
         let (dir, name) = node.place();
         if !missed && !self.walkers.files.is_followed(dir.ino) {
             return;
@@ -64,22 +58,21 @@ impl Session {
             files_near(&dir, from, direction, count)
         });
         let Some(ahead) = ahead else { return };
-        let fetched = self.fetch_ahead(may, &dir, &ahead.names);
-        if fetched == 0 && !ahead.names.is_empty() {
-            // All here already: nothing is gained by looking on.
-            self.walkers.files.end(dir.ino);
-        } else if ahead.lacking > 0 {
-            self.follow_into_next(&dir, ahead.direction, ahead.lacking);
-        }
+        let session = self.clone();
+        // Who opens the file does not wait for what is looked up of others.
+        self.engine.runtime.spawn(async move {
+            let fetched = session.fetch_ahead(&dir, &ahead.names).await;
+            if fetched == 0 && !ahead.names.is_empty() {
+                // All here already: nothing is gained by looking on.
+                session.walkers.files.end(dir.ino);
+            } else if ahead.lacking > 0 {
+                session.follow_into_next(&dir, ahead.direction, ahead.lacking);
+            }
+        });
     }
 
     /// Fetches the small ones of these files that are not here; says how many.
-    fn fetch_ahead(
-        self: &Arc<Self>,
-        may: &MayBlock,
-        dir: &Arc<Dir>,
-        files: &[Named<ObjectInfo>],
-    ) -> usize {
+    async fn fetch_ahead(self: &Arc<Self>, dir: &Arc<Dir>, files: &[Named<ObjectInfo>]) -> usize {
         let prefix = dir.prefix();
         let mut fetched = 0;
         for (name, info) in files {
@@ -88,7 +81,7 @@ impl Session {
             };
             let bucket = self.names.bucket().clone();
             let key = VersionKey { bucket, key: prefix.key_of(name).into(), version };
-            let source = self.source(may, &key);
+            let source = self.source_in_turn(&key).await;
             if !source.version.is_complete() {
                 let size = source.version.size();
                 self.engine.reader.prefetch(&source, 0..size);
@@ -139,7 +132,7 @@ impl Session {
             files_near(&dir, from, direction, count)
         });
         if let Some((before, files)) = more {
-            self.engine.cache.in_place(|may| self.fetch_ahead(may, &dir, &files)).await;
+            self.fetch_ahead(&dir, &files).await;
             return count - before - files.len();
         }
         let start = match direction {
@@ -149,7 +142,7 @@ impl Session {
         let files = files_near(&dir, &start, direction, count);
         let Some((front, _)) = files.last() else { return count };
         self.walkers.files.came_from_elsewhere(dir.ino, direction, front, files.len());
-        self.engine.cache.in_place(|may| self.fetch_ahead(may, &dir, &files)).await;
+        self.fetch_ahead(&dir, &files).await;
         count - files.len()
     }
 

@@ -74,11 +74,9 @@ impl Session {
         let stored = in_time && self.rest(until).await;
         self.backings.clear();
         let (engine, mount) = (&self.engine, &self.settings.names.mount);
-        if engine.leftovers.knows(mount) {
-            let forget = engine.cache.in_place(|may| engine.leftovers.forget_mount(may, mount));
-            // A disk that does not answer keeps the end waiting no longer than anything else.
-            let _ = tokio::time::timeout_at(deadline, forget).await;
-        }
+        // A disk that does not answer keeps the end waiting no longer than anything else.
+        let forget = engine.leftovers.forget_mount(&engine.cache, mount);
+        let _ = tokio::time::timeout_at(deadline, forget).await;
         stored && self.unstored().is_empty()
     }
 

@@ -27,12 +27,13 @@ pub mod status;
 mod verdicts;
 pub mod xattr;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
-use crate::blocking::{MayBlock, WAITING_MAX, WaitingThreads};
+use crate::blocking::{MayBlock, WaitingThreads};
 use crate::buffers::Buffers;
 use crate::cache::NodeCache;
 use crate::metrics::Metrics;
@@ -101,6 +102,8 @@ impl Engine {
         let leftovers = Leftovers::of(may, &cache);
         let answers_total = limit_answers(memory);
         let verdicts = Arc::new(KeptVerdicts::new(cache.clone()));
+        runtime.spawn(show_health(Arc::downgrade(&cache)));
+        let waiting = WaitingThreads::new("weir-waits", cache.threads())?;
         Ok(Arc::new(Self {
             cache,
             buffers,
@@ -109,7 +112,7 @@ impl Engine {
             metrics,
             reader,
             runtime,
-            waiting: WaitingThreads::new("weir-waits", WAITING_MAX)?,
+            waiting,
             processes,
             leftovers,
             verdicts,
@@ -125,6 +128,16 @@ impl Engine {
     /// The limit of that, in bytes.
     pub fn memory_total(&self) -> u64 {
         self.buffers.total() + self.name_memory.total() + self.answers_total
+    }
+}
+
+/// Makes the metrics follow what the cache's disks do not answer, for as long as it is there.
+async fn show_health(cache: Weak<NodeCache>) {
+    const EVERY: Duration = Duration::from_secs(5);
+    while let Some(cache) = cache.upgrade() {
+        cache.show_health();
+        drop(cache);
+        tokio::time::sleep(EVERY).await;
     }
 }
 

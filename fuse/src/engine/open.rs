@@ -1,5 +1,6 @@
 //! Opening files for reading, and closing them.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
@@ -17,6 +18,7 @@ use super::{PASSTHROUGH_MIN, SMALL_MAX};
 use crate::blocking::{MayBlock, Turns};
 use crate::cache::CachedVersion;
 use crate::logged::LoggedName;
+use crate::model::version::VersionKey;
 use crate::namespace::file::FileNode;
 use crate::read::window::Window;
 use crate::read::{Purpose, Source};
@@ -83,6 +85,8 @@ enum Step {
     Tell(Arc<Turns>),
     /// The whole of this small version is to be fetched first.
     Fetch(Source),
+    /// The version that the name shows is to be looked for.
+    Find,
 }
 
 /// The kernel's id of a version.
@@ -138,10 +142,11 @@ impl Session {
         if self.proof(&node) == Proof::Needed {
             return OpenNow::Ask;
         }
-        match self.try_reading(may, &call, Name::of(current), false, backing) {
+        let find = |key: &VersionKey| Some(self.source(may, key));
+        match self.try_reading(&call, Name::of(current), false, find, backing) {
             Step::Done(result) => OpenNow::Done(self.end_open(&call, result)),
             Step::Tell(threads) => OpenNow::Tell(threads),
-            Step::Fetch(_) => OpenNow::Ask,
+            Step::Fetch(_) | Step::Find => OpenNow::Ask,
         }
     }
 
@@ -218,52 +223,54 @@ impl Session {
         call: &OpenCall<'_>,
         name: Name,
     ) -> Result<OpenFile, Errno> {
-        let _registered = self.registered(call.node).await;
-        match self.try_reading_in_turn(call, name, false).await {
-            Step::Done(result) => result,
-            Step::Tell(_) => Err(Errno::IO),
-            Step::Fetch(source) => {
-                self.engine.metrics.cache_misses.inc();
-                self.engine.reader.fetch_whole(&source).await.map_err(|error| {
-                    let key = LoggedName(&source.version.key.key);
-                    tracing::warn!(session = self.names.session(), %key, %error, "open failed");
-                    error.errno()
-                })?;
-                let _registered = self.registered(call.node).await;
-                match self.try_reading_in_turn(call, name, true).await {
-                    Step::Done(result) => result,
-                    Step::Fetch(_) | Step::Tell(_) => Err(Errno::IO),
+        let mut fetched = false;
+        let mut found: Option<Source> = None;
+        loop {
+            let _registered = match &found {
+                Some(source) => self.registered(&source.version).await,
+                None => None,
+            };
+            // What is not known now is served without.
+            let known = |version: &Arc<CachedVersion>| self.backings.get(version).into();
+            let find = |key: &VersionKey| found.take_if(|source| source.version.key == *key);
+            match self.try_reading(call, name, fetched, find, known) {
+                Step::Done(result) => return result,
+                Step::Tell(_) => return Err(Errno::IO),
+                Step::Find => {
+                    let key = self.names.version_key(call.node).ok_or(Errno::STALE)?;
+                    found = Some(self.source_in_turn(&key).await);
+                }
+                // It changed again while it was.
+                Step::Fetch(_) if fetched => return Err(Errno::IO),
+                Step::Fetch(source) => {
+                    self.fetch_whole(&source).await?;
+                    (fetched, found) = (true, Some(source));
                 }
             }
         }
     }
 
-    async fn try_reading_in_turn(
-        self: &Arc<Self>,
-        call: &OpenCall<'_>,
-        name: Name,
-        fetched: bool,
-    ) -> Step {
-        // What is not known now is served without.
-        let known = |version: &Arc<CachedVersion>| self.backings.get(version).into();
-        let open = |may: &_| self.try_reading(may, call, name, fetched, known);
-        self.engine.cache.in_place(open).await
+    async fn fetch_whole(&self, source: &Source) -> Result<(), Errno> {
+        self.engine.metrics.cache_misses.inc();
+        self.engine.reader.fetch_whole(source).await.map_err(|error| {
+            let key = LoggedName(&source.version.key.key);
+            tracing::warn!(session = self.names.session(), %key, %error, "open failed");
+            error.errno()
+        })
     }
 
-    /// Makes the kernel know the version of a node, where it may read that by itself.
-    async fn registered(self: &Arc<Self>, node: &Arc<FileNode>) -> Option<Arc<Backing>> {
-        let key = self.names.version_key(node)?;
-        let source = self.source_in_turn(&key).await;
-        if !self.is_passable(&source.version) {
+    /// Makes the kernel know a version, where it may read that by itself.
+    async fn registered(self: &Arc<Self>, version: &Arc<CachedVersion>) -> Option<Arc<Backing>> {
+        if !self.is_passable(version) {
             return None;
         }
-        match self.backings.get(&source.version) {
+        match self.backings.get(version) {
             Some(backing) => Some(backing),
             None => {
-                let (session, threads) = (self.clone(), source.version.threads().clone());
-                let turn = threads.take().await;
+                let (session, version) = (self.clone(), version.clone());
+                let turn = version.threads().take().await;
                 let register = move |may: &MayBlock| {
-                    let registered = session.register(may, &source.version);
+                    let registered = session.register(may, &version);
                     drop(turn);
                     registered
                 };
@@ -288,13 +295,14 @@ impl Session {
         version.size() >= PASSTHROUGH_MIN && version.is_trusted() && self.backings.is_connected()
     }
 
-    /// Opens for reading with what is here. `backing` gives the kernel's id of a version.
+    /// Opens for reading with what is here. `find` gives a version, where it has it, and `backing` the
+    /// kernel's id of one.
     fn try_reading(
         self: &Arc<Self>,
-        may: &MayBlock,
         call: &OpenCall<'_>,
         name: Name,
         fetched: bool,
+        find: impl FnOnce(&VersionKey) -> Option<Source>,
         backing: impl FnOnce(&Arc<CachedVersion>) -> Known,
     ) -> Step {
         let node = call.node;
@@ -309,7 +317,7 @@ impl Session {
         let Some(key) = self.names.version_key(node) else {
             return Step::Done(Err(Errno::STALE));
         };
-        let source = self.source(may, &key);
+        let Some(source) = find(&key) else { return Step::Find };
         let small = source.version.size() <= SMALL_MAX;
         if small && !fetched && !self.is_here(&source.version) {
             return Step::Fetch(source);
@@ -325,7 +333,7 @@ impl Session {
         }
         let result = self.open_version(call, name, source, backing);
         if result.is_ok() && small {
-            self.follow_files(may, node, fetched);
+            self.follow_files(node, fetched);
         }
         Step::Done(result)
     }
@@ -439,16 +447,13 @@ impl Session {
     }
 
     /// Like [`Session::release`], if nothing must be waited for; says whether it is done.
-    pub fn release_now(&self, may: &MayBlock, fh: u64) -> bool {
+    pub fn release_now(&self, fh: u64) -> bool {
         match self.handles.get(fh).as_deref() {
             Some(Handle::File(FileHandle { writer: Some(_), .. })) => false,
-            Some(_) => {
+            None if self.left_file(fh).is_some() => false,
+            _ => {
                 let ended = self.close_handle(fh);
                 debug_assert!(ended.is_none(), "a reader ends no change");
-                true
-            }
-            None => {
-                self.forget_handle(may, fh);
                 true
             }
         }
@@ -464,15 +469,17 @@ impl Session {
         self.modes.close(open.node.ino, open.writer.is_some())
     }
 
-    /// Forgets a handle of an earlier engine's.
-    fn forget_handle(&self, may: &MayBlock, fh: u64) {
-        self.engine.leftovers.forget_handle(may, &self.settings.names.mount, fh);
+    /// The file of a handle that an earlier engine left, if something is known of that.
+    fn left_file(&self, fh: u64) -> Option<PathBuf> {
+        self.engine.leftovers.file_of(&self.settings.names.mount, fh)
     }
 
     /// Closes a handle for good. For the last writer of a file this stores what is still dirty.
     pub async fn release(self: &Arc<Self>, fh: u64) {
-        if self.handles.get(fh).is_none() {
-            return self.engine.cache.in_place(|may| self.forget_handle(may, fh)).await;
+        if let Some(file) = self.left_file(fh) {
+            let (engine, mount) = (&self.engine, &self.settings.names.mount);
+            let forget = |may: &_| engine.leftovers.forget_handle(may, mount, fh);
+            engine.cache.at_disk_of(&file, forget).await;
         }
         if let Some(draft) = self.close_handle(fh) {
             let session = self.clone();

@@ -18,7 +18,7 @@ use super::reservations::Reservations;
 use super::retries::Retries;
 use super::{Engine, SessionSettings};
 use crate::blocking::MayBlock;
-use crate::cache::Preference;
+use crate::cache::{CachedVersion, Preference};
 use crate::logged::LoggedName;
 use crate::model::version::{BucketId, VersionKey};
 use crate::namespace::dir::Dir;
@@ -194,13 +194,17 @@ impl Session {
 
     /// Where a version's bytes are to be had.
     pub(super) fn source(&self, may: &MayBlock, key: &VersionKey) -> Source {
-        let version = self.engine.cache.acquire(may, key, &self.preference());
+        self.source_of(self.engine.cache.acquire(may, key, &self.preference()))
+    }
+
+    fn source_of(&self, version: Arc<CachedVersion>) -> Source {
         Source { origin: self.names.origin.clone(), lane: self.lane.clone(), version }
     }
 
     /// As [`Session::source`], for a task.
     pub(super) async fn source_in_turn(&self, key: &VersionKey) -> Source {
-        self.engine.cache.in_place(|may| self.source(may, key)).await
+        let version = self.engine.cache.acquire_in_turn(key, &self.preference()).await;
+        self.source_of(version)
     }
 
     /// Notes the device number that the kernel gave the mount.

@@ -25,7 +25,7 @@ impl KeptVerdicts {
 impl Verdicts for KeptVerdicts {
     async fn load(&self, bucket: &BucketId) -> Option<Vec<u8>> {
         match self.recent.known(bucket) {
-            None => self.cache.in_place(|may| self.cache.verdicts(may, bucket)).await,
+            None => self.cache.at_main(|may| self.cache.verdicts(may, bucket)).await,
             known => known,
         }
     }

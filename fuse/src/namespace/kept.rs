@@ -39,7 +39,7 @@ impl Namespace {
         if dir.listed_at().is_some() || !(any_age || self.cache.knows_all_changes()) {
             return false;
         }
-        self.cache.in_place(|may| self.load_from_index(may, dir, any_age)).await
+        self.cache.at_main(|may| self.load_from_index(may, dir, any_age)).await
     }
 
     fn load_from_index(&self, may: &MayBlock, dir: &Arc<Dir>, any_age: bool) -> bool {

@@ -21,7 +21,7 @@ const MEMORY_MAX: u64 = 1 << 20;
 pub(super) fn sums(_: &MayBlock, draft: &Draft, size: u64) -> io::Result<Vec<u32>> {
     let sum = |block: Range<u64>| match draft.sum(block.start / BLOCK) {
         Some(sum) => Ok(sum),
-        None => file_sum(draft.file(), block),
+        None => file_sum(draft, draft.file(), block),
     };
     by_block(0..size).map(sum).collect()
 }
@@ -45,11 +45,15 @@ pub(super) fn from_disk(
     // What is read into memory is frozen there.
     if frozen && of.len > MEMORY_MAX {
         let file = Arc::new(copy_of(draft, of.start, of.len)?);
-        let crc32c = combined(by_block(0..of.len), |range| file_sum(&file, range))?;
+        let crc32c = combined(by_block(0..of.len), |range| file_sum(draft, &file, range))?;
         let calls = draft.calls().clone();
         return Ok(UploadBody::File { file, calls, offset: 0, len: of.len, crc32c });
     }
-    body(draft, of, File::read_exact_at, |range| known_sum(draft, of, range))
+    let read = |file: &File, bytes: &mut [u8], at| {
+        let _call = draft.calls().call();
+        file.read_exact_at(bytes, at)
+    };
+    body(draft, of, read, |range| known_sum(draft, of, range))
 }
 
 /// A range as a body, by these ways to its bytes and to the checksums of its blocks.
@@ -75,7 +79,7 @@ fn known_sum(draft: &Draft, of: PartState, range: Range<u64>) -> io::Result<u32>
     if let Some(sum) = noted_sum(draft, &range) {
         return Ok(sum);
     }
-    let sum = file_sum(draft.file(), range.clone())?;
+    let sum = file_sum(draft, draft.file(), range.clone())?;
     if is_block(draft, &range) {
         draft.block_read(of, range, sum);
     }
@@ -95,13 +99,16 @@ fn is_block(draft: &Draft, range: &Range<u64>) -> bool {
 
 /// A nameless copy of a range.
 fn copy_of(draft: &Draft, mut offset: u64, mut len: u64) -> io::Result<File> {
+    /// What a slow disk copies in well less than the time in which it has to answer.
+    const AT_ONCE: u64 = 64 << 20;
+    let mut call = draft.calls().call();
     let path = draft.path().with_extension(FROZEN);
     let mut options = File::options();
     let copy = options.read(true).write(true).create_new(true).open(&path)?;
     std::fs::remove_file(&path)?;
     let mut at = 0;
     while len > 0 {
-        let step = usize::try_from(len.min(1 << 30)).unwrap_or(usize::MAX);
+        let step = usize::try_from(len.min(AT_ONCE)).unwrap_or(usize::MAX);
         let (mut from, mut to) = (offset, at);
         let copied =
             rustix::fs::copy_file_range(draft.file(), Some(&mut from), &copy, Some(&mut to), step)?;
@@ -109,6 +116,7 @@ fn copy_of(draft: &Draft, mut offset: u64, mut len: u64) -> io::Result<File> {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         (offset, at, len) = (from, to, len - copied as u64);
+        call.next();
     }
     Ok(copy)
 }
@@ -126,8 +134,9 @@ fn combined(
 }
 
 /// The CRC32C of a range of a file of at most a block.
-fn file_sum(file: &File, range: Range<u64>) -> io::Result<u32> {
+fn file_sum(draft: &Draft, file: &File, range: Range<u64>) -> io::Result<u32> {
     let mut chunk = Chunk::new((range.end - range.start) as usize);
+    let _call = draft.calls().call();
     file.read_exact_at(chunk.bytes_mut(), range.start)?;
     Ok(crc32c::crc32c(chunk.bytes_mut()))
 }

@@ -1,6 +1,7 @@
 //! Handles of earlier engines through which nothing was written that the origin does not hold:
 //! their close and fsync are no error, although this engine does not know them.
 
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::draft::Leftover;
@@ -15,6 +16,12 @@ struct CleanFile {
     handles: Vec<u64>,
     /// Whether the record is needed for nothing but its handles.
     worked_off: bool,
+}
+
+impl CleanFile {
+    fn is_of(&self, mount: &str, fh: u64) -> bool {
+        self.leftover.mount == mount && self.handles.contains(&fh)
+    }
 }
 
 impl CleanHandles {
@@ -33,19 +40,14 @@ impl CleanHandles {
 
     /// Whether it is one of them.
     pub(super) fn has(&self, mount: &str, fh: u64) -> bool {
-        self.files().iter().any(|file| file.leftover.mount == mount && file.handles.contains(&fh))
-    }
-
-    /// Whether there are any of a mount.
-    pub(super) fn knows(&self, mount: &str) -> bool {
-        self.files().iter().any(|file| file.leftover.mount == mount)
+        self.files().iter().any(|file| file.is_of(mount, fh))
     }
 
     /// Forgets one: it is closed, or a write through it was refused.
     pub(super) fn forget(&self, may: &MayBlock, mount: &str, fh: u64) {
         let mut closed = Vec::new();
         self.files().retain_mut(|file| {
-            if file.leftover.mount != mount || !file.handles.contains(&fh) {
+            if !file.is_of(mount, fh) {
                 return true;
             }
             file.handles.retain(|handle| *handle != fh);
@@ -62,13 +64,18 @@ impl CleanHandles {
         }
     }
 
-    /// Forgets all of a mount that is gone.
-    pub(super) fn forget_mount(&self, may: &MayBlock, mount: &str) {
-        let its: Vec<CleanFile> =
-            self.files().extract_if(.., |file| file.leftover.mount == mount).collect();
-        for file in its.iter().filter(|file| file.worked_off) {
-            file.leftover.forget_record(may);
-        }
+    /// The file that one of them is of.
+    pub(super) fn file_of(&self, mount: &str, fh: u64) -> Option<PathBuf> {
+        let files = self.files();
+        let is_its = |file: &&CleanFile| file.is_of(mount, fh);
+        files.iter().find(is_its).map(|file| file.leftover.staging.clone())
+    }
+
+    /// Takes all of a mount that is gone: what is left of them is records that nobody needs.
+    pub(super) fn take_mount(&self, mount: &str) -> Vec<Leftover> {
+        let mut files = self.files();
+        let its = files.extract_if(.., |file| file.leftover.mount == mount);
+        its.filter(|file| file.worked_off).map(|file| file.leftover).collect()
     }
 
     /// Notes that all else that a record told of is worked off. Says whether it is still needed.

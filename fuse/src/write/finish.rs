@@ -102,7 +102,7 @@ impl Writer {
             }
             draft.end_record(may);
         };
-        self.names.cache.in_place(adopt).await;
+        draft.calls().in_place(adopt).await;
         Some(ObjectInfo {
             size,
             etag: Some(key.version.etag),

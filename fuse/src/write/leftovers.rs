@@ -65,14 +65,16 @@ impl Leftovers {
         self.clean.forget(may, mount, fh);
     }
 
-    /// Whether the kernel has such handles of a mount.
-    pub fn knows(&self, mount: &str) -> bool {
-        self.clean.knows(mount)
+    /// The file that a clean handle of an earlier engine's is of.
+    pub(crate) fn file_of(&self, mount: &str, fh: u64) -> Option<PathBuf> {
+        self.clean.file_of(mount, fh)
     }
 
     /// Forgets the handles of a mount that is gone.
-    pub fn forget_mount(&self, may: &MayBlock, mount: &str) {
-        self.clean.forget_mount(may, mount);
+    pub async fn forget_mount(&self, cache: &NodeCache, mount: &str) {
+        for left in self.clean.take_mount(mount) {
+            cache.at_disk_of(&left.staging, |may| left.forget_record(may)).await;
+        }
     }
 
     /// Takes those of these owners.
@@ -135,7 +137,7 @@ impl Writer {
                     leftover.forget_record(may);
                 }
             };
-            cache.in_place(work_off).await;
+            cache.at_disk_of(&leftover.staging, work_off).await;
         }
         let cache = &self.names.cache;
         for (id, row) in cache.take_journaled_uploads(self.names.bucket()) {

@@ -104,18 +104,15 @@ impl Writer {
     /// What the cache disk reports; ENOSPC while `lost/` is full: what could not be stored is then
     /// more than anybody looks after.
     pub async fn stage(&self, preference: &[u8]) -> Result<StagingFile, WriteError> {
+        if self.names.cache.lost_is_full(self.names.bucket()).await {
+            tracing::error!(
+                "no file is written while lost/ holds as much as --lost-max allows: see what is \
+                 there with `weir lost list`, then `weir lost restore` or `weir lost rm`"
+            );
+            return Err(std::io::Error::from(Errno::NOSPC).into());
+        }
         let disk = self.names.cache.staging_disk(preference);
-        let create = |may: &_| {
-            if self.names.cache.lost_is_full(may, self.names.bucket()) {
-                tracing::error!(
-                    "no file is written while lost/ holds as much as --lost-max allows: see what \
-                     is there with `weir lost list`, then `weir lost restore` or `weir lost rm`"
-                );
-                return Err(std::io::Error::from(Errno::NOSPC));
-            }
-            disk.create(may, Some(self.share.clone()))
-        };
-        Ok(disk.calls().in_place(create).await?)
+        Ok(disk.calls().in_place(|may| disk.create(may, Some(self.share.clone()))).await?)
     }
 
     /// Begins a change of a file, whose bytes come into `staging`. From here on the name is this

@@ -107,8 +107,7 @@ impl Writer {
                 Ok(()) => {
                     self.note_unlinked(dir, name, draft.as_deref()).await;
                     if let Some(key) = self.names.version_key(&node) {
-                        let cache = &self.names.cache;
-                        cache.in_place(|may| cache.discard(may, &key)).await;
+                        self.names.cache.discard(&key).await;
                     }
                     return Ok(());
                 }

@@ -349,8 +349,7 @@ impl Writer {
         if let Some(etag) = &stored.etag {
             let version = Version { etag: etag.clone(), size: *size };
             let new = VersionKey { bucket: old.bucket.clone(), key: new_key.into(), version };
-            let cache = &self.names.cache;
-            cache.in_place(|may| cache.moved(may, old, &new)).await;
+            self.names.cache.moved(old, &new).await;
         }
         Ok(stored)
     }

@@ -31,7 +31,7 @@ use crate::{assembly, csi, kubernetes, logging, metrics, probes};
 /// Why it cannot start.
 pub fn run(args: &ControllerArgs) -> Result<(), Failure> {
     logging::start_plain(args.log.log_level, args.log.log_format);
-    let runtime = assembly::runtime()?;
+    let runtime = assembly::runtime(0)?;
     runtime.block_on(async {
         let counted = assembly::metrics()?;
         if let Some(address) = args.log.metrics_listen {
@@ -57,7 +57,7 @@ pub fn run(args: &ControllerArgs) -> Result<(), Failure> {
 /// Why it cannot start: outside of a cluster there is nothing to do.
 pub fn run_reconciler(args: &ReconcilerArgs) -> Result<(), Failure> {
     logging::start_plain(args.log.log_level, args.log.log_format);
-    let runtime = assembly::runtime()?;
+    let runtime = assembly::runtime(0)?;
     runtime.block_on(async {
         let failed = |text: String| Failure::new(Kind::Other, text);
         let client = kubernetes::client().ok_or_else(|| failed("not in a cluster".into()))?;

@@ -20,7 +20,7 @@ use crate::{assembly, logging};
 pub(crate) fn check() -> Result<(), Failure> {
     logging::start_plain(tracing::Level::INFO, crate::cli::LogFormat::Text);
     let failed = |text: String| Failure::new(Kind::Other, text);
-    assembly::runtime()?.block_on(async {
+    assembly::runtime(0)?.block_on(async {
         let client = kubernetes::client().ok_or_else(|| failed("not in a cluster".into()))?;
         let all: Api<DynamicObject> = Api::all_with(client, &resource());
         let nodes = match all.list(&ListParams::default()).await {

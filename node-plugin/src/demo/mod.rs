@@ -41,7 +41,7 @@ pub fn run(args: &DemoArgs) -> Result<(), Failure> {
     if args.endpoint_url.is_some() != args.bucket.is_some() {
         return Err(Failure::new(Kind::Usage, "--endpoint-url and --bucket go together"));
     }
-    let runtime = assembly::runtime()?;
+    let runtime = assembly::runtime(0)?;
     let done = runtime.block_on(async {
         let mut stage = Stage::set(args).await?;
         let interrupted = async {

@@ -94,7 +94,7 @@ fn restore_all(args: &LostRestoreArgs) -> Result<(), Failure> {
         return Err(Failure::new(Kind::Usage, text));
     }
     let files = chosen(&args.place, &args.ids)?;
-    let runtime = assembly::runtime()?;
+    let runtime = assembly::runtime(0)?;
     let mut failed = None;
     for file in &files {
         match runtime.block_on(restore_one(file, args)) {

@@ -44,7 +44,7 @@ pub struct Service {
 /// Why nothing is mounted.
 pub fn run(config: &MountConfig, log: &LogArgs, ready: Option<Ready>) -> Result<(), Failure> {
     assembly::raise_file_limit();
-    let runtime = assembly::runtime()?;
+    let runtime = assembly::runtime(config.cache.dirs.len())?;
     let done = runtime.block_on(async {
         let service = Service::start(config, runtime.handle().clone()).await?;
         let metrics = match log.metrics_listen {

@@ -83,7 +83,7 @@ pub fn run(args: &NodeArgs) -> Result<(), Failure> {
     if let Some(group) = args.sockets.csi_group {
         csi::share_folder(&args.sockets.csi_socket, group);
     }
-    let runtime = assembly::runtime()?;
+    let runtime = assembly::runtime(cache.dirs.len())?;
     let done = runtime.block_on(async {
         let counted = assembly::metrics()?;
         let engine_name = engine_name();

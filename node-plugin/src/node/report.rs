@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use weir_fuse::blocking::{MayBlock, beside};
+use weir_fuse::blocking::beside;
+use weir_fuse::cache::CacheStats;
 use weir_fuse::cache::dir::on_one_file_system;
 use weir_fuse::engine::Engine;
 
@@ -85,9 +86,8 @@ impl Reporter {
         last: &mut Option<(NodeReport, Instant)>,
     ) {
         let Some(objects) = &self.objects else { return };
-        let cache = &self.engine.cache;
-        cache.in_place(|may| self.count(may, counted)).await;
-        let report = cache.in_place(|may| self.report(may, segments, counted)).await;
+        self.count(counted).await;
+        let report = self.report(segments, counted).await;
         let is_known = |(known, at): &(NodeReport, Instant)| {
             *known == report && at.elapsed() < REPORT_AGAIN_AFTER
         };
@@ -102,7 +102,7 @@ impl Reporter {
     }
 
     /// Counts what is cached of each volume: a walk over the index, so not all the time.
-    fn count(&self, may: &MayBlock, counted: &mut Counted) {
+    async fn count(&self, counted: &mut Counted) {
         if counted.next.is_some_and(|next| Instant::now() < next) {
             return;
         }
@@ -115,7 +115,7 @@ impl Reporter {
                 of.push(served.holds());
             }
         }
-        let held = self.engine.cache.held_of(may, &of);
+        let held = self.engine.cache.held_of(&of).await;
         for ((name, source), held) in names.into_iter().zip(held) {
             counted.volumes.insert(name, (source, held));
         }
@@ -125,12 +125,8 @@ impl Reporter {
         counted.next = Some(Instant::now() + start.elapsed() * COUNTING_SHARE);
     }
 
-    fn report(
-        &self,
-        may: &MayBlock,
-        segments: BTreeMap<String, String>,
-        counted: &Counted,
-    ) -> NodeReport {
+    async fn report(&self, segments: BTreeMap<String, String>, counted: &Counted) -> NodeReport {
+        let stats = self.engine.cache.stats_in_turn().await;
         let topology = self.registrar.place.topology().map(|t| (*t).clone()).unwrap_or_default();
         let mut pods: HashMap<String, (u32, Option<String>)> = HashMap::new();
         let mut inline_volumes = 0;
@@ -159,7 +155,7 @@ impl Reporter {
                 }
             })
             .collect();
-        let cache = self.cache_report(may);
+        let cache = self.cache_report(stats);
         let problem = self.readiness.lack();
         NodeReport {
             last_report_time: None,
@@ -180,9 +176,8 @@ impl Reporter {
         }
     }
 
-    fn cache_report(&self, may: &MayBlock) -> CacheReport {
+    fn cache_report(&self, stats: CacheStats) -> CacheReport {
         let sysfs = Sysfs::default();
-        let stats = self.engine.cache.stats(may);
         let disks = stats.disks.iter().map(|disk| DiskReport {
             dir: disk.dir.display().to_string(),
             used_bytes: disk.used_bytes,

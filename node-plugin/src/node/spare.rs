@@ -45,7 +45,7 @@ pub(super) async fn watch(engine: Arc<Engine>, config: CacheConfig, announcer: A
     loop {
         tokio::time::sleep(TRIED_EVERY).await;
         // What is being written lies in memory: the next run would not find it.
-        let stats = engine.cache.in_place(|may| engine.cache.stats(may)).await;
+        let stats = engine.cache.stats_in_turn().await;
         if stats.disks.iter().any(|disk| disk.staging_bytes > 0) {
             continue;
         }

@@ -6,6 +6,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use weir_fuse::blocking::in_place;
+use weir_fuse::engine::Session;
 use weir_fuse::engine::open::OpenRequest;
 use weir_fuse::origin::memory::MemoryOrigin;
 use weir_tests::bucket::{Bucket, Server};
@@ -165,6 +166,79 @@ fn a_disk_that_does_not_answer_keeps_no_other_mount_waiting() {
     drop(waits);
     stuck.close();
     well.close();
+}
+
+/// More closes than there are turns wait for one disk of a node, and what is on its other one goes on.
+#[test]
+fn a_disk_that_does_not_answer_keeps_nobody_from_another_of_its_node() {
+    let (hanging, healthy) = (FailingDisk::new(), cache_dir());
+    let bad = hanging.path().join("cache");
+    let node = Node::on_disks(&[&bad, healthy.path()], memory(&["a"]), NodeSettings::default());
+    let (stuck, well) = (node.session(), node.session());
+    stuck.prefer(Arc::new([4, 0]));
+    well.prefer(Arc::new([0, 4]));
+    assert!(read(&well, "a") == random_bytes(0, MIB));
+    eventually("it is stored", || bytes_in(healthy.path()) == 1 << 20);
+    let written: Vec<_> = (0..20).map(|n| write(&stuck, &format!("stuck-{n}"))).collect();
+    let fetched = node.engine.metrics.fetched_bytes.get();
+    hanging.hang(true);
+    let closed: Vec<_> = written
+        .into_iter()
+        .map(|fh| {
+            let session = stuck.clone();
+            runtime().spawn(async move { session.release(fh).await })
+        })
+        .collect();
+    let (told, tells) = mpsc::channel();
+    let (cache, session) = (node.engine.cache.clone(), well.clone());
+    let others = std::thread::spawn(move || {
+        let mut rounds = 0;
+        // Until it is known, and a little on.
+        while rounds < 10 {
+            rounds += usize::from(cache.problem().is_some());
+            let name = format!("well-{}", rand::random::<u64>());
+            runtime().block_on(session.release(write(&session, &name)));
+            assert!(read(&session, "a") == random_bytes(0, MIB));
+            assert!(read(&session, &name) == random_bytes(9, 4096));
+            told.send(()).unwrap();
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    });
+    let went_on = loop {
+        match tells.recv_timeout(Duration::from_secs(20)) {
+            Ok(()) => {}
+            Err(ended) => break ended,
+        }
+    };
+    let stats = in_place(|may| node.engine.cache.stats(may));
+    let waits = closed.iter().filter(|closed| !closed.is_finished()).count();
+    let failing = |dir: &Path, fails: u8| {
+        let line = format!("weir_cache_disk_failing{{dir=\"{}\"}} {fails}", dir.display());
+        node.engine.metrics.text().contains(&line)
+    };
+    if went_on == mpsc::RecvTimeoutError::Disconnected {
+        eventually("it is counted", || failing(&bad, 1) && failing(healthy.path(), 0));
+    }
+    hanging.hang(false);
+    assert_eq!(went_on, mpsc::RecvTimeoutError::Disconnected, "somebody waits");
+    others.join().unwrap();
+    let problems: Vec<_> = stats.disks.iter().map(|disk| disk.problem.is_some()).collect();
+    assert_eq!((problems, waits), (vec![true, false], 20));
+    assert_eq!(node.engine.metrics.fetched_bytes.get(), fetched);
+    for closed in closed {
+        runtime().block_on(closed).unwrap();
+    }
+    assert_eq!(node.engine.cache.problem(), None);
+    drop((stuck, well));
+    node.close();
+}
+
+/// Writes a new file, and leaves it open.
+fn write(session: &Arc<Session>, name: &str) -> u64 {
+    let new = OpenRequest { write: true, ..OpenRequest::default() };
+    let (_, opened) = runtime().block_on(session.create(ROOT, name, &new)).unwrap();
+    in_place(|may| session.write(may, opened.fh, 0, &random_bytes(9, 4096))).unwrap();
+    opened.fh
 }
 
 #[test]

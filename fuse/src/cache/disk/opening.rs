@@ -45,6 +45,8 @@ impl DiskCache {
         let index = Arc::new(Index::open(may, &dir)?);
         let staged = dir.staging_leftovers(may);
         let DiskSettings { max_size, min_free, min_free_inodes, lost_max, .. } = *settings;
+        let unanswered = dir.folder().unanswered().clone();
+        let turns = |most| Arc::new(Turns::at(most, unanswered.clone()));
         let shared = Arc::new(Shared {
             dir,
             space: Space::new(Limits { max_size, min_free, min_free_inodes, lost_max }),
@@ -53,9 +55,9 @@ impl DiskCache {
             epoch: index.epoch,
             number,
             health: DiskHealth::default(),
-            calls: Arc::new(Turns::new(CALLS)),
-            threads: Arc::new(Turns::new(threads)),
-            stores: Arc::new(Turns::new(STORES)),
+            calls: turns(CALLS),
+            threads: turns(threads),
+            stores: turns(STORES),
             noted: AtomicI64::new(0),
         });
         let cache = Arc::new(Self {
@@ -88,6 +90,7 @@ impl DiskCache {
             let committed = |removed: &BTreeSet<u64>| {
                 if let Some(cache) = weak.upgrade() {
                     let mut active = cache.active();
+                    active.generation += 1;
                     removed.iter().for_each(|id| {
                         active.evicted.remove(id);
                     });

@@ -97,8 +97,14 @@ pub(super) fn stream(body: UploadBody) -> (ByteStream, Arc<Progress>) {
     (ByteStream::new(SdkBody::from_body_1_x(pieces)), progress)
 }
 
-/// A piece of a file that ends at `end`, from `at` on.
-pub(super) fn read(_: &MayBlock, file: &File, at: u64, end: u64) -> io::Result<Bytes> {
+/// A piece of a file that ends at `end`, from `at` on; these are the turns at its disk.
+pub(super) fn read(
+    _: &MayBlock,
+    (file, calls): (&File, &Turns),
+    at: u64,
+    end: u64,
+) -> io::Result<Bytes> {
+    let _call = calls.call();
     let mut piece = Piece::new(PIECE.min(end - at) as usize)?;
     file.read_exact_at(piece.bytes_mut(), at)?;
     Ok(Bytes::from_owner(piece))
@@ -168,7 +174,7 @@ impl Pieces {
     fn begin_reading(&mut self, at: u64) {
         let Source::File(file, calls) = &self.source else { return };
         let (file, calls, end) = (file.clone(), calls.clone(), self.end);
-        let read = async move { calls.in_place(|may| read(may, &file, at, end)).await };
+        let read = async move { calls.in_place(|may| read(may, (&file, &calls), at, end)).await };
         self.reading = Some(tokio::spawn(read));
     }
 

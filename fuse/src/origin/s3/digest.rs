@@ -54,14 +54,14 @@ async fn digest<D: Digest + 'static>(body: UploadBody) -> Result<Vec<u8>, Origin
 }
 
 fn digest_of<D: Digest>(may: &MayBlock, body: &UploadBody) -> io::Result<Vec<u8>> {
-    let (file, mut at, len) = match body {
+    let (file, calls, mut at, len) = match body {
         UploadBody::Memory { bytes, .. } => return Ok(D::digest(bytes).to_vec()),
-        UploadBody::File { file, offset, len, .. } => (file, *offset, *len),
+        UploadBody::File { file, calls, offset, len, .. } => (file, calls, *offset, *len),
     };
     let end = at + len;
     let mut digest = D::new();
     while at < end {
-        let piece = read(may, file, at, end)?;
+        let piece = read(may, (file, calls), at, end)?;
         at += piece.len() as u64;
         digest.update(&piece);
     }

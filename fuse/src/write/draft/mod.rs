@@ -249,7 +249,10 @@ impl Draft {
             state.allowed(Operation::Write)?;
             state.contents.begin_write()
         };
-        let written = self.file().write_all_at(data, offset);
+        let written = {
+            let _call = self.calls().call();
+            self.file().write_all_at(data, offset)
+        };
         let mut state = self.state();
         if let Err(error) = written {
             state.contents.failed(offset..end);
@@ -292,7 +295,10 @@ impl Draft {
                 return Ok(());
             }
         }
-        self.file().set_len(size)?;
+        {
+            let _call = self.calls().call();
+            self.file().set_len(size)?;
+        }
         self.staging.shrink(size);
         let mut state = self.state();
         state.contents.resized(size);
@@ -339,6 +345,7 @@ impl Draft {
         let len = size.saturating_sub(offset).min(len as u64) as usize;
         let mut out = vec![0; len];
         let mut filled = 0;
+        let _call = self.calls().call();
         while filled < len {
             match self.file().read_at(&mut out[filled..], offset + filled as u64)? {
                 // Cut by somebody meanwhile.

@@ -51,6 +51,11 @@ pub(in crate::write) fn is_record(path: &Path) -> bool {
 }
 
 impl RenameLeftover {
+    /// Where its record is.
+    pub(in crate::write) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// What a record tells. `None`: nothing that is to be done here.
     pub(in crate::write) fn read(may: &MayBlock, path: PathBuf) -> Option<Self> {
         let mut lines = lines::read::<Line>(may, &path).into_iter();

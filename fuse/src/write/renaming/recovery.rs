@@ -88,7 +88,7 @@ impl Writer {
             }
         }
         drop(running);
-        self.names.cache.in_place(|may| note_end(may, left, failures)).await;
+        self.names.cache.at_disk_of(left.path(), |may| note_end(may, left, failures)).await;
     }
 
     async fn end_move<'a>(
