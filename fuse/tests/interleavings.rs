@@ -100,8 +100,9 @@ fn file(ino: u64, dir: &Arc<Dir>) -> Arc<FileNode> {
 fn an_inode_lives_exactly_as_long_as_its_references() {
     shuttle::check_random(
         || {
-            let root = Dir::root(DirPrefix::root(), NameMemory::new(0));
-            let table = Arc::new(InodeTable::new(Node::Dir(root.clone()), 0));
+            let memory = NameMemory::new(0);
+            let root = Dir::root(DirPrefix::root(), memory.clone());
+            let table = InodeTable::new(Node::Dir(root.clone()), 0, memory);
             let ino = table.next_ino();
             let node = file(ino, &root);
             // The kernel holds one reference throughout.
