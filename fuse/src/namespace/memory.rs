@@ -79,7 +79,7 @@ impl NameMemory {
 
     /// The most that one directory's names may take.
     pub(super) fn dir_max(&self) -> u64 {
-        self.total / 2
+        self.total / 3 * 2
     }
 
     /// Whether names fit, where needed by giving others up.

@@ -16,7 +16,7 @@ use weir_tests::mount::{Mount, Options, cache_dir};
 use weir_tests::node::{Node, NodeSettings, list, names_of, stream};
 use weir_tests::runtime;
 
-/// The least that there can be: 4,000 names, and 2,000 in one directory.
+/// The least that there can be: 4,000 names, and 2,666 in one directory.
 const LEAST: NodeSettings = NodeSettings { memory: 0, ..NodeSettings::DEFAULT };
 const VAST: usize = 5000;
 

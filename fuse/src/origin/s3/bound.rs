@@ -3,9 +3,8 @@
 //! collected here, each up to what it may be long, all of them together up to what a node has for them,
 //! and counted until nobody needs them any more.
 
-use std::ops::RangeInclusive;
 use std::pin::pin;
-use std::sync::{Arc, LazyLock, OnceLock};
+use std::sync::{Arc, LazyLock, Mutex};
 
 use aws_smithy_runtime_api::client::http::{
     HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpClient,
@@ -19,6 +18,7 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 
 use super::fair::{Held, Party, Pool};
+use crate::sync::unpoisoned;
 
 /// Longest answer that is no listing, in bytes: names, tags, a code and its message.
 const SHORT_MAX: usize = 64 * 1024;
@@ -42,19 +42,25 @@ struct Pools {
     changes: Arc<Pool>,
 }
 
-static NODE: LazyLock<Pools> =
-    LazyLock::new(|| Pools::new(*ANSWERS.get().unwrap_or(ANSWERS_RANGE.end())));
+static NODE: LazyLock<Pools> = LazyLock::new(|| Pools::new(ANSWERS_MAX));
 
-/// What [`limit_answers`] was told.
-static ANSWERS: OnceLock<usize> = OnceLock::new();
-/// Least and most memory for answers, in bytes.
-const ANSWERS_RANGE: RangeInclusive<usize> = 16 << 20..=64 << 20;
+/// The most of what [`limit_answers`] was told, in bytes.
+static ANSWERS: Mutex<usize> = Mutex::new(0);
+/// Most memory for answers, also where nothing is said, in bytes.
+const ANSWERS_MAX: usize = 64 << 20;
+/// The least where memory allows it, and where it does not: a page of the longest names that there can
+/// be, and one of ordinary names.
+const ANSWERS_MIN: (usize, usize) = (4 << 20, 1 << 20);
 
 /// Sets aside memory for answers that are no files, over all endpoints of this process: an eighth of
-/// `memory` bytes, at least 16 MiB and at most 64 MiB. Returns how much. What is set first counts.
+/// `memory` bytes, at most 64 MiB. Returns how much. What is most of what was set counts.
 pub fn limit_answers(memory: u64) -> u64 {
-    let share = usize::try_from(memory / 8).unwrap_or(usize::MAX);
-    *ANSWERS.get_or_init(|| share.clamp(*ANSWERS_RANGE.start(), *ANSWERS_RANGE.end())) as u64
+    let memory = usize::try_from(memory).unwrap_or(usize::MAX);
+    let share = (memory / 8).clamp(ANSWERS_MIN.0, ANSWERS_MAX).min(memory / 4).max(ANSWERS_MIN.1);
+    let mut most = unpoisoned(ANSWERS.lock());
+    *most = share.max(*most);
+    NODE.answers.set_total(*most);
+    share as u64
 }
 
 /// Bytes of answers that are held at this moment.

@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The amount.
 pub(super) struct Pool {
-    total: usize,
+    total: AtomicUsize,
     state: Mutex<State>,
     freed: Notify,
 }
@@ -50,7 +50,14 @@ pub(super) struct Held {
 
 impl Pool {
     pub(super) fn new(total: usize) -> Arc<Self> {
+        let total = AtomicUsize::new(total);
         Arc::new(Self { total, state: Mutex::default(), freed: Notify::new() })
+    }
+
+    /// Sets how much there is, from now on.
+    pub(super) fn set_total(&self, total: usize) {
+        self.total.store(total, Ordering::Relaxed);
+        self.freed.notify_waiters();
     }
 
     /// How much is held, by all.
@@ -105,8 +112,8 @@ impl Party {
     /// Takes so much now or not at all.
     fn try_take(self: &Arc<Self>, amount: usize) -> Option<Held> {
         let mut state = self.pool.state();
-        let total = self.pool.total;
-        let free = (total - state.used).checked_sub(amount)?;
+        let total = self.pool.total.load(Ordering::Relaxed);
+        let free = total.saturating_sub(state.used).checked_sub(amount)?;
         let held = self.held.load(Ordering::Relaxed) + amount;
         let most = match state.parties {
             1 => total - total / LEFT_ALONE,
