@@ -101,6 +101,10 @@ pub struct Mount {
     _cache: Option<TempDir>,
 }
 
+fn nodes_in(run: &Path) -> Vec<NodeStatus> {
+    status::all_in(run).into_iter().map(|(_, node)| node).collect()
+}
+
 impl Mount {
     /// Mounts with default settings.
     pub fn new(bucket: &Bucket) -> Self {
@@ -176,8 +180,14 @@ impl Mount {
         self.nodes().pop().expect("the mount has an admin socket")
     }
 
+    /// Asks for that, again and again.
+    pub fn asker(&self) -> impl Fn() -> NodeStatus + use<> {
+        let run = self.dir.path().join("run");
+        move || nodes_in(&run).pop().expect("the mount has an admin socket")
+    }
+
     fn nodes(&self) -> Vec<NodeStatus> {
-        status::all_in(&self.dir.path().join("run")).into_iter().map(|(_, node)| node).collect()
+        nodes_in(&self.dir.path().join("run"))
     }
 
     /// Bytes fetched from the bucket so far.

@@ -48,12 +48,14 @@ pub struct MountFiles {
     root: PathBuf,
     open: HashMap<Fd, File>,
     next: Fd,
+    settle: Box<dyn Fn(usize)>,
 }
 
 impl MountFiles {
-    /// Files below `root`.
-    pub fn new(root: PathBuf) -> Self {
-        Self { root, open: HashMap::new(), next: 0 }
+    /// Files below `root`. The kernel tells of a close after it has answered it, and until then the
+    /// name shows what was written: `settle` waits until no more than so many are open.
+    pub fn new(root: PathBuf, settle: impl Fn(usize) + 'static) -> Self {
+        Self { root, open: HashMap::new(), next: 0, settle: Box::new(settle) }
     }
 
     fn add(&mut self, file: File) -> Fd {
@@ -106,7 +108,9 @@ impl Files for MountFiles {
 
     fn close(&mut self, fd: Fd) -> Result<(), Errno> {
         let file = self.open.remove(&fd).unwrap();
-        crate::shell::close(file).map_err(errno)
+        let closed = crate::shell::close(file).map_err(errno);
+        (self.settle)(self.open.len());
+        closed
     }
 
     fn unlink(&mut self, name: &str) -> Result<(), Errno> {

@@ -1,6 +1,7 @@
 //! Random sequences of operations against the reference model.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use rand::{Rng, SeedableRng};
@@ -11,7 +12,7 @@ use weir_tests::bucket::{Bucket, Server};
 use weir_tests::model::{Interpreter, MountFiles, Op, SessionFiles, ops};
 use weir_tests::mount::{Mount, Options, cache_dir};
 use weir_tests::node::{Node, NodeSettings};
-use weir_tests::random_bytes;
+use weir_tests::{eventually, random_bytes, runtime};
 
 /// Small, so that versions are evicted all the time; always asking, so that what others change
 /// shows at once.
@@ -64,7 +65,13 @@ fn mounts_behave_as_the_model_says() {
         for life in ops.split(|op| matches!(op, Op::Restart)) {
             let node = Node::new(cache.path(), memory.clone(), TIGHT);
             let mount = node.mount(&place.path().join("mnt"));
-            let files = MountFiles::new(place.path().join("mnt"));
+            let session = mount.session.clone();
+            let files = MountFiles::new(place.path().join("mnt"), move |open| {
+                eventually("who has closed is gone", || {
+                    session.status().open_handles <= open as u64
+                });
+                runtime().block_on(session.rest(Instant::now() + Duration::from_secs(60)));
+            });
             let mut model = Interpreter::new(files, &*memory);
             life.iter().for_each(|op| model.step(op));
             model.finish();
@@ -74,6 +81,16 @@ fn mounts_behave_as_the_model_says() {
         Ok(())
     };
     runner(24).run(&ops(50), run).unwrap();
+}
+
+/// The files of a mount that is a process.
+fn files_of(mount: &Mount) -> MountFiles {
+    let status = mount.asker();
+    MountFiles::new(mount.path(), move |open| {
+        eventually("who has closed is gone", || {
+            status().mounts.iter().all(|mount| mount.session.open_handles <= open as u64)
+        });
+    })
 }
 
 /// Every restart is a kill -9 of the process at that moment, with whatever is open.
@@ -86,12 +103,12 @@ fn what_was_acknowledged_survives_kill_9_as_the_model_says() {
         let options = Options::flags(flags).cache(cache.path());
         for life in ops.split(|op| matches!(op, Op::Restart)) {
             let mount = Mount::with(&bucket, &options);
-            let mut model = Interpreter::new(MountFiles::new(mount.path()), &bucket);
+            let mut model = Interpreter::new(files_of(&mount), &bucket);
             life.iter().for_each(|op| model.step(op));
             mount.kill();
         }
         let mount = Mount::with(&bucket, &options);
-        Interpreter::new(MountFiles::new(mount.path()), &bucket).finish();
+        Interpreter::new(files_of(&mount), &bucket).finish();
         mount.unmount();
         Ok(())
     };
