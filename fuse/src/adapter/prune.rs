@@ -3,12 +3,12 @@
 //! are passed over), so that it waits for nobody who waits for us.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
 
 use rustix::io::Errno;
 
-use crate::engine::Session;
+use crate::engine::{Engine, Session};
 use crate::namespace::inode::KernelNodes;
 
 /// The notification's number.
@@ -21,7 +21,7 @@ const NODES_MAX: usize = 4096;
 /// A descriptor of a connection. It is there as long as the connection is served.
 pub(super) struct Pruner {
     device: Arc<OwnedFd>,
-    session: Weak<Session>,
+    engine: Arc<Engine>,
     /// Whether the kernel knows this notification, as far as it has said.
     is_known: Arc<AtomicBool>,
 }
@@ -31,20 +31,19 @@ impl Pruner {
     pub(super) fn new(device: OwnedFd, session: &Arc<Session>) -> Self {
         Self {
             device: Arc::new(device),
-            session: Arc::downgrade(session),
+            engine: session.engine().clone(),
             is_known: Arc::new(AtomicBool::new(true)),
         }
     }
 }
 
 impl KernelNodes for Pruner {
-    fn prune(&self, inodes: Vec<u64>) {
-        let Some(session) = self.session.upgrade() else { return };
+    fn prune(&self, inodes: Vec<u64>) -> bool {
         if !self.is_known.load(Ordering::Relaxed) {
-            return;
+            return false;
         }
         let (device, is_known) = (self.device.clone(), self.is_known.clone());
-        let engine = session.engine();
+        let engine = &self.engine;
         // What the kernel forgets is freed while it is told.
         engine.waiting.begin(&engine.runtime, move |_| {
             for some in inodes.chunks(NODES_MAX) {
@@ -56,6 +55,7 @@ impl KernelNodes for Pruner {
                 }
             }
         });
+        true
     }
 }
 

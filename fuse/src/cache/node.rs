@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::disk::{DiskCache, DiskSettings, DiskStats, Held, Pressure, Room, Seen};
 use super::error::CacheError;
-use super::index::Signer;
+use super::index::{Signer, Standing};
 use super::lost::LostRow;
 use super::moves::Moves;
 use super::records::{ListingRow, UploadRow};
@@ -573,7 +573,14 @@ impl NodeCache {
     pub fn enter(&self, may: &MayBlock, bucket: &BucketId, signer: &Signer<'_>) -> Tenancy {
         let tenants = lock(&self.tenants).entry(bucket.clone()).or_default().clone();
         tenants.enter(signer.identity, |lives| {
-            self.disks.iter().map(|disk| disk.enter(may, bucket, signer, lives)).collect()
+            let silent = || Standing { alone: false, ..Standing::default() };
+            let any_answers = self.disks.iter().any(|disk| !disk.shared.is_silent());
+            let note = |disk: &Arc<DiskCache>| match any_answers && disk.shared.is_silent() {
+                // What it knows of others is not known.
+                true => silent(),
+                false => disk.enter(may, bucket, signer, lives),
+            };
+            self.disks.iter().map(note).collect()
         })
     }
 

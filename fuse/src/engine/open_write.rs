@@ -80,9 +80,12 @@ impl Session {
         };
         self.give_back(ready.staging);
         match opening {
-            Opening::Joined(inode, draft) => Some(self.join_in_task(call, inode, draft).await),
+            Opening::Joined(inode, draft) => {
+                let empties = call.request == Request::Truncate;
+                Some(self.join_in_task(call, inode, draft, empties).await)
+            }
             Opening::Begun(inode, draft) => {
-                Some(Ok(self.writer_of(call.node, inode, &draft, call.process).await))
+                Some(self.join_in_task(call, inode, draft, false).await)
             }
             Opening::Done(result) => Some(result),
             Opening::Wait | Opening::LacksStaging | Opening::LacksSource(_) => None,
@@ -157,10 +160,10 @@ impl Session {
         call: &OpenCall<'_>,
         inode: Arc<OpenInode>,
         draft: Arc<Draft>,
+        empties: bool,
     ) -> Result<OpenFile, Errno> {
         let (tell, told) = oneshot::channel();
-        let (session, node) = (self.clone(), call.node.clone());
-        let (empties, process) = (call.request == Request::Truncate, call.process);
+        let (session, node, process) = (self.clone(), call.node.clone(), call.process);
         self.engine.runtime.spawn(async move {
             let joined = session.joined(&node, inode, &draft, (empties, process)).await;
             if let Err(Ok(opened)) = tell.send(joined) {

@@ -2,9 +2,11 @@
 //!
 //! How many there are is decided by who walks the tree and by the memory that the kernel has, so they
 //! count towards the memory for names ([`super::memory`]). Where that is passed, the kernel is asked
-//! to forget those that nobody uses (`FUSE_NOTIFY_PRUNE`, Linux 6.18), and files that nobody has open
-//! are given up without it: the next use of such a nodeid is answered ESTALE, and the kernel then
-//! looks the name up again.
+//! to forget those that nobody uses (`FUSE_NOTIFY_PRUNE`, Linux 6.18). Where it cannot be asked, or
+//! keeps far too many, files that nobody has open are given up without it, and directories last: the
+//! next use of such a nodeid is answered ESTALE, and the kernel then looks the name up again. Where
+//! there is no name to look up (a file that is mounted by itself, an O_PATH descriptor) it stays ESTALE:
+//! so what the kernel was asked to forget and has not is given up last.
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, Weak};
@@ -41,18 +43,18 @@ impl Node {
 /// The kernel, as far as it can be asked to forget.
 pub trait KernelNodes: Send + Sync {
     /// Asks it to forget those of these nodes that it does not use, soon. What it forgets comes back
-    /// by [`InodeTable::forget`].
-    fn prune(&self, inodes: Vec<u64>);
+    /// by [`InodeTable::forget`]. Says whether it can be asked, as far as is known.
+    fn prune(&self, inodes: Vec<u64>) -> bool;
 }
 
 /// How nodes are given up.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Urgency {
-    /// Files, and what the kernel gives up when it is asked to.
-    Files,
-    /// Directories as well, whatever the kernel does: what is mounted in one is detached, and who
-    /// works in one has to go there again.
-    All,
+    /// What the kernel gives up when it is asked to; files alone where it cannot be asked.
+    Asking,
+    /// Whatever the kernel does. Directories only where files are not enough: what is mounted in one is
+    /// detached, and who works in one has to go there again.
+    Taking,
 }
 
 struct Entry {
@@ -60,6 +62,19 @@ struct Entry {
     lookups: u64,
     /// The table's time when it was used last.
     used: AtomicU32,
+    /// How often the kernel was asked to forget it, and has not.
+    asked: u8,
+}
+
+impl Entry {
+    fn new(node: Node, lookups: u64, used: u32) -> Self {
+        Self { node, lookups, used: AtomicU32::new(used), asked: 0 }
+    }
+
+    /// Whether the kernel needs it, as far as that shows: what nobody uses it forgets when it is asked.
+    fn is_needed(&self) -> bool {
+        self.asked > 1
+    }
 }
 
 /// Nodes by nodeid, with the kernel's references to them.
@@ -74,7 +89,7 @@ pub struct InodeTable {
 impl InodeTable {
     /// A table that knows the root. The nodeids that it gives are above `first`.
     pub fn new(root: Node, first: u64, memory: Arc<NameMemory>) -> Arc<Self> {
-        let entry = Entry { node: root, lookups: 1, used: AtomicU32::new(0) };
+        let entry = Entry::new(root, 1, 0);
         let first = first.max(ROOT_INO) + 1;
         let table = Arc::new(Self {
             nodes: RwLock::new(HashMap::from([(ROOT_INO, entry)])),
@@ -111,8 +126,7 @@ impl InodeTable {
         let used = self.now();
         let mut nodes = unpoisoned(self.nodes.write());
         let before = nodes.len();
-        let new = || Entry { node, lookups: 0, used: AtomicU32::new(used) };
-        let entry = nodes.entry(ino).or_insert_with(new);
+        let entry = nodes.entry(ino).or_insert_with(|| Entry::new(node, 0, used));
         entry.lookups += 1;
         entry.used.store(used, Ordering::Relaxed);
         let known = entry.node.clone();
@@ -148,31 +162,55 @@ impl InodeTable {
     /// ago.
     pub(super) fn give_up(&self, bytes: u64, urgency: Urgency) {
         let wanted = usize::try_from(bytes.div_ceil(NODE_BYTES)).unwrap_or(usize::MAX);
-        let mut nodes = unpoisoned(self.nodes.write());
-        let unused =
-            nodes.iter().filter(|(ino, entry)| **ino != ROOT_INO && entry.node.is_unused());
-        let mut unused: Vec<(u32, u64)> =
-            unused.map(|(ino, entry)| (entry.used.load(Ordering::Relaxed), *ino)).collect();
-        if wanted < unused.len() {
-            unused.select_nth_unstable(wanted);
-            unused.truncate(wanted);
+        let kernel = self.kernel.get().and_then(Weak::upgrade);
+        if let (Some(kernel), Urgency::Asking) = (&kernel, urgency)
+            && kernel.prune(self.ask_for(wanted))
+        {
+            return;
         }
-        let inodes: Vec<u64> = unused.into_iter().map(|(_, ino)| ino).collect();
-        let mut gone = Vec::new();
-        for ino in &inodes {
-            let is_dir = nodes.get(ino).is_some_and(|entry| matches!(entry.node, Node::Dir(_)));
-            if !is_dir || urgency == Urgency::All {
-                gone.extend(nodes.remove(ino));
-            }
-        }
-        drop(nodes);
+        let gone = self.take_unused(wanted, urgency);
+        let inodes: Vec<u64> = gone.iter().map(|(ino, _)| *ino).collect();
         // Their directories may go with them.
-        gone.into_iter().for_each(|gone: Entry| self.memory.give_node_back(&gone.node));
-        if let Some(kernel) = self.kernel.get().and_then(Weak::upgrade)
+        gone.into_iter().for_each(|(_, gone)| self.memory.give_node_back(&gone.node));
+        if let Some(kernel) = kernel
             && !inodes.is_empty()
         {
             kernel.prune(inodes);
         }
+    }
+
+    /// Those that the kernel is to be asked to forget.
+    fn ask_for(&self, wanted: usize) -> Vec<u64> {
+        let mut nodes = unpoisoned(self.nodes.write());
+        let unused =
+            nodes.iter().filter(|(ino, entry)| **ino != ROOT_INO && entry.node.is_unused());
+        let unused = unused
+            .map(|(ino, entry)| ((entry.is_needed(), entry.used.load(Ordering::Relaxed)), *ino));
+        let chosen = first_of(unused.collect(), wanted);
+        chosen
+            .into_iter()
+            .map(|(_, ino)| {
+                if let Some(entry) = nodes.get_mut(&ino) {
+                    entry.asked = entry.asked.saturating_add(1);
+                }
+                ino
+            })
+            .collect()
+    }
+
+    /// Takes nodes out, whatever the kernel does: files, and directories only where these are not
+    /// enough and time is short.
+    fn take_unused(&self, wanted: usize, urgency: Urgency) -> Vec<(u64, Entry)> {
+        let mut nodes = unpoisoned(self.nodes.write());
+        let unused =
+            nodes.iter().filter(|(ino, entry)| **ino != ROOT_INO && entry.node.is_unused());
+        let unused = unused.filter_map(|(ino, entry)| {
+            let is_dir = matches!(entry.node, Node::Dir(_));
+            let order = (entry.is_needed(), is_dir, entry.used.load(Ordering::Relaxed));
+            (!is_dir || urgency == Urgency::Taking).then_some((order, *ino))
+        });
+        let chosen = first_of(unused.collect(), wanted);
+        chosen.into_iter().filter_map(|(_, ino)| nodes.remove_entry(&ino)).collect()
     }
 
     /// How many nodes the kernel knows.
@@ -184,6 +222,15 @@ impl InodeTable {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+/// So many of these that come first, in any order.
+fn first_of<T: Ord>(mut all: Vec<T>, count: usize) -> Vec<T> {
+    if count < all.len() {
+        all.select_nth_unstable(count);
+        all.truncate(count);
+    }
+    all
 }
 
 impl Drop for InodeTable {

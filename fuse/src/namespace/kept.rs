@@ -43,10 +43,6 @@ impl Namespace {
     }
 
     fn load_from_index(&self, may: &MayBlock, dir: &Arc<Dir>, any_age: bool) -> bool {
-        // Somebody may have been faster while this one waited for the disk.
-        if dir.listed_at().is_some() {
-            return false;
-        }
         let mut kept = self.kept_names(dir).into_iter();
         let Some(row) = kept.find_map(|name| self.cache.listing(may, &name)) else { return false };
         if row.entries.len() as u64 * NAME_BYTES > self.memory.dir_max() {
@@ -59,8 +55,7 @@ impl Namespace {
             return false;
         }
         let Some(started) = Instant::now().checked_sub(age) else { return false };
-        dir.merge(listing, started);
-        true
+        dir.merge_kept(listing, started)
     }
 
     /// Forgets the listing kept in the index, because something was changed here.

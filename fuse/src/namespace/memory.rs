@@ -179,14 +179,14 @@ impl NameMemory {
         let tables = unpoisoned(self.tables.lock()).clone();
         let mut tables: Vec<_> = tables.iter().filter_map(Weak::upgrade).collect();
         tables.sort_by_cached_key(|table| std::cmp::Reverse(table.len()));
-        // The kernel gives directories up later, if it can. They are taken from it where it does not.
-        let far = self.used() > self.total + self.total / 8;
+        // What the kernel is asked for it gives up later. It is taken from it where that is not enough.
+        let far = self.used() > self.total + self.total / 4;
         for table in tables {
             let more = taken().saturating_sub(self.total / 8 * 3);
             if more == 0 {
                 return;
             }
-            table.give_up(more, if far { Urgency::All } else { Urgency::Files });
+            table.give_up(more, if far { Urgency::Taking } else { Urgency::Asking });
         }
     }
 

@@ -46,8 +46,7 @@ impl Writer {
         self.abandon(draft).await;
         // Somebody may be writing still: what becomes of the bytes is said of all of them.
         let unlinked = draft.is_unlinked();
-        let remains = draft.end_writes();
-        draft.calls().in_place(|may| draft.wait_for_writes(may)).await;
+        let remains = draft.end_writes().await;
         self.end(draft, (remains, unlinked), error).await
     }
 

@@ -61,10 +61,6 @@ impl Mounts {
             Request::Bind(bind) => self.locks.hold(&bind.session, || self.bind(&bind)).map(done),
             Request::Unbind { target } => self.unbind(&target).map(done),
             Request::Unmount { session, force } => {
-                if force {
-                    // Whoever waits has his error, whatever is being done to the session meanwhile.
-                    self.roots.session(&session)?.abort();
-                }
                 let end = || {
                     let ended = self.end(&session, force);
                     self.custody.forget(&session);
@@ -224,6 +220,16 @@ impl Mounts {
         self.custody.add_backing(session, BACKINGS_MAX)?;
         port.open_backing(&MayBlock::own_thread(), &file.into())
             .inspect_err(|_| self.custody.drop_backing(session))
+    }
+
+    /// Ends the connection of a session that an engine wants unmounted by force, whatever is being done
+    /// to it meanwhile, and however much to others: whoever waits for it has his error.
+    pub(super) fn abort_if_forced(&self, request: &Request) {
+        if let Request::Unmount { session, force: true } = request
+            && let Ok(place) = self.roots.session(session)
+        {
+            place.abort();
+        }
     }
 
     /// Whether a mount is a target that shows something of ours.

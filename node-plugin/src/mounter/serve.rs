@@ -186,11 +186,13 @@ fn converse(mounts: &Mounts, connection: &OwnedFd, peer: Peer, changes: &Slots) 
                 })
             }
             _ if !greeted => Err(io::Error::other("the first message must be a greeting")),
-            _ => match slot_of(&request, changes) {
-                Err(error) => Err(error),
-                Ok(_slot) if peer == Peer::Visitor => answer_visitor(mounts, request),
-                Ok(_slot) => mounts.answer(request, along),
-            },
+            (_, Peer::Engine) => {
+                mounts.abort_if_forced(&request);
+                slot_of(&request, changes).and_then(|_slot| mounts.answer(request, along))
+            }
+            (_, Peer::Visitor) => {
+                slot_of(&request, changes).and_then(|_slot| answer_visitor(mounts, request))
+            }
         };
         let (reply, along) = answered.unwrap_or_else(|error| failed(&error));
         let along: Vec<BorrowedFd<'_>> = along.iter().map(AsFd::as_fd).collect();
@@ -207,7 +209,8 @@ fn converse(mounts: &Mounts, connection: &OwnedFd, peer: Peer, changes: &Slots) 
 /// # Errors
 /// When there is none.
 fn slot_of(request: &Request, changes: &Slots) -> io::Result<Option<Slot>> {
-    if !request.is_change() {
+    // What is kept in memory waits for nothing.
+    if !request.is_change() || matches!(request, Request::Deposit(_)) {
         return Ok(None);
     }
     let none = || {

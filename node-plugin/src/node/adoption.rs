@@ -130,10 +130,12 @@ impl Sessions {
         let sessions = self.clone();
         async move {
             let count = sent.len();
-            let estate = &sessions.estate;
+            let (sessions, estate) = (&sessions, &sessions.estate);
             let each = sent.into_iter().map(|(answer, id)| async move {
-                // A panic accounts for it, too: the next message finds nothing of it.
-                let _ = answer.await;
+                if answer.await.is_err() {
+                    // Its task has panicked, and nothing serves it.
+                    sessions.maker.abandon(&id).await;
+                }
                 estate.left.send_modify(|all| drop(all.remove(&id)));
             });
             join_all(each).await;
@@ -206,7 +208,15 @@ impl Sessions {
             () = self.leaving() => std::future::pending().await,
         };
         let served = match adopted {
-            Ok(served) => self.drop_targets_taken_away(served).await,
+            Ok(served) => {
+                // What is done to all that are served is done to it, too, from now on.
+                self.served().insert(id.to_owned(), served.clone());
+                let left = self.drop_targets_taken_away(served).await;
+                if left.is_none() {
+                    self.served().remove(id);
+                }
+                left
+            }
             Err(refusal) => {
                 self.give_up(id, refusal).await;
                 None

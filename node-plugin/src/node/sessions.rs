@@ -85,7 +85,7 @@ impl Sessions {
         })
     }
 
-    fn served(&self) -> MutexGuard<'_, HashMap<String, Arc<Served>>> {
+    pub(super) fn served(&self) -> MutexGuard<'_, HashMap<String, Arc<Served>>> {
         self.served.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

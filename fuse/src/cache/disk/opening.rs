@@ -90,7 +90,7 @@ impl DiskCache {
             let committed = |removed: &BTreeSet<u64>| {
                 if let Some(cache) = weak.upgrade() {
                     let mut active = cache.active();
-                    active.generation += 1;
+                    active.generation += u64::from(!removed.is_empty());
                     removed.iter().for_each(|id| {
                         active.evicted.remove(id);
                     });

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use redb::{
+    Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
+};
 
 use super::{Index, encode, logged, quick_write};
 use crate::blocking::MayBlock;
@@ -53,8 +55,8 @@ pub fn former<'a>(names: impl IntoIterator<Item = &'a String>, identity: &str) -
 }
 
 impl Index {
-    /// Notes that somebody uses a bucket, `now` being in seconds since 1970, on the disk where it
-    /// was not noted within the hour. Who `lives` has neither
+    /// Notes that somebody uses a bucket, `now` being in seconds since 1970: on the disk where that is
+    /// new, with the next commit where it is only that it was noted more than an hour ago. Who `lives` has neither
     /// ended, however long ago he came, nor been replaced.
     pub fn enter(
         &self,
@@ -100,11 +102,15 @@ impl Index {
             let known = before.iter().flat_map(|row| &row.former);
             let names = signer.former.iter().chain(inherited).chain(known);
             let own = SignerRow { used_s: now, former: former(names, signer.identity) };
-            let is_noted = before.is_some_and(|row| {
-                row.former == own.former && now.saturating_sub(row.used_s) < EXACT.as_secs()
-            });
-            if !is_noted || !gone.is_empty() {
-                let txn = quick_write(db)?;
+            let is_known = before.as_ref().is_some_and(|row| row.former == own.former);
+            let is_recent =
+                before.is_some_and(|row| now.saturating_sub(row.used_s) < EXACT.as_secs());
+            if !is_known || !is_recent || !gone.is_empty() {
+                let mut txn = quick_write(db)?;
+                if is_known && gone.is_empty() {
+                    // A node that starts has hundreds of them, and nobody is to wait for each.
+                    txn.set_durability(Durability::None)?;
+                }
                 {
                     let mut table = txn.open_table(SIGNERS)?;
                     for (name, _) in &gone {

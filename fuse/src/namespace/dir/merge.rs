@@ -17,6 +17,19 @@ impl Dir {
         self.update(|state| state.merge(listing, &busy, started));
     }
 
+    /// As [`Dir::merge`], of a listing that was kept, unless one was taken over while the disk was waited
+    /// for. Says whether it was taken over.
+    pub(in crate::namespace) fn merge_kept(&self, listing: Listing, started: Instant) -> bool {
+        let busy = self.busy_among(|name| !listing.entries.contains_key(name));
+        self.update(|state| {
+            let is_first = state.listed.is_none();
+            if is_first {
+                state.merge(listing, &busy, started);
+            }
+            is_first
+        })
+    }
+
     /// Takes over what the origin said about one name when asked at `started`.
     pub(in crate::namespace) fn merge_one(
         &self,

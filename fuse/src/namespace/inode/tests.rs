@@ -10,8 +10,9 @@ use crate::model::version::{ETag, ObjectInfo};
 struct Asked(Mutex<Vec<u64>>);
 
 impl KernelNodes for Asked {
-    fn prune(&self, inodes: Vec<u64>) {
+    fn prune(&self, inodes: Vec<u64>) -> bool {
         self.0.lock().unwrap().extend(inodes);
+        true
     }
 }
 
@@ -119,5 +120,28 @@ fn directories_are_left_to_the_kernel_until_it_keeps_far_too_many() {
     assert!(lab.memory.used() <= lab.memory.total() / 2);
     // And here it does not.
     (0..lab.most() * 3).for_each(|_| _ = lab.dir());
-    assert!(lab.memory.used() <= lab.memory.total() / 4 * 5);
+    assert!(lab.memory.used() <= lab.memory.total() / 2 * 3);
+}
+
+/// A file that is mounted by itself has no name that the kernel could look up again.
+#[test]
+fn what_the_kernel_does_not_forget_when_it_is_asked_is_given_up_last() {
+    let lab = Lab::new();
+    let asked = Arc::new(Asked::default());
+    let kernel: Arc<dyn KernelNodes> = asked.clone();
+    lab.table.connect(&kernel);
+    let needed: Vec<u64> = (0..10).map(|_| lab.file().ino).collect();
+    for _ in 0..lab.most() * 10 {
+        lab.file();
+        for ino in std::mem::take(&mut *asked.0.lock().unwrap()) {
+            if !needed.contains(&ino) {
+                lab.table.forget(ino, 1);
+            }
+        }
+        assert!(lab.memory.used() <= lab.memory.total());
+    }
+    assert!(needed.iter().all(|ino| lab.table.get(*ino).is_some()));
+    // Now the kernel forgets nothing any more, however far it goes.
+    (0..lab.most() * 3).for_each(|_| _ = lab.file());
+    assert!(lab.memory.used() <= lab.memory.total() / 2 * 3);
 }

@@ -126,12 +126,21 @@ impl Draft {
         self.state().remains()
     }
 
-    /// As [`Draft::remains`]; nothing is written from now on.
-    pub(in crate::write) fn end_writes(&self) -> Remains {
-        let mut state = self.state();
-        let remains = state.remains();
-        state.phase = Phase::Sealed;
-        remains
+    /// As [`Draft::remains`]; no write begins from now on, and those under way are waited for.
+    pub(in crate::write) async fn end_writes(&self) -> Remains {
+        let (remains, generation) = {
+            let mut state = self.state();
+            let remains = state.remains();
+            let is_unlinked = state.phase == Phase::Unlinked;
+            state.phase = Phase::Sealed;
+            (remains, (!is_unlinked).then(|| state.contents.generation()))
+        };
+        self.calls().in_place(|may| self.wait_for_writes(may)).await;
+        match generation {
+            // One that was under way was told that it is written.
+            Some(before) if !self.state().contents.is(Some(before)) => Remains::Untold,
+            _ => remains,
+        }
     }
 
     /// Ends it. The caller has moved or removed the bytes.
