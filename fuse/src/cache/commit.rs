@@ -38,6 +38,9 @@ pub(super) struct Committer {
 #[derive(Default)]
 struct Queue {
     changes: Changes,
+    /// Of what is being committed, listings that say nothing, or nothing any more: that somebody is
+    /// refused counts from when it is said.
+    without_names: HashMap<Vec<u8>, Option<ListingRow>>,
     bytes: u64,
     /// Batches asked for by [`Committer::flush`] and by closing, and batches made.
     asked: u64,
@@ -65,6 +68,13 @@ impl Changes {
             && self.listings.is_empty()
             && self.uploads.is_empty()
             && self.verdicts.is_empty()
+    }
+
+    /// Listings without names, and those that are to be forgotten.
+    fn without_names(&self) -> HashMap<Vec<u8>, Option<ListingRow>> {
+        let says_nothing = |row: &Option<ListingRow>| row.iter().all(|row| row.entries.is_empty());
+        let listings = self.listings.iter().filter(|(_, row)| says_nothing(row));
+        listings.map(|(name, row)| (name.clone(), row.clone())).collect()
     }
 
     /// Adds what came before these.
@@ -133,7 +143,9 @@ impl Committer {
 
     /// A listing that is not committed yet.
     pub(super) fn pending_listing(&self, name: &[u8]) -> Option<Option<ListingRow>> {
-        self.lock().changes.listings.get(name).cloned()
+        let queue = self.lock();
+        let later = queue.changes.listings.get(name);
+        later.or_else(|| queue.without_names.get(name)).cloned()
     }
 
     /// Waits until everything queued so far is durable, or its commit failed (which is logged).
@@ -196,7 +208,7 @@ impl Committer {
         loop {
             let closing = self.wait();
             if closing || trouble.may_try() {
-                let mut changes = std::mem::take(&mut self.lock().changes);
+                let mut changes = self.take();
                 if closing || !changes.is_empty() {
                     let done = batch::commit(may, shared, index, &mut changes, closing);
                     trouble.note(shared, &done);
@@ -208,6 +220,7 @@ impl Committer {
             }
             let mut queue = self.lock();
             queue.made += 1;
+            queue.without_names.clear();
             queue.failing = trouble.is_there();
             queue.closed = closing;
             if closing {
@@ -218,6 +231,13 @@ impl Committer {
                 return;
             }
         }
+    }
+
+    fn take(&self) -> Changes {
+        let mut queue = self.lock();
+        let changes = std::mem::take(&mut queue.changes);
+        queue.without_names = changes.without_names();
+        changes
     }
 
     /// Waits until a batch is due; says whether it is the last.
