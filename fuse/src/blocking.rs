@@ -67,15 +67,6 @@ pub async fn aside<T: Send + 'static>(work: impl FnOnce(&MayBlock) -> T + Send +
     }
 }
 
-async fn outcome<T>(told: oneshot::Receiver<std::thread::Result<T>>) -> T {
-    match told.await {
-        Ok(Ok(done)) => done,
-        Ok(Err(panic)) => resume_unwind(panic),
-        // The threads are being taken down, and with them whoever waits here.
-        Err(_) => std::future::pending().await,
-    }
-}
-
 /// Does something that may wait in the place of the task that asks: what else its thread was to do goes
 /// to another one. For what is done seldom; what many do takes [`Turns`].
 ///
@@ -263,7 +254,12 @@ impl WaitingThreads {
             // Nobody may wait for it any more.
             let _ = done.send(catch_unwind(AssertUnwindSafe(|| work(may))));
         });
-        outcome(told).await
+        match told.await {
+            Ok(Ok(done)) => done,
+            Ok(Err(panic)) => resume_unwind(panic),
+            // The threads are being taken down, and with them whoever waits here.
+            Err(_) => std::future::pending().await,
+        }
     }
 
     /// Does something that may wait, soon. Where it panics, only it ends. Tasks that it begins are

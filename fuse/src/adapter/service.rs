@@ -110,30 +110,26 @@ impl Service {
 
     fn place(&self, disk: Option<&Turns>) -> Option<Place> {
         let thread = self.threads.clone().try_acquire_owned().ok()?;
-        match disk {
-            Some(disk) => Some(Place { _thread: thread, _turn: Some(disk.try_take()?) }),
-            None => Some(Place { _thread: thread, _turn: None }),
-        }
+        let turn = match disk {
+            Some(disk) => Some(disk.try_take()?),
+            None => None,
+        };
+        Some(Place { _thread: thread, _turn: turn })
     }
 
     /// Waits for one of the two with none of the other: a disk that does not answer keeps no thread of a
     /// session but those that wait for it, and no session keeps a turn at a disk that it does not use.
     async fn until_place(&self, disk: Option<&Turns>) -> Place {
         loop {
-            if let Some(place) = self.place(disk) {
-                return place;
-            }
-            // It is never closed.
-            let thread = self.threads.clone().acquire_owned().await.ok();
-            let Some(disk) = disk else {
-                if let Some(thread) = thread {
-                    return Place { _thread: thread, _turn: None };
-                }
-                continue;
+            let Ok(thread) = self.threads.clone().acquire_owned().await else {
+                // It is never closed.
+                std::future::pending().await
             };
-            if let (Some(thread), Some(turn)) = (thread, disk.try_take()) {
+            let Some(disk) = disk else { return Place { _thread: thread, _turn: None } };
+            if let Some(turn) = disk.try_take() {
                 return Place { _thread: thread, _turn: Some(turn) };
             }
+            drop(thread);
             let turn = disk.take().await;
             if let Ok(thread) = self.threads.clone().try_acquire_owned() {
                 return Place { _thread: thread, _turn: Some(turn) };

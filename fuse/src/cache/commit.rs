@@ -293,3 +293,38 @@ impl Trouble {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blocking::MAY;
+    use crate::cache::dir::CacheDir;
+    use crate::cache::index::Batch;
+    use crate::cache::records::ListingEntry;
+
+    /// Whom the origin has refused must not be shown what it had listed to him.
+    #[test]
+    fn what_is_to_be_forgotten_is_not_there_while_it_is_being_committed() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = CacheDir::own(MAY, temp.path(), 0).unwrap();
+        let index = Index::open(MAY, &dir).unwrap();
+        let (committer, name) = (Committer::default(), b"listing".to_vec());
+        let entry = ListingEntry { name: "f".into(), file: None };
+        let row = ListingRow { fetched_ms: 1, pages: 1, marker: false, entries: vec![entry] };
+        let shown = || match committer.pending_listing(&name) {
+            Some(pending) => pending,
+            None => index.listing(MAY, &name),
+        };
+        committer.listing(name.clone(), Some(row.clone()));
+        let batch = committer.take();
+        let listings = batch.listings.iter().map(|(name, row)| (&name[..], row.as_ref()));
+        index.apply(MAY, &Batch { listings: listings.collect(), ..Batch::default() }).unwrap();
+        committer.lock().without_names.clear();
+        assert_eq!(shown(), Some(row));
+        committer.listing(name.clone(), None);
+        assert_eq!(shown(), None);
+        let _under_way = committer.take();
+        assert_eq!(shown(), None);
+        index.close(MAY);
+    }
+}

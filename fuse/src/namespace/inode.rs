@@ -75,6 +75,10 @@ impl Entry {
         Self { node, lookups, used: AtomicU32::new(used), asked: 0 }
     }
 
+    fn used(&self) -> u32 {
+        self.used.load(Ordering::Relaxed)
+    }
+
     /// Whether the kernel needs it, as far as that shows: what nobody uses it forgets when it is asked.
     fn is_needed(&self, seconds: u32) -> bool {
         self.asked > 0 && seconds.saturating_sub(self.asked) > FORGETS_WITHIN
@@ -194,22 +198,15 @@ impl InodeTable {
     fn ask_for(&self, wanted: usize) -> Vec<u64> {
         let seconds = self.seconds();
         let mut nodes = unpoisoned(self.nodes.write());
-        let unused =
-            nodes.iter().filter(|(ino, entry)| **ino != ROOT_INO && entry.node.is_unused());
-        let unused = unused.map(|(ino, entry)| {
-            ((entry.is_needed(seconds), entry.used.load(Ordering::Relaxed)), *ino)
-        });
-        let chosen = first_of(unused.collect(), wanted);
+        let order = |entry: &Entry| Some((entry.is_needed(seconds), entry.used()));
+        let chosen = first_unused(&nodes, wanted, order);
+        for ino in &chosen {
+            match nodes.get_mut(ino) {
+                Some(entry) if entry.asked == 0 => entry.asked = seconds,
+                _ => {}
+            }
+        }
         chosen
-            .into_iter()
-            .map(|(_, ino)| {
-                match nodes.get_mut(&ino) {
-                    Some(entry) if entry.asked == 0 => entry.asked = seconds,
-                    _ => {}
-                }
-                ino
-            })
-            .collect()
     }
 
     /// Takes nodes out, whatever the kernel does: files, and directories only where these are not
@@ -217,15 +214,13 @@ impl InodeTable {
     fn take_unused(&self, wanted: usize, urgency: Urgency) -> Vec<(u64, Entry)> {
         let seconds = self.seconds();
         let mut nodes = unpoisoned(self.nodes.write());
-        let unused =
-            nodes.iter().filter(|(ino, entry)| **ino != ROOT_INO && entry.node.is_unused());
-        let unused = unused.filter_map(|(ino, entry)| {
+        let order = |entry: &Entry| {
             let is_dir = matches!(entry.node, Node::Dir(_));
-            let order = (entry.is_needed(seconds), is_dir, entry.used.load(Ordering::Relaxed));
-            (!is_dir || urgency == Urgency::Taking).then_some((order, *ino))
-        });
-        let chosen = first_of(unused.collect(), wanted);
-        chosen.into_iter().filter_map(|(_, ino)| nodes.remove_entry(&ino)).collect()
+            let goes = !is_dir || urgency == Urgency::Taking;
+            goes.then(|| (entry.is_needed(seconds), is_dir, entry.used()))
+        };
+        let chosen = first_unused(&nodes, wanted, order);
+        chosen.into_iter().filter_map(|ino| nodes.remove_entry(&ino)).collect()
     }
 
     /// How many nodes the kernel knows.
@@ -239,13 +234,20 @@ impl InodeTable {
     }
 }
 
-/// So many of these that come first, in any order.
-fn first_of<T: Ord>(mut all: Vec<T>, count: usize) -> Vec<T> {
+/// So many of the nodes that nobody uses, those that come first in this `order` and have a place in it.
+fn first_unused<T: Ord>(
+    nodes: &HashMap<u64, Entry>,
+    count: usize,
+    order: impl Fn(&Entry) -> Option<T>,
+) -> Vec<u64> {
+    let unused = nodes.iter().filter(|(ino, entry)| **ino != ROOT_INO && entry.node.is_unused());
+    let mut all: Vec<(T, u64)> =
+        unused.filter_map(|(ino, entry)| Some((order(entry)?, *ino))).collect();
     if count < all.len() {
         all.select_nth_unstable(count);
         all.truncate(count);
     }
-    all
+    all.into_iter().map(|(_, ino)| ino).collect()
 }
 
 impl Drop for InodeTable {

@@ -72,16 +72,20 @@ impl Kind {
         Self { left: LINES_MAX, filled: now }
     }
 
+    /// Lines that were added since the last were.
+    fn added(&self, now: Instant) -> u32 {
+        let since = now.saturating_duration_since(self.filled);
+        u32::try_from(since.as_secs() / LINE_EVERY.as_secs()).unwrap_or(u32::MAX)
+    }
+
     /// Whether it has as many lines as a new one.
     fn is_full(&self, now: Instant) -> bool {
-        let since = now.saturating_duration_since(self.filled).as_secs() / LINE_EVERY.as_secs();
-        u64::from(self.left) + since >= u64::from(LINES_MAX)
+        self.left.saturating_add(self.added(now)) >= LINES_MAX
     }
 
     /// Takes a line, if there is one.
     fn take(&mut self, now: Instant) -> bool {
-        let since = now.saturating_duration_since(self.filled);
-        let more = u32::try_from(since.as_secs() / LINE_EVERY.as_secs()).unwrap_or(u32::MAX);
+        let more = self.added(now);
         if more > 0 {
             self.left = self.left.saturating_add(more).min(LINES_MAX);
             self.filled = now;
