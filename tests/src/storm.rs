@@ -11,7 +11,7 @@ use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, BodyStream, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -49,6 +49,8 @@ pub struct Asked {
     pub method: Method,
     /// Its path and query.
     pub path: String,
+    /// Its headers.
+    pub headers: HeaderMap,
     /// How many requests there were before it.
     pub number: u64,
 }
@@ -144,6 +146,7 @@ async fn answer(
     let asked = Asked {
         method: request.method().clone(),
         path: request.uri().to_string(),
+        headers: request.headers().clone(),
         number: shared.asked.fetch_add(1, Ordering::Relaxed),
     };
     let fault = shared.plan().as_mut().and_then(|plan| plan(&asked));

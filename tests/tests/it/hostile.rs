@@ -190,6 +190,23 @@ fn a_page_of_more_names_than_were_asked_for_is_refused() {
     mount.unmount();
 }
 
+/// A version is asked for by its tag, in a header.
+#[test]
+fn a_tag_that_no_header_can_carry_is_refused() {
+    for tag in ["a&#10;b", "a&#13;&#10;x-amz-acl: public-read", "a&#x7f;", "a&#x85;"] {
+        let (mount, errno) = list_many(move |_| {
+            let page = format!(
+                "<ListBucketResult><IsTruncated>false</IsTruncated><Contents><Key>many/a</Key>\
+                 <ETag>{tag}</ETag><Size>1</Size><LastModified>2026-01-01T00:00:00.000Z\
+                 </LastModified></Contents></ListBucketResult>"
+            );
+            hostile::answer(XML, page.as_bytes())
+        });
+        assert_eq!(errno, Errno::IO, "{tag}");
+        mount.unmount();
+    }
+}
+
 #[test]
 fn many_answers_at_once_take_no_memory_and_keep_no_other_volume_waiting() {
     const QUESTIONS: usize = 200;
