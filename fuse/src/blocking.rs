@@ -24,6 +24,10 @@ use tokio::task::JoinHandle;
 
 use crate::sync::unpoisoned;
 
+/// Most threads of either kind that [`aside`] and [`aside_for_mounts`] have. The mounter takes as many
+/// connections, and makes more changes at once than one kind could ask for.
+const ASIDE_THREADS: usize = 32;
+
 /// Says that this thread may wait: it runs no tasks.
 pub struct MayBlock {
     _of_this_thread: PhantomData<*const ()>,
@@ -51,11 +55,26 @@ pub(crate) const MAY: &MayBlock = &MayBlock::HERE;
 ///
 /// It needs tokio's runtime. What has begun goes on to its end, whether or not anybody waits for it.
 pub async fn aside<T: Send + 'static>(work: impl FnOnce(&MayBlock) -> T + Send + 'static) -> T {
-    /// Most of them. The mounter takes twice as many connections.
-    const THREADS: usize = 32;
     static ASIDE: LazyLock<io::Result<WaitingThreads>> =
-        LazyLock::new(|| WaitingThreads::new("weir-aside", THREADS));
-    match &*ASIDE {
+        LazyLock::new(|| WaitingThreads::new("weir-aside", ASIDE_THREADS));
+    on(&ASIDE, work).await
+}
+
+/// As [`aside`], for what changes the system's mounts: a kernel that is busy with them may keep it for
+/// long. It has threads of its own, so that whoever opens or closes a file does not wait behind it.
+pub async fn aside_for_mounts<T: Send + 'static>(
+    work: impl FnOnce(&MayBlock) -> T + Send + 'static,
+) -> T {
+    static ASIDE: LazyLock<io::Result<WaitingThreads>> =
+        LazyLock::new(|| WaitingThreads::new("weir-mounts", ASIDE_THREADS));
+    on(&ASIDE, work).await
+}
+
+async fn on<T: Send + 'static>(
+    threads: &io::Result<WaitingThreads>,
+    work: impl FnOnce(&MayBlock) -> T + Send + 'static,
+) -> T {
+    match threads {
         Ok(threads) => threads.work(&Handle::current(), work).await,
         Err(_) => match beside(work).await {
             Ok(done) => done,
@@ -295,6 +314,26 @@ mod tests {
         assert_ne!(here, there);
         let task = tokio::spawn(aside(|_| panic!("as it was")));
         assert!(task.await.unwrap_err().is_panic());
+    }
+
+    #[tokio::test]
+    async fn changes_of_mounts_that_are_stuck_leave_threads_to_whoever_opens_and_closes() {
+        let (release, gate) = mpsc::channel::<()>();
+        let gate = Arc::new(Mutex::new(gate));
+        let stuck = (0..2 * ASIDE_THREADS).map(|_| {
+            let gate = gate.clone();
+            tokio::spawn(aside_for_mounts(move |_| drop(gate.lock().unwrap().recv())))
+        });
+        let stuck: Vec<_> = stuck.collect();
+        tokio::task::yield_now().await;
+        let others = (0..ASIDE_THREADS).map(|_| aside(|_| ()));
+        for other in others {
+            tokio::time::timeout(Duration::from_secs(60), other).await.unwrap();
+        }
+        drop(release);
+        for change in stuck {
+            change.await.unwrap();
+        }
     }
 
     #[test]

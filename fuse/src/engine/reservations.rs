@@ -73,6 +73,12 @@ impl Reservations {
         }
     }
 
+    /// Lets all names be reserved for so much longer.
+    #[cfg(test)]
+    pub(super) fn prolong(&self, by: Duration) {
+        self.names().values_mut().flatten().for_each(|until| *until += by);
+    }
+
     /// How long to wait for the last of its writers.
     fn patience(&self, name: impl Fn() -> Place) -> Option<Duration> {
         if self.count.load(Ordering::Acquire) == 0 {

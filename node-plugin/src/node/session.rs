@@ -13,7 +13,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use weir_csi::Error;
 use weir_fuse::adapter::{self, Door, Handshake};
-use weir_fuse::blocking::{MayBlock, WaitingThreads, aside};
+use weir_fuse::blocking::{MayBlock, WaitingThreads, aside, aside_for_mounts};
 use weir_fuse::cache::{Held, Preference};
 use weir_fuse::engine::end::UnstoredFile;
 use weir_fuse::engine::{Engine, Session, SessionSettings};
@@ -131,7 +131,7 @@ impl Maker {
         let internal =
             |e: io::Error| Error::Internal(format!("mounting {}: {e}", settings.source()));
         let (mounter, name) = (self.mounter.clone(), id.to_owned());
-        let mounted = aside(move |may| match mounter.mount(may, mount.clone()) {
+        let mounted = aside_for_mounts(move |may| match mounter.mount(may, mount.clone()) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 // Nobody serves it, or it would be known here.
                 mounter.end(may, &name)?;
@@ -426,7 +426,7 @@ impl Served {
             tracing::error!(session = self.id, files, "not everything that was written is stored");
         }
         let (mounter, id) = (mounter.clone(), self.id.clone());
-        aside(move |may| mounter.unmount(may, &id)).await?;
+        aside_for_mounts(move |may| mounter.unmount(may, &id)).await?;
         Ok(unstored)
     }
 

@@ -11,7 +11,7 @@ use futures_util::future::join_all;
 use tokio::sync::{Notify, oneshot, watch};
 use weir_csi::Error;
 use weir_csi::request::{Publish, TargetPath, VolumeId};
-use weir_fuse::blocking::aside;
+use weir_fuse::blocking::aside_for_mounts;
 
 use super::adoption::Estate;
 use super::claims::Claims;
@@ -354,7 +354,8 @@ impl World for Sessions {
         let (session, target) = (served.id.clone(), wanted.target.clone());
         let bind = Bind { session, target, read_only: wanted.published.read_only, replace: false };
         let (mounter, known) = (self.maker.mounter.clone(), served.clone());
-        let before = aside(move |may| showing::show(may, &mounter, &known, &bind)).await?;
+        let before =
+            aside_for_mounts(move |may| showing::show(may, &mounter, &known, &bind)).await?;
         let subject = &wanted.published.subject;
         if before == Before::Ended {
             self.say_ended(served, subject);
@@ -367,7 +368,7 @@ impl World for Sessions {
 
     async fn hide(&self, target: &Path) -> io::Result<()> {
         let (mounter, target) = (self.maker.mounter.clone(), target.to_owned());
-        aside(move |may| mounter.unbind(may, &target)).await?;
+        aside_for_mounts(move |may| mounter.unbind(may, &target)).await?;
         self.changed.notify_one();
         Ok(())
     }

@@ -278,3 +278,40 @@ fn with_defaults(options: &mut S3Args, defaults: &S3Args) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use weir_csi::request::{Access, AccessMode, Capability, Context, Secrets, TargetPath};
+
+    use super::*;
+
+    fn published(mount_flags: Vec<String>) -> Result<Volume, Error> {
+        let target = "/var/lib/kubelet/pods/8b0e/volumes/kubernetes.io~csi/data/mount";
+        let mode = AccessMode { access: Access::Write, single: false };
+        let context = BTreeMap::from([("bucketName".to_owned(), "assets".to_owned())]);
+        let publish = Publish {
+            volume_id: VolumeId::parse("volume".into()).unwrap(),
+            target: TargetPath::parse(target, "target_path").unwrap(),
+            capability: Capability { mode, mount_flags, mount_group: None },
+            read_only: false,
+            context: Context::parse(context, "volume_context").unwrap(),
+            secrets: Secrets::parse(BTreeMap::new()).unwrap(),
+        };
+        let defaults = Defaults {
+            s3: S3Args::default(),
+            inline_driver_credentials: false,
+            tokens: Tokens { audience: String::new(), has_agent: false },
+            accounts: None,
+        };
+        Volume::parse(&publish, &defaults, None)
+    }
+
+    /// The mounter keeps them in memory, for each of a thousand volumes.
+    #[test]
+    fn settings_that_take_much_memory_are_refused() {
+        let long = |bytes: usize| vec![format!("storage-class={}", "x".repeat(bytes))];
+        published(long(PUBLISH_MAX / 2)).unwrap();
+        let Err(Error::Invalid(text)) = published(long(PUBLISH_MAX)) else { panic!("taken") };
+        assert!(text.contains("the settings of the volume take"), "{text}");
+    }
+}

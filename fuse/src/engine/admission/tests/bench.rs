@@ -35,7 +35,7 @@ pub(super) const NAME: &str = "f";
 /// The thread that brings the file to where it is to be.
 const THREAD: u32 = 7;
 /// Longer than anything here takes, unless it hangs.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// An engine, for many sessions one after another.
 pub(super) struct Lab {

@@ -3,7 +3,7 @@
 use futures_util::future::poll_immediate;
 use rustix::io::Errno;
 
-use super::bench::{Bench, Lab, NAME, ROOT, flags_of};
+use super::bench::{Bench, Lab, NAME, PATIENCE, ROOT, flags_of};
 use super::{Attempt, Inode, Name, Request, Size};
 use crate::blocking::MAY;
 use crate::engine::modes::Mode;
@@ -42,10 +42,10 @@ async fn a_writer_who_does_not_come_is_not_waited_for_for_ever() {
     bench.session.open(ino, &flags_of(Request::Read, 2)).await.unwrap();
     // Another writer needs no leave, nor does he wait.
     let (bench, ino) = reserved(&lab).await;
+    bench.session.reservations.prolong(60 * PATIENCE);
     let another = flags_of(Request::Truncate, 3);
     let open = bench.session.open_as(ino, &another, 0);
-    tokio::pin!(open);
-    assert!(poll_immediate(&mut open).await.is_some_and(|opened| opened.is_ok()));
+    tokio::time::timeout(PATIENCE, open).await.expect("he waits").unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
