@@ -4,6 +4,7 @@
 
 pub mod accept;
 pub mod backend;
+mod caller;
 mod calls;
 mod controller;
 pub mod error;
@@ -12,6 +13,7 @@ pub mod memory;
 mod node;
 pub mod request;
 pub mod server;
+pub mod socket;
 
 pub use backend::{ControllerBackend, NodeBackend};
 pub use calls::Calls;

@@ -11,7 +11,7 @@ use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use weir_csi::server::{self, Services};
-use weir_csi::{Calls, Error, Plugin};
+use weir_csi::{Calls, Error, Plugin, socket};
 use weir_fuse::metrics::Metrics;
 
 use crate::exit::{Failure, Kind};
@@ -19,7 +19,7 @@ use crate::readiness::{Flag, Readiness};
 
 /// Name of the CSI driver.
 pub const DRIVER: &str = "s3.csi.weir.dev";
-/// How long a socket that another process serves is waited for.
+/// How long a socket that another process serves is waited for, before it is taken.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What it means that the socket is not served.
@@ -123,17 +123,19 @@ pub(crate) fn share_folder(socket: &Path, group: u32) {
     }
 }
 
-/// The standby gives the socket up when it hears of an engine.
+/// The standby gives the socket up when it hears of an engine, and a node plugin when it ends. From who
+/// does not it is taken: he keeps pods from their volumes.
 async fn listen(socket: Socket<'_>) -> io::Result<UnixListener> {
     let until = Instant::now() + PATIENCE;
-    loop {
-        match server::listen(socket.path, socket.group).await {
-            Err(e) if e.kind() == io::ErrorKind::AddrInUse && Instant::now() < until => {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-            done => return done,
+    while socket::is_served(socket.path).await {
+        if Instant::now() >= until {
+            let path = socket.path.display();
+            tracing::warn!(%path, "another process listens there and does not end; it is replaced");
+            break;
         }
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
+    socket::listen(socket.path, socket.group)
 }
 
 /// Answers calls at a listening socket until `ended`, and until the calls under way have ended.

@@ -7,12 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
 use weir_csi::backend::{NodeInfo, VolumeStats};
 use weir_csi::request::{Publish, StatsOf, Unpublish};
-use weir_csi::server::{self, Services};
-use weir_csi::{Error, NodeBackend};
+use weir_csi::server::Services;
+use weir_csi::{Error, NodeBackend, socket};
 use weir_fuse::blocking::aside;
 
 use crate::cli::node::StandbyArgs;
@@ -59,14 +58,18 @@ pub fn run(args: &StandbyArgs) -> Result<(), Failure> {
                 };
                 let services = Services { node: Some(Arc::new(backend)), controller: None };
                 let over = until_over(&args.sockets.mounter_socket);
-                let listener =
-                    match server::listen(&args.sockets.csi_socket, args.sockets.csi_group).await {
-                        Ok(listener) => listener,
-                        Err(error) => {
-                            tracing::warn!(%error, "the plugin's socket cannot be taken");
-                            continue;
-                        }
-                    };
+                let csi_socket = &args.sockets.csi_socket;
+                // One that came a moment ago keeps it.
+                if socket::is_served(csi_socket).await {
+                    continue;
+                }
+                let listener = match socket::listen(csi_socket, args.sockets.csi_group) {
+                    Ok(listener) => listener,
+                    Err(error) => {
+                        tracing::warn!(%error, "the plugin's socket cannot be taken");
+                        continue;
+                    }
+                };
                 tracing::warn!("no node plugin is there; pods can be deleted meanwhile");
                 if let Err(error) =
                     csi::answer(listener, services, || false, counted.clone(), over).await
@@ -88,11 +91,11 @@ pub fn run(args: &StandbyArgs) -> Result<(), Failure> {
 }
 
 /// Waits until nobody serves the socket, no engine is at the mounter, and something is mounted.
-async fn until_needed(socket: &Path, mounter: &Path) {
+async fn until_needed(csi_socket: &Path, mounter: &Path) {
     let mut looks = 0;
     while looks < LOOKS {
         tokio::time::sleep(LOOK_EVERY).await;
-        let is_served = UnixStream::connect(socket).await.is_ok();
+        let is_served = socket::is_served(csi_socket).await;
         let asked = mounter.to_owned();
         let needed = aside(move |may| {
             let mounter = Mounter::visit(&asked);

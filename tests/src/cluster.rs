@@ -304,11 +304,24 @@ impl Cluster {
     /// # Errors
     /// What the API server says.
     pub fn patch_as(&self, token: &str, path: &str, patch: &Value) -> Result<(), String> {
-        let (url, patch) = (format!("{}{path}", self.server()), patch.to_string());
-        let token = format!("Authorization: Bearer {token}");
+        let patch = patch.to_string();
         let kind = "Content-Type: application/merge-patch+json";
-        let curl = ["curl", "-sk", "--fail-with-body", "-X", "PATCH", "-H", &token, "-H", kind];
-        let output = self.on_node(&[&curl[..], &["-d", &patch, &url]].concat());
+        self.ask_as(token, &["-X", "PATCH", "-H", kind, "-d", &patch], path)
+    }
+
+    /// Deletes an object, which is named by its path, as whoever has this token.
+    ///
+    /// # Errors
+    /// What the API server says.
+    pub fn delete_as(&self, token: &str, path: &str) -> Result<(), String> {
+        self.ask_as(token, &["-X", "DELETE"], path)
+    }
+
+    fn ask_as(&self, token: &str, request: &[&str], path: &str) -> Result<(), String> {
+        let (url, token) =
+            (format!("{}{path}", self.server()), format!("Authorization: Bearer {token}"));
+        let curl = ["curl", "-sk", "--fail-with-body", "-H", &token];
+        let output = self.on_node(&[&curl[..], request, &[&url]].concat());
         match output.status.success() {
             true => Ok(()),
             false => Err(String::from_utf8_lossy(&output.stdout).into_owned()),

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
+use rustix::process::{Gid, Uid};
 use tempfile::TempDir;
 use tokio::net::UnixStream;
 use tonic::Status;
@@ -372,6 +373,31 @@ impl CsiNode {
             ..Default::default()
         };
         Ok(self.wait(client.node_get_volume_stats(request))?.into_inner())
+    }
+
+    /// The node's socket, as a process of this user and group has it.
+    pub fn channel_of(&self, user: u32, group: u32) -> Channel {
+        let socket = self.socket();
+        let connected = std::thread::spawn(move || {
+            use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+            // Of this thread alone.
+            let (user, group) = (Uid::from_raw(user), Gid::from_raw(group));
+            set_thread_groups(&[]).unwrap();
+            set_thread_res_gid(group, group, group).unwrap();
+            set_thread_res_uid(user, user, user).unwrap();
+            std::os::unix::net::UnixStream::connect(socket).unwrap()
+        });
+        let connected = connected.join().unwrap();
+        connected.set_nonblocking(true).unwrap();
+        runtime().block_on(async {
+            let mut connected = Some(UnixStream::from_std(connected).unwrap());
+            let connect = move |_: Uri| {
+                let connected = connected.take().map(hyper_util::rt::TokioIo::new);
+                async move { connected.ok_or_else(|| std::io::Error::other("it was there once")) }
+            };
+            let endpoint = Endpoint::from_static("http://localhost");
+            endpoint.connect_with_connector(tower::service_fn(connect)).await.unwrap()
+        })
     }
 
     /// The mounter, as another engine sees it that says it is the node's: one that somebody has broken

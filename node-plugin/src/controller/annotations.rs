@@ -20,6 +20,8 @@ const PATCH_EVERY: Duration = Duration::from_secs(60);
 const PATCHES_MAX: usize = 50;
 /// Volumes of a node that count, at most.
 const VOLUMES_MAX: usize = 512;
+/// Longest name of a PersistentVolume.
+const NAME_MAX: usize = 253;
 /// Nodes that the annotation names, at most.
 const NODES_MAX: usize = 50;
 
@@ -53,6 +55,10 @@ impl Annotations {
                 }
                 Err(error) => {
                     tracing::warn!(volume, %error, "PersistentVolume not annotated");
+                    // Who was refused waits as long as who was not, and says nothing yet.
+                    if matches!(error, kube::Error::Api(ref s) if (400..500).contains(&s.code)) {
+                        self.patched.insert(volume, (String::new(), Instant::now()));
+                    }
                     continue;
                 }
             }
@@ -74,11 +80,24 @@ impl Annotations {
     }
 }
 
+/// Whether a PersistentVolume can be called so: the name is part of a URL. Fact: RFC 1123, which
+/// Kubernetes takes for the names of most objects ("DNS Subdomain Names").
+fn is_name(name: &str) -> bool {
+    let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let is_label = |label: &str| {
+        label.starts_with(is_plain)
+            && label.ends_with(is_plain)
+            && label.chars().all(|c| is_plain(c) || c == '-')
+    };
+    name.len() <= NAME_MAX && name.split('.').all(is_label)
+}
+
 /// By volume: on which nodes how much of it is cached.
 fn cached(reports: &Reports) -> BTreeMap<String, String> {
     let mut by_volume: BTreeMap<&str, Vec<(&str, u64)>> = BTreeMap::new();
     for (node, told) in reports {
-        for volume in told.report.volumes.iter().take(VOLUMES_MAX) {
+        let volumes = told.report.volumes.iter().take(VOLUMES_MAX);
+        for volume in volumes.filter(|volume| is_name(&volume.persistent_volume)) {
             let nodes = by_volume.entry(&volume.persistent_volume).or_default();
             nodes.push((node, volume.cached_bytes));
         }
@@ -153,5 +172,55 @@ mod tests {
         let asked = asked.take();
         assert_eq!(asked.len(), 1);
         assert_eq!(asked[0].body["spec"]["csi"]["driver"], DRIVER);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_name_of_a_volume_is_in_no_request() {
+        let (client, asked) = server(|_, _| (StatusCode::OK, json!({"metadata": {}})));
+        let mut annotations = Annotations::default();
+        let bad = [
+            "",
+            ".",
+            "..",
+            "../nodes/n",
+            "a/status",
+            "a?dryRun=All",
+            "a#",
+            "a%2fb",
+            "A",
+            "a b",
+            "-a",
+            "a-",
+            "a..b",
+            ".a",
+            "ä",
+            "a\n",
+        ];
+        let long = "a".repeat(NAME_MAX + 1);
+        let bad = bad.into_iter().chain([long.as_str()]).map(str::to_owned);
+        let good = ["a", "pvc-0a1b", "assets.v2", &long[1..]].map(str::to_owned);
+        let node = ("n".to_owned(), told(bad.chain(good.clone()), 1));
+        annotations.follow(&client, &Reports::from([node])).await;
+        let asked = asked.take().into_iter();
+        let mut paths: Vec<_> = asked.map(|change| change.path).collect();
+        paths.sort();
+        let mut expected = good.map(|name| format!("/api/v1/persistentvolumes/{name}"));
+        expected.sort();
+        assert_eq!(paths, expected);
+    }
+
+    #[tokio::test]
+    async fn who_is_refused_is_not_asked_again_at_once_and_who_failed_is() {
+        for (code, times) in [(403, 1), (400, 1), (409, 1), (429, 1), (500, 3)] {
+            let (client, asked) = server(move |_, _| {
+                (StatusCode::from_u16(code).unwrap(), json!({"code": code, "message": "no"}))
+            });
+            let mut annotations = Annotations::default();
+            for _ in 0..3 {
+                let node = ("a".to_owned(), told(["assets".to_owned()], 1));
+                annotations.follow(&client, &Reports::from([node])).await;
+            }
+            assert_eq!(asked.take().len(), times, "{code}");
+        }
     }
 }

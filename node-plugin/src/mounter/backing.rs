@@ -9,10 +9,6 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 
-/// Files that are registered for one session at once: each is kernel memory that nobody accounts
-/// for.
-pub(super) const BACKINGS_MAX: usize = 1 << 16;
-
 /// Below a cache folder: its files of versions (`docs/cache-format.md`).
 const OBJECTS: &str = "objects";
 

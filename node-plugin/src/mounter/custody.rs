@@ -8,12 +8,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::FileType;
+use weir_fuse::adapter::passthrough::DevFusePort;
 
+use super::ids::{Ids, Total};
 use super::protocol::{Deposit, Expiry, KEYS_MAX, RECORD_MAX, SESSIONS_PAGE};
 use super::sealed;
 
 /// Descriptors that one session costs: its connection, the root of its mount, record and keys.
 const DESCRIPTORS_OF_A_SESSION: u64 = 4;
+/// Sessions of a node at most, however many descriptors there are: each is a mount, of which a namespace
+/// has 100,000 for all on the host (`fs.mount-max`), and is shown once at most in each folder that kubelet
+/// has made for a volume.
+const SESSIONS_MAX: usize = 10_000;
 /// Descriptors that are for conversations, and for what they carry.
 const DESCRIPTORS_ELSE: u64 = 512;
 /// Major and minor number of /dev/fuse (Documentation/admin-guide/devices.txt).
@@ -23,6 +29,8 @@ const FUSE_DEVICE: (u32, u32) = (10, 229);
 pub(super) struct Custody {
     orphan_timeout: Duration,
     sessions_max: usize,
+    /// Backing ids of all sessions.
+    ids: Total,
     state: Mutex<State>,
 }
 
@@ -42,7 +50,7 @@ struct Entry {
     generation: u16,
     record: Option<OwnedFd>,
     keys: Option<(OwnedFd, Expiry)>,
-    backings: usize,
+    ids: Arc<Ids>,
     /// The trial that is under way, and how many engines have ended over one.
     trial: Option<u64>,
     deaths: u8,
@@ -50,10 +58,15 @@ struct Entry {
 
 impl Entry {
     /// Of a session of which no engine has said anything.
-    fn new(device: OwnedFd, root: Option<OwnedFd>) -> Self {
+    fn new(device: OwnedFd, root: Option<OwnedFd>, ids: Arc<Ids>) -> Self {
         let root = root.map(Arc::new);
-        let (generation, backings, deaths) = (0, 0, 0);
-        Self { device, root, generation, record: None, keys: None, backings, trial: None, deaths }
+        let (generation, deaths) = (0, 0);
+        Self { device, root, generation, record: None, keys: None, ids, trial: None, deaths }
+    }
+
+    /// An engine may have the connection still, and bring it again.
+    fn let_go(self) {
+        self.ids.close_all(&DevFusePort::new(self.device));
     }
 }
 
@@ -66,10 +79,10 @@ pub(super) struct EntryCopy {
     pub(super) deaths: u8,
 }
 
-/// How many sessions leave descriptors for conversations, where a process may have `descriptors`.
+/// How many sessions there may be, where a process may have `descriptors`: some are for conversations.
 pub(super) fn sessions_max(descriptors: u64) -> usize {
     let sessions = descriptors.saturating_sub(DESCRIPTORS_ELSE) / DESCRIPTORS_OF_A_SESSION;
-    usize::try_from(sessions).unwrap_or(usize::MAX).max(1)
+    usize::try_from(sessions).unwrap_or(usize::MAX).clamp(1, SESSIONS_MAX)
 }
 
 impl Custody {
@@ -77,6 +90,7 @@ impl Custody {
         Self {
             orphan_timeout,
             sessions_max,
+            ids: Total::default(),
             state: Mutex::new(State {
                 sessions: BTreeMap::new(),
                 engine: None,
@@ -129,7 +143,7 @@ impl Custody {
     /// Whether one more session can be kept.
     ///
     /// # Errors
-    /// When it would take the descriptors that conversations need.
+    /// When there are too many of them.
     pub(super) fn has_room(&self) -> io::Result<()> {
         self.room_in(&self.state())
     }
@@ -150,7 +164,8 @@ impl Custody {
         if !state.sessions.contains_key(session) {
             self.room_in(&state)?;
         }
-        state.sessions.insert(session.to_owned(), Entry::new(device, Some(root)));
+        let entry = Entry::new(device, Some(root), Ids::new(&self.ids));
+        state.sessions.insert(session.to_owned(), entry);
         Ok(())
     }
 
@@ -179,7 +194,8 @@ impl Custody {
         if !state.sessions.contains_key(&deposit.session) {
             let device = device.ok_or_else(|| absent(&deposit.session))?;
             self.room_in(&state)?;
-            state.sessions.insert(deposit.session.clone(), Entry::new(device, None));
+            let entry = Entry::new(device, None, Ids::new(&self.ids));
+            state.sessions.insert(deposit.session.clone(), entry);
         }
         if let Some(kept) = state.sessions.get_mut(&deposit.session) {
             kept.generation = deposit.generation;
@@ -218,12 +234,14 @@ impl Custody {
         })
     }
 
-    /// A copy of a session's descriptor.
+    /// A copy of a session's descriptor, and the backing ids of its connection.
     ///
     /// # Errors
     /// `NotFound` when it is not in custody.
-    pub(super) fn device(&self, session: &str) -> io::Result<OwnedFd> {
-        self.state().sessions.get(session).ok_or_else(|| absent(session))?.device.try_clone()
+    pub(super) fn connection(&self, session: &str) -> io::Result<(OwnedFd, Arc<Ids>)> {
+        let state = self.state();
+        let kept = state.sessions.get(session).ok_or_else(|| absent(session))?;
+        Ok((kept.device.try_clone()?, kept.ids.clone()))
     }
 
     /// The root of a session's mount, where that is known.
@@ -241,20 +259,6 @@ impl Custody {
         }
     }
 
-    /// Counts backing files of a session: one more where `max` is not reached, or one less.
-    ///
-    /// # Errors
-    /// `NotFound` when it is not in custody, or when there are `max` of them.
-    pub(super) fn add_backing(&self, session: &str, max: usize) -> io::Result<()> {
-        let mut state = self.state();
-        let kept = state.sessions.get_mut(session).ok_or_else(|| absent(session))?;
-        if kept.backings >= max {
-            return Err(io::Error::other(format!("{max} backing files are registered already")));
-        }
-        kept.backings += 1;
-        Ok(())
-    }
-
     /// Notes that a trial of the present engine begins, or that it ended well: a number says which,
     /// none says any.
     pub(super) fn note_trial(&self, session: &str, number: Option<u64>, under_way: bool) {
@@ -270,13 +274,6 @@ impl Custody {
         }
     }
 
-    /// Notes that a backing file of a session is not registered any more.
-    pub(super) fn drop_backing(&self, session: &str) {
-        if let Some(kept) = self.state().sessions.get_mut(session) {
-            kept.backings = kept.backings.saturating_sub(1);
-        }
-    }
-
     /// Whether a session is in custody.
     pub(super) fn has(&self, session: &str) -> bool {
         self.state().sessions.contains_key(session)
@@ -284,7 +281,10 @@ impl Custody {
 
     /// Lets go of a session.
     pub(super) fn forget(&self, session: &str) {
-        self.state().sessions.remove(session);
+        let kept = self.state().sessions.remove(session);
+        if let Some(kept) = kept {
+            kept.let_go();
+        }
     }
 
     /// A session that has waited too long for an engine, or that never was deposited while none is
@@ -297,7 +297,11 @@ impl Custody {
     /// Takes a session out if it is an orphan still: an engine may have come that serves it.
     pub(super) fn take_orphan(&self, session: &str) -> bool {
         let mut state = self.state();
-        self.is_alone_in(&state) && state.sessions.remove(session).is_some()
+        let orphan = self.is_alone_in(&state).then(|| state.sessions.remove(session)).flatten();
+        drop(state);
+        let is_one = orphan.is_some();
+        orphan.into_iter().for_each(Entry::let_go);
+        is_one
     }
 
     /// Whether an engine was waited for too long.
@@ -337,7 +341,8 @@ fn absent(session: &str) -> io::Error {
 
 fn full(sessions: usize) -> io::Error {
     io::Error::other(format!(
-        "{sessions} volumes are mounted, which is all that this mounter's limit of open files allows"
+        "{sessions} volumes are mounted, which is all that this mounter takes, by its limit of open \
+         files and in any case"
     ))
 }
 

@@ -7,6 +7,7 @@ mod backing;
 pub mod client;
 mod custody;
 mod filter;
+mod ids;
 mod locks;
 mod mounts;
 mod notices;

@@ -8,9 +8,8 @@ use std::sync::Arc;
 use weir_fuse::adapter::mount::{self, MountEntry, MountOptions};
 use weir_fuse::adapter::passthrough::DevFusePort;
 use weir_fuse::blocking::MayBlock;
-use weir_fuse::engine::kernel::KernelPort;
 
-use super::backing::{BACKINGS_MAX, Backing};
+use super::backing::Backing;
 use super::custody::{Custody, EntryCopy};
 use super::locks::Locks;
 use super::peers::Peers;
@@ -75,9 +74,8 @@ impl Mounts {
             }
             Request::CloseBacking { session, id } => {
                 // Of a session that is gone, the kernel has closed them.
-                if let Ok(device) = self.custody.device(&session) {
-                    DevFusePort::new(device).close_backing(id);
-                    self.custody.drop_backing(&session);
+                if let Ok((device, ids)) = self.custody.connection(&session) {
+                    ids.close(&DevFusePort::new(device), id);
                 }
                 alone(Reply::Done)
             }
@@ -216,10 +214,8 @@ impl Mounts {
 
     fn open_backing(&self, session: &str, file: OwnedFd) -> io::Result<u32> {
         let file = self.backing.open(&file)?;
-        let port = DevFusePort::new(self.custody.device(session)?);
-        self.custody.add_backing(session, BACKINGS_MAX)?;
-        port.open_backing(&MayBlock::own_thread(), &file.into())
-            .inspect_err(|_| self.custody.drop_backing(session))
+        let (device, ids) = self.custody.connection(session)?;
+        ids.open(&DevFusePort::new(device), &file.into())
     }
 
     /// Ends the connection of a session that an engine wants unmounted by force, whatever is being done

@@ -23,29 +23,25 @@ pub(super) const MESSAGE_MAX: usize = 64 << 10;
 /// Descriptors that come with a message.
 const DESCRIPTORS_MAX: usize = 3;
 
-/// A socket at `path` for this user alone, or for a group, too, that gets its name once it listens.
+/// A socket at `path` for this user alone, or for a group, too, in place of what is there.
 ///
 /// # Errors
 /// What the system reports.
 pub fn listen(path: &Path, group: Option<u32>) -> io::Result<OwnedFd> {
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent)?;
-    }
-    let unnamed = path.with_extension("new");
-    let _ = std::fs::remove_file(&unnamed);
-    let socket = socket()?;
-    // The name gets the mode of the socket: it is nobody else's at any time (unix(7)).
-    rustix::fs::fchmod(&socket, Mode::from_raw_mode(0o600))?;
-    rustix::net::bind(&socket, &SocketAddrUnix::new(&unnamed)?)?;
-    rustix::net::listen(&socket, 64)?;
-    if let Some(group) = group {
-        // Nobody else writes in this folder.
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        share(folder.unwrap_or(Path::new(".")), group, 0o750)?;
-        share(&unnamed, group, 0o660)?;
-    }
-    std::fs::rename(&unnamed, path)?;
-    Ok(socket)
+    weir_csi::socket::make(path, |unnamed| {
+        let socket = socket()?;
+        // The name gets the mode of the socket: it is nobody else's at any time (unix(7)).
+        rustix::fs::fchmod(&socket, Mode::from_raw_mode(0o600))?;
+        rustix::net::bind(&socket, &SocketAddrUnix::new(unnamed)?)?;
+        rustix::net::listen(&socket, 64)?;
+        if let Some(group) = group {
+            // Nobody else writes in this folder.
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+            share(folder.unwrap_or(Path::new(".")), group, 0o750)?;
+            share(unnamed, group, 0o660)?;
+        }
+        Ok(socket)
+    })
 }
 
 fn share(path: &Path, group: u32, mode: u32) -> io::Result<()> {

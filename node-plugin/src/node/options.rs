@@ -1,12 +1,14 @@
 //! Mount options of a volume, in the words of other S3 drivers: `key value` or `key=value`.
 
+use std::path::PathBuf;
+
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser};
 use weir_csi::Error;
 
 use crate::cli::{S3Args, ViewArgs};
 use crate::config::fstab;
-use crate::config::size::Size;
+use crate::config::size::{Amount, Size};
 
 /// The options that a volume may have.
 #[derive(Parser, Debug, Clone)]
@@ -27,7 +29,17 @@ struct OfTheNode {
     #[arg(long, num_args = 0..=1)]
     cache: Option<String>,
     #[arg(long)]
+    cache_dir: Vec<PathBuf>,
+    #[arg(long)]
+    cache_max_size: Option<Size>,
+    #[arg(long)]
     max_cache_size: Option<u64>,
+    #[arg(long)]
+    cache_min_free: Option<Amount>,
+    #[arg(long)]
+    cache_min_free_inodes: Option<Amount>,
+    #[arg(long)]
+    lost_max: Option<Size>,
     #[arg(long)]
     memory_target: Option<Size>,
     #[arg(long)]
@@ -120,6 +132,26 @@ mod tests {
         let options = parse(&flags(&all), false).unwrap();
         assert_eq!(options.s3.region.as_deref(), Some("eu-west-1"));
         assert_eq!((options.view.prefix.as_deref(), options.view.uid), (Some("a/b/"), Some(7)));
+    }
+
+    #[test]
+    fn options_about_cache_and_memory_are_accepted_and_are_the_nodes() {
+        let all = [
+            "cache-dir /mnt/one",
+            "cache-dir=/mnt/two",
+            "cache-max-size 500GiB",
+            "cache-min-free 20%",
+            "cache-min-free-inodes=100000",
+            "lost-max 1GiB",
+            "memory-target=1GiB",
+            "max-cache-size 1024",
+        ];
+        parse(&flags(&all), false).unwrap();
+        // Whoever may not choose them is told so, and who misspells one which it is.
+        for one in all {
+            assert!(parse(&flags(&[one]), true).is_err(), "{one}");
+        }
+        assert!(parse(&flags(&["cache-max-size much"]), false).is_err());
     }
 
     #[test]

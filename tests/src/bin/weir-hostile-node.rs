@@ -20,7 +20,7 @@ fn main() {
     let socket = Path::new("/mounter/mounter.sock");
     let mut made = attacks::on_mounter(socket, &paths("TARGETS"), &paths("FILES"));
     made.extend(attacks::on_kernel(Path::new("/cache")));
-    made.extend(attacks::on_files(&["/cache", "/csi", "/mounter"].map(Path::new)));
+    made.extend(attacks::on_files(&["/cache", "/csi"].map(Path::new)));
     for attack in &made {
         match &attack.outcome {
             Ok(()) => println!("SUCCEEDED {}", attack.name),

@@ -50,7 +50,8 @@ fn a_node_may_write_its_own_report_alone_however_weir_is_installed() {
     for rendered in [base, template_for("1.30.0", &[]).unwrap()] {
         let of_reconciler = ["nodes", "persistentvolumes", "weirnodes"];
         let of_reconciler = of_reconciler.map(|kind| format!("weir-reconciler-{kind}"));
-        for name in [&["weir-own-weirnode".to_owned()][..], &of_reconciler].concat() {
+        let others = ["weir-own-weirnode", "weir-controller-persistentvolumes"].map(str::to_owned);
+        for name in [&others[..], &of_reconciler].concat() {
             assert!(object(&rendered, "ValidatingAdmissionPolicy", &name).is_some(), "{name}");
             let binding = object(&rendered, "ValidatingAdmissionPolicyBinding", &name).unwrap();
             assert!(binding.contains("validationActions: [Deny]"), "{binding}");
@@ -60,6 +61,19 @@ fn a_node_may_write_its_own_report_alone_however_weir_is_installed() {
         assert_eq!(rights.matches("patch]").count(), of_reconciler.len());
         let who = "system:serviceaccount:weir:weir-reconciler";
         assert_eq!(rendered.matches(who).count(), of_reconciler.len());
+        // Who makes PersistentVolumes makes, changes and removes those of Weir.
+        let rights = object(&rendered, "ClusterRoleBinding", "weir-provisioner").unwrap();
+        assert!(rights.contains("name: weir-controller, namespace: weir}"), "{rights}");
+        let policy = "weir-controller-persistentvolumes";
+        let policy = object(&rendered, "ValidatingAdmissionPolicy", policy).unwrap();
+        for wanted in [
+            "operations: [CREATE, UPDATE, DELETE]",
+            "\"system:serviceaccount:weir:weir-controller\"",
+            "has(object.spec.csi) && object.spec.csi.driver == \"s3.csi.weir.dev\"",
+            "has(oldObject.spec.csi) && oldObject.spec.csi.driver == \"s3.csi.weir.dev\"",
+        ] {
+            assert!(policy.contains(wanted), "{wanted}: {policy}");
+        }
     }
     let before = template_for("1.29.0", &[]).unwrap();
     assert!(!before.contains("ValidatingAdmissionPolicy"));
@@ -200,11 +214,17 @@ fn the_mounter_is_alone_with_the_hosts_pids_and_knows_its_peers_by_what_they_dec
     let (mounter, standby, node) = (set("weir-mounter"), set("weir-standby"), set("weir-node"));
     assert_eq!(all.matches("hostPID: true").count(), 1);
     assert!(mounter.contains("hostPID: true") && mounter.matches("image: ").count() == 1);
-    for (peer, role) in [(node, "engine"), (standby, "visitor")] {
+    for (peer, role, sockets) in [(node, "engine", "mounter"), (standby, "visitor", "visitor")] {
         assert!(mounter.contains(&format!("--{role}-volume=weir-{role}\n")), "{mounter}");
         assert!(peer.contains(&format!("name: weir-{role}\n          emptyDir: {{}}")), "{peer}");
         // What no container mounts kubelet does not make.
         assert!(peer.contains(&format!("name: weir-{role}, mountPath: ")), "{peer}");
+        // Where the mounter's socket is nobody else puts anything.
+        let sockets = format!("- {{name: {sockets}, mountPath: /mounter, readOnly: true}}\n");
+        assert!(
+            peer.contains(&sockets) && peer.matches("mountPath: /mounter").count() == 1,
+            "{peer}"
+        );
         // Whose sockets are one group's.
         assert!(peer.contains("supplementalGroups: [1000650000]"), "{peer}");
         assert!(peer.contains("--csi-group=1000650000\n"), "{peer}");

@@ -11,12 +11,14 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::Resource;
 use weir_fuse::adapter::mount::{MountEntry, mount_table};
 use weir_fuse::blocking::MayBlock;
+use weir_fuse::engine::kernel::KernelPort;
 use weir_fuse::engine::owner::{FileId, Proc, Processes};
-use weir_node::mounter::client::{Mounter, NewEntry};
+use weir_node::mounter::client::{Mounter, NewEntry, SessionPort};
 use weir_node::mounter::wire;
 use weir_tests::attacks::on_mounter;
 use weir_tests::bucket::{Bucket, Server};
 use weir_tests::csi_node::{CsiNode, Setup, TestVolume};
+use weir_tests::tmpfs::Tmpfs;
 use weir_tests::{eventually, random_bytes};
 
 /// Mounts a file system of memory.
@@ -258,8 +260,7 @@ fn the_kernel_reads_no_file_but_the_caches() {
     node.take_node().kill();
     let mounter = node.other_engine();
     let session = mounter.sessions(&MayBlock::own_thread()).unwrap().remove(0);
-    let port = weir_node::mounter::client::SessionPort { mounter, session };
-    use weir_fuse::engine::kernel::KernelPort;
+    let port = SessionPort { mounter, session };
     let mine = node.cache_dir().join("objects/ab/00000000000000ab");
     fs::create_dir_all(mine.parent().unwrap()).unwrap();
     fs::write(&mine, "bytes").unwrap();
@@ -271,6 +272,40 @@ fn the_kernel_reads_no_file_but_the_caches() {
         let error = port.open_backing(&MayBlock::own_thread(), &file).unwrap_err();
         assert!(error.to_string().contains("a backing file must be"), "{error}");
     }
+}
+
+#[test]
+fn who_has_a_session_forgotten_and_keeps_its_connection_keeps_no_file_of_it_with_the_kernel() {
+    let bucket = Bucket::new(Server::Embedded);
+    // Of its files the disk says how many there are, also without names.
+    let disk = Tmpfs::with_inodes(1, 100);
+    let mounter_flags = vec![format!("--cache-dir={}", disk.path().display())];
+    let node = CsiNode::with(&bucket, Setup { mounter_flags, ..Setup::default() });
+    let may = MayBlock::own_thread();
+    node.publish(&TestVolume::new(&bucket, "pod")).unwrap();
+    node.take_node().kill();
+    let mounter = node.other_engine();
+    let session = mounter.sessions(&may).unwrap().remove(0);
+    let port = SessionPort { mounter: mounter.clone(), session: session.clone() };
+    let folder = disk.path().join("objects/ab");
+    fs::create_dir_all(&folder).unwrap();
+    let free = || rustix::fs::statvfs(disk.path()).unwrap().f_ffree;
+    let before = free();
+    for name in ["one", "two"] {
+        let path = folder.join(name);
+        fs::write(&path, "bytes").unwrap();
+        port.open_backing(&may, &fs::File::open(&path).unwrap()).unwrap();
+        fs::remove_file(path).unwrap();
+    }
+    assert_eq!(free(), before - 2);
+    let device = mounter.take(&may, &session).unwrap().device;
+    mounter.unmount(&may, &session).unwrap();
+    eventually("the kernel has none of them", || free() == before);
+    let record = b"{}".as_slice();
+    let again = NewEntry { session: &session, generation: 1, record, keys: None, device: &device };
+    mounter.deposit(&may, &again).unwrap();
+    assert_eq!(mounter.sessions(&may).unwrap(), std::slice::from_ref(&session));
+    mounter.end(&may, &session).unwrap();
 }
 
 #[test]

@@ -2,15 +2,23 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
 
+use tonic::Code;
+use weir_csi::proto::identity_client::IdentityClient;
+use weir_csi::proto::node_client::NodeClient;
+use weir_csi::proto::{
+    GetPluginInfoRequest, NodeGetInfoRequest, NodeGetVolumeStatsRequest, NodePublishVolumeRequest,
+    NodeUnpublishVolumeRequest, ProbeRequest,
+};
 use weir_fuse::blocking::MayBlock;
 use weir_node::mounter::client::Mounter;
 use weir_tests::bucket::{Bucket, Server};
 use weir_tests::csi_node::{CsiNode, Setup, TestVolume};
-use weir_tests::eventually;
 #[cfg(target_arch = "x86_64")]
 use weir_tests::injected::Injected;
 use weir_tests::mount::{Mount, cache_dir, is_mounted, weir};
+use weir_tests::{eventually, runtime};
 
 /// Nobody, on any machine.
 const STANDBY: u32 = 65531;
@@ -61,6 +69,79 @@ fn a_standby_that_is_not_root_takes_volumes_away() {
     eventually("the node is back", || node.logs().matches("serving CSI calls").count() == 2);
     node.publish(&volume).unwrap();
     assert_eq!(fs::read(target.join("f")).unwrap(), b"bytes");
+}
+
+#[test]
+fn who_is_of_the_sockets_group_learns_what_the_plugin_is_and_is_not_taken_for_kubelet() {
+    let bucket = Bucket::new(Server::Embedded);
+    bucket.put("f", "bytes");
+    let node_flags = vec![format!("--csi-group={STANDBY}")];
+    let node = CsiNode::with(&bucket, Setup { node_flags, ..Setup::default() });
+    let volume = TestVolume::new(&bucket, "pod");
+    let target = node.publish(&volume).unwrap();
+    let channel = node.channel_of(STANDBY, STANDBY);
+    let (mut identity, mut calls) =
+        (IdentityClient::new(channel.clone()), NodeClient::new(channel));
+    let path = target.to_str().unwrap().to_owned();
+    runtime().block_on(async {
+        let plugin = identity.get_plugin_info(GetPluginInfoRequest {}).await.unwrap();
+        assert_eq!(plugin.into_inner().name, "s3.csi.weir.dev");
+        identity.probe(ProbeRequest {}).await.unwrap();
+        let (id, path) = (volume.id.clone(), path.clone());
+        let take_away =
+            NodeUnpublishVolumeRequest { volume_id: id.clone(), target_path: path.clone() };
+        let show = NodePublishVolumeRequest {
+            volume_id: id.clone(),
+            target_path: path.clone(),
+            ..Default::default()
+        };
+        let ask =
+            NodeGetVolumeStatsRequest { volume_id: id, volume_path: path, ..Default::default() };
+        let refusals = [
+            calls.node_unpublish_volume(take_away).await.map(|_| ()),
+            calls.node_publish_volume(show).await.map(|_| ()),
+            calls.node_get_volume_stats(ask).await.map(|_| ()),
+            calls.node_get_info(NodeGetInfoRequest {}).await.map(|_| ()),
+        ];
+        for refusal in refusals {
+            let status = refusal.unwrap_err();
+            assert_eq!(status.code(), Code::PermissionDenied, "{status:?}");
+            assert!(status.message().starts_with("user 65531 may ask"), "{status:?}");
+        }
+    });
+    assert_eq!(fs::read(target.join("f")).unwrap(), b"bytes");
+    node.unpublish(&volume).unwrap();
+}
+
+#[test]
+fn who_sits_at_the_sockets_of_node_and_mounter_keeps_neither_from_starting() {
+    let bucket = Bucket::new(Server::Embedded);
+    bucket.put("f", "bytes");
+    let node = CsiNode::new(&bucket);
+    node.take_node().terminate();
+    node.take_mounter().terminate();
+    for folder in ["csi.new", "mounter.new", "visitor/mounter.new"] {
+        fs::create_dir(node.join(folder)).unwrap();
+    }
+    for socket in [node.join("mounter.sock"), node.visitor_socket()] {
+        fs::remove_file(&socket).unwrap();
+        fs::create_dir_all(socket.join("below")).unwrap();
+    }
+    node.start_mounter();
+    eventually("the mounter serves", || {
+        Mounter::visit(&node.visitor_socket()).has_engine(&MayBlock::own_thread()).is_ok()
+    });
+    // It ends for no node plugin.
+    fs::remove_file(node.socket()).unwrap();
+    let _listener = UnixListener::bind(node.socket()).unwrap();
+    let serving = || node.logs().matches("serving CSI calls").count();
+    let before = serving();
+    node.start_node();
+    eventually("the node serves", || serving() > before);
+    let volume = TestVolume::new(&bucket, "pod");
+    let target = node.publish(&volume).unwrap();
+    assert_eq!(fs::read(target.join("f")).unwrap(), b"bytes");
+    node.unpublish(&volume).unwrap();
 }
 
 #[test]

@@ -236,7 +236,7 @@ fn who_breaks_into_the_reconciler_changes_what_is_weirs_alone() {
         (&theirs, note("weir.dev/cached")),
         (&host, note("weir.dev/cached")),
         (&report, json!({"status": {"ready": true, "problem": ""}})),
-        (&report, json!({"status": {"ready": false, "volumes": []}})),
+        (&report, json!({"status": {"ready": false, "volumes": [{"persistentVolume": "x"}]}})),
         (&report, json!({"status": {"ready": false}, "metadata": {"ownerReferences": []}})),
     ];
     // A policy counts some moments after it is made.
@@ -273,4 +273,44 @@ fn who_breaks_into_the_reconciler_changes_what_is_weirs_alone() {
     cluster.eventually("the node takes it back", |_| said() == "true ");
     let told = cluster.kubectl(&["get", "weirnode", &name]);
     assert!(told.contains("LAST REPORT"), "{told}");
+}
+
+#[test]
+fn who_breaks_into_the_controller_makes_and_changes_volumes_of_weir_alone() {
+    let bucket = Bucket::new(Server::Minio);
+    let cluster = installed(&bucket);
+    let token = cluster.kubectl(&["create", "token", "weir-controller", "-n", "weir"]);
+    let token = token.trim();
+    let of = |name: &str, driver: &str| {
+        volume(name, "csi", &json!({"driver": driver, "volumeHandle": name})).to_string()
+    };
+    let on_host = |name: &str| volume(name, "hostPath", &json!({"path": "/"})).to_string();
+    let (theirs, host) = (of("theirs", "example.com"), on_host("host"));
+    cluster.apply(&theirs);
+    cluster.apply(&host);
+
+    let path = |name: &str| format!("/api/v1/persistentvolumes/{name}");
+    let note = json!({"metadata": {"annotations": {"example.com/x": "y"}}});
+    let is_refused = |what: &str, done: Result<(), String>| {
+        let told = done.expect_err(what);
+        assert!(told.contains("PersistentVolumes of s3.csi.weir.dev alone"), "{what}: {told}");
+    };
+    // A policy counts some moments after it is made.
+    cluster.eventually("the policy counts", |cluster| {
+        cluster.patch_as(token, &path("host"), &note).is_err()
+    });
+    let make = |manifest: &str| cluster.apply_as(token, manifest).map(|_| ());
+    is_refused("make a folder of the host", make(&on_host("stolen")));
+    is_refused("make one of another driver", make(&of("stolen", "example.com")));
+    for other in ["theirs", "host"] {
+        is_refused("change it", cluster.patch_as(token, &path(other), &note));
+        is_refused("remove it", cluster.delete_as(token, &path(other)));
+    }
+    assert!(cluster.try_kubectl(&["get", "pv", "stolen"]).is_err());
+
+    make(&of("ours", "s3.csi.weir.dev")).unwrap();
+    cluster.patch_as(token, &path("ours"), &note).unwrap();
+    cluster.delete_as(token, &path("ours")).unwrap();
+    cluster.delete(&theirs);
+    cluster.delete(&host);
 }
