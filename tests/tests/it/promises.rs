@@ -18,7 +18,7 @@ fn sources(dir: &Path, out: &mut Vec<PathBuf>) {
 fn every_promise_names_a_test_that_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let mut files = Vec::new();
-    for dir in ["fuse/src", "fuse/tests", "node-plugin/src", "tests/tests"] {
+    for dir in ["csi/src", "fuse/src", "fuse/tests", "node-plugin/src", "tests/tests"] {
         sources(&root.join(dir), &mut files);
     }
     let read = |name: &str| fs::read_to_string(root.join(name)).unwrap();
