@@ -4,6 +4,7 @@
 //! prefers (next to his GPUs), and of those equally near the one with most room. A disk that fails
 //! is left alone while there are others; what it held is fetched again.
 
+mod entering;
 mod placement;
 
 use std::collections::HashMap;
@@ -15,14 +16,13 @@ use std::time::Duration;
 
 use super::disk::{DiskCache, DiskSettings, DiskStats, Held, Pressure, Room};
 use super::error::CacheError;
-use super::index::{Signer, Standing};
 use super::lost::LostRow;
 use super::moves::Moves;
 use super::records::{ListingRow, UploadRow};
 use super::share::{Share, Shares};
 use super::space::Need;
 use super::staging::StagingFile;
-use super::tenants::{Tenancy, Tenants};
+use super::tenants::Tenants;
 use super::version::CachedVersion;
 use crate::blocking::{MayBlock, Turn, Turns, in_place};
 use crate::metrics::Metrics;
@@ -365,32 +365,6 @@ impl NodeCache {
     /// beside them.
     pub fn take_staged(&self) -> Vec<PathBuf> {
         self.disks.iter().flat_map(|disk| disk.take_staged()).collect()
-    }
-
-    /// Notes that somebody uses the bucket, until what is returned is dropped.
-    pub fn enter(&self, may: &MayBlock, bucket: &BucketId, signer: &Signer<'_>) -> Tenancy {
-        let tenants = lock(&self.tenants).entry(bucket.clone()).or_default().clone();
-        tenants.enter(signer.identity, |lives| {
-            let silent = || Standing { alone: false, ..Standing::default() };
-            let any_answers = self.disks.iter().any(|disk| !disk.shared.is_silent());
-            let note = |disk: &Arc<DiskCache>| match any_answers && disk.shared.is_silent() {
-                // What it knows of others is not known.
-                true => silent(),
-                false => disk.enter(may, bucket, signer, lives),
-            };
-            self.disks.iter().map(note).collect()
-        })
-    }
-
-    /// What somebody was known as before, the latest first; `None` for one who has not used the
-    /// bucket.
-    pub fn former_of(
-        &self,
-        may: &MayBlock,
-        bucket: &BucketId,
-        identity: &str,
-    ) -> Option<Vec<String>> {
-        self.disks.iter().find_map(|disk| disk.former_of(may, bucket, identity))
     }
 
     /// Takes the uploads that an earlier release began in this bucket and did not finish; each is

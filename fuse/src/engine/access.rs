@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use lru::LruCache;
 
-use crate::blocking::MayBlock;
 use crate::cache::{NodeCache, Signer, Tenancy};
 use crate::model::version::{BucketId, VersionKey};
 use crate::namespace::AccessSettings;
@@ -90,16 +89,15 @@ impl AllowedObjects {
 impl Access {
     /// Of a mount whose credentials were proven just now. What they were named before is added to
     /// the settings.
-    pub(super) fn new(
-        may: &MayBlock,
+    pub(super) async fn new(
         settings: &mut AccessSettings,
         cache: &NodeCache,
         bucket: &BucketId,
     ) -> Self {
         let replaces: Vec<String> = settings.formerly.iter().cloned().collect();
         let former: Vec<String> = settings.former.iter().chain(&replaces).cloned().collect();
-        let signer = Signer { identity: &settings.identity, former: &former, replaces: &replaces };
-        let tenancy = cache.enter(may, bucket, &signer);
+        let signer = Signer { identity: settings.identity.clone(), former, replaces };
+        let tenancy = cache.enter(bucket, signer).await;
         settings.former.clone_from(&tenancy.former);
         Self {
             each_object: settings.each_object,
@@ -115,20 +113,19 @@ impl Access {
 
     /// Other credentials, of this identity, are used from now on in place of those before: what the
     /// origin allowed those is forgotten.
-    pub(super) fn replace(
+    pub(super) async fn replace(
         &self,
-        may: &MayBlock,
         cache: &NodeCache,
         bucket: &BucketId,
         access: &AccessSettings,
     ) {
-        let mut tenancy = self.tenancy.lock().unwrap_or_else(PoisonError::into_inner);
         // The identity before is that of other mounts alone.
-        let before = tenancy.take().map(|tenancy| tenancy.identity().to_owned());
+        let before = self.tenancy().take().map(|tenancy| tenancy.identity().to_owned());
         let replaces: Vec<String> = before.into_iter().chain(access.formerly.clone()).collect();
-        let signer =
-            Signer { identity: &access.identity, former: &access.former, replaces: &replaces };
-        *tenancy = Some(cache.enter(may, bucket, &signer));
+        let former = access.former.clone();
+        let signer = Signer { identity: access.identity.clone(), former, replaces };
+        let tenancy = cache.enter(bucket, signer).await;
+        *self.tenancy() = Some(tenancy);
         *self.replaced.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         self.narrowed.store(false, Ordering::Relaxed);
         self.allowed().at.clear();
@@ -215,6 +212,10 @@ impl Access {
     /// What was asked for last says nothing of these credentials: another is to be asked for.
     pub(super) fn ask_again_soon(&self) {
         *self.due() = Instant::now() + self.lifetime.min(AGAIN);
+    }
+
+    fn tenancy(&self) -> MutexGuard<'_, Option<Tenancy>> {
+        self.tenancy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn due(&self) -> MutexGuard<'_, Instant> {

@@ -96,14 +96,13 @@ pub struct Entry {
 impl Session {
     /// A mount of what `origin` holds. Uploads that an earlier run left are aborted in the
     /// background.
-    pub fn new(
-        may: &MayBlock,
+    pub async fn new(
         engine: Arc<Engine>,
         origin: Arc<dyn Origin>,
         mut settings: SessionSettings,
     ) -> Arc<Self> {
         let access =
-            Access::new(may, &mut settings.names.access, &engine.cache, origin.bucket_id());
+            Access::new(&mut settings.names.access, &engine.cache, origin.bucket_id()).await;
         let hidden = HiddenKeys::new(engine.metrics.clone());
         let verdicts = engine.verdicts.clone();
         let owner = Owner {
@@ -458,8 +457,8 @@ impl Session {
 
     /// Notes that the origin is asked with other credentials from now on, which have replaced those
     /// before.
-    pub fn credentials_changed(&self, may: &MayBlock, access: &AccessSettings) {
-        self.access.replace(may, &self.engine.cache, self.names.bucket(), access);
+    pub async fn credentials_changed(&self, access: &AccessSettings) {
+        self.access.replace(&self.engine.cache, self.names.bucket(), access).await;
     }
 }
 

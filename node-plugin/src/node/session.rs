@@ -16,7 +16,7 @@ use weir_fuse::adapter::{self, Door, Handshake};
 use weir_fuse::blocking::{MayBlock, WaitingThreads, aside};
 use weir_fuse::cache::{Held, Preference};
 use weir_fuse::engine::end::UnstoredFile;
-use weir_fuse::engine::{Engine, Session, SessionSettings};
+use weir_fuse::engine::{Engine, Session};
 use weir_fuse::model::version::BucketId;
 use weir_fuse::namespace::first_ino;
 use weir_fuse::origin::Origin;
@@ -143,7 +143,7 @@ impl Maker {
         let mut session = settings.session.clone();
         session.names.mount = format!("{:032x}", rand::random::<u128>());
         let mount = session.names.mount.clone();
-        let session = self.session(origin.clone(), session).await;
+        let session = Session::new(self.engine.clone(), origin.clone(), session).await;
         if let Start::Away(error) = start {
             tracing::warn!(session = id, %error, "the origin is away; beginning with what is cached");
             remote.last.failed(error);
@@ -200,7 +200,7 @@ impl Maker {
         let mut session = settings.session.clone();
         session.names.first_ino = first_ino(generation);
         session.names.mount.clone_from(&record.mount);
-        let session = self.session(origin, session).await;
+        let session = Session::new(self.engine.clone(), origin, session).await;
         let before = Some(record.handshake.clone());
         let number = record.device.clone();
         let keys = remote.rotating.keys();
@@ -218,11 +218,6 @@ impl Maker {
         service
             .and_then(|service| Self::served(id, service, device, generation, record))
             .map_err(internal)
-    }
-
-    async fn session(&self, origin: Arc<dyn Origin>, settings: SessionSettings) -> Arc<Session> {
-        let engine = self.engine.clone();
-        aside(move |may| Session::new(may, engine, origin, settings)).await
     }
 
     /// Begins to take a session's requests.
@@ -350,8 +345,7 @@ impl Served {
             .await
             .map_err(|unfit| failed(unfit.explain(&settings.s3)))?;
         rotating.replace(volume.credentials.clone());
-        let (session, now) = (self.session.clone(), access.clone());
-        aside(move |may| session.credentials_changed(may, &now)).await;
+        self.session.credentials_changed(&access).await;
         self.record().settings.session.names.access = access;
         Ok(true)
     }
