@@ -124,7 +124,8 @@ impl Node {
             passthrough: true,
             write_part: 5 << 20,
         };
-        Session::new(self.engine.clone(), origin, settings)
+        let engine = self.engine.clone();
+        async move { Session::new(engine, origin, settings, "").await }
     }
 
     /// A real mount of this node.

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use super::disk::{DiskCache, DiskSettings, DiskStats, Held, Pressure, Room};
 use super::error::CacheError;
-use super::lost::LostRow;
+use super::lost::{LostRow, whose};
 use super::moves::Moves;
 use super::records::{ListingRow, UploadRow};
 use super::share::{Share, Shares};
@@ -255,9 +255,10 @@ impl NodeCache {
         self.disks.iter().for_each(|disk| disk.on_pressure(holder.clone()));
     }
 
-    /// What one mount more may take for what it writes.
-    pub fn share(&self) -> Arc<Share> {
-        self.shares.begin()
+    /// What one mount more may take for what it writes, with the others of its tenant; the name is
+    /// empty where there is no other tenant.
+    pub fn share(&self, tenant: &str) -> Arc<Share> {
+        self.shares.begin(tenant)
     }
 
     /// The disk for what will be written.
@@ -308,16 +309,17 @@ impl NodeCache {
         self.disks.iter().flat_map(|disk| disk.lost(may)).collect()
     }
 
-    /// Whether as much is kept of bytes that could not be stored as is meant to, of this bucket's
-    /// or of all, on every disk. Where one is known to have room, no disk is waited for.
-    pub async fn lost_is_full(&self, bucket: &BucketId) -> bool {
+    /// Whether as much is kept of bytes that could not be stored as is meant to, of this tenant's or of
+    /// all, on every disk. Where one is known to have room, no disk is waited for.
+    pub async fn lost_is_full(&self, share: &Share, bucket: &BucketId) -> bool {
         let others = self.shares.are_several();
-        if self.in_use().any(|disk| !disk.shared.space.lost_is_full(bucket.as_str(), others)) {
+        let whose = whose(share.tenant(), bucket.as_str());
+        if self.in_use().any(|disk| !disk.shared.space.lost_is_full(whose, others)) {
             return false;
         }
         for disk in self.in_use() {
             if let Some(_turn) = self.turn_at(disk).await
-                && !in_place(|may| disk.lost_is_full(may, bucket, others))
+                && !in_place(|may| disk.lost_is_full(may, whose, others))
             {
                 return false;
             }

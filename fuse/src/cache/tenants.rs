@@ -3,11 +3,15 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
 
 use super::index::{Standing, former};
 use crate::sync::{Mutex, MutexGuard};
+
+/// How soon it is looked again which disks hang.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// Those of one bucket.
 #[derive(Default)]
@@ -116,15 +120,17 @@ impl Arrival {
         self.answers.send_replace(());
     }
 
-    /// Waits until each of these disks has said how it stands.
-    pub(super) async fn until_said(&self, by: &[bool]) {
+    /// Waits until each disk has said how it stands, or is one that hangs.
+    pub(super) async fn until_said(&self, hangs: impl Fn(usize) -> bool) {
         let mut answers = self.answers.subscribe();
-        let is_said = || {
-            let told = self.told();
-            by.iter().zip(&told.standings).all(|(awaited, said)| !awaited || said.is_some())
-        };
-        // It is there as long as this is.
-        let _ = answers.wait_for(|()| is_said()).await;
+        while !self.is_said(&hangs) {
+            let _ = tokio::time::timeout(LOOK_AGAIN, answers.changed()).await;
+        }
+    }
+
+    fn is_said(&self, hangs: impl Fn(usize) -> bool) -> bool {
+        let told = self.told();
+        told.standings.iter().enumerate().all(|(disk, said)| said.is_some() || hangs(disk))
     }
 
     /// Lets the mount begin with what is known now. It counts as one of several until all disks have

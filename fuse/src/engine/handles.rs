@@ -65,6 +65,7 @@ pub struct Handles {
 impl Handles {
     /// None yet; the numbers that it gives are above `first`. They count towards `memory`.
     pub fn new(first: u64, memory: Arc<NameMemory>) -> Self {
+        memory.mount_begins();
         Self { next: AtomicU64::new(first >> 1), open: RwLock::default(), memory }
     }
 
@@ -135,5 +136,6 @@ impl Handles {
 impl Drop for Handles {
     fn drop(&mut self) {
         self.memory.give_handles_back(self.len());
+        self.memory.mount_ends();
     }
 }

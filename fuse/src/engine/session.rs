@@ -94,15 +94,15 @@ pub struct Entry {
 }
 
 impl Session {
-    /// A mount of what `origin` holds. Uploads that an earlier run left are aborted in the
-    /// background.
+    /// A mount of what `origin` holds, for a tenant, whose name is empty where there is no other one.
+    /// Uploads that an earlier run left are aborted in the background.
     pub async fn new(
         engine: Arc<Engine>,
         origin: Arc<dyn Origin>,
         mut settings: SessionSettings,
+        tenant: &str,
     ) -> Arc<Self> {
-        let access =
-            Access::new(&mut settings.names.access, &engine.cache, origin.bucket_id()).await;
+        let access = Access::new(&mut settings.names.access, &engine, origin.bucket_id()).await;
         let hidden = HiddenKeys::new(engine.metrics.clone());
         let verdicts = engine.verdicts.clone();
         let owner = Owner {
@@ -122,6 +122,7 @@ impl Session {
             engine.runtime.clone(),
             settings.write_part,
             live,
+            engine.cache.share(tenant),
         );
         let handles = Handles::new(settings.names.first_ino, engine.name_memory.clone());
         let lane = engine.reader.lane(names.bucket());

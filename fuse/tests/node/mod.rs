@@ -136,7 +136,7 @@ impl Node {
         };
         let engine = self.engine.clone();
         let runtime = tokio::runtime::Handle::current();
-        let make = || runtime.block_on(Session::new(engine, origin, settings));
+        let make = || runtime.block_on(Session::new(engine, origin, settings, ""));
         std::thread::scope(|scope| scope.spawn(make).join().unwrap())
     }
 

@@ -230,7 +230,8 @@ async fn begin(
         policy: config.policy,
     };
     let start = wanted.start(std::future::ready(looked)).await?;
-    let session = Session::new(engine, origin.clone(), config.session.clone()).await;
+    // There is no other tenant.
+    let session = Session::new(engine, origin.clone(), config.session.clone(), "").await;
     if let Start::Away(error) = start {
         tracing::warn!(%error, "the origin is away; beginning with what is cached");
         session.begin_away(preflight::answer(origin, names.prefix.clone()));

@@ -143,7 +143,9 @@ impl Maker {
         let mut session = settings.session.clone();
         session.names.mount = format!("{:032x}", rand::random::<u128>());
         let mount = session.names.mount.clone();
-        let session = Session::new(self.engine.clone(), origin.clone(), session).await;
+        let tenant = tenant([&volume.subject], settings);
+        let engine = self.engine.clone();
+        let session = Session::new(engine, origin.clone(), session, &tenant).await;
         if let Start::Away(error) = start {
             tracing::warn!(session = id, %error, "the origin is away; beginning with what is cached");
             remote.last.failed(error);
@@ -200,7 +202,9 @@ impl Maker {
         let mut session = settings.session.clone();
         session.names.first_ino = first_ino(generation);
         session.names.mount.clone_from(&record.mount);
-        let session = Session::new(self.engine.clone(), origin, session).await;
+        let subjects = record.targets.values().map(|published| &published.subject);
+        let tenant = tenant(subjects, settings);
+        let session = Session::new(self.engine.clone(), origin, session, &tenant).await;
         let before = Some(record.handshake.clone());
         let number = record.device.clone();
         let keys = remote.rotating.keys();
@@ -274,6 +278,14 @@ impl Maker {
         })?;
         Ok(served)
     }
+}
+
+/// With whom a session shares what it may take of the cache: the namespace of its pods or, where none is
+/// known, who has the same credentials.
+fn tenant<'a>(subjects: impl IntoIterator<Item = &'a Subject>, settings: &Settings) -> String {
+    let mut namespaces = subjects.into_iter().map(|subject| &subject.namespace);
+    let namespace = namespaces.find(|namespace| !namespace.is_empty());
+    namespace.unwrap_or(&settings.session.names.access.identity).clone()
 }
 
 impl Served {

@@ -11,8 +11,13 @@ use crate::cache::index::Signer;
 use crate::cache::tenants::Tenancy;
 use crate::model::version::BucketId;
 
-/// How long a disk is waited for: less than a mount may take to go on under another engine.
-const ANSWERS: Duration = Duration::from_secs(2);
+/// How long a disk is waited for, whoever has asked it: less than a mount may take to go on under another
+/// engine. A busy one is quicker.
+const ANSWERS: Duration = Duration::from_secs(5);
+
+fn hangs(disk: &DiskCache) -> bool {
+    disk.shared.dir.folder().unanswered().longest() > ANSWERS
+}
 
 /// Asks a disk in its turn, on a thread that waits for nothing else. It goes on to its end, whether or
 /// not anybody waits for it; `None`: it has none.
@@ -30,7 +35,6 @@ impl NodeCache {
     pub async fn enter(&self, bucket: &BucketId, signer: Signer) -> Tenancy {
         let tenants = lock(&self.tenants).entry(bucket.clone()).or_default().clone();
         let (arrival, mut tenancy) = tenants.arrive(&signer.identity, self.disks.len());
-        let awaited: Vec<bool> = self.disks.iter().map(|disk| !disk.shared.is_silent()).collect();
         for (number, disk) in self.disks.iter().enumerate() {
             let (disk, bucket, signer) = (disk.clone(), bucket.clone(), signer.clone());
             let arrival = arrival.clone();
@@ -42,7 +46,8 @@ impl NodeCache {
                 arrival.note(number, asked.unwrap_or_default());
             });
         }
-        let _ = tokio::time::timeout(ANSWERS, arrival.until_said(&awaited)).await;
+        let hangs = |number: usize| self.disks.get(number).is_none_or(|disk| hangs(disk));
+        let _ = tokio::time::timeout(ANSWERS, arrival.until_said(hangs)).await;
         arrival.begin(&mut tenancy);
         tenancy
     }
@@ -50,7 +55,7 @@ impl NodeCache {
     /// What somebody was known as before, the latest first; `None` for one who has not used the
     /// bucket, as far as the disks say that answer.
     pub async fn former_of(&self, bucket: &BucketId, identity: &str) -> Option<Vec<String>> {
-        for disk in self.disks.iter().filter(|disk| !disk.shared.is_silent()) {
+        for disk in self.disks.iter().filter(|disk| !hangs(disk)) {
             let (bucket, identity) = (bucket.clone(), identity.to_owned());
             let asked = ask(disk, move |may, disk| disk.former_of(may, &bucket, &identity));
             if let Ok(Some(Some(former))) = tokio::time::timeout(ANSWERS, asked).await {

@@ -113,7 +113,7 @@ impl Lab {
             write_part: 5 << 20,
         };
         let (engine, origin) = (self.engine.clone(), memory.clone());
-        let session = Session::new(engine, origin, settings).await;
+        let session = Session::new(engine, origin, settings, "").await;
         session.connect_kernel(Arc::new(AnyKernel::default()));
         (memory, session)
     }
