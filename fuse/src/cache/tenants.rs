@@ -176,3 +176,70 @@ impl Drop for Presence {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a disk says that knows of nobody else.
+    fn alone() -> Standing {
+        Standing { alone: true, former: Vec::new() }
+    }
+
+    fn arrive(tenants: &Arc<Tenants>, identity: &str) -> (Arc<Arrival>, Tenancy) {
+        tenants.arrive(identity, 1)
+    }
+
+    /// Whether somebody counts as alone who comes now, where the disk knows of nobody else.
+    fn is_alone(tenants: &Arc<Tenants>, identity: &str) -> bool {
+        let (arrival, mut tenancy) = arrive(tenants, identity);
+        arrival.note(0, alone());
+        arrival.begin(&mut tenancy);
+        !tenancy.several.load(Ordering::Relaxed)
+    }
+
+    #[test]
+    fn a_disk_that_has_not_said_may_know_somebody_else() {
+        let tenants: Arc<Tenants> = Arc::default();
+        let (arrival, mut tenancy) = tenants.arrive("one", 2);
+        arrival.note(1, alone());
+        arrival.begin(&mut tenancy);
+        assert!(tenancy.several.load(Ordering::Relaxed));
+        arrival.note(0, alone());
+        assert!(!tenancy.several.load(Ordering::Relaxed));
+        let (arrival, mut tenancy) = tenants.arrive("one", 2);
+        arrival.note(1, alone());
+        arrival.begin(&mut tenancy);
+        let former = vec!["before".to_owned()];
+        arrival.note(0, Standing { alone: false, former });
+        assert!(tenancy.several.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn who_came_while_a_disk_did_not_answer_is_known_after_he_has_ended() {
+        let tenants = Arc::default();
+        let (arrival, mut tenancy) = arrive(&tenants, "one");
+        arrival.begin(&mut tenancy);
+        drop(tenancy);
+        assert!(!is_alone(&tenants, "two"), "the disk does not know of him yet");
+        arrival.note(0, alone());
+        assert!(is_alone(&tenants, "two"), "it does");
+    }
+
+    #[test]
+    fn who_hears_late_that_he_was_alone_may_not_be_any_more() {
+        let tenants = Arc::default();
+        let (late, one) = arrive(&tenants, "one");
+        assert!(!is_alone(&tenants, "two"), "the other is there");
+        // Whoever came since has gone again.
+        late.note(0, alone());
+        assert!(one.several.load(Ordering::Relaxed));
+        drop(one);
+        assert!(is_alone(&tenants, "one"));
+        // Mounts of one identity are nobody else to one another.
+        let (late, one) = arrive(&tenants, "one");
+        assert!(is_alone(&tenants, "one"));
+        late.note(0, alone());
+        assert!(!one.several.load(Ordering::Relaxed));
+    }
+}

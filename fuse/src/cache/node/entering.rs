@@ -130,22 +130,4 @@ mod tests {
         assert!((0..40).all(|n| known(n).is_some()) && known(40).is_none());
         cache.close(MAY);
     }
-
-    #[test]
-    fn who_came_while_a_disk_did_not_answer_is_known_after_he_has_ended() {
-        let folder = tempfile::tempdir().unwrap();
-        let settings = CacheSettings::one(folder.path(), 1 << 30, 0);
-        let cache = NodeCache::open(MAY, &settings, Arc::new(Metrics::new().unwrap())).unwrap();
-        let runtime = Builder::new_multi_thread().enable_all().build().unwrap();
-        let bucket = BucketId::new("http://s3", "b");
-        let enter = |identity: &str| runtime.block_on(cache.enter(&bucket, signer(identity)));
-        assert!(is_alone(&enter("two")));
-        cache.disks[0].index.stalled(|| {
-            drop(enter("one"));
-            // Who is known is not noted anew: he gets an answer.
-            assert!(!is_alone(&enter("two")), "the disk does not know of the other yet");
-        });
-        assert!(!is_alone(&enter("two")));
-        cache.close(MAY);
-    }
 }
