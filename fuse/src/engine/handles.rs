@@ -139,3 +139,18 @@ impl Drop for Handles {
         self.memory.mount_ends();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_mounts_may_each_have_few_handles_where_others_have_many() {
+        let memory = NameMemory::new(0);
+        (0..1000).for_each(|_| memory.take_handle());
+        let mounts: Vec<_> = (0..1000).map(|_| Handles::new(0, memory.clone())).collect();
+        assert!(memory.has_room_for_handle(63) && !memory.has_room_for_handle(64));
+        drop(mounts);
+        assert!(memory.has_room_for_handle(64));
+    }
+}
