@@ -469,3 +469,18 @@ impl Live for Served {
         *self.ended.borrow()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_of_a_namespace_are_one_tenant_and_without_one_who_has_the_same_credentials() {
+        let of = |namespace: &str| Subject { namespace: namespace.into(), ..Subject::default() };
+        let mut settings = Settings::default();
+        settings.session.names.access.identity = "driver 1".into();
+        assert_eq!(tenant([&of("a"), &of("b")], &settings), "a");
+        assert_eq!(tenant([&of(""), &of("b")], &settings), "b");
+        assert_eq!(tenant([&of("")], &settings), "driver 1");
+    }
+}
