@@ -426,18 +426,18 @@ fn what_is_lost_is_kept_counted_and_bounded() {
     let settings = CacheSettings { disks: vec![disk] };
     let cache = open(&settings);
     let (own, other) = (BucketId::new("http://s3", "b"), BucketId::new("http://s3", "other"));
-    assert!(cache.lost(&may()).is_empty() && !done(cache.lost_is_full(&own)));
+    let only = cache.share("");
+    let is_full =
+        |cache: &NodeCache, share: &Share, bucket| done(cache.lost_is_full(share, bucket));
+    assert!(cache.lost(&may()).is_empty() && !is_full(&cache, &only, &own));
     let (staging, _) = staged(&cache, 1);
     let row = LostRow::new("http://s3\u{1f}b", "k", "AccessDenied", BLOCK);
     let path = cache.keep_lost(&may(), staging.path(), &row).unwrap();
     drop(staging);
     assert_eq!(cache.lost(&may()), [LostRow { path: path.clone(), ..row }]);
-    assert!(done(cache.lost_is_full(&own)) && cache.stats(&may()).used_bytes == BLOCK);
-    // It is one mount's until there are others, of which each may have half.
-    assert!(done(cache.lost_is_full(&other)));
-    let mounts = [cache.share(), cache.share()];
-    assert!(done(cache.lost_is_full(&own)) && !done(cache.lost_is_full(&other)));
-    drop(mounts);
+    assert!(is_full(&cache, &only, &own) && cache.stats(&may()).used_bytes == BLOCK);
+    assert!(is_full(&cache, &only, &other));
+    drop(only);
     // What another process was writing when it ended is handed out, for those who know whose it is.
     let staged = dir.path().join("staging/00000000000000aa");
     fs::write(&staged, "half").unwrap();
@@ -453,10 +453,42 @@ fn what_is_lost_is_kept_counted_and_bounded() {
         fs::remove_file(row.path.with_extension("json")).unwrap();
     }
     assert!(
-        !done(cache.lost_is_full(&own))
+        !is_full(&cache, &cache.share(""), &own)
             && cache.stats(&may()).used_bytes == 0
             && cache.lost(&may()).is_empty()
     );
+    cache.close(&may());
+}
+
+#[test]
+fn what_one_tenant_has_lost_keeps_no_other_from_writing() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk =
+        DiskSettings { lost_max: 8 * BLOCK, ..DiskSettings::new(dir.path().into(), 1 << 30, 0) };
+    let cache = open(&CacheSettings { disks: vec![disk] });
+    let buckets = ["a", "b", "c"].map(|name| BucketId::new("http://s3", name));
+    let [one, other, third] = ["one", "other", "third"].map(|tenant| cache.share(tenant));
+    let is_full = |share: &Share| {
+        let each = buckets.each_ref().map(|bucket| done(cache.lost_is_full(share, bucket)));
+        assert!(each.iter().all(|full| *full == each[0]), "{each:?}");
+        each[0]
+    };
+    let lose = |share: &Share, bucket: &BucketId, blocks: u64| {
+        for _ in 0..blocks {
+            let (staging, _) = staged(&cache, 1);
+            let tenant = share.tenant().to_owned();
+            let row = LostRow { tenant, ..LostRow::new(bucket.as_str(), "k", "c", BLOCK) };
+            cache.keep_lost(&may(), staging.path(), &row).unwrap();
+        }
+    };
+    // Half of it in each of his buckets.
+    buckets.iter().for_each(|bucket| lose(&one, bucket, 4));
+    assert!(is_full(&one) && !is_full(&other) && !is_full(&third));
+    // The last quarter is for those who have lost nothing.
+    lose(&other, &buckets[0], 2);
+    assert!(is_full(&other) && !is_full(&third));
+    lose(&third, &buckets[0], 2);
+    assert!([&one, &other, &third, &cache.share("fourth")].into_iter().all(|share| is_full(share)));
     cache.close(&may());
 }
 
@@ -657,18 +689,19 @@ fn nobody_else_reads_the_cache_whatever_the_umask() {
 }
 
 #[test]
-fn of_several_mounts_each_has_half_of_a_disk_for_what_it_writes() {
+fn of_several_tenants_each_has_half_of_a_disk_for_what_it_writes() {
     let disk = Tmpfs::new(64);
     let cache = cache(&disk.path().join("cache"), u64::MAX, 0);
     let free = || cache.stats(&may()).disks[0].free_bytes;
     let staging =
         |share: &Arc<Share>| cache.staging_disk(&[]).create(&may(), Some(share.clone())).unwrap();
-    let one = cache.share();
+    let one = cache.share("one");
     let alone = staging(&one);
     alone.reserve(&may(), free() * 3 / 4).unwrap();
     alone.shrink(0);
-    let two = cache.share();
-    let (first, second) = (staging(&one), staging(&one));
+    let two = cache.share("two");
+    // Of another mount of the same tenant.
+    let (first, second) = (staging(&one), staging(&cache.share("one")));
     first.reserve(&may(), free() / 4).unwrap();
     let refused = second.reserve(&may(), free() / 2).unwrap_err();
     assert!(matches!(refused, NoRoom::Share { .. }), "{refused:?}");

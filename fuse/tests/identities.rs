@@ -6,7 +6,7 @@ mod node;
 use std::sync::Arc;
 use std::time::Duration;
 
-use node::{InPlace, Node, ROOT, create, off_task, read};
+use node::{InPlace, Node, ROOT, create, read};
 use rustix::io::Errno;
 use weir_fuse::blocking::in_place;
 use weir_fuse::cache::Signer;
@@ -71,16 +71,16 @@ async fn keys_that_replace_others_are_nobody_else() {
     let (origin, one) = node.session_as(access("one", &[]));
     bring(&one, "f").await;
     assert!(!is_asked_for(&one, &origin, "f").await);
-    rotate(&one, &access("two", &["one"]));
+    rotate(&one, &access("two", &["one"])).await;
     assert!(!is_asked_for(&one, &origin, "f").await);
     // Of two mounts with the same keys one has newer ones first: until the other has them, too,
     // those before are somebody's.
     let (second, two) = node.session_as(access("two", &[]));
     assert!(!is_asked_for(&two, &second, "f").await);
-    rotate(&two, &access("three", &["two"]));
+    rotate(&two, &access("three", &["two"])).await;
     assert!(is_asked_for(&two, &second, "f").await);
     assert!(is_asked_for(&one, &origin, "f").await);
-    rotate(&one, &access("three", &["two", "one"]));
+    rotate(&one, &access("three", &["two", "one"])).await;
     assert!(!is_asked_for(&one, &origin, "f").await);
     assert!(!is_asked_for(&two, &second, "f").await);
     // A stranger is somebody else, and from now on nobody knows who brought what.
@@ -96,8 +96,8 @@ async fn a_name_of_a_release_before_is_nobody_else_s() {
     let bucket = node.faulty.bucket_id().clone();
     let (of_before, other) = ("driver".to_owned(), "other".to_owned());
     for identity in [&of_before, &other] {
-        let signer = Signer { identity, former: &[], replaces: &[] };
-        off_task(|may| drop(node.engine.cache.enter(may, &bucket, &signer)));
+        let signer = Signer { identity: identity.clone(), ..Signer::default() };
+        drop(node.engine.cache.enter(&bucket, signer).await);
     }
     let named = |identity: &str, formerly: &str| AccessSettings {
         formerly: Some(formerly.to_owned()),
@@ -256,8 +256,8 @@ async fn an_archived_object_says_nothing_of_who_asks() {
 }
 
 /// Gives a mount other credentials.
-fn rotate(session: &Session, access: &AccessSettings) {
-    off_task(|may| session.credentials_changed(may, access));
+async fn rotate(session: &Session, access: &AccessSettings) {
+    session.credentials_changed(access).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -20,6 +20,7 @@ const TTL: Duration = Duration::ZERO;
 pub struct FailingDisk {
     failing: Arc<AtomicBool>,
     hanging: Arc<Hanging>,
+    syncs: Arc<Hanging>,
     session: Option<BackgroundSession>,
     dir: TempDir,
 }
@@ -29,15 +30,16 @@ impl FailingDisk {
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let failing: Arc<AtomicBool> = Arc::default();
-        let hanging: Arc<Hanging> = Arc::default();
+        let (hanging, syncs): (Arc<Hanging>, Arc<Hanging>) = Default::default();
         let root = Node { parent: 1, name: OsString::new(), kind: Kind::Dir };
         let disk = Disk {
             failing: failing.clone(),
             hanging: hanging.clone(),
+            syncs: syncs.clone(),
             state: Mutex::new(State { nodes: HashMap::from([(1, root)]), next: 2 }),
         };
         let session = fuser::spawn_mount(disk, dir.path(), &fuser::Config::default()).unwrap();
-        Self { failing, hanging, session: Some(session), dir }
+        Self { failing, hanging, syncs, session: Some(session), dir }
     }
 
     /// Where it is.
@@ -47,8 +49,12 @@ impl FailingDisk {
 
     /// From now on no file that is made, opened or renamed is answered, or each is.
     pub fn hang(&self, hangs: bool) {
-        *self.hanging.hangs.lock().unwrap_or_else(PoisonError::into_inner) = hangs;
-        self.hanging.changed.notify_all();
+        self.hanging.set(hangs);
+    }
+
+    /// From now on no fsync is answered, or each is.
+    pub fn hang_syncs(&self, hangs: bool) {
+        self.syncs.set(hangs);
     }
 
     /// From now on every read and write of a file is answered with EIO, or is not.
@@ -64,9 +70,21 @@ struct Hanging {
 }
 
 impl Hanging {
+    fn set(&self, hangs: bool) {
+        *self.hangs.lock().unwrap_or_else(PoisonError::into_inner) = hangs;
+        self.changed.notify_all();
+    }
+
     fn wait(&self) {
         let hangs = self.hangs.lock().unwrap_or_else(PoisonError::into_inner);
         drop(self.changed.wait_while(hangs, |hangs| *hangs));
+    }
+
+    fn later(self: Arc<Self>, answer: impl FnOnce() + Send + 'static) {
+        std::thread::spawn(move || {
+            self.wait();
+            answer();
+        });
     }
 }
 
@@ -79,6 +97,7 @@ impl Default for FailingDisk {
 impl Drop for FailingDisk {
     fn drop(&mut self) {
         self.hang(false);
+        self.hang_syncs(false);
         let _ = weir_fuse::adapter::mount::unmount(self.dir.path(), true);
         drop(self.session.take());
     }
@@ -87,6 +106,7 @@ impl Drop for FailingDisk {
 struct Disk {
     failing: Arc<AtomicBool>,
     hanging: Arc<Hanging>,
+    syncs: Arc<Hanging>,
     state: Mutex<State>,
 }
 
@@ -160,11 +180,7 @@ impl Disk {
 
     /// Answers once the disk does, and others meanwhile.
     fn later(&self, answer: impl FnOnce() + Send + 'static) {
-        let hanging = self.hanging.clone();
-        std::thread::spawn(move || {
-            hanging.wait();
-            answer();
-        });
+        self.hanging.clone().later(answer);
     }
 
     /// Removed names stay readable through open descriptors: only the name goes.
@@ -344,7 +360,10 @@ impl fuser::Filesystem for Disk {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        if self.fails() { reply.error(Errno::EIO) } else { reply.ok() }
+        match self.fails() {
+            true => reply.error(Errno::EIO),
+            false => self.syncs.clone().later(move || reply.ok()),
+        }
     }
 
     fn readdir(

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use weir_fuse::adapter::{self, MountOptions, Mounted};
-use weir_fuse::blocking::{MayBlock, in_place};
+use weir_fuse::blocking::in_place;
 use weir_fuse::cache::{CacheError, CacheSettings, DiskSettings, NodeCache};
 use weir_fuse::engine::io::ReadNow;
 use weir_fuse::engine::open::OpenRequest;
@@ -98,6 +98,17 @@ impl Node {
 
     /// A session of this node that asks `origin`, with credentials of its own.
     pub fn session_of(&self, origin: Arc<Faulty>, access: AccessSettings) -> Arc<Session> {
+        let begins = self.begin(origin, access);
+        // Who asks may be on a thread that runs tasks.
+        std::thread::scope(|scope| scope.spawn(|| runtime().block_on(begins)).join().unwrap())
+    }
+
+    /// As [`Node::session_of`], for a task.
+    pub fn begin(
+        &self,
+        origin: Arc<Faulty>,
+        access: AccessSettings,
+    ) -> impl Future<Output = Arc<Session>> + Send + use<> {
         let names = NamespaceSettings {
             prefix: DirPrefix::root(),
             ttl: self.settings.ttl,
@@ -114,9 +125,7 @@ impl Node {
             write_part: 5 << 20,
         };
         let engine = self.engine.clone();
-        let make = || Session::new(&MayBlock::own_thread(), engine, origin, settings);
-        // Who asks may be on a thread that runs tasks.
-        std::thread::scope(|scope| scope.spawn(make).join().unwrap())
+        async move { Session::new(engine, origin, settings, "").await }
     }
 
     /// A real mount of this node.

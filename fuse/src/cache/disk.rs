@@ -101,7 +101,7 @@ pub struct Held {
 /// The cache on one disk.
 pub(super) struct DiskCache {
     /// Goes before `shared`, which has the lock of the directory.
-    index: Arc<Index>,
+    pub(super) index: Arc<Index>,
     pub(super) shared: Arc<Shared>,
     active: Mutex<Active>,
     next_id: AtomicU64,
@@ -324,9 +324,10 @@ impl DiskCache {
         &self,
         may: &MayBlock,
         bucket: &BucketId,
-        signer: &Signer<'_>,
+        signer: &Signer,
         lives: impl Fn(&str) -> bool,
     ) -> Standing {
+        let _call = self.shared.call();
         self.index.enter(may, bucket.as_str(), signer, now_secs(), lives)
     }
 
@@ -337,6 +338,7 @@ impl DiskCache {
         bucket: &BucketId,
         identity: &str,
     ) -> Option<Vec<String>> {
+        let _call = self.shared.call();
         self.index.former_of(may, bucket.as_str(), identity)
     }
 

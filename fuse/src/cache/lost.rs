@@ -33,6 +33,9 @@ pub struct LostRow {
     pub size: u64,
     /// When they came here, in milliseconds since 1970.
     pub time_ms: u64,
+    /// Whose mount wrote them; empty when unknown, or where there is one tenant only.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub tenant: String,
     /// Where they are; empty until they are kept.
     #[serde(skip)]
     pub path: PathBuf,
@@ -48,9 +51,20 @@ impl LostRow {
             cause: cause.into(),
             size,
             time_ms: milliseconds(SystemTime::now()),
+            tenant: String::new(),
             path: PathBuf::new(),
         }
     }
+
+    /// With what it counts together: what is of the tenant or, where there is none, of the bucket.
+    pub(super) fn whose(&self) -> &str {
+        whose(&self.tenant, &self.bucket)
+    }
+}
+
+/// See [`LostRow::whose`].
+pub(super) fn whose<'a>(tenant: &'a str, bucket: &'a str) -> &'a str {
+    if tenant.is_empty() { bucket } else { tenant }
 }
 
 fn milliseconds(time: SystemTime) -> u64 {
@@ -127,14 +141,15 @@ fn read_text(may: &MayBlock, folder: &Folder, name: &Path) -> io::Result<Vec<u8>
     Ok(text)
 }
 
-/// Bytes that `lost/` takes on the disk, by the bucket that they were for.
+/// Bytes that `lost/` takes on the disk, by [`LostRow::whose`] they are.
 pub(super) fn bytes(may: &MayBlock, dir: &CacheDir) -> HashMap<String, u64> {
     let mut bytes: HashMap<String, u64> = HashMap::new();
     for name in files(may, dir) {
         let taken = dir.folder().metadata(may, &name);
         let taken = taken.map_or(0, |metadata| metadata.blocks() * 512);
-        let bucket = read_row(may, dir, &name).map_or_else(|_| String::new(), |row| row.bucket);
-        *bytes.entry(bucket).or_default() += taken;
+        let whose =
+            read_row(may, dir, &name).map_or_else(|_| String::new(), |row| row.whose().into());
+        *bytes.entry(whose).or_default() += taken;
     }
     bytes
 }
@@ -173,7 +188,10 @@ mod tests {
         let rows = list(MAY, &dir);
         assert!(rows.contains(&LostRow { path, ..row }), "{rows:?}");
         assert!(rows.iter().any(|row| (row.cause.as_str(), row.size) == ("unknown", 4)));
-        assert!(["http://s3\u{1f}b", ""].iter().all(|bucket| bytes(MAY, &dir)[*bucket] > 0));
+        fs::write(&from, "of a tenant").unwrap();
+        let row = LostRow { tenant: "ns".into(), ..LostRow::new("http://s3\u{1f}b", "k", "c", 11) };
+        keep(MAY, &dir, 9, &from, &row).unwrap();
+        assert!(["http://s3\u{1f}b", "", "ns"].iter().all(|whose| bytes(MAY, &dir)[*whose] > 0));
     }
 
     #[test]
@@ -191,6 +209,9 @@ mod tests {
         let text = serde_json::to_string(&row).unwrap();
         let expected = r#"{"version":1,"bucket":"b","key":"k","cause":"c","size":1,"time_ms":5}"#;
         assert_eq!(text, expected);
+        assert_eq!(serde_json::from_str::<LostRow>(expected).unwrap(), row);
+        let of_tenant = serde_json::to_string(&LostRow { tenant: "ns".into(), ..row }).unwrap();
+        assert!(of_tenant.ends_with(r#","tenant":"ns"}"#), "{of_tenant}");
     }
 
     #[test]

@@ -1,11 +1,9 @@
 //! The node cache: one file per version on NVMe, an index in redb.
 //!
 //! Layout and invariants are in `docs/cache-format.md`. Lock order within the cache, outermost
-//! first: `Access::tenancy`, `Tenants::telling`, `Tenants::mounts`, `StagingFile::claim`,
-//! `NodeCache::placing`, `DiskCache::active`, a version's `Body::state`, `Space::accounts`, the
-//! committer's queue, the index. No lock is held while bytes are read or written, but a staging
-//! file's, under which other versions are evicted for it, and the first two, under which the index is
-//! told who uses a bucket.
+//! first: `StagingFile::claim`, `NodeCache::placing`, `DiskCache::active`, a version's `Body::state`,
+//! `Space::accounts`, the committer's queue, the index, `Tenants::present`. No lock is held while bytes
+//! are read or written, but a staging file's, under which other versions are evicted for it.
 
 mod body;
 mod commit;

@@ -4,6 +4,7 @@
 //! prefers (next to his GPUs), and of those equally near the one with most room. A disk that fails
 //! is left alone while there are others; what it held is fetched again.
 
+mod entering;
 mod placement;
 
 use std::collections::HashMap;
@@ -15,14 +16,13 @@ use std::time::Duration;
 
 use super::disk::{DiskCache, DiskSettings, DiskStats, Held, Pressure, Room};
 use super::error::CacheError;
-use super::index::{Signer, Standing};
-use super::lost::LostRow;
+use super::lost::{LostRow, whose};
 use super::moves::Moves;
 use super::records::{ListingRow, UploadRow};
 use super::share::{Share, Shares};
 use super::space::Need;
 use super::staging::StagingFile;
-use super::tenants::{Tenancy, Tenants};
+use super::tenants::Tenants;
 use super::version::CachedVersion;
 use crate::blocking::{MayBlock, Turn, Turns, in_place};
 use crate::metrics::Metrics;
@@ -255,9 +255,10 @@ impl NodeCache {
         self.disks.iter().for_each(|disk| disk.on_pressure(holder.clone()));
     }
 
-    /// What one mount more may take for what it writes.
-    pub fn share(&self) -> Arc<Share> {
-        self.shares.begin()
+    /// What one mount more may take for what it writes, with the others of its tenant; the name is
+    /// empty where there is no other tenant.
+    pub fn share(&self, tenant: &str) -> Arc<Share> {
+        self.shares.begin(tenant)
     }
 
     /// The disk for what will be written.
@@ -308,16 +309,17 @@ impl NodeCache {
         self.disks.iter().flat_map(|disk| disk.lost(may)).collect()
     }
 
-    /// Whether as much is kept of bytes that could not be stored as is meant to, of this bucket's
-    /// or of all, on every disk. Where one is known to have room, no disk is waited for.
-    pub async fn lost_is_full(&self, bucket: &BucketId) -> bool {
+    /// Whether as much is kept of bytes that could not be stored as is meant to, of this tenant's or of
+    /// all, on every disk. Where one is known to have room, no disk is waited for.
+    pub async fn lost_is_full(&self, share: &Share, bucket: &BucketId) -> bool {
         let others = self.shares.are_several();
-        if self.in_use().any(|disk| !disk.shared.space.lost_is_full(bucket.as_str(), others)) {
+        let whose = whose(share.tenant(), bucket.as_str());
+        if self.in_use().any(|disk| !disk.shared.space.lost_is_full(whose, others)) {
             return false;
         }
         for disk in self.in_use() {
             if let Some(_turn) = self.turn_at(disk).await
-                && !in_place(|may| disk.lost_is_full(may, bucket, others))
+                && !in_place(|may| disk.lost_is_full(may, whose, others))
             {
                 return false;
             }
@@ -365,32 +367,6 @@ impl NodeCache {
     /// beside them.
     pub fn take_staged(&self) -> Vec<PathBuf> {
         self.disks.iter().flat_map(|disk| disk.take_staged()).collect()
-    }
-
-    /// Notes that somebody uses the bucket, until what is returned is dropped.
-    pub fn enter(&self, may: &MayBlock, bucket: &BucketId, signer: &Signer<'_>) -> Tenancy {
-        let tenants = lock(&self.tenants).entry(bucket.clone()).or_default().clone();
-        tenants.enter(signer.identity, |lives| {
-            let silent = || Standing { alone: false, ..Standing::default() };
-            let any_answers = self.disks.iter().any(|disk| !disk.shared.is_silent());
-            let note = |disk: &Arc<DiskCache>| match any_answers && disk.shared.is_silent() {
-                // What it knows of others is not known.
-                true => silent(),
-                false => disk.enter(may, bucket, signer, lives),
-            };
-            self.disks.iter().map(note).collect()
-        })
-    }
-
-    /// What somebody was known as before, the latest first; `None` for one who has not used the
-    /// bucket.
-    pub fn former_of(
-        &self,
-        may: &MayBlock,
-        bucket: &BucketId,
-        identity: &str,
-    ) -> Option<Vec<String>> {
-        self.disks.iter().find_map(|disk| disk.former_of(may, bucket, identity))
     }
 
     /// Takes the uploads that an earlier release began in this bucket and did not finish; each is

@@ -60,7 +60,7 @@ pub(super) struct Space {
 struct Accounts {
     versions: Recency,
     staging: u64,
-    /// By what [`LostRow::bucket`] says.
+    /// By what [`LostRow::whose`] says.
     lost: HashMap<String, u64>,
     index: u64,
     /// Set aside for what is being fetched.
@@ -119,17 +119,19 @@ impl Space {
         self.accounts().lost()
     }
 
-    /// Whether `lost/` holds as much as it is meant to: where there are `others`, at most half is
-    /// one bucket's, which alone is then full.
-    pub(super) fn lost_is_full(&self, bucket: &str, others: bool) -> bool {
+    /// Whether `lost/` holds as much as it is meant to. Where there are `others`, nobody counts with more
+    /// than half; who has that himself adds nothing, nor does who has something once there are three
+    /// quarters: the last one is for those who have lost nothing.
+    pub(super) fn lost_is_full(&self, whose: &str, others: bool) -> bool {
         let accounts = self.accounts();
         let most = self.limits.lost_max;
         if !others {
             return accounts.lost() >= most;
         }
-        let own = accounts.lost.get(bucket).copied().unwrap_or(0);
+        let own = accounts.lost.get(whose).copied().unwrap_or(0);
         let all = accounts.lost.values().map(|bytes| *bytes.min(&(most / 2)));
-        own >= most / 2 || all.fold(0, u64::saturating_add) >= most
+        let all = all.fold(0, u64::saturating_add);
+        own >= most / 2 || all >= if own > 0 { most / 4 * 3 } else { most }
     }
 
     /// How many versions hold anything.
@@ -148,9 +150,9 @@ impl Space {
     }
 
     /// Notes that something was put into `lost/`.
-    pub(super) fn add_lost(&self, bucket: &str, bytes: u64) {
+    pub(super) fn add_lost(&self, whose: &str, bytes: u64) {
         let mut accounts = self.accounts();
-        let lost = accounts.lost.entry(bucket.to_owned()).or_default();
+        let lost = accounts.lost.entry(whose.to_owned()).or_default();
         *lost = lost.saturating_add(bytes);
     }
 
@@ -174,10 +176,11 @@ impl Space {
         accounts.versions.total().saturating_add(self.room_by_disk(&mut accounts, dir))
     }
 
-    /// Bytes that the cache takes and may take yet.
-    pub(super) fn total(&self, dir: &CacheDir) -> u64 {
+    /// Bytes for what is being written, taken and not: all but what gives way to nothing.
+    pub(super) fn writable(&self, dir: &CacheDir) -> u64 {
         let mut accounts = self.accounts();
-        accounts.used().saturating_add(self.room_by_disk(&mut accounts, dir))
+        let room = self.room_by_disk(&mut accounts, dir);
+        accounts.versions.total().saturating_add(accounts.staging).saturating_add(room)
     }
 
     /// Whether more inodes are lacking than evictions can bring: others have them.

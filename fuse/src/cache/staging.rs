@@ -35,11 +35,11 @@ pub enum NoRoom {
         /// Bytes that are to stay free.
         min_free: u64,
     },
-    /// For this mount.
+    /// For this tenant.
     #[error(
-        "the files that this mount is writing would take more than its share of the cache's disk at \
-         {dir} (half, and three quarters with those of other mounts): write less at once or give a \
-         larger disk"
+        "the files that this volume and others of its tenant are writing would take more than their \
+         share of the cache's disk at {dir} (half, and three quarters with those of other tenants): \
+         write less at once or give a larger disk"
     )]
     Share {
         /// The cache directory.
@@ -128,7 +128,7 @@ impl StagingFile {
     /// Cheap where there is already.
     ///
     /// # Errors
-    /// [`NoRoom`]: the disk would be left with less than is to stay free, or the mount would have
+    /// [`NoRoom`]: the disk would be left with less than is to stay free, or the tenant would have
     /// more than its share.
     pub fn reserve(&self, may: &MayBlock, end: u64) -> Result<(), NoRoom> {
         if end <= self.reserved.load(Ordering::Acquire) {
@@ -141,7 +141,7 @@ impl StagingFile {
         }
         let Shared { space, dir, number, .. } = &*self.disk.shared;
         let share = self.share.as_ref().map(|share| (share, *number));
-        if share.is_some_and(|(share, disk)| !share.take(disk, needed, space.total(dir))) {
+        if share.is_some_and(|(share, disk)| !share.take(disk, needed, space.writable(dir))) {
             return Err(self.no_share());
         }
         let Some(given) = self.disk.claim(may, needed, end.clamp(STEP.0, STEP.1)) else {
@@ -168,7 +168,7 @@ impl StagingFile {
     pub fn could_have(&self, end: u64) -> Result<(), NoRoom> {
         let needed = end.saturating_sub(self.reserved());
         let Shared { space, dir, number, .. } = &*self.disk.shared;
-        let allows = |share: &Arc<Share>| share.allows(*number, needed, space.total(dir));
+        let allows = |share: &Arc<Share>| share.allows(*number, needed, space.writable(dir));
         if !self.share.as_ref().is_none_or(allows) {
             return Err(self.no_share());
         }

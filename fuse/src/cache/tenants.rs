@@ -1,75 +1,245 @@
 //! Who uses a bucket through this cache.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
 
 use super::index::{Standing, former};
 use crate::sync::{Mutex, MutexGuard};
+
+/// How soon it is looked again which disks hang.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// Those of one bucket.
 #[derive(Default)]
 pub(super) struct Tenants {
     several: Arc<AtomicBool>,
+    present: Mutex<Present>,
+}
+
+/// Those who are there.
+#[derive(Default)]
+struct Present {
     /// How many mounts of this process have which identity.
-    mounts: Mutex<HashMap<String, usize>>,
-    /// Held while the disks are told: one comes after the other.
-    telling: Mutex<()>,
+    mounts: HashMap<String, usize>,
+    /// Who came last.
+    last: String,
+    /// How often that was somebody else than before.
+    changes: u64,
 }
 
 /// That a mount uses a bucket, until this is dropped.
 pub struct Tenancy {
     /// Whether somebody else does, or did: then what is here may have been brought with credentials
-    /// that reach further.
+    /// that reach further. So it is, too, while a disk has not said.
     pub several: Arc<AtomicBool>,
-    /// What its identity was before, the latest first.
+    /// What its identity was before, the latest first, as far as the disks have said.
     pub former: Vec<String>,
+    presence: Presence,
+}
+
+/// Counts as a mount.
+struct Presence {
     tenants: Arc<Tenants>,
     identity: String,
 }
 
+/// A mount that begins, while the disks are told of it. It is there until all have noted it, however
+/// soon it ends: what one of them does not know of is to be known here.
+pub(super) struct Arrival {
+    tenants: Arc<Tenants>,
+    /// Whether somebody else was there before.
+    others: bool,
+    /// [`Present::changes`] when it came.
+    changes: u64,
+    told: Mutex<Told>,
+    answers: watch::Sender<()>,
+}
+
+struct Told {
+    /// What each disk has said.
+    standings: Vec<Option<Standing>>,
+    /// Until all have.
+    presence: Option<Presence>,
+}
+
 impl Tenants {
-    /// One mount more, of which `note` tells the disks; it is given who has mounts now.
-    pub(super) fn enter(
-        self: Arc<Self>,
+    /// One mount more, of which so many disks are to be told.
+    pub(super) fn arrive(
+        self: &Arc<Self>,
         identity: &str,
-        note: impl FnOnce(&dyn Fn(&str) -> bool) -> Vec<Standing>,
-    ) -> Tenancy {
-        let telling = self.telling.lock().unwrap_or_else(PoisonError::into_inner);
-        let living: HashSet<String> = {
-            let mut mounts = self.mounts();
-            *mounts.entry(identity.to_owned()).or_default() += 1;
-            mounts.keys().cloned().collect()
-        };
-        // Whoever ends meanwhile does not wait for a disk; he counts once more as living.
-        let standings = note(&|identity| living.contains(identity));
-        self.several.store(standings.iter().any(|one| !one.alone), Ordering::Relaxed);
-        let former = former(standings.iter().flat_map(|standing| &standing.former), identity);
-        drop(telling);
-        let several = self.several.clone();
-        Tenancy { several, former, tenants: self, identity: identity.to_owned() }
+        disks: usize,
+    ) -> (Arc<Arrival>, Tenancy) {
+        let mut present = self.present();
+        *present.mounts.entry(identity.to_owned()).or_default() += 2;
+        let others = present.mounts.len() > 1;
+        if present.last != identity {
+            identity.clone_into(&mut present.last);
+            present.changes += 1;
+        }
+        if others {
+            self.several.store(true, Ordering::Relaxed);
+        }
+        let changes = present.changes;
+        drop(present);
+        let presence = || Presence { tenants: self.clone(), identity: identity.to_owned() };
+        let standings = (0..disks).map(|_| None).collect();
+        let told = Mutex::new(Told { standings, presence: Some(presence()) });
+        let answers = watch::Sender::default();
+        let arrival = Arrival { tenants: self.clone(), others, changes, told, answers };
+        let tenancy =
+            Tenancy { several: self.several.clone(), former: Vec::new(), presence: presence() };
+        (Arc::new(arrival), tenancy)
     }
 
-    fn mounts(&self) -> MutexGuard<'_, HashMap<String, usize>> {
-        self.mounts.lock().unwrap_or_else(PoisonError::into_inner)
+    fn present(&self) -> MutexGuard<'_, Present> {
+        self.present.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Arrival {
+    /// Whether somebody has mounts.
+    pub(super) fn lives(&self, identity: &str) -> bool {
+        self.tenants.present().mounts.contains_key(identity)
+    }
+
+    /// Takes notice of what a disk says.
+    pub(super) fn note(&self, disk: usize, standing: Standing) {
+        let mut told = self.told();
+        if let Some(said) = told.standings.get_mut(disk) {
+            *said = Some(standing);
+        }
+        if told.standings.iter().all(Option::is_some) {
+            self.conclude(&told);
+            drop(told.presence.take());
+        }
+        drop(told);
+        self.answers.send_replace(());
+    }
+
+    /// Waits until each disk has said how it stands, or is one that hangs.
+    pub(super) async fn until_said(&self, hangs: impl Fn(usize) -> bool) {
+        let mut answers = self.answers.subscribe();
+        while !self.is_said(&hangs) {
+            let _ = tokio::time::timeout(LOOK_AGAIN, answers.changed()).await;
+        }
+    }
+
+    fn is_said(&self, hangs: impl Fn(usize) -> bool) -> bool {
+        let told = self.told();
+        told.standings.iter().enumerate().all(|(disk, said)| said.is_some() || hangs(disk))
+    }
+
+    /// Lets the mount begin with what is known now. It counts as one of several until all disks have
+    /// said that it is alone.
+    pub(super) fn begin(&self, tenancy: &mut Tenancy) {
+        let told = self.told();
+        if told.standings.iter().any(Option::is_none) {
+            self.conclude(&told);
+        }
+        let names = told.standings.iter().flatten().flat_map(|standing| &standing.former);
+        tenancy.former = former(names, tenancy.identity());
+    }
+
+    fn conclude(&self, told: &Told) {
+        let present = self.tenants.present();
+        let is_alone = |said: &Option<Standing>| said.as_ref().is_some_and(|said| said.alone);
+        // Who came later knows of this one, and this one of him by that.
+        let alone =
+            !self.others && present.changes == self.changes && told.standings.iter().all(is_alone);
+        self.tenants.several.store(!alone, Ordering::Relaxed);
+    }
+
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Tenancy {
     /// Whose it is.
     pub fn identity(&self) -> &str {
-        &self.identity
+        &self.presence.identity
     }
 }
 
-impl Drop for Tenancy {
+impl Drop for Presence {
     fn drop(&mut self) {
-        let mut mounts = self.tenants.mounts();
-        if let Some(count) = mounts.get_mut(&self.identity) {
+        let mut present = self.tenants.present();
+        if let Some(count) = present.mounts.get_mut(&self.identity) {
             *count -= 1;
             if *count == 0 {
-                mounts.remove(&self.identity);
+                present.mounts.remove(&self.identity);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a disk says that knows of nobody else.
+    fn alone() -> Standing {
+        Standing { alone: true, former: Vec::new() }
+    }
+
+    fn arrive(tenants: &Arc<Tenants>, identity: &str) -> (Arc<Arrival>, Tenancy) {
+        tenants.arrive(identity, 1)
+    }
+
+    /// Whether somebody counts as alone who comes now, where the disk knows of nobody else.
+    fn is_alone(tenants: &Arc<Tenants>, identity: &str) -> bool {
+        let (arrival, mut tenancy) = arrive(tenants, identity);
+        arrival.note(0, alone());
+        arrival.begin(&mut tenancy);
+        !tenancy.several.load(Ordering::Relaxed)
+    }
+
+    #[test]
+    fn a_disk_that_has_not_said_may_know_somebody_else() {
+        let tenants: Arc<Tenants> = Arc::default();
+        let (arrival, mut tenancy) = tenants.arrive("one", 2);
+        arrival.note(1, alone());
+        arrival.begin(&mut tenancy);
+        assert!(tenancy.several.load(Ordering::Relaxed));
+        arrival.note(0, alone());
+        assert!(!tenancy.several.load(Ordering::Relaxed));
+        let (arrival, mut tenancy) = tenants.arrive("one", 2);
+        arrival.note(1, alone());
+        arrival.begin(&mut tenancy);
+        let former = vec!["before".to_owned()];
+        arrival.note(0, Standing { alone: false, former });
+        assert!(tenancy.several.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn who_came_while_a_disk_did_not_answer_is_known_after_he_has_ended() {
+        let tenants = Arc::default();
+        let (arrival, mut tenancy) = arrive(&tenants, "one");
+        arrival.begin(&mut tenancy);
+        drop(tenancy);
+        assert!(!is_alone(&tenants, "two"), "the disk does not know of him yet");
+        arrival.note(0, alone());
+        assert!(is_alone(&tenants, "two"), "it does");
+    }
+
+    #[test]
+    fn who_hears_late_that_he_was_alone_may_not_be_any_more() {
+        let tenants = Arc::default();
+        let (late, one) = arrive(&tenants, "one");
+        assert!(!is_alone(&tenants, "two"), "the other is there");
+        // Whoever came since has gone again.
+        late.note(0, alone());
+        assert!(one.several.load(Ordering::Relaxed));
+        drop(one);
+        assert!(is_alone(&tenants, "one"));
+        // Mounts of one identity are nobody else to one another.
+        let (late, one) = arrive(&tenants, "one");
+        assert!(is_alone(&tenants, "one"));
+        late.note(0, alone());
+        assert!(!one.several.load(Ordering::Relaxed));
     }
 }

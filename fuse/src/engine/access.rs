@@ -1,22 +1,16 @@
 //! Who may be shown what the cache holds. Bytes are shared by all mounts of a node, whoever
 //! brought them; permission is not.
 
-use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use lru::LruCache;
-
-use crate::blocking::MayBlock;
+use super::Engine;
+use super::allowed::AllowedObjects;
 use crate::cache::{NodeCache, Signer, Tenancy};
 use crate::model::version::{BucketId, VersionKey};
 use crate::namespace::AccessSettings;
 use crate::origin::OriginError;
-
-/// Objects of one mount whose permission is remembered: of each some 100 bytes, however long its
-/// key.
-const REMEMBERED: usize = 65_536;
 
 /// After credentials were replaced, requests may be signed with those before for so long: what the
 /// origin allows then is not remembered.
@@ -53,53 +47,18 @@ pub(super) struct Access {
     allowed: Mutex<AllowedObjects>,
 }
 
-/// Versions of objects that the origin allowed, and when. They are known by two hashes that nobody can
-/// foresee.
-struct AllowedObjects {
-    hashers: [RandomState; 2],
-    at: LruCache<[u64; 2], Instant>,
-}
-
-impl AllowedObjects {
-    fn new() -> Self {
-        // Room is made as it is needed.
-        Self { hashers: [RandomState::new(), RandomState::new()], at: LruCache::unbounded() }
-    }
-
-    fn name(&self, shown: &VersionKey) -> [u64; 2] {
-        let named = (&*shown.key, &shown.version);
-        self.hashers.each_ref().map(|hasher| hasher.hash_one(named))
-    }
-
-    fn allow(&mut self, shown: &VersionKey) {
-        self.at.put(self.name(shown), Instant::now());
-        if self.at.len() > REMEMBERED {
-            self.at.pop_lru();
-        }
-    }
-
-    fn allowed_at(&mut self, shown: &VersionKey) -> Option<Instant> {
-        self.at.get(&self.name(shown)).copied()
-    }
-
-    fn forget(&mut self, shown: &VersionKey) {
-        self.at.pop(&self.name(shown));
-    }
-}
-
 impl Access {
     /// Of a mount whose credentials were proven just now. What they were named before is added to
     /// the settings.
-    pub(super) fn new(
-        may: &MayBlock,
+    pub(super) async fn new(
         settings: &mut AccessSettings,
-        cache: &NodeCache,
+        engine: &Engine,
         bucket: &BucketId,
     ) -> Self {
         let replaces: Vec<String> = settings.formerly.iter().cloned().collect();
         let former: Vec<String> = settings.former.iter().chain(&replaces).cloned().collect();
-        let signer = Signer { identity: &settings.identity, former: &former, replaces: &replaces };
-        let tenancy = cache.enter(may, bucket, &signer);
+        let signer = Signer { identity: settings.identity.clone(), former, replaces };
+        let tenancy = engine.cache.enter(bucket, signer).await;
         settings.former.clone_from(&tenancy.former);
         Self {
             each_object: settings.each_object,
@@ -109,29 +68,28 @@ impl Access {
             narrowed: AtomicBool::new(false),
             due: Mutex::new(Instant::now() + Duration::from_secs(settings.lifetime_s)),
             replaced: Mutex::new(None),
-            allowed: Mutex::new(AllowedObjects::new()),
+            allowed: Mutex::new(AllowedObjects::new(&engine.permissions)),
         }
     }
 
     /// Other credentials, of this identity, are used from now on in place of those before: what the
     /// origin allowed those is forgotten.
-    pub(super) fn replace(
+    pub(super) async fn replace(
         &self,
-        may: &MayBlock,
         cache: &NodeCache,
         bucket: &BucketId,
         access: &AccessSettings,
     ) {
-        let mut tenancy = self.tenancy.lock().unwrap_or_else(PoisonError::into_inner);
         // The identity before is that of other mounts alone.
-        let before = tenancy.take().map(|tenancy| tenancy.identity().to_owned());
+        let before = self.tenancy().take().map(|tenancy| tenancy.identity().to_owned());
         let replaces: Vec<String> = before.into_iter().chain(access.formerly.clone()).collect();
-        let signer =
-            Signer { identity: &access.identity, former: &access.former, replaces: &replaces };
-        *tenancy = Some(cache.enter(may, bucket, &signer));
+        let former = access.former.clone();
+        let signer = Signer { identity: access.identity.clone(), former, replaces };
+        let tenancy = cache.enter(bucket, signer).await;
+        *self.tenancy() = Some(tenancy);
         *self.replaced.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         self.narrowed.store(false, Ordering::Relaxed);
-        self.allowed().at.clear();
+        self.allowed().clear();
     }
 
     /// What must be done before what is cached of this version is shown. `ttl` is the lifetime of
@@ -184,7 +142,7 @@ impl Access {
     /// from now on.
     pub(super) fn narrow(&self) {
         self.narrowed.store(true, Ordering::Relaxed);
-        self.allowed().at.clear();
+        self.allowed().clear();
     }
 
     fn is_settling(&self) -> bool {
@@ -217,34 +175,15 @@ impl Access {
         *self.due() = Instant::now() + self.lifetime.min(AGAIN);
     }
 
+    fn tenancy(&self) -> MutexGuard<'_, Option<Tenancy>> {
+        self.tenancy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn due(&self) -> MutexGuard<'_, Instant> {
         self.due.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn allowed(&self) -> MutexGuard<'_, AllowedObjects> {
         self.allowed.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::version::{ETag, Version};
-
-    #[test]
-    fn a_bounded_number_of_permissions_is_remembered_however_long_the_keys() {
-        let mut allowed = AllowedObjects::new();
-        let key = |n: usize| VersionKey {
-            bucket: BucketId::new("http://s3", "b"),
-            key: format!("{n}{}", "x".repeat(1000)).into(),
-            version: Version { etag: ETag::new("e").unwrap(), size: 1 },
-        };
-        (0..REMEMBERED + 10).for_each(|n| allowed.allow(&key(n)));
-        assert_eq!(allowed.at.len(), REMEMBERED);
-        assert!(allowed.allowed_at(&key(9)).is_none());
-        assert!(allowed.allowed_at(&key(10)).is_some());
-        assert!(allowed.allowed_at(&key(REMEMBERED + 10)).is_none(), "never asked for");
-        allowed.forget(&key(10));
-        assert!(allowed.allowed_at(&key(10)).is_none());
     }
 }

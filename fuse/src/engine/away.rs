@@ -23,7 +23,7 @@ impl Engine {
     /// has used the bucket, and what the origin listed to it of the prefix, within 30 days and not
     /// refused since, is kept. Reads the index.
     pub async fn can_begin_away(&self, bucket: &BucketId, names: &NamespaceSettings) -> bool {
-        self.cache.at_main(|may| kept::is_allowed(may, &self.cache, bucket, names)).await
+        kept::is_allowed(&self.cache, bucket, names).await
     }
 
     /// Notes what the origin said to somebody who was about to mount: whom it refuses may not begin
@@ -34,7 +34,7 @@ impl Engine {
         names: &NamespaceSettings,
         error: &OriginError,
     ) {
-        self.cache.at_main(|may| kept::note_refusal(may, &self.cache, bucket, names, error)).await;
+        kept::note_refusal(&self.cache, bucket, names, error).await;
     }
 }
 

@@ -65,6 +65,7 @@ pub struct Handles {
 impl Handles {
     /// None yet; the numbers that it gives are above `first`. They count towards `memory`.
     pub fn new(first: u64, memory: Arc<NameMemory>) -> Self {
+        memory.mount_begins();
         Self { next: AtomicU64::new(first >> 1), open: RwLock::default(), memory }
     }
 
@@ -135,5 +136,21 @@ impl Handles {
 impl Drop for Handles {
     fn drop(&mut self) {
         self.memory.give_handles_back(self.len());
+        self.memory.mount_ends();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_mounts_may_each_have_few_handles_where_others_have_many() {
+        let memory = NameMemory::new(0);
+        (0..1000).for_each(|_| memory.take_handle());
+        let mounts: Vec<_> = (0..1000).map(|_| Handles::new(0, memory.clone())).collect();
+        assert!(memory.has_room_for_handle(63) && !memory.has_room_for_handle(64));
+        drop(mounts);
+        assert!(memory.has_room_for_handle(64));
     }
 }

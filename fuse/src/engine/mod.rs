@@ -7,6 +7,7 @@
 mod access;
 mod admission;
 mod ahead;
+mod allowed;
 mod away;
 pub mod backing;
 pub mod end;
@@ -45,6 +46,7 @@ use crate::origin::s3::{answers_held, limit_answers};
 use crate::read::Reader;
 use crate::write::draft::LiveUploads;
 use crate::write::leftovers::Leftovers;
+use allowed::Permissions;
 use owner::Processes;
 use verdicts::KeptVerdicts;
 
@@ -73,6 +75,8 @@ pub struct Engine {
     pub(crate) verdicts: Arc<dyn Verdicts>,
     /// What this run sends by parts.
     pub(crate) live_uploads: Arc<LiveUploads>,
+    /// What its mounts remember of what origins have allowed.
+    pub(crate) permissions: Arc<Permissions>,
 }
 
 impl Engine {
@@ -117,6 +121,7 @@ impl Engine {
             leftovers,
             verdicts,
             live_uploads: Arc::default(),
+            permissions: Arc::default(),
         }))
     }
 

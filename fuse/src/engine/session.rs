@@ -94,16 +94,15 @@ pub struct Entry {
 }
 
 impl Session {
-    /// A mount of what `origin` holds. Uploads that an earlier run left are aborted in the
-    /// background.
-    pub fn new(
-        may: &MayBlock,
+    /// A mount of what `origin` holds, for a tenant, whose name is empty where there is no other one.
+    /// Uploads that an earlier run left are aborted in the background.
+    pub async fn new(
         engine: Arc<Engine>,
         origin: Arc<dyn Origin>,
         mut settings: SessionSettings,
+        tenant: &str,
     ) -> Arc<Self> {
-        let access =
-            Access::new(may, &mut settings.names.access, &engine.cache, origin.bucket_id());
+        let access = Access::new(&mut settings.names.access, &engine, origin.bucket_id()).await;
         let hidden = HiddenKeys::new(engine.metrics.clone());
         let verdicts = engine.verdicts.clone();
         let owner = Owner {
@@ -123,6 +122,7 @@ impl Session {
             engine.runtime.clone(),
             settings.write_part,
             live,
+            engine.cache.share(tenant),
         );
         let handles = Handles::new(settings.names.first_ino, engine.name_memory.clone());
         let lane = engine.reader.lane(names.bucket());
@@ -458,8 +458,8 @@ impl Session {
 
     /// Notes that the origin is asked with other credentials from now on, which have replaced those
     /// before.
-    pub fn credentials_changed(&self, may: &MayBlock, access: &AccessSettings) {
-        self.access.replace(may, &self.engine.cache, self.names.bucket(), access);
+    pub async fn credentials_changed(&self, access: &AccessSettings) {
+        self.access.replace(&self.engine.cache, self.names.bucket(), access).await;
     }
 }
 

@@ -138,16 +138,27 @@ fn note_account_refused(cache: &NodeCache, bucket: &BucketId, identity: &str, er
 /// Whether the origin's last word, as far as it is known here, is that these very credentials may
 /// see what such a mount shows: its names are kept, as the origin listed them to this identity, or to
 /// one that it has replaced, within 30 days.
-pub(crate) fn is_allowed(
-    may: &MayBlock,
+pub(crate) async fn is_allowed(
     cache: &NodeCache,
     bucket: &BucketId,
     settings: &NamespaceSettings,
 ) -> bool {
     let identity = &settings.access.identity;
     // Not what the settings say of earlier names: those were not proven.
-    let Some(former) = cache.former_of(may, bucket, identity) else { return false };
+    let Some(former) = cache.former_of(bucket, identity).await else { return false };
     let names: Vec<&String> = [identity].into_iter().chain(&former).collect();
+    let prefix = settings.prefix.as_str();
+    cache.at_main(|may| is_listed_to(may, cache, bucket, &names, prefix)).await
+}
+
+/// Whether what is kept says so of one who has these names.
+fn is_listed_to(
+    may: &MayBlock,
+    cache: &NodeCache,
+    bucket: &BucketId,
+    names: &[&String],
+    prefix: &str,
+) -> bool {
     let marked = |mark: Mark| {
         let rows = names.iter().filter_map(|name| mark.row(may, cache, bucket, name));
         rows.map(|row| row.fetched_ms).max()
@@ -159,8 +170,8 @@ pub(crate) fn is_allowed(
     let allows = |row: ListingRow| {
         listing::age(&row) < PROOF_MAX && refused.is_none_or(|at| at < row.fetched_ms)
     };
-    let listed = |name| cache.listing(may, &kept_name(name, bucket, settings.prefix.as_str()));
-    names.into_iter().any(|name| listed(name).is_some_and(allows))
+    let listed = |name| cache.listing(may, &kept_name(name, bucket, prefix));
+    names.iter().any(|name| listed(name).is_some_and(allows))
 }
 
 /// Notes what the origin said when it was asked for one object, of all that somebody brought.
@@ -184,8 +195,7 @@ pub(crate) fn note_proof(
 
 /// Notes what the origin said to somebody who was about to mount: where it refused him, what it
 /// allowed him before proves nothing any more.
-pub(crate) fn note_refusal(
-    may: &MayBlock,
+pub(crate) async fn note_refusal(
     cache: &NodeCache,
     bucket: &BucketId,
     settings: &NamespaceSettings,
@@ -195,7 +205,7 @@ pub(crate) fn note_refusal(
         return;
     }
     let identity = &settings.access.identity;
-    let former = cache.former_of(may, bucket, identity).unwrap_or_default();
+    let former = cache.former_of(bucket, identity).await.unwrap_or_default();
     for name in [identity].into_iter().chain(&former) {
         cache.put_listing(kept_name(name, bucket, settings.prefix.as_str()), None);
     }
@@ -215,6 +225,7 @@ mod tests {
     struct Stage {
         cache: Arc<NodeCache>,
         bucket: BucketId,
+        runtime: tokio::runtime::Runtime,
         _folder: tempfile::TempDir,
     }
 
@@ -223,12 +234,14 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let settings = CacheSettings::one(folder.path(), u64::MAX, 0);
             let cache = NodeCache::open(MAY, &settings, Arc::new(Metrics::new().unwrap())).unwrap();
-            Self { cache, bucket: BucketId::new("http://s3", "b"), _folder: folder }
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            Self { cache, bucket: BucketId::new("http://s3", "b"), runtime, _folder: folder }
         }
 
         fn enter(&self, identity: &str, replaces: &[String]) {
-            let signer = Signer { identity, former: replaces, replaces };
-            drop(self.cache.enter(MAY, &self.bucket, &signer));
+            let (identity, replaces) = (identity.to_owned(), replaces.to_owned());
+            let signer = Signer { identity, former: replaces.clone(), replaces };
+            drop(self.runtime.block_on(self.cache.enter(&self.bucket, signer)));
         }
 
         /// The origin lists the root to somebody, so many milliseconds before now.
@@ -240,7 +253,12 @@ mod tests {
 
         fn refuse(&self, identity: &str, code: &str) {
             let error = OriginError::Denied(code.to_owned());
-            note_refusal(MAY, &self.cache, &self.bucket, &of(identity), &error);
+            self.refuse_for(&of(identity), &error);
+        }
+
+        fn refuse_for(&self, settings: &NamespaceSettings, error: &OriginError) {
+            let noted = note_refusal(&self.cache, &self.bucket, settings, error);
+            self.runtime.block_on(noted);
         }
 
         fn prove(&self, identity: &str, proof: Result<(), OriginError>) {
@@ -248,7 +266,11 @@ mod tests {
         }
 
         fn allows(&self, identity: &str) -> bool {
-            is_allowed(MAY, &self.cache, &self.bucket, &of(identity))
+            self.allows_to(&of(identity))
+        }
+
+        fn allows_to(&self, settings: &NamespaceSettings) -> bool {
+            self.runtime.block_on(is_allowed(&self.cache, &self.bucket, settings))
         }
     }
 
@@ -267,7 +289,7 @@ mod tests {
         stage.enter("two", &[]);
         assert!(!stage.allows("two"), "it was listed to somebody else");
         let below = NamespaceSettings { prefix: DirPrefix::parse("p").unwrap(), ..of("one") };
-        assert!(!is_allowed(MAY, &stage.cache, &stage.bucket, &below), "that is another prefix");
+        assert!(!stage.allows_to(&below), "that is another prefix");
         stage.list("one", 31 * DAY_MS);
         assert!(!stage.allows("one"), "that was long ago");
         stage.list("one", 29 * DAY_MS);
@@ -282,7 +304,7 @@ mod tests {
         let mut claims = of("two");
         claims.access.former = vec!["one".to_owned()];
         claims.access.formerly = Some("one".to_owned());
-        assert!(!is_allowed(MAY, &stage.cache, &stage.bucket, &claims));
+        assert!(!stage.allows_to(&claims));
         stage.enter("two", &["one".to_owned()]);
         assert!(stage.allows("two"));
         assert!(!stage.allows("one"), "his keys were replaced");
@@ -301,7 +323,7 @@ mod tests {
         // The credentials as such, with whatever was listed to them before.
         let below = NamespaceSettings { prefix: DirPrefix::parse("p").unwrap(), ..of("one") };
         let error = OriginError::Denied("InvalidAccessKeyId".into());
-        note_refusal(MAY, &stage.cache, &stage.bucket, &below, &error);
+        stage.refuse_for(&below, &error);
         stage.list("one", 1000);
         assert!(!stage.allows("one"));
         stage.list("one", -1000);

@@ -24,8 +24,11 @@ pub(super) const DIR_BYTES: u64 = 768;
 pub(super) const NODE_BYTES: u64 = 320;
 /// What an open descriptor takes: itself, how it is served, and what is known of the bytes.
 const HANDLE_BYTES: u64 = 1024;
-/// Descriptors that a mount may always have.
+/// Descriptors that a mount may always have, while there are few mounts, and however many there are.
 const HANDLES_MIN: u64 = 1024;
+const HANDLES_LEAST: u64 = 64;
+/// What all mounts may always have, but for the least that each may.
+const HANDLES_ALL_MIN: u64 = 16 * HANDLES_MIN;
 /// What a name takes in a snapshot that an open descriptor goes through.
 pub(super) const SNAPSHOT_BYTES: u64 = 80;
 
@@ -41,6 +44,8 @@ pub struct NameMemory {
     nodes: AtomicU64,
     /// Open descriptors alone.
     handles: AtomicU64,
+    /// Who may have some.
+    mounts: AtomicU64,
     /// Beyond so many names are given up at once; above the limit where a look found too few.
     due: AtomicU64,
     started: Instant,
@@ -59,6 +64,7 @@ impl NameMemory {
             used: AtomicU64::new(0),
             nodes: AtomicU64::new(0),
             handles: AtomicU64::new(0),
+            mounts: AtomicU64::new(0),
             due: AtomicU64::new(total),
             started: Instant::now(),
             looked: AtomicU64::new(0),
@@ -117,12 +123,28 @@ impl NameMemory {
         self.used.fetch_sub(NODE_BYTES, Ordering::Relaxed);
     }
 
+    /// Counts a mount, that may have descriptors.
+    pub(crate) fn mount_begins(&self) {
+        self.mounts.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts it no longer.
+    pub(crate) fn mount_ends(&self) {
+        self.mounts.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Descriptors that each mount may have in any case.
+    fn handles_min(&self) -> u64 {
+        let mounts = self.mounts.load(Ordering::Relaxed).max(1);
+        (HANDLES_ALL_MIN / mounts).clamp(HANDLES_LEAST, HANDLES_MIN)
+    }
+
     /// Whether a mount that has `count` descriptors open may have one more: all mounts together have
     /// half of the limit for them, and one a quarter.
     pub(crate) fn has_room_for_handle(&self, count: usize) -> bool {
         let own = (count as u64).saturating_add(1);
         let all = self.handles.load(Ordering::Relaxed) + HANDLE_BYTES;
-        own <= HANDLES_MIN || own * HANDLE_BYTES <= self.total / 4 && all <= self.total / 2
+        own <= self.handles_min() || own * HANDLE_BYTES <= self.total / 4 && all <= self.total / 2
     }
 
     /// Counts a descriptor that is open from now on.
@@ -271,6 +293,29 @@ mod tests {
         assert_eq!(open(HANDLES_MIN as usize), most - HANDLES_MIN as usize);
         memory.give_handles_back(most);
         assert_eq!(memory.used(), 0);
+    }
+
+    #[test]
+    fn what_mounts_may_open_in_any_case_is_little_where_they_are_many() {
+        let memory = NameMemory::new(0);
+        let open = || {
+            let more = (0..).take_while(|count| memory.has_room_for_handle(*count));
+            more.inspect(|_| memory.take_handle()).count()
+        };
+        let mut opened = 0;
+        for mounts in 1..=1000 {
+            memory.mount_begins();
+            let more = open();
+            let min = (HANDLES_ALL_MIN / mounts).clamp(HANDLES_LEAST, HANDLES_MIN);
+            assert_eq!(more as u64, min, "{mounts}");
+            opened += more;
+        }
+        memory.give_handles_back(opened);
+        let all: usize = (0..1000).map(|_| open()).sum();
+        let half = memory.total() / 2 / HANDLE_BYTES;
+        assert!(all as u64 <= half + 1000 * HANDLES_LEAST, "{all}");
+        (0..1000).for_each(|_| memory.mount_ends());
+        assert_eq!(memory.handles_min(), HANDLES_MIN);
     }
 
     #[test]

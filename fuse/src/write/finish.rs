@@ -115,7 +115,8 @@ impl Writer {
         let cause = &*cause.to_string();
         self.metrics.lost_closes.inc();
         let bucket = self.names.bucket().as_str();
-        let lost = LostRow::new(bucket, &draft.key(), cause, draft.size());
+        let tenant = self.share.tenant().to_owned();
+        let lost = LostRow { tenant, ..LostRow::new(bucket, &draft.key(), cause, draft.size()) };
         match self.names.cache.keep_lost(may, draft.path(), &lost) {
             Ok(kept) => tracing::error!(
                 key = %LoggedName(&lost.key), cause, kept = %kept.display(),

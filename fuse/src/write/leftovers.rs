@@ -165,7 +165,8 @@ fn keep_bytes(may: &MayBlock, cache: &NodeCache, leftover: &Leftover) {
     }
     let bucket = leftover.owner.as_ref().map_or("", |owner| &owner.bucket);
     let cause = "the process that wrote it ended before it was closed";
-    let row = LostRow::new(bucket, &leftover.key, cause, size);
+    let tenant = leftover.tenant.clone();
+    let row = LostRow { tenant, ..LostRow::new(bucket, &leftover.key, cause, size) };
     match cache.keep_lost(may, &leftover.staging, &row) {
         Ok(kept) => tracing::warn!(
             key = %LoggedName(&leftover.key), kept = %kept.display(),

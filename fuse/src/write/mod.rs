@@ -65,15 +65,16 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// `part_bytes` is the size of the first parts of an upload; `live` knows those of all mounts.
+    /// `part_bytes` is the size of the first parts of an upload; `live` knows those of all mounts; `share`
+    /// is what it may take of the cache's disks.
     pub fn new(
         names: Arc<Namespace>,
         metrics: Arc<Metrics>,
         runtime: Handle,
         part_bytes: u64,
         live: Arc<LiveUploads>,
+        share: Arc<Share>,
     ) -> Arc<Self> {
-        let share = names.cache.share();
         Arc::new(Self {
             names,
             metrics,
@@ -104,7 +105,7 @@ impl Writer {
     /// What the cache disk reports; ENOSPC while `lost/` is full: what could not be stored is then
     /// more than anybody looks after.
     pub async fn stage(&self, preference: &[u8]) -> Result<StagingFile, WriteError> {
-        if self.names.cache.lost_is_full(self.names.bucket()).await {
+        if self.names.cache.lost_is_full(&self.share, self.names.bucket()).await {
             tracing::error!(
                 "no file is written while lost/ holds as much as --lost-max allows: see what is \
                  there with `weir lost list`, then `weir lost restore` or `weir lost rm`"
@@ -162,7 +163,8 @@ impl Writer {
     }
 
     fn author(&self) -> Author {
-        Author { owner: self.owner(), mount: self.names.settings.mount.clone() }
+        let mount = self.names.settings.mount.clone();
+        Author { owner: self.owner(), mount, tenant: self.share.tenant().to_owned() }
     }
 
     /// The record of a rename of these objects: what is moved, where to, what it replaces there.

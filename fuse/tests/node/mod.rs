@@ -135,7 +135,9 @@ impl Node {
             write_part: 5 << 20,
         };
         let engine = self.engine.clone();
-        off_task(|may| Session::new(may, engine, origin, settings))
+        let runtime = tokio::runtime::Handle::current();
+        let make = || runtime.block_on(Session::new(engine, origin, settings, ""));
+        std::thread::scope(|scope| scope.spawn(make).join().unwrap())
     }
 
     /// A mount whose origin misbehaves on command.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
 use weir_fuse::adapter::{self, MountOptions, Mounted, mount as fuse_mount};
-use weir_fuse::blocking::{MayBlock, aside, beside, in_place};
+use weir_fuse::blocking::{MayBlock, beside, in_place};
 use weir_fuse::cache::NodeCache;
 use weir_fuse::engine::owner::Proc;
 use weir_fuse::engine::{Engine, Session};
@@ -230,8 +230,8 @@ async fn begin(
         policy: config.policy,
     };
     let start = wanted.start(std::future::ready(looked)).await?;
-    let (served, settings) = (origin.clone(), config.session.clone());
-    let session = aside(move |may| Session::new(may, engine, served, settings)).await;
+    // There is no other tenant.
+    let session = Session::new(engine, origin.clone(), config.session.clone(), "").await;
     if let Start::Away(error) = start {
         tracing::warn!(%error, "the origin is away; beginning with what is cached");
         session.begin_away(preflight::answer(origin, names.prefix.clone()));

@@ -16,7 +16,7 @@ use weir_fuse::adapter::{self, Door, Handshake};
 use weir_fuse::blocking::{MayBlock, WaitingThreads, aside, aside_for_mounts};
 use weir_fuse::cache::{Held, Preference};
 use weir_fuse::engine::end::UnstoredFile;
-use weir_fuse::engine::{Engine, Session, SessionSettings};
+use weir_fuse::engine::{Engine, Session};
 use weir_fuse::model::version::BucketId;
 use weir_fuse::namespace::first_ino;
 use weir_fuse::origin::Origin;
@@ -143,7 +143,9 @@ impl Maker {
         let mut session = settings.session.clone();
         session.names.mount = format!("{:032x}", rand::random::<u128>());
         let mount = session.names.mount.clone();
-        let session = self.session(origin.clone(), session).await;
+        let tenant = tenant([&volume.subject], settings);
+        let engine = self.engine.clone();
+        let session = Session::new(engine, origin.clone(), session, &tenant).await;
         if let Start::Away(error) = start {
             tracing::warn!(session = id, %error, "the origin is away; beginning with what is cached");
             remote.last.failed(error);
@@ -200,7 +202,9 @@ impl Maker {
         let mut session = settings.session.clone();
         session.names.first_ino = first_ino(generation);
         session.names.mount.clone_from(&record.mount);
-        let session = self.session(origin, session).await;
+        let subjects = record.targets.values().map(|published| &published.subject);
+        let tenant = tenant(subjects, settings);
+        let session = Session::new(self.engine.clone(), origin, session, &tenant).await;
         let before = Some(record.handshake.clone());
         let number = record.device.clone();
         let keys = remote.rotating.keys();
@@ -218,11 +222,6 @@ impl Maker {
         service
             .and_then(|service| Self::served(id, service, device, generation, record))
             .map_err(internal)
-    }
-
-    async fn session(&self, origin: Arc<dyn Origin>, settings: SessionSettings) -> Arc<Session> {
-        let engine = self.engine.clone();
-        aside(move |may| Session::new(may, engine, origin, settings)).await
     }
 
     /// Begins to take a session's requests.
@@ -279,6 +278,14 @@ impl Maker {
         })?;
         Ok(served)
     }
+}
+
+/// With whom a session shares what it may take of the cache: the namespace of its pods or, where none is
+/// known, who has the same credentials.
+fn tenant<'a>(subjects: impl IntoIterator<Item = &'a Subject>, settings: &Settings) -> String {
+    let mut namespaces = subjects.into_iter().map(|subject| &subject.namespace);
+    let namespace = namespaces.find(|namespace| !namespace.is_empty());
+    namespace.unwrap_or(&settings.session.names.access.identity).clone()
 }
 
 impl Served {
@@ -350,8 +357,7 @@ impl Served {
             .await
             .map_err(|unfit| failed(unfit.explain(&settings.s3)))?;
         rotating.replace(volume.credentials.clone());
-        let (session, now) = (self.session.clone(), access.clone());
-        aside(move |may| session.credentials_changed(may, &now)).await;
+        self.session.credentials_changed(&access).await;
         self.record().settings.session.names.access = access;
         Ok(true)
     }
@@ -461,5 +467,20 @@ impl Live for Served {
 
     fn has_ended(&self) -> bool {
         *self.ended.borrow()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_of_a_namespace_are_one_tenant_and_without_one_who_has_the_same_credentials() {
+        let of = |namespace: &str| Subject { namespace: namespace.into(), ..Subject::default() };
+        let mut settings = Settings::default();
+        settings.session.names.access.identity = "driver 1".into();
+        assert_eq!(tenant([&of("a"), &of("b")], &settings), "a");
+        assert_eq!(tenant([&of(""), &of("b")], &settings), "b");
+        assert_eq!(tenant([&of("")], &settings), "driver 1");
     }
 }

@@ -5,9 +5,13 @@ use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use weir_fuse::blocking::in_place;
+use tokio::time::timeout;
+use weir_fuse::blocking::{aside, in_place};
 use weir_fuse::engine::Session;
 use weir_fuse::engine::open::OpenRequest;
+use weir_fuse::namespace::AccessSettings;
+use weir_fuse::origin::OriginError;
+use weir_fuse::origin::faulty::{Fault, Op};
 use weir_fuse::origin::memory::MemoryOrigin;
 use weir_tests::bucket::{Bucket, Server};
 use weir_tests::cached::objects;
@@ -230,6 +234,47 @@ fn a_disk_that_does_not_answer_keeps_nobody_from_another_of_its_node() {
     }
     assert_eq!(node.engine.cache.problem(), None);
     drop((stuck, well));
+    node.close();
+}
+
+/// More mounts begin than there are turns, or threads that wait, while a disk does not take what it is
+/// told of them.
+#[test]
+fn a_disk_that_does_not_answer_keeps_no_mount_from_beginning() {
+    let (hanging, healthy) = (FailingDisk::new(), cache_dir());
+    let bad = hanging.path().join("cache");
+    let node = Node::on_disks(&[&bad, healthy.path()], memory(&["a"]), NodeSettings::default());
+    let well = node.session();
+    well.prefer(Arc::new([0, 4]));
+    assert!(read(&well, "a") == random_bytes(0, MIB));
+    eventually("it is stored", || bytes_in(healthy.path()) == 1 << 20);
+    hanging.hang_syncs(true);
+    let begin = |n: usize| {
+        let access = AccessSettings { identity: n.to_string(), ..AccessSettings::default() };
+        runtime().spawn(node.begin(node.faulty.clone(), access))
+    };
+    let patience = Duration::from_secs(60);
+    let begun: Vec<_> = (0..40).map(begin).collect();
+    let begun: Vec<_> = begun
+        .into_iter()
+        .map_while(|begins| runtime().block_on(async { timeout(patience, begins).await.ok() }))
+        .map(Result::unwrap)
+        .collect();
+    let waits = runtime().block_on(async { timeout(patience, aside(|_| ())).await.is_err() });
+    let fetched = node.engine.metrics.fetched_bytes.get();
+    // Each may use what the other disk holds, if the origin allows him.
+    let refused = begun.iter().all(|session| {
+        session.prefer(Arc::new([0, 4]));
+        let ino = runtime().block_on(session.lookup(ROOT, "a")).unwrap().attr.ino;
+        node.faulty.inject_once(Op::Get, Fault::Fail(OriginError::Denied("AccessDenied".into())));
+        runtime().block_on(session.open(ino, &OpenRequest::default())).is_err()
+    });
+    let read = begun.iter().all(|session| read(session, "a") == random_bytes(0, MIB));
+    let fetched = node.engine.metrics.fetched_bytes.get() - fetched;
+    hanging.hang_syncs(false);
+    assert_eq!((begun.len(), waits, refused, read), (40, false, true, true));
+    assert!(fetched < MIB as u64, "{fetched} bytes beyond those of questions");
+    drop((begun, well));
     node.close();
 }
 

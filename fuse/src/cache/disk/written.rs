@@ -14,7 +14,6 @@ use crate::cache::lost::{self, LostRow};
 use crate::cache::share::Share;
 use crate::cache::staging::StagingFile;
 use crate::cache::version::CachedVersion;
-use crate::model::version::BucketId;
 
 /// How often what is in `lost/` is counted for those who cannot write because it is full.
 const COUNT_EVERY: Duration = Duration::from_secs(2);
@@ -55,7 +54,7 @@ impl DiskCache {
         row: &LostRow,
     ) -> io::Result<PathBuf> {
         let kept = lost::keep(may, &self.shared.dir, self.new_id(), path, row)?;
-        self.shared.space.add_lost(&row.bucket, row.size);
+        self.shared.space.add_lost(row.whose(), row.size);
         self.note_use();
         Ok(kept)
     }
@@ -65,15 +64,10 @@ impl DiskCache {
         lost::list(may, &self.shared.dir)
     }
 
-    /// Whether `lost/` holds as much as it is meant to of `bucket`, which may have half of it where
-    /// there are `others`, or of all.
-    pub(in crate::cache) fn lost_is_full(
-        &self,
-        may: &MayBlock,
-        bucket: &BucketId,
-        others: bool,
-    ) -> bool {
-        let is_full = || self.shared.space.lost_is_full(bucket.as_str(), others);
+    /// Whether `lost/` holds as much as it is meant to for those whose this is ([`LostRow::whose`]),
+    /// among `others`.
+    pub(in crate::cache) fn lost_is_full(&self, may: &MayBlock, whose: &str, others: bool) -> bool {
+        let is_full = || self.shared.space.lost_is_full(whose, others);
         if !is_full() {
             return false;
         }

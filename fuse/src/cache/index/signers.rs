@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use redb::{
-    Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
-};
+use redb::{Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 
 use super::{Index, encode, logged, quick_write};
 use crate::blocking::MayBlock;
@@ -23,14 +21,14 @@ const EXACT: Duration = Duration::from_secs(3600);
 pub const FORMER_MAX: usize = 32;
 
 /// Somebody who begins to use a bucket.
-#[derive(Clone, Copy)]
-pub struct Signer<'a> {
+#[derive(Clone, Default, Debug)]
+pub struct Signer {
     /// Names his credentials.
-    pub identity: &'a str,
+    pub identity: String,
     /// What he was known as before.
-    pub former: &'a [String],
+    pub former: Vec<String>,
     /// Identities whose rows are his from now on: he has taken their place.
-    pub replaces: &'a [String],
+    pub replaces: Vec<String>,
 }
 
 /// How he stands among those who use it.
@@ -62,7 +60,7 @@ impl Index {
         &self,
         _: &MayBlock,
         bucket: &str,
-        signer: &Signer<'_>,
+        signer: &Signer,
         now: u64,
         lives: impl Fn(&str) -> bool,
     ) -> Standing {
@@ -84,50 +82,86 @@ impl Index {
     fn try_enter(
         &self,
         bucket: &str,
-        signer: &Signer<'_>,
+        signer: &Signer,
         now: u64,
         lives: impl Fn(&str) -> bool,
     ) -> Result<Standing, redb::Error> {
         self.with(|db| {
-            let mut rows = rows_of(db, bucket)?;
-            let before = rows.extract_if(.., |(name, _)| name == signer.identity).next();
-            let before = before.map(|(_, row)| row);
-            let ended = |row: &SignerRow| now.saturating_sub(row.used_s) > EXPIRY.as_secs();
-            let goes = |(name, row): &mut (String, SignerRow)| {
-                !lives(name) && (ended(row) || signer.replaces.contains(name))
-            };
-            let gone: Vec<_> = rows.extract_if(.., goes).collect();
-            let replaced = gone.iter().filter(|(name, _)| signer.replaces.contains(name));
-            let inherited = replaced.flat_map(|(_, row)| &row.former);
-            let known = before.iter().flat_map(|row| &row.former);
-            let names = signer.former.iter().chain(inherited).chain(known);
-            let own = SignerRow { used_s: now, former: former(names, signer.identity) };
-            let is_known = before.as_ref().is_some_and(|row| row.former == own.former);
-            let is_recent =
-                before.is_some_and(|row| now.saturating_sub(row.used_s) < EXACT.as_secs());
-            if !is_known || !is_recent || !gone.is_empty() {
-                let mut txn = quick_write(db)?;
-                if is_known && gone.is_empty() {
-                    // A node that starts has hundreds of them, and nobody is to wait for each.
-                    txn.set_durability(Durability::None)?;
-                }
-                {
-                    let mut table = txn.open_table(SIGNERS)?;
-                    for (name, _) in &gone {
-                        table.remove((bucket, name.as_str()))?;
-                    }
-                    table.insert((bucket, signer.identity), encode(&own)?.as_slice())?;
-                }
-                txn.commit()?;
+            let rows = rows_of(&db.begin_read()?.open_table(SIGNERS)?, bucket)?;
+            let noted = Entry::among(rows, signer, now, &lives);
+            if noted.is_known && noted.is_recent && noted.gone.is_empty() {
+                return Ok(noted.standing());
             }
-            Ok(Standing { alone: rows.is_empty(), former: own.former })
+            let mut txn = quick_write(db)?;
+            let entry = {
+                let mut table = txn.open_table(SIGNERS)?;
+                // Somebody may have come meanwhile: of two one knows of the other.
+                let entry = Entry::among(rows_of(&table, bucket)?, signer, now, &lives);
+                for name in &entry.gone {
+                    table.remove((bucket, name.as_str()))?;
+                }
+                table.insert((bucket, &*signer.identity), encode(&entry.own)?.as_slice())?;
+                entry
+            };
+            if entry.is_known && entry.gone.is_empty() {
+                // A node that starts has hundreds of them, and nobody is to wait for each.
+                txn.set_durability(Durability::None)?;
+            }
+            txn.commit()?;
+            Ok(entry.standing())
         })
     }
 }
 
-fn rows_of(db: &Database, bucket: &str) -> Result<Vec<(String, SignerRow)>, redb::Error> {
+/// What becomes of the rows of a bucket that somebody begins to use.
+struct Entry {
+    own: SignerRow,
+    /// Of those who have ended, or were replaced.
+    gone: Vec<String>,
+    /// Whether somebody else stays.
+    others: bool,
+    is_known: bool,
+    is_recent: bool,
+}
+
+impl Entry {
+    fn among(
+        mut rows: Vec<(String, SignerRow)>,
+        signer: &Signer,
+        now: u64,
+        lives: impl Fn(&str) -> bool,
+    ) -> Self {
+        let before = rows.extract_if(.., |(name, _)| *name == signer.identity).next();
+        let before = before.map(|(_, row)| row);
+        let ended = |row: &SignerRow| now.saturating_sub(row.used_s) > EXPIRY.as_secs();
+        let goes = |(name, row): &mut (String, SignerRow)| {
+            !lives(name) && (ended(row) || signer.replaces.contains(name))
+        };
+        let gone: Vec<_> = rows.extract_if(.., goes).collect();
+        let replaced = gone.iter().filter(|(name, _)| signer.replaces.contains(name));
+        let inherited = replaced.flat_map(|(_, row)| &row.former);
+        let known = before.iter().flat_map(|row| &row.former);
+        let names = signer.former.iter().chain(inherited).chain(known);
+        let own = SignerRow { used_s: now, former: former(names, &signer.identity) };
+        Self {
+            is_known: before.as_ref().is_some_and(|row| row.former == own.former),
+            is_recent: before.is_some_and(|row| now.saturating_sub(row.used_s) < EXACT.as_secs()),
+            others: !rows.is_empty(),
+            gone: gone.into_iter().map(|(name, _)| name).collect(),
+            own,
+        }
+    }
+
+    fn standing(self) -> Standing {
+        Standing { alone: !self.others, former: self.own.former }
+    }
+}
+
+fn rows_of(
+    table: &impl ReadableTable<(&'static str, &'static str), &'static [u8]>,
+    bucket: &str,
+) -> Result<Vec<(String, SignerRow)>, redb::Error> {
     let mut rows = Vec::new();
-    let table = db.begin_read()?.open_table(SIGNERS)?;
     for row in table.range((bucket, "")..)? {
         let (key, value) = row?;
         let (of, name) = key.value();
@@ -168,7 +202,8 @@ mod tests {
 
     fn enter(index: &Index, identity: &str, replaces: &[&str], now: u64) -> Standing {
         let replaces: Vec<String> = replaces.iter().map(|name| (*name).to_owned()).collect();
-        let signer = Signer { identity, former: &replaces, replaces: &replaces };
+        let identity = identity.to_owned();
+        let signer = Signer { identity, former: replaces.clone(), replaces };
         index.enter(&MayBlock::own_thread(), "b", &signer, now, |name| name == "old")
     }
 
@@ -184,7 +219,7 @@ mod tests {
         assert_eq!(enter(&index, "one", &[], 0), alone(&[]));
         assert_eq!(enter(&index, "one", &[], 5), alone(&[]));
         // Of another bucket.
-        let other = Signer { identity: "two", former: &[], replaces: &[] };
+        let other = Signer { identity: "two".into(), ..Signer::default() };
         assert!(index.enter(&MayBlock::own_thread(), "bb", &other, 5, |_| false).alone);
         // Keys rotate.
         assert_eq!(enter(&index, "one'", &["one"], 10), alone(&["one"]));

@@ -21,6 +21,8 @@ pub struct Leftover {
     pub owner: Option<Owner>,
     /// The mount that it was written through; empty where no other engine serves that.
     pub mount: String,
+    /// Who wrote it; empty where that is not known.
+    pub tenant: String,
     /// The object's key; empty where it is not known.
     pub key: String,
     /// Handles that the kernel had of it, and that are not known to be closed.
@@ -55,6 +57,7 @@ impl Leftover {
             staging,
             owner: None,
             mount: String::new(),
+            tenant: String::new(),
             key: String::new(),
             handles: Vec::new(),
             clean: false,
@@ -80,6 +83,9 @@ impl Leftover {
         }
         if let Some(mount) = line.mount {
             self.mount = mount;
+        }
+        if let Some(tenant) = line.tenant {
+            self.tenant = tenant;
         }
         self.handles.extend(line.handle);
         self.handles.retain(|fh| Some(*fh) != line.closed);
@@ -166,7 +172,7 @@ mod tests {
     }
 
     fn author() -> Author {
-        Author { owner: owner(), mount: "m".into() }
+        Author { owner: owner(), mount: "m".into(), tenant: "ns".into() }
     }
 
     fn node() -> Arc<FileNode> {
@@ -194,7 +200,7 @@ mod tests {
         record.write(MAY);
         let found = read(&staging);
         assert_eq!((found.owner, &*found.key, found.handles), (Some(owner()), "k", vec![9, 11]));
-        assert_eq!(found.mount, "m");
+        assert_eq!((&*found.mount, &*found.tenant), ("m", "ns"));
         assert!(!found.clean && !found.unlinked && found.upload.is_none());
         record.beginning_upload(MAY, "k").unwrap();
         assert_eq!(read(&staging).upload.unwrap().id, None);

@@ -41,6 +41,8 @@ pub struct Author {
     /// Through which mount, by the name that it has for all engines that serve it; empty where no
     /// other one will.
     pub mount: String,
+    /// For whom; empty where there is one tenant only.
+    pub tenant: String,
 }
 
 #[derive(Serialize, Deserialize, Default)]
@@ -54,6 +56,8 @@ pub(super) struct Line {
     pub(super) identity: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) mount: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) tenant: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) key: Option<String>,
     /// What the origin must hold: a tag, empty for no object, absent where nothing is known.
@@ -174,6 +178,7 @@ impl Record {
                 notes.begun = true;
                 let head = Line {
                     mount: Some(self.author.mount.clone()).filter(|mount| !mount.is_empty()),
+                    tenant: Some(self.author.tenant.clone()).filter(|tenant| !tenant.is_empty()),
                     key: Some(node.key()),
                     seen: seen.to_tag(),
                     clean: Some(false),

@@ -112,7 +112,8 @@ impl Lab {
         let names = Namespace::new(origin, self.cache.clone(), memory, hidden, settings);
         let runtime = self.runtime.handle().clone();
         let (metrics, live) = (self.metrics.clone(), Arc::default());
-        let mut writer = Writer::new(names.clone(), metrics, runtime, BLOCK, live);
+        let share = self.cache.share("");
+        let mut writer = Writer::new(names.clone(), metrics, runtime, BLOCK, live, share);
         Arc::get_mut(&mut writer).unwrap().plan = PartPlan::of_blocks(1);
         Node { names, writer }
     }

@@ -94,7 +94,7 @@ impl Lab {
     }
 
     /// A session on a bucket of its own. Others change it: every name is asked for at each use.
-    fn session(&self) -> (Arc<MemoryOrigin>, Arc<Session>) {
+    async fn session(&self) -> (Arc<MemoryOrigin>, Arc<Session>) {
         let number = self.buckets.fetch_add(1, Ordering::Relaxed);
         let memory = Arc::new(MemoryOrigin::new(&format!("bucket-{number}")));
         let names = NamespaceSettings {
@@ -113,8 +113,7 @@ impl Lab {
             write_part: 5 << 20,
         };
         let (engine, origin) = (self.engine.clone(), memory.clone());
-        let make = || Session::new(&MayBlock::own_thread(), engine, origin, settings);
-        let session = std::thread::scope(|scope| scope.spawn(make).join().unwrap());
+        let session = Session::new(engine, origin, settings, "").await;
         session.connect_kernel(Arc::new(AnyKernel::default()));
         (memory, session)
     }
@@ -122,7 +121,7 @@ impl Lab {
 
 impl Bench {
     pub(super) async fn new(lab: &Lab, meets: (Name, Inode)) -> Self {
-        let (memory, session) = lab.session();
+        let (memory, session) = lab.session().await;
         let size = match meets.1 {
             Inode::Closed(size) | Inode::Streaming(size) => size,
             Inode::Passable | Inode::Cached => Size::Large,
