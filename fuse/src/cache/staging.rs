@@ -38,8 +38,8 @@ pub enum NoRoom {
     /// For this tenant.
     #[error(
         "the files that this volume and others of its tenant are writing would take more than their \
-         share of the cache's disk at {dir} (half, and three quarters with those of other tenants): \
-         write less at once or give a larger disk"
+         share of the cache's disk at {dir} (half, with those of other tenants three quarters, and \
+         alone all but a sixteenth): write less at once or give a larger disk"
     )]
     Share {
         /// The cache directory.

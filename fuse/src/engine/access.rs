@@ -80,6 +80,9 @@ impl Access {
         bucket: &BucketId,
         access: &AccessSettings,
     ) {
+        // First: what those before were allowed is shown to nobody while disks are waited for.
+        *self.replaced.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        self.narrow();
         // The identity before is that of other mounts alone.
         let before = self.tenancy().take().map(|tenancy| tenancy.identity().to_owned());
         let replaces: Vec<String> = before.into_iter().chain(access.formerly.clone()).collect();
@@ -87,9 +90,7 @@ impl Access {
         let signer = Signer { identity: access.identity.clone(), former, replaces };
         let tenancy = cache.enter(bucket, signer).await;
         *self.tenancy() = Some(tenancy);
-        *self.replaced.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         self.narrowed.store(false, Ordering::Relaxed);
-        self.allowed().clear();
     }
 
     /// What must be done before what is cached of this version is shown. `ttl` is the lifetime of

@@ -54,8 +54,8 @@ impl Session {
             if let Answer::Refused(error) = answer {
                 tracing::warn!(%error, "the origin answers, and refuses the credentials of a mount");
                 let (bucket, names) = (session.names.bucket(), &session.settings.names);
-                session.engine.note_refusal(bucket, names, &error).await;
                 session.access.narrow();
+                session.engine.note_refusal(bucket, names, &error).await;
             }
             session.names.health.answered();
         });

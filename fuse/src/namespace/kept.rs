@@ -196,7 +196,7 @@ pub(crate) fn note_proof(
 /// Notes what the origin said to somebody who was about to mount: where it refused him, what it
 /// allowed him before proves nothing any more.
 pub(crate) async fn note_refusal(
-    cache: &NodeCache,
+    cache: &Arc<NodeCache>,
     bucket: &BucketId,
     settings: &NamespaceSettings,
     error: &OriginError,
@@ -205,11 +205,13 @@ pub(crate) async fn note_refusal(
         return;
     }
     let identity = &settings.access.identity;
-    let former = cache.former_of(bucket, identity).await.unwrap_or_default();
-    for name in [identity].into_iter().chain(&former) {
-        cache.put_listing(kept_name(name, bucket, settings.prefix.as_str()), None);
-    }
+    let (of, prefix) = (bucket.clone(), settings.prefix.clone());
+    let forget = move |cache: &NodeCache, name: &str| {
+        cache.put_listing(kept_name(name, &of, prefix.as_str()), None);
+    };
+    forget(cache, identity);
     note_account_refused(cache, bucket, identity, error);
+    cache.with_former(bucket, identity, forget).await;
 }
 
 #[cfg(test)]

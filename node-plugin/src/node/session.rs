@@ -338,7 +338,11 @@ impl Served {
     ///
     /// # Errors
     /// Why new ones are not used. Those before are kept.
-    pub(super) async fn refresh(&self, volume: &Volume, maker: &Maker) -> Result<bool, Error> {
+    pub(super) async fn refresh(
+        self: &Arc<Self>,
+        volume: &Volume,
+        maker: &Maker,
+    ) -> Result<bool, Error> {
         let rotating = &self.remote.rotating;
         let settings = self.settings();
         let of_another = settings.source != volume.settings.source
@@ -356,10 +360,15 @@ impl Served {
         preflight::look(&*origin, &settings.session.names.prefix)
             .await
             .map_err(|unfit| failed(unfit.explain(&settings.s3)))?;
-        rotating.replace(volume.credentials.clone());
-        self.session.credentials_changed(&access).await;
-        self.record().settings.session.names.access = access;
-        Ok(true)
+        let (served, credentials) = (self.clone(), volume.credentials.clone());
+        // To its end, however long somebody waits for it: keys are used with what is allowed to them.
+        let replaced = tokio::spawn(async move {
+            served.remote.rotating.replace(credentials);
+            served.session.credentials_changed(&access).await;
+            served.record().settings.session.names.access = access;
+        });
+        let failed = |_| Error::Internal("new keys were taken, and a fault followed".into());
+        replaced.await.map(|()| true).map_err(failed)
     }
 
     /// Says whether this is the first time that it is asked.

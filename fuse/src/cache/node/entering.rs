@@ -4,6 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
+
 use super::{NodeCache, lock};
 use crate::blocking::MayBlock;
 use crate::cache::disk::DiskCache;
@@ -11,9 +13,9 @@ use crate::cache::index::Signer;
 use crate::cache::tenants::Tenancy;
 use crate::model::version::BucketId;
 
-/// How long a disk is waited for, whoever has asked it: less than a mount may take to go on under another
-/// engine. A busy one is quicker.
-const ANSWERS: Duration = Duration::from_secs(5);
+/// How long a disk is waited for, whoever has asked it: so much less than a mount may take to go on under
+/// another engine that there is time for the rest. A busy one is quicker.
+const ANSWERS: Duration = Duration::from_secs(3);
 
 fn hangs(disk: &DiskCache) -> bool {
     disk.shared.dir.folder().unanswered().longest() > ANSWERS
@@ -43,6 +45,8 @@ impl NodeCache {
                 let lives = move |identity: &str| told.lives(identity);
                 let asked =
                     ask(&disk, move |may, disk| disk.enter(may, &bucket, &signer, lives)).await;
+                // Who hears of it may end the cache, and open it again.
+                drop(disk);
                 arrival.note(number, asked.unwrap_or_default());
             });
         }
@@ -63,6 +67,27 @@ impl NodeCache {
             }
         }
         None
+    }
+
+    /// Does something with all that somebody was known as before, as soon as each disk has said what that
+    /// was: one that answers late is not waited for, and is heard all the same.
+    pub async fn with_former(
+        self: &Arc<Self>,
+        bucket: &BucketId,
+        identity: &str,
+        work: impl Fn(&Self, &str) + Clone + Send + 'static,
+    ) {
+        let each = self.disks.iter().map(|disk| {
+            let (disk, bucket, identity) = (disk.clone(), bucket.clone(), identity.to_owned());
+            let (cache, work) = (Arc::downgrade(self), work.clone());
+            tokio::spawn(async move {
+                let asked = ask(&disk, move |may, disk| disk.former_of(may, &bucket, &identity));
+                let former = asked.await.flatten().unwrap_or_default();
+                let Some(cache) = cache.upgrade() else { return };
+                former.iter().for_each(|name| work(&cache, name));
+            })
+        });
+        let _ = tokio::time::timeout(ANSWERS, join_all(each.collect::<Vec<_>>())).await;
     }
 }
 
