@@ -57,7 +57,12 @@ impl Shared {
 
     /// Whether the disk does not answer.
     pub(super) fn is_silent(&self) -> bool {
-        self.dir.folder().unanswered().longest() > ANSWERS
+        self.silence() > ANSWERS
+    }
+
+    /// How long a call of the disk has lasted that is not answered yet.
+    pub(super) fn silence(&self) -> Duration {
+        self.dir.folder().unanswered().longest()
     }
 
     /// Whether the disk works.
@@ -68,7 +73,7 @@ impl Shared {
     /// What is wrong with the disk, if anything is: it fails, or does not answer.
     pub(super) fn problem(&self) -> Option<String> {
         self.health.problem().or_else(|| {
-            let longest = self.dir.folder().unanswered().longest();
+            let longest = self.silence();
             let (dir, secs) = (self.dir.root().display(), longest.as_secs());
             (longest > ANSWERS)
                 .then(|| format!("the cache's disk at {dir} has not answered for {secs} s"))

@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::reconcile::Reports;
 use crate::csi::DRIVER;
+use crate::kubernetes::names::is_subdomain;
 use crate::kubernetes::weirnode::human;
 
 /// Annotation of a PersistentVolume: where how much of it is cached.
@@ -20,8 +21,6 @@ const PATCH_EVERY: Duration = Duration::from_secs(60);
 const PATCHES_MAX: usize = 50;
 /// Volumes of a node that count, at most.
 const VOLUMES_MAX: usize = 512;
-/// Longest name of a PersistentVolume.
-const NAME_MAX: usize = 253;
 /// Nodes that the annotation names, at most.
 const NODES_MAX: usize = 50;
 
@@ -80,24 +79,12 @@ impl Annotations {
     }
 }
 
-/// Whether a PersistentVolume can be called so: the name is part of a URL. Fact: RFC 1123, which
-/// Kubernetes takes for the names of most objects ("DNS Subdomain Names").
-fn is_name(name: &str) -> bool {
-    let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-    let is_label = |label: &str| {
-        label.starts_with(is_plain)
-            && label.ends_with(is_plain)
-            && label.chars().all(|c| is_plain(c) || c == '-')
-    };
-    name.len() <= NAME_MAX && name.split('.').all(is_label)
-}
-
 /// By volume: on which nodes how much of it is cached.
 fn cached(reports: &Reports) -> BTreeMap<String, String> {
     let mut by_volume: BTreeMap<&str, Vec<(&str, u64)>> = BTreeMap::new();
     for (node, told) in reports {
         let volumes = told.report.volumes.iter().take(VOLUMES_MAX);
-        for volume in volumes.filter(|volume| is_name(&volume.persistent_volume)) {
+        for volume in volumes.filter(|volume| is_subdomain(&volume.persistent_volume)) {
             let nodes = by_volume.entry(&volume.persistent_volume).or_default();
             nodes.push((node, volume.cached_bytes));
         }
@@ -196,7 +183,7 @@ mod tests {
             "ä",
             "a\n",
         ];
-        let long = "a".repeat(NAME_MAX + 1);
+        let long = "a".repeat(254);
         let bad = bad.into_iter().chain([long.as_str()]).map(str::to_owned);
         let good = ["a", "pvc-0a1b", "assets.v2", &long[1..]].map(str::to_owned);
         let node = ("n".to_owned(), told(bad.chain(good.clone()), 1));

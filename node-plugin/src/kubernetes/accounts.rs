@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::{Api, Client};
 use lru::LruCache;
 
+use super::names::{is_label, is_subdomain};
 use crate::config::role::role_arn;
 
 /// Names the role. Fact: EKS user guide, "Assign IAM roles to Kubernetes service accounts".
@@ -36,16 +37,9 @@ impl std::fmt::Display for Account {
 }
 
 impl Account {
-    /// The one of these names, which become parts of a path; `None` where they are none. Fact:
-    /// Kubernetes, "Object Names and IDs": DNS labels and subdomains.
+    /// The one of these names, which become parts of a path; `None` where they are none.
     pub(crate) fn new(namespace: &str, name: &str) -> Option<Self> {
-        let fits = |text: &str, dots: bool| {
-            let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-            text.len() <= 253
-                && text.starts_with(|c: char| c.is_ascii_alphanumeric())
-                && text.chars().all(|c| plain(c) || (dots && c == '.'))
-        };
-        (fits(namespace, false) && fits(name, true))
+        (is_label(namespace) && is_subdomain(name))
             .then(|| Self { namespace: namespace.to_owned(), name: name.to_owned() })
     }
 }

@@ -3,6 +3,7 @@
 pub(crate) mod accounts;
 pub(crate) mod api;
 pub(crate) mod events;
+pub(crate) mod names;
 pub(crate) mod nodes;
 mod rate;
 pub(crate) mod weirnode;

@@ -299,9 +299,9 @@ impl Custody {
         let mut state = self.state();
         let orphan = self.is_alone_in(&state).then(|| state.sessions.remove(session)).flatten();
         drop(state);
-        let is_one = orphan.is_some();
-        orphan.into_iter().for_each(Entry::let_go);
-        is_one
+        let Some(orphan) = orphan else { return false };
+        orphan.let_go();
+        true
     }
 
     /// Whether an engine was waited for too long.

@@ -87,4 +87,4 @@ impl From<NoRole> for Error {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

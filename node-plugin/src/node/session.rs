@@ -367,8 +367,8 @@ impl Served {
             served.session.credentials_changed(&access).await;
             served.record().settings.session.names.access = access;
         });
-        let failed = |_| Error::Internal("new keys were taken, and a fault followed".into());
-        replaced.await.map(|()| true).map_err(failed)
+        let fault = |_| Error::Internal("new keys were taken, and a fault followed".into());
+        replaced.await.map(|()| true).map_err(fault)
     }
 
     /// Says whether this is the first time that it is asked.

@@ -281,29 +281,13 @@ fn with_defaults(options: &mut S3Args, defaults: &S3Args) {
 
 #[cfg(test)]
 mod tests {
-    use weir_csi::request::{Access, AccessMode, Capability, Context, Secrets, TargetPath};
-
+    use super::super::role::tests::{defaults, publish};
     use super::*;
 
     fn published(mount_flags: Vec<String>) -> Result<Volume, Error> {
-        let target = "/var/lib/kubelet/pods/8b0e/volumes/kubernetes.io~csi/data/mount";
-        let mode = AccessMode { access: Access::Write, single: false };
-        let context = BTreeMap::from([("bucketName".to_owned(), "assets".to_owned())]);
-        let publish = Publish {
-            volume_id: VolumeId::parse("volume".into()).unwrap(),
-            target: TargetPath::parse(target, "target_path").unwrap(),
-            capability: Capability { mode, mount_flags, mount_group: None },
-            read_only: false,
-            context: Context::parse(context, "volume_context").unwrap(),
-            secrets: Secrets::parse(BTreeMap::new()).unwrap(),
-        };
-        let defaults = Defaults {
-            s3: S3Args::default(),
-            inline_driver_credentials: false,
-            tokens: Tokens { audience: String::new(), has_agent: false },
-            accounts: None,
-        };
-        Volume::parse(&publish, &defaults, None)
+        let mut publish = publish(&[]);
+        publish.capability.mount_flags = mount_flags;
+        Volume::parse(&publish, &defaults(None, false), None)
     }
 
     /// The mounter keeps them in memory, for each of a thousand volumes.

@@ -18,7 +18,7 @@ use crate::model::version::BucketId;
 const ANSWERS: Duration = Duration::from_secs(3);
 
 fn hangs(disk: &DiskCache) -> bool {
-    disk.shared.dir.folder().unanswered().longest() > ANSWERS
+    disk.shared.silence() > ANSWERS
 }
 
 /// Asks a disk in its turn, on a thread that waits for nothing else. It goes on to its end, whether or

@@ -17,7 +17,7 @@ const READER: &str = "arn:aws:iam::111122223333:role/reader";
 const WRITER: &str = "arn:aws:iam::111122223333:role/writer";
 
 /// A publish of a volume with these attributes to a pod of the service account `team/app`.
-fn publish(attributes: &[(&str, &str)]) -> Publish {
+pub(in super::super) fn publish(attributes: &[(&str, &str)]) -> Publish {
     let tokens = r#"{"sts.amazonaws.com":{"token":"a"},"pods.eks.amazonaws.com":{"token":"b"}}"#;
     let of_all = [
         ("bucketName", "assets"),
@@ -44,7 +44,7 @@ fn of_pod() -> Publish {
     publish(&[("authenticationSource", "pod")])
 }
 
-fn defaults(accounts: Option<Accounts>, has_agent: bool) -> Defaults {
+pub(in super::super) fn defaults(accounts: Option<Accounts>, has_agent: bool) -> Defaults {
     Defaults {
         s3: S3Args::default(),
         inline_driver_credentials: false,
