@@ -3,12 +3,13 @@
 
 mod node;
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use node::{InPlace, Node, ROOT, create, read};
 use rustix::io::Errno;
-use weir_fuse::blocking::in_place;
+use weir_fuse::blocking::{Turn, in_place};
 use weir_fuse::cache::Signer;
 use weir_fuse::engine::Session;
 use weir_fuse::engine::open::OpenRequest;
@@ -289,4 +290,41 @@ async fn a_file_under_change_is_shown_while_it_is_stored_and_to_nobody_who_may_n
     let reader = open(&pod, "f").await.unwrap();
     pod.release(reader).await;
     pod.release(writer).await;
+}
+
+/// What waits for the cache's disk while it does not answer.
+fn turns(node: &Node) -> Vec<Turn> {
+    let disk = node.engine.cache.record_disk();
+    std::iter::from_fn(|| disk.calls().try_take()).collect()
+}
+
+/// What a mount does that waits for the disk, as far as it comes at once.
+async fn begin(waits: impl Future<Output = ()>) -> Pin<Box<impl Future<Output = ()>>> {
+    let mut waits = Box::pin(waits);
+    assert!(
+        tokio::time::timeout(Duration::ZERO, &mut waits).await.is_err(),
+        "it waits for the disk"
+    );
+    waits
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn new_keys_begin_with_nothing_that_those_before_were_allowed_however_long_a_disk_takes() {
+    let node = Node::new();
+    node.memory.insert("f", vec![7; 100_000]);
+    let (origin, one) = node.session_as(access("one", &[]));
+    bring(&one, "f").await;
+    let fh = open(&one, "f").await.unwrap();
+    assert!(!is_asked_for(&one, &origin, "f").await);
+    let kept = turns(&node);
+    let newer = access("two", &["one"]);
+    let rotates = begin(rotate(&one, &newer)).await;
+    assert!(is_asked_for(&one, &origin, "f").await);
+    drop(kept);
+    rotates.await;
+    assert!(
+        !is_asked_for(&one, &origin, "f").await,
+        "what is here was brought by those before alone"
+    );
+    one.release(fh).await;
 }

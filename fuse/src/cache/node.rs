@@ -7,7 +7,7 @@
 mod entering;
 mod placement;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -69,6 +69,8 @@ pub struct NodeCache {
     placing: Mutex<()>,
     /// Who uses which bucket.
     tenants: Mutex<HashMap<BucketId, Arc<Tenants>>>,
+    /// What disks are asked that nobody waits for, by their places and what it is for.
+    questions: Mutex<HashSet<(usize, Vec<u8>)>>,
     shares: Shares,
     moves: Moves,
 }
@@ -186,6 +188,7 @@ impl NodeCache {
             is_spare: spare.is_some(),
             placing: Mutex::default(),
             tenants: Mutex::default(),
+            questions: Mutex::default(),
             shares: Shares::new(settings.disks.len().max(1)),
             moves: Moves::default(),
         }))

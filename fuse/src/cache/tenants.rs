@@ -1,13 +1,13 @@
 //! Who uses a bucket through this cache.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::index::{Standing, former};
+use super::index::{Signer, Standing, former};
 use crate::sync::{Mutex, MutexGuard};
 
 /// How soon it is looked again which disks hang.
@@ -18,6 +18,15 @@ const LOOK_AGAIN: Duration = Duration::from_millis(250);
 pub(super) struct Tenants {
     several: Arc<AtomicBool>,
     present: Mutex<Present>,
+    /// What each disk is still to be told of those who came, by its place.
+    news: Mutex<HashMap<usize, VecDeque<News>>>,
+}
+
+/// That somebody came, of whom a disk has not heard. Those who come as he did meanwhile are told of
+/// with him, so that a disk that does not answer is owed little.
+struct News {
+    signer: Signer,
+    arrivals: Vec<Arc<Arrival>>,
 }
 
 /// Those who are there.
@@ -95,17 +104,53 @@ impl Tenants {
         (Arc::new(arrival), tenancy)
     }
 
+    /// Whether somebody uses the bucket, has heard how he stands, or is told of.
+    pub(super) fn are_known(self: &Arc<Self>) -> bool {
+        Arc::strong_count(self) > 1 || Arc::strong_count(&self.several) > 1
+    }
+
+    /// Notes that a disk is to be told of somebody. `true`: nobody tells it what is noted, and who asked
+    /// is to do so, by [`Tenants::next_news`] until there is none.
+    pub(super) fn note_news(&self, disk: usize, signer: &Signer, arrival: &Arc<Arrival>) -> bool {
+        let mut news = self.news();
+        let is_told = news.contains_key(&disk);
+        let of_disk = news.entry(disk).or_default();
+        match of_disk.iter_mut().find(|news| news.signer == *signer) {
+            Some(same) => same.arrivals.push(arrival.clone()),
+            None => {
+                let arrivals = vec![arrival.clone()];
+                of_disk.push_back(News { signer: signer.clone(), arrivals });
+            }
+        }
+        !is_told
+    }
+
+    /// What a disk is to be told next, in the order in which it happened: who was replaced does not come
+    /// after who replaced him.
+    pub(super) fn next_news(&self, disk: usize) -> Option<(Signer, Vec<Arc<Arrival>>)> {
+        let mut news = self.news();
+        let next = news.get_mut(&disk).and_then(VecDeque::pop_front);
+        if next.is_none() {
+            news.remove(&disk);
+        }
+        next.map(|News { signer, arrivals }| (signer, arrivals))
+    }
+
+    /// Whether somebody has mounts.
+    pub(super) fn lives(&self, identity: &str) -> bool {
+        self.present().mounts.contains_key(identity)
+    }
+
+    fn news(&self) -> MutexGuard<'_, HashMap<usize, VecDeque<News>>> {
+        self.news.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn present(&self) -> MutexGuard<'_, Present> {
         self.present.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Arrival {
-    /// Whether somebody has mounts.
-    pub(super) fn lives(&self, identity: &str) -> bool {
-        self.tenants.present().mounts.contains_key(identity)
-    }
-
     /// Takes notice of what a disk says.
     pub(super) fn note(&self, disk: usize, standing: Standing) {
         let mut told = self.told();
@@ -241,5 +286,31 @@ mod tests {
         assert!(is_alone(&tenants, "one"));
         late.note(0, alone());
         assert!(!one.several.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn a_disk_is_told_of_each_in_the_order_in_which_they_came_and_of_equal_ones_once() {
+        let tenants: Arc<Tenants> = Arc::default();
+        let signer = |identity: &str| Signer { identity: identity.into(), ..Signer::default() };
+        let mut tenancies = Vec::new();
+        let mut note = |disk, identity: &str| {
+            let (arrival, tenancy) = tenants.arrive(identity, 2);
+            tenancies.push(tenancy);
+            tenants.note_news(disk, &signer(identity), &arrival)
+        };
+        assert!(note(0, "one"));
+        assert!(note(1, "one"), "another disk");
+        for identity in ["two", "one", "two", "three", "one"] {
+            assert!(!note(0, identity), "somebody tells it already");
+        }
+        let told = || tenants.next_news(0).map(|(signer, of)| (signer.identity, of.len()));
+        assert_eq!(told(), Some(("one".to_owned(), 3)));
+        // What is being told is not added to.
+        assert!(!note(0, "one"));
+        assert_eq!(told(), Some(("two".to_owned(), 2)));
+        assert_eq!(told(), Some(("three".to_owned(), 1)));
+        assert_eq!(told(), Some(("one".to_owned(), 1)));
+        assert_eq!(told(), None);
+        assert!(note(0, "one"), "nobody tells it any more");
     }
 }

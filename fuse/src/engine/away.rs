@@ -53,12 +53,17 @@ impl Session {
             let Some(session) = session.upgrade() else { return };
             if let Answer::Refused(error) = answer {
                 tracing::warn!(%error, "the origin answers, and refuses the credentials of a mount");
-                let (bucket, names) = (session.names.bucket(), &session.settings.names);
-                session.access.narrow();
-                session.engine.note_refusal(bucket, names, &error).await;
+                session.narrow(&error).await;
             }
             session.names.health.answered();
         });
+    }
+
+    /// Shows only what the origin allows, object by object, since it has refused the mount; then has the
+    /// disks forget that it listed it, which may take a while.
+    async fn narrow(&self, error: &OriginError) {
+        self.access.narrow();
+        self.engine.note_refusal(self.names.bucket(), &self.settings.names, error).await;
     }
 
     /// Notes what the origin said when it was asked for one object, of all: whom it refuses may not
@@ -76,5 +81,56 @@ async fn hold_off(session: &Weak<Session>) {
         session.names.health.failed();
         drop(session);
         tokio::time::sleep(HOLD_OFF / 2).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::blocking::MAY;
+    use crate::cache::{CacheSettings, NodeCache};
+    use crate::engine::SessionSettings;
+    use crate::engine::access::Proof;
+    use crate::engine::owner::Proc;
+    use crate::metrics::Metrics;
+    use crate::model::version::{ETag, Version, VersionKey};
+    use crate::namespace::AccessSettings;
+    use crate::origin::Origin;
+    use crate::origin::memory::MemoryOrigin;
+
+    #[tokio::test]
+    async fn whom_the_origin_refuses_is_shown_nothing_more_however_long_a_disk_takes_to_note_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let settings = CacheSettings::one(folder.path(), u64::MAX, 0);
+        let cache = NodeCache::open(MAY, &settings, metrics.clone()).unwrap();
+        let runtime = tokio::runtime::Handle::current();
+        let engine =
+            Engine::new(MAY, cache, 1 << 21, metrics, runtime, 1 << 20, Arc::new(Proc)).unwrap();
+        let origin = Arc::new(MemoryOrigin::new("b"));
+        let version = Version { etag: ETag::new("e").unwrap(), size: 1 };
+        let bucket = origin.bucket_id().clone();
+        let shown = VersionKey { bucket, key: "key".into(), version };
+        let access = AccessSettings { identity: "one".into(), ..AccessSettings::default() };
+        let names = NamespaceSettings { access, ..NamespaceSettings::default() };
+        let settings = SessionSettings { names, ..SessionSettings::default() };
+        let session = Session::new(engine.clone(), origin, settings, "").await;
+        let proof = || session.access.proof(&shown, Duration::ZERO);
+        assert_eq!(proof(), Proof::Held);
+        let disk = engine.cache.record_disk();
+        let turns: Vec<_> = std::iter::from_fn(|| disk.calls().try_take()).collect();
+        let refused = OriginError::Denied("AccessDenied".into());
+        let mut noted = Box::pin(session.narrow(&refused));
+        assert!(
+            tokio::time::timeout(Duration::ZERO, &mut noted).await.is_err(),
+            "the disk is asked"
+        );
+        assert_eq!(proof(), Proof::Needed);
+        drop(turns);
+        noted.await;
+        drop(session);
+        engine.cache.close(MAY);
     }
 }

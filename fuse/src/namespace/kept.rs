@@ -211,7 +211,8 @@ pub(crate) async fn note_refusal(
     };
     forget(cache, identity);
     note_account_refused(cache, bucket, identity, error);
-    cache.with_former(bucket, identity, forget).await;
+    let what = kept_name(identity, bucket, settings.prefix.as_str());
+    cache.with_former(bucket, identity, &what, forget).await;
 }
 
 #[cfg(test)]
@@ -341,5 +342,30 @@ mod tests {
         stage.prove("one", denied());
         stage.enter("two", &["one".to_owned()]);
         assert!(!stage.allows("two"), "nor who has taken his place");
+    }
+
+    #[test]
+    fn a_disk_that_answers_late_forgets_whom_the_origin_has_refused() {
+        let stage = Stage::new();
+        let later = NamespaceSettings {
+            access: AccessSettings { former: vec!["one".to_owned()], ..of("two").access },
+            ..of("two")
+        };
+        stage.enter("one", &[]);
+        stage.list("one", 0);
+        stage.enter("two", &["one".to_owned()]);
+        assert!(stage.allows_to(&later));
+        let disk = stage.cache.record_disk();
+        let turns: Vec<_> = std::iter::from_fn(|| disk.calls().try_take()).collect();
+        stage.refuse("two", "AccessDenied");
+        drop(turns);
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while stage.allows_to(&later) {
+            assert!(
+                std::time::Instant::now() < until,
+                "what was listed to the keys before is kept"
+            );
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
     }
 }

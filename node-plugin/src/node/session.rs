@@ -18,7 +18,7 @@ use weir_fuse::cache::{Held, Preference};
 use weir_fuse::engine::end::UnstoredFile;
 use weir_fuse::engine::{Engine, Session};
 use weir_fuse::model::version::BucketId;
-use weir_fuse::namespace::first_ino;
+use weir_fuse::namespace::{AccessSettings, first_ino};
 use weir_fuse::origin::Origin;
 use weir_fuse::origin::measured::LastAnswer;
 
@@ -62,6 +62,13 @@ struct Service {
     session: Arc<Session>,
     remote: Remote,
     serving: adapter::Serving,
+}
+
+/// Credentials that take the place of those that a session uses.
+pub(super) struct NewKeys {
+    credentials: Source,
+    /// Who signs with them, where that is somebody else.
+    access: Option<AccessSettings>,
 }
 
 /// A session that is served.
@@ -332,43 +339,44 @@ impl Served {
         &self.door
     }
 
-    /// Uses these credentials from now on, if the origin takes them; says whether they are new. Those
+    /// The credentials of a volume that are to be used from now on: new ones that the origin takes. Those
     /// of another kind, or of what its account says otherwise by now, are for the session that the pod
     /// gets when it starts again.
     ///
     /// # Errors
     /// Why new ones are not used. Those before are kept.
-    pub(super) async fn refresh(
-        self: &Arc<Self>,
+    pub(super) async fn newer(
+        &self,
         volume: &Volume,
         maker: &Maker,
-    ) -> Result<bool, Error> {
-        let rotating = &self.remote.rotating;
+    ) -> Result<Option<NewKeys>, Error> {
         let settings = self.settings();
         let of_another = settings.source != volume.settings.source
             || settings.annotated != volume.settings.annotated;
-        if of_another || rotating.is(&volume.credentials) {
-            return Ok(false);
+        if of_another || self.remote.rotating.is(&volume.credentials) {
+            return Ok(None);
         }
         let before = &settings.session.names.access;
         let access = identity::succeeding(before, &volume.settings.session.names.access);
+        let credentials = volume.credentials.clone();
         if access.identity == before.identity {
-            rotating.replace(volume.credentials.clone());
-            return Ok(true);
+            return Ok(Some(NewKeys { credentials, access: None }));
         }
-        let (origin, _) = maker.origin(&settings, Some(volume.credentials.clone())).await?;
+        let (origin, _) = maker.origin(&settings, Some(credentials.clone())).await?;
         preflight::look(&*origin, &settings.session.names.prefix)
             .await
             .map_err(|unfit| failed(unfit.explain(&settings.s3)))?;
-        let (served, credentials) = (self.clone(), volume.credentials.clone());
-        // To its end, however long somebody waits for it: keys are used with what is allowed to them.
-        let replaced = tokio::spawn(async move {
-            served.remote.rotating.replace(credentials);
-            served.session.credentials_changed(&access).await;
-            served.record().settings.session.names.access = access;
-        });
-        let fault = |_| Error::Internal("new keys were taken, and a fault followed".into());
-        replaced.await.map(|()| true).map_err(fault)
+        Ok(Some(NewKeys { credentials, access: Some(access) }))
+    }
+
+    /// Uses these credentials from now on. It ends soon, and is to be waited for: requests are signed
+    /// with what is allowed to those who sign.
+    pub(super) async fn take(&self, keys: NewKeys) {
+        self.remote.rotating.replace(keys.credentials);
+        if let Some(access) = keys.access {
+            self.record().settings.session.names.access = access.clone();
+            self.session.credentials_changed(&access).await;
+        }
     }
 
     /// Says whether this is the first time that it is asked.

@@ -308,10 +308,12 @@ impl World for Sessions {
     }
 
     async fn refresh(&self, served: &Arc<Served>, volume: &Volume) {
-        let refreshed = tokio::time::timeout(PATIENCE, served.refresh(volume, &self.maker)).await;
-        match refreshed {
-            Ok(Ok(true)) => self.keep_if_possible(&served.id, served).await,
-            Ok(Ok(false)) => {}
+        match tokio::time::timeout(PATIENCE, served.newer(volume, &self.maker)).await {
+            Ok(Ok(Some(keys))) => {
+                served.take(keys).await;
+                self.keep_if_possible(&served.id, served).await;
+            }
+            Ok(Ok(None)) => {}
             Ok(Err(error)) => self.say_refused(served, volume, &error),
             Err(_) => {
                 let error = Error::Unavailable("the origin does not answer".into());

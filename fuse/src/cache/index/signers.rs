@@ -21,7 +21,7 @@ const EXACT: Duration = Duration::from_secs(3600);
 pub const FORMER_MAX: usize = 32;
 
 /// Somebody who begins to use a bucket.
-#[derive(Clone, Default, Debug)]
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub struct Signer {
     /// Names his credentials.
     pub identity: String,
@@ -32,7 +32,7 @@ pub struct Signer {
 }
 
 /// How he stands among those who use it.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Standing {
     /// Whether nobody else does, or did within a month.
     pub alone: bool,

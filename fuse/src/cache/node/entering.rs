@@ -1,7 +1,7 @@
 //! Mounts that begin to use a bucket. Every disk is told, each in its turn, and no longer waited for than
 //! a mount can wait: by one that has not said who else uses the bucket, somebody else does.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -10,7 +10,7 @@ use super::{NodeCache, lock};
 use crate::blocking::MayBlock;
 use crate::cache::disk::DiskCache;
 use crate::cache::index::Signer;
-use crate::cache::tenants::Tenancy;
+use crate::cache::tenants::{Tenancy, Tenants};
 use crate::model::version::BucketId;
 
 /// How long a disk is waited for, whoever has asked it: so much less than a mount may take to go on under
@@ -22,38 +22,61 @@ fn hangs(disk: &DiskCache) -> bool {
 }
 
 /// Asks a disk in its turn, on a thread that waits for nothing else. It goes on to its end, whether or
-/// not anybody waits for it; `None`: it has none.
-async fn ask<T: Send + 'static>(
+/// not anybody waits for it; `None`: it has none, or the disk's cache was closed meanwhile. Who waits for
+/// the turn keeps nothing of it, and neither does who has the answer: he may open it again.
+fn ask<T, Q>(
     disk: &Arc<DiskCache>,
-    question: impl FnOnce(&MayBlock, &DiskCache) -> T + Send + 'static,
-) -> Option<T> {
-    let asked = disk.clone();
-    disk.shared.calls.beside(move |may| question(may, &asked)).await.await.ok()
+    question: Q,
+) -> impl Future<Output = Option<T>> + Send + 'static + use<T, Q>
+where
+    T: Send + 'static,
+    Q: FnOnce(&MayBlock, &DiskCache) -> T + Send + 'static,
+{
+    let (calls, disk) = (disk.shared.calls.clone(), Arc::downgrade(disk));
+    let question = move |may: &MayBlock| disk.upgrade().map(|disk| question(may, &disk));
+    async move { calls.beside(question).await.await.ok().flatten() }
+}
+
+/// Tells a disk who came to use a bucket, one after the other, until it knows of all.
+async fn tell(disk: Weak<DiskCache>, number: usize, bucket: BucketId, tenants: Arc<Tenants>) {
+    while let Some((signer, arrivals)) = tenants.next_news(number) {
+        let (bucket, present) = (bucket.clone(), tenants.clone());
+        let lives = move |identity: &str| present.lives(identity);
+        let enter =
+            move |may: &MayBlock, disk: &DiskCache| disk.enter(may, &bucket, &signer, lives);
+        let asked = disk.upgrade().map(|disk| ask(&disk, enter));
+        let standing = match asked {
+            Some(asked) => asked.await,
+            None => None,
+        };
+        let standing = standing.unwrap_or_default();
+        arrivals.iter().for_each(|arrival| arrival.note(number, standing.clone()));
+    }
 }
 
 impl NodeCache {
     /// Notes that somebody uses the bucket, until what is returned is dropped. A disk that does not say
     /// soon how he stands may still: then that counts.
     pub async fn enter(&self, bucket: &BucketId, signer: Signer) -> Tenancy {
-        let tenants = lock(&self.tenants).entry(bucket.clone()).or_default().clone();
+        let tenants = self.tenants_of(bucket);
         let (arrival, mut tenancy) = tenants.arrive(&signer.identity, self.disks.len());
         for (number, disk) in self.disks.iter().enumerate() {
-            let (disk, bucket, signer) = (disk.clone(), bucket.clone(), signer.clone());
-            let arrival = arrival.clone();
-            tokio::spawn(async move {
-                let told = arrival.clone();
-                let lives = move |identity: &str| told.lives(identity);
-                let asked =
-                    ask(&disk, move |may, disk| disk.enter(may, &bucket, &signer, lives)).await;
-                // Who hears of it may end the cache, and open it again.
-                drop(disk);
-                arrival.note(number, asked.unwrap_or_default());
-            });
+            if tenants.note_news(number, &signer, &arrival) {
+                let disk = Arc::downgrade(disk);
+                tokio::spawn(tell(disk, number, bucket.clone(), tenants.clone()));
+            }
         }
         let hangs = |number: usize| self.disks.get(number).is_none_or(|disk| hangs(disk));
         let _ = tokio::time::timeout(ANSWERS, arrival.until_said(hangs)).await;
         arrival.begin(&mut tenancy);
         tenancy
+    }
+
+    /// Those who use a bucket. Buckets that nobody uses are forgotten.
+    fn tenants_of(&self, bucket: &BucketId) -> Arc<Tenants> {
+        let mut all = lock(&self.tenants);
+        all.retain(|_, tenants| tenants.are_known());
+        all.entry(bucket.clone()).or_default().clone()
     }
 
     /// What somebody was known as before, the latest first; `None` for one who has not used the
@@ -70,22 +93,29 @@ impl NodeCache {
     }
 
     /// Does something with all that somebody was known as before, as soon as each disk has said what that
-    /// was: one that answers late is not waited for, and is heard all the same.
+    /// was: one that answers late is not waited for, and is heard all the same. `what` names what is done:
+    /// a disk is asked for it once at a time.
     pub async fn with_former(
         self: &Arc<Self>,
         bucket: &BucketId,
         identity: &str,
+        what: &[u8],
         work: impl Fn(&Self, &str) + Clone + Send + 'static,
     ) {
-        let each = self.disks.iter().map(|disk| {
-            let (disk, bucket, identity) = (disk.clone(), bucket.clone(), identity.to_owned());
+        let each = self.disks.iter().enumerate().filter_map(|(number, disk)| {
+            let is_asked = (number, what.to_owned());
+            if !lock(&self.questions).insert(is_asked.clone()) {
+                return None;
+            }
+            let (bucket, identity) = (bucket.clone(), identity.to_owned());
+            let asked = ask(disk, move |may, disk| disk.former_of(may, &bucket, &identity));
             let (cache, work) = (Arc::downgrade(self), work.clone());
-            tokio::spawn(async move {
-                let asked = ask(&disk, move |may, disk| disk.former_of(may, &bucket, &identity));
+            Some(tokio::spawn(async move {
                 let former = asked.await.flatten().unwrap_or_default();
                 let Some(cache) = cache.upgrade() else { return };
+                lock(&cache.questions).remove(&is_asked);
                 former.iter().for_each(|name| work(&cache, name));
-            })
+            }))
         });
         let _ = tokio::time::timeout(ANSWERS, join_all(each.collect::<Vec<_>>())).await;
     }
@@ -99,7 +129,7 @@ mod tests {
     use tokio::runtime::Builder;
 
     use super::*;
-    use crate::blocking::{MAY, beside};
+    use crate::blocking::{MAY, Turn, beside, in_place};
     use crate::cache::{CacheSettings, DiskSettings};
     use crate::metrics::Metrics;
 
@@ -154,5 +184,83 @@ mod tests {
         let known = |n| runtime.block_on(cache.former_of(&bucket(n), "one"));
         assert!((0..40).all(|n| known(n).is_some()) && known(40).is_none());
         cache.close(MAY);
+    }
+
+    /// What waits for one disk while it does not answer.
+    fn turns(cache: &NodeCache) -> Vec<Turn> {
+        std::iter::from_fn(|| cache.disks[0].shared.calls.try_take()).collect()
+    }
+
+    fn open(folder: &tempfile::TempDir) -> Arc<NodeCache> {
+        let settings = CacheSettings::one(folder.path(), 1 << 30, 0);
+        NodeCache::open(MAY, &settings, Arc::new(Metrics::new().unwrap())).unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn who_gets_new_keys_again_and_again_while_a_disk_does_not_answer_is_alone_after_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = open(&folder);
+        let bucket = BucketId::new("http://s3", "b");
+        let turns = turns(&cache);
+        // As many as the disk has turns, and more.
+        let mut begins: Vec<_> = (0..40)
+            .map(|n: i32| {
+                let replaces: Vec<_> = (n > 0).then(|| (n - 1).to_string()).into_iter().collect();
+                let signer = Signer { former: replaces.clone(), replaces, ..signer(n) };
+                Box::pin(cache.enter(&bucket, signer))
+            })
+            .collect();
+        for begin in &mut begins {
+            // The disk is asked for it, in this order.
+            assert!(tokio::time::timeout(Duration::ZERO, begin).await.is_err());
+        }
+        drop(begins);
+        drop(turns);
+        let until = std::time::Instant::now() + PATIENCE;
+        while cache.former_of(&bucket, "39").await.is_none() {
+            assert!(std::time::Instant::now() < until, "the disk never heard of the last");
+        }
+        let last = cache.enter(&bucket, signer(39)).await;
+        assert!(is_alone(&last), "those before were replaced");
+        let former: Vec<_> = (0..39).rev().map(|n| n.to_string()).take(last.former.len()).collect();
+        assert!(last.former == former && former.len() > 20, "{:?}", last.former);
+        drop(last);
+        // Nobody uses it any more.
+        let other = BucketId::new("http://s3", "c");
+        while cache.tenants.lock().unwrap().contains_key(&bucket) {
+            assert!(std::time::Instant::now() < until, "it is never forgotten");
+            drop(cache.enter(&other, signer(0)).await);
+        }
+        in_place(|may| cache.close(may));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_disk_that_does_not_answer_is_asked_for_one_thing_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = open(&folder);
+        let bucket = BucketId::new("http://s3", "b");
+        let replaces = vec!["one".to_owned()];
+        let two = Signer { former: replaces.clone(), replaces, ..signer("two") };
+        drop(cache.enter(&bucket, two).await);
+        let (done, each) = mpsc::channel();
+        let ask = |what: &'static str| {
+            let done = done.clone();
+            let work = move |_: &NodeCache, name: &str| done.send((what, name.to_owned())).unwrap();
+            cache.with_former(&bucket, "two", what.as_bytes(), work)
+        };
+        let turns = turns(&cache);
+        for what in ["this", "this", "that", "this"] {
+            let _ = tokio::time::timeout(Duration::ZERO, ask(what)).await;
+        }
+        drop(turns);
+        let heard = || in_place(|_| each.recv_timeout(PATIENCE));
+        let mut both = [heard().unwrap(), heard().unwrap()];
+        both.sort();
+        assert_eq!(both, [("that", "one".to_owned()), ("this", "one".to_owned())]);
+        // Once it has answered, it is asked again.
+        ask("this").await;
+        assert_eq!(heard(), Ok(("this", "one".to_owned())));
+        assert!(each.try_recv().is_err());
+        in_place(|may| cache.close(may));
     }
 }
