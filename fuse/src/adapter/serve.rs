@@ -20,8 +20,6 @@ use crate::namespace::inode::KernelNodes;
 /// Threads that read requests: what waits is done by others ([`super::service`]). With one, a process
 /// that writes little by little may wake a sleeping processor for each request (docs/performance.md).
 const THREADS: usize = 2;
-/// `OVERLAYFS_SUPER_MAGIC` (include/uapi/linux/magic.h).
-const OVERLAYFS_MAGIC: u64 = 0x794c_7630;
 
 /// A mount that is being served.
 pub struct Mounted {
@@ -75,7 +73,8 @@ pub fn serve(
     port: Arc<dyn KernelPort>,
     witness: Option<Arc<dyn Witness>>,
 ) -> io::Result<Serving> {
-    let depth = session.engine().cache.dirs().map(stack_depth).max().unwrap_or(1);
+    // 1 lets pods put overlayfs on the mount; a cache on overlayfs needs 2.
+    let depth = if session.engine().cache.is_on_overlayfs() { 2 } else { 1 };
     let door = Arc::new(Door::default());
     if let Some(witness) = witness {
         door.tell(witness);
@@ -102,12 +101,6 @@ pub fn serve(
     };
     let thread = std::thread::Builder::new().name("weir-fuse".into()).spawn(run)?;
     Ok(Serving { thread, passthrough, handshake, door })
-}
-
-/// 1 lets pods put overlayfs on the mount; a cache on overlayfs needs 2.
-fn stack_depth(cache: &Path) -> u32 {
-    let stacked = rustix::fs::statfs(cache).is_ok_and(|s| s.f_type as u64 == OVERLAYFS_MAGIC);
-    if stacked { 2 } else { 1 }
 }
 
 impl Mounted {

@@ -116,6 +116,14 @@ impl CacheDir {
         Ok(self.free()?.bytes)
     }
 
+    /// Whether it is on overlayfs. Where that cannot be found, it is not.
+    pub(super) fn is_on_overlayfs(&self, _: &MayBlock) -> bool {
+        /// `OVERLAYFS_SUPER_MAGIC` (include/uapi/linux/magic.h).
+        const OVERLAYFS_MAGIC: u64 = 0x794c_7630;
+        let stat = rustix::fs::fstatfs(self.folder.handle());
+        stat.is_ok_and(|stat| stat.f_type as u64 == OVERLAYFS_MAGIC)
+    }
+
     /// What an unprivileged process may still take.
     ///
     /// # Errors

@@ -326,7 +326,7 @@ impl DiskCache {
         bucket: &BucketId,
         signer: &Signer,
         lives: impl Fn(&str) -> bool,
-    ) -> Standing {
+    ) -> Option<Standing> {
         let _call = self.shared.call();
         self.index.enter(may, bucket.as_str(), signer, now_secs(), lives)
     }

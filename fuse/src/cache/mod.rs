@@ -37,7 +37,7 @@ pub use disk::{DiskSettings, DiskStats, Held, Pressure, Room};
 pub use error::CacheError;
 pub use index::{FORMER_MAX, Signer, former};
 pub use lost::LostRow;
-pub use node::{CacheSettings, CacheStats, NodeCache, Preference, StagingDisk};
+pub use node::{ANSWERS, CacheSettings, CacheStats, NodeCache, Preference, StagingDisk};
 pub use share::Share;
 pub use staging::{NoRoom, StagingFile};
 pub use tenants::Tenancy;

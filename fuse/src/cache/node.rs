@@ -7,6 +7,8 @@
 mod entering;
 mod placement;
 
+pub use entering::ANSWERS;
+
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -65,6 +67,8 @@ pub struct NodeCache {
     unopened: Vec<DiskStats>,
     /// Whether the spare one is used, since none of them could.
     is_spare: bool,
+    /// Whether one of them is on overlayfs.
+    is_on_overlayfs: bool,
     /// Held while a version gets its disk, so that it gets one. No disk is waited for meanwhile.
     placing: Mutex<()>,
     /// Who uses which bucket.
@@ -182,8 +186,10 @@ impl NodeCache {
             };
             return Err(failed.unwrap_or_else(none));
         }
+        let is_on_overlayfs = disks.iter().any(|disk| disk.shared.dir.is_on_overlayfs(may));
         Ok(Arc::new(Self {
             disks,
+            is_on_overlayfs,
             unopened,
             is_spare: spare.is_some(),
             placing: Mutex::default(),
@@ -207,6 +213,11 @@ impl NodeCache {
     /// Whether it is a spare one, since none of its disks could be opened.
     pub fn is_spare(&self) -> bool {
         self.is_spare
+    }
+
+    /// Whether one of its disks was on overlayfs when it was opened.
+    pub(crate) fn is_on_overlayfs(&self) -> bool {
+        self.is_on_overlayfs
     }
 
     /// The disks that are used: those that work or, if none does, all.

@@ -40,6 +40,8 @@ pub(super) struct Access {
     tenancy: Mutex<Option<Tenancy>>,
     /// Whether an object that these credentials brought was refused to them later.
     narrowed: AtomicBool,
+    /// Whether other credentials are used than those of whom the disks have been told.
+    changing: AtomicBool,
     /// When the origin is to be asked next for one object, of all.
     due: Mutex<Instant>,
     /// When the credentials were replaced, if they were.
@@ -66,6 +68,7 @@ impl Access {
             several: tenancy.several.clone(),
             tenancy: Mutex::new(Some(tenancy)),
             narrowed: AtomicBool::new(false),
+            changing: AtomicBool::new(false),
             due: Mutex::new(Instant::now() + Duration::from_secs(settings.lifetime_s)),
             replaced: Mutex::new(None),
             allowed: Mutex::new(AllowedObjects::new(&engine.permissions)),
@@ -73,7 +76,7 @@ impl Access {
     }
 
     /// Other credentials, of this identity, are used from now on in place of those before: what the
-    /// origin allowed those is forgotten.
+    /// origin allowed those is forgotten, and what it refused them is not.
     pub(super) async fn replace(
         &self,
         cache: &NodeCache,
@@ -82,7 +85,8 @@ impl Access {
     ) {
         // First: what those before were allowed is shown to nobody while disks are waited for.
         *self.replaced.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-        self.narrow();
+        self.changing.store(true, Ordering::Relaxed);
+        self.allowed().clear();
         // The identity before is that of other mounts alone.
         let before = self.tenancy().take().map(|tenancy| tenancy.identity().to_owned());
         let replaces: Vec<String> = before.into_iter().chain(access.formerly.clone()).collect();
@@ -90,7 +94,7 @@ impl Access {
         let signer = Signer { identity: access.identity.clone(), former, replaces };
         let tenancy = cache.enter(bucket, signer).await;
         *self.tenancy() = Some(tenancy);
-        self.narrowed.store(false, Ordering::Relaxed);
+        self.changing.store(false, Ordering::Relaxed);
     }
 
     /// What must be done before what is cached of this version is shown. `ttl` is the lifetime of
@@ -98,7 +102,8 @@ impl Access {
     pub(super) fn proof(&self, shown: &VersionKey, ttl: Duration) -> Proof {
         let by_object = self.each_object
             || self.several.load(Ordering::Relaxed)
-            || self.narrowed.load(Ordering::Relaxed);
+            || self.narrowed.load(Ordering::Relaxed)
+            || self.changing.load(Ordering::Relaxed);
         if by_object {
             let lifetime = if self.each_object { ttl } else { self.lifetime };
             return match self.allowed().allowed_at(shown) {

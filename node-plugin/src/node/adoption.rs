@@ -11,6 +11,7 @@ use futures_util::stream::{self, StreamExt};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 use weir_fuse::blocking::aside;
+use weir_fuse::cache::ANSWERS;
 
 use super::life::{Live, Message, World};
 use super::record::Record;
@@ -23,13 +24,20 @@ use crate::mounter::client::Entry;
 /// pods wait meanwhile.
 const WITHIN: Duration = Duration::from_secs(9);
 /// How long it is waited for what the mounter keeps of one: the others are to have time left.
-const READ_WITHIN: Duration = Duration::from_secs(5);
+const READ_WITHIN: Duration = Duration::from_secs(3);
 /// Sessions that are being taken over at once.
 const AT_ONCE: usize = 32;
 /// One that takes longer waits for something, and others have its turn.
 const TURN: Duration = Duration::from_millis(500);
 /// After this long all begin whose turn has not come: each is to be given a chance.
-const TURNS: Duration = Duration::from_secs(5);
+const TURNS: Duration = Duration::from_secs(4);
+/// How long the mounter and the system may take when all begin at once that a disk has kept waiting.
+const REST: Duration = Duration::from_secs(3);
+const _: () = assert!(
+    TURNS.as_secs() + ANSWERS.as_secs() + REST.as_secs() <= WITHIN.as_secs()
+        && READ_WITHIN.as_secs() <= TURNS.as_secs(),
+    "a session whose cache's disk is slow is to be served all the same"
+);
 /// Sessions of which is asked at once where they are shown still: the mounter reads the table of all
 /// mounts for each, and is to have time for those that are taken over.
 const LOOKS_AT_ONCE: usize = 4;

@@ -55,7 +55,7 @@ pub fn former<'a>(names: impl IntoIterator<Item = &'a String>, identity: &str) -
 impl Index {
     /// Notes that somebody uses a bucket, `now` being in seconds since 1970: on the disk where that is
     /// new, with the next commit where it is only that it was noted more than an hour ago. Who `lives` has neither
-    /// ended, however long ago he came, nor been replaced.
+    /// ended, however long ago he came, nor been replaced. `None`: it could not be noted.
     pub fn enter(
         &self,
         _: &MayBlock,
@@ -63,9 +63,8 @@ impl Index {
         signer: &Signer,
         now: u64,
         lives: impl Fn(&str) -> bool,
-    ) -> Standing {
-        // An index that cannot be read knows nothing; then everything is checked.
-        logged(self.try_enter(bucket, signer, now, lives)).unwrap_or_default()
+    ) -> Option<Standing> {
+        logged(self.try_enter(bucket, signer, now, lives))
     }
 
     /// What somebody was known as before, the latest first; `None` for one who has not used the
@@ -204,7 +203,7 @@ mod tests {
         let replaces: Vec<String> = replaces.iter().map(|name| (*name).to_owned()).collect();
         let identity = identity.to_owned();
         let signer = Signer { identity, former: replaces.clone(), replaces };
-        index.enter(&MayBlock::own_thread(), "b", &signer, now, |name| name == "old")
+        index.enter(&MayBlock::own_thread(), "b", &signer, now, |name| name == "old").unwrap()
     }
 
     fn alone(former: &[&str]) -> Standing {
@@ -220,7 +219,7 @@ mod tests {
         assert_eq!(enter(&index, "one", &[], 5), alone(&[]));
         // Of another bucket.
         let other = Signer { identity: "two".into(), ..Signer::default() };
-        assert!(index.enter(&MayBlock::own_thread(), "bb", &other, 5, |_| false).alone);
+        assert!(index.enter(&MayBlock::own_thread(), "bb", &other, 5, |_| false).unwrap().alone);
         // Keys rotate.
         assert_eq!(enter(&index, "one'", &["one"], 10), alone(&["one"]));
         assert_eq!(enter(&index, "one''", &["one'"], 10), alone(&["one'", "one"]));
@@ -239,7 +238,8 @@ mod tests {
         assert!(!enter(&index, "old", &[], 34 * DAY).alone);
         assert!(!enter(&index, "two", &["old"], 90 * DAY).alone);
         index.close(MAY);
-        assert_eq!(enter(&index, "two", &[], 0), Standing::default());
+        let noted = index.enter(&MayBlock::own_thread(), "b", &other, 0, |_| false);
+        assert_eq!(noted, None, "he is to be noted later");
     }
 
     #[test]

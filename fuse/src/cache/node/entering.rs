@@ -15,7 +15,11 @@ use crate::model::version::BucketId;
 
 /// How long a disk is waited for, whoever has asked it: so much less than a mount may take to go on under
 /// another engine that there is time for the rest. A busy one is quicker.
-const ANSWERS: Duration = Duration::from_secs(3);
+pub const ANSWERS: Duration = Duration::from_secs(2);
+
+/// How soon a disk is told again that could not note something, first and at last.
+const TELL_AGAIN: Duration = Duration::from_secs(1);
+const TELL_AGAIN_MAX: Duration = Duration::from_secs(60);
 
 fn hangs(disk: &DiskCache) -> bool {
     disk.shared.silence() > ANSWERS
@@ -37,20 +41,51 @@ where
     async move { calls.beside(question).await.await.ok().flatten() }
 }
 
-/// Tells a disk who came to use a bucket, one after the other, until it knows of all.
+/// Tells a disk who came to use a bucket, one after the other, until it has noted all or is closed.
 async fn tell(disk: Weak<DiskCache>, number: usize, bucket: BucketId, tenants: Arc<Tenants>) {
-    while let Some((signer, arrivals)) = tenants.next_news(number) {
-        let (bucket, present) = (bucket.clone(), tenants.clone());
+    let mut pause = TELL_AGAIN;
+    while let Some(news) = tenants.next_news(number) {
+        let (bucket, signer, present) = (bucket.clone(), news.signer.clone(), tenants.clone());
         let lives = move |identity: &str| present.lives(identity);
         let enter =
             move |may: &MayBlock, disk: &DiskCache| disk.enter(may, &bucket, &signer, lives);
         let asked = disk.upgrade().map(|disk| ask(&disk, enter));
         let standing = match asked {
-            Some(asked) => asked.await,
-            None => None,
+            // In a task of its own: where no thread can be had for it, that one panics.
+            Some(asked) => tokio::spawn(asked).await.ok().flatten().flatten(),
+            None => return,
         };
-        let standing = standing.unwrap_or_default();
-        arrivals.iter().for_each(|arrival| arrival.note(number, standing.clone()));
+        tenants.note_told(number, news, standing.as_ref());
+        if standing.is_some() {
+            pause = TELL_AGAIN;
+        } else {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(TELL_AGAIN_MAX);
+        }
+    }
+}
+
+/// What a disk is asked for that nobody waits for to the end, noted until this is dropped: it is asked
+/// once at a time.
+struct Question {
+    cache: Weak<NodeCache>,
+    of: (usize, Vec<u8>),
+}
+
+impl Question {
+    /// `None`: it is asked already.
+    fn begin(cache: &Arc<NodeCache>, disk: usize, what: &[u8]) -> Option<Self> {
+        let of = (disk, what.to_owned());
+        let is_new = lock(&cache.questions).insert(of.clone());
+        is_new.then(|| Self { cache: Arc::downgrade(cache), of })
+    }
+}
+
+impl Drop for Question {
+    fn drop(&mut self) {
+        if let Some(cache) = self.cache.upgrade() {
+            lock(&cache.questions).remove(&self.of);
+        }
     }
 }
 
@@ -59,7 +94,7 @@ impl NodeCache {
     /// soon how he stands may still: then that counts.
     pub async fn enter(&self, bucket: &BucketId, signer: Signer) -> Tenancy {
         let tenants = self.tenants_of(bucket);
-        let (arrival, mut tenancy) = tenants.arrive(&signer.identity, self.disks.len());
+        let (arrival, mut tenancy) = tenants.arrive(&signer, self.disks.len());
         for (number, disk) in self.disks.iter().enumerate() {
             if tenants.note_news(number, &signer, &arrival) {
                 let disk = Arc::downgrade(disk);
@@ -103,17 +138,14 @@ impl NodeCache {
         work: impl Fn(&Self, &str) + Clone + Send + 'static,
     ) {
         let each = self.disks.iter().enumerate().filter_map(|(number, disk)| {
-            let is_asked = (number, what.to_owned());
-            if !lock(&self.questions).insert(is_asked.clone()) {
-                return None;
-            }
+            let question = Question::begin(self, number, what)?;
             let (bucket, identity) = (bucket.clone(), identity.to_owned());
             let asked = ask(disk, move |may, disk| disk.former_of(may, &bucket, &identity));
             let (cache, work) = (Arc::downgrade(self), work.clone());
             Some(tokio::spawn(async move {
                 let former = asked.await.flatten().unwrap_or_default();
+                drop(question);
                 let Some(cache) = cache.upgrade() else { return };
-                lock(&cache.questions).remove(&is_asked);
                 former.iter().for_each(|name| work(&cache, name));
             }))
         });
@@ -148,9 +180,7 @@ mod tests {
     #[test]
     fn a_disk_that_does_not_answer_keeps_few_threads_and_no_mount_that_begins() {
         let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-        let disk = |folder: &tempfile::TempDir| DiskSettings::new(folder.path().into(), 1 << 30, 0);
-        let settings = CacheSettings { disks: folders.iter().map(disk).collect() };
-        let cache = NodeCache::open(MAY, &settings, Arc::new(Metrics::new().unwrap())).unwrap();
+        let cache = open(&folders);
         let mut builder = Builder::new_multi_thread();
         // A disk has sixteen turns.
         let runtime =
@@ -191,42 +221,55 @@ mod tests {
         std::iter::from_fn(|| cache.disks[0].shared.calls.try_take()).collect()
     }
 
-    fn open(folder: &tempfile::TempDir) -> Arc<NodeCache> {
-        let settings = CacheSettings::one(folder.path(), 1 << 30, 0);
+    fn open(folders: &[tempfile::TempDir]) -> Arc<NodeCache> {
+        let disk = |folder: &tempfile::TempDir| DiskSettings::new(folder.path().into(), 1 << 30, 0);
+        let settings = CacheSettings { disks: folders.iter().map(disk).collect() };
         NodeCache::open(MAY, &settings, Arc::new(Metrics::new().unwrap())).unwrap()
+    }
+
+    async fn eventually(what: &str, happens: impl Fn() -> bool) {
+        let waits = async {
+            while !happens() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, waits).await.unwrap_or_else(|_| panic!("never {what}"));
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn who_gets_new_keys_again_and_again_while_a_disk_does_not_answer_is_alone_after_all() {
-        let folder = tempfile::tempdir().unwrap();
-        let cache = open(&folder);
+        let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let cache = open(&folders);
         let bucket = BucketId::new("http://s3", "b");
         let turns = turns(&cache);
-        // As many as the disk has turns, and more.
-        let mut begins: Vec<_> = (0..40)
-            .map(|n: i32| {
-                let replaces: Vec<_> = (n > 0).then(|| (n - 1).to_string()).into_iter().collect();
-                let signer = Signer { former: replaces.clone(), replaces, ..signer(n) };
-                Box::pin(cache.enter(&bucket, signer))
-            })
-            .collect();
-        for begin in &mut begins {
-            // The disk is asked for it, in this order.
-            assert!(tokio::time::timeout(Duration::ZERO, begin).await.is_err());
+        // The disks are to be told of it in this order, and more often than one has turns.
+        let mut last = None;
+        for n in 0..40 {
+            drop(last.take());
+            let replaces: Vec<_> = (n > 0).then(|| (n - 1).to_string()).into_iter().collect();
+            let signer = Signer { former: replaces.clone(), replaces, ..signer(n) };
+            let mut begins = Box::pin(cache.enter(&bucket, signer));
+            assert!(tokio::time::timeout(Duration::ZERO, &mut begins).await.is_err());
+            last = Some(begins);
         }
-        drop(begins);
+        let last = last.unwrap();
+        let last = last.await;
+        assert!(!is_alone(&last), "one disk has not said");
         drop(turns);
-        let until = std::time::Instant::now() + PATIENCE;
-        while cache.former_of(&bucket, "39").await.is_none() {
-            assert!(std::time::Instant::now() < until, "the disk never heard of the last");
+        eventually("alone", || is_alone(&last)).await;
+        for disk in &cache.disks {
+            let former = |n: i32| in_place(|may| disk.former_of(may, &bucket, &n.to_string()));
+            let names = former(39).unwrap();
+            assert!(
+                names.len() > 20
+                    && names.iter().zip((0..39).rev()).all(|(a, b)| *a == b.to_string())
+            );
+            assert!((0..39).all(|n| former(n).is_none()), "those before were replaced");
         }
-        let last = cache.enter(&bucket, signer(39)).await;
-        assert!(is_alone(&last), "those before were replaced");
-        let former: Vec<_> = (0..39).rev().map(|n| n.to_string()).take(last.former.len()).collect();
-        assert!(last.former == former && former.len() > 20, "{:?}", last.former);
         drop(last);
         // Nobody uses it any more.
         let other = BucketId::new("http://s3", "c");
+        let until = std::time::Instant::now() + PATIENCE;
         while cache.tenants.lock().unwrap().contains_key(&bucket) {
             assert!(std::time::Instant::now() < until, "it is never forgotten");
             drop(cache.enter(&other, signer(0)).await);
@@ -235,8 +278,32 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
+    async fn a_disk_that_could_not_note_a_mount_is_told_again_once_it_can() {
+        let folder = [tempfile::tempdir().unwrap()];
+        let cache = open(&folder);
+        let bucket = BucketId::new("http://s3", "b");
+        let one = cache.enter(&bucket, signer("one")).await;
+        eventually("alone", || is_alone(&one)).await;
+        drop(one);
+        let index = &cache.disks[0].index;
+        in_place(|may| index.close(may));
+        let two = cache.enter(&bucket, signer("two")).await;
+        assert!(!is_alone(&two));
+        drop(two);
+        let one = cache.enter(&bucket, signer("one")).await;
+        assert!(!is_alone(&one), "the disk knows nothing of the other");
+        drop(one);
+        in_place(|may| index.reopen(may)).unwrap();
+        let known = || in_place(|may| cache.disks[0].former_of(may, &bucket, "two")).is_some();
+        eventually("known", known).await;
+        let one = cache.enter(&bucket, signer("one")).await;
+        assert!(!is_alone(&one));
+        in_place(|may| cache.close(may));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn a_disk_that_does_not_answer_is_asked_for_one_thing_once() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = [tempfile::tempdir().unwrap()];
         let cache = open(&folder);
         let bucket = BucketId::new("http://s3", "b");
         let replaces = vec!["one".to_owned()];
