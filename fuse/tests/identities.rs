@@ -172,6 +172,7 @@ async fn a_permission_that_is_narrowed_is_noticed_within_its_lifetime() {
     };
     tokio::time::timeout(PATIENCE, refused).await.expect("each object is asked for");
     // With those that replace them, too: what was refused may be refused still.
+    drop(lasting);
     rotate(&one, &access("one'", &["one"])).await;
     assert!(is_asked_for(&one, &origin, "f").await);
     // One that is allowed is shown.

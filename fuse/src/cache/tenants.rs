@@ -246,7 +246,12 @@ impl Arrival {
     pub(super) fn note(&self, disk: usize, standing: Option<Standing>) {
         let mut told = self.told();
         if let Some(said) = told.answers.get_mut(disk) {
-            *said = standing.map_or(Answer::Failed, Answer::Noted);
+            match standing {
+                Some(standing) => *said = Answer::Noted(standing),
+                // It may have noted it meanwhile.
+                None if said.standing().is_some() => {}
+                None => *said = Answer::Failed,
+            }
         }
         if told.answers.iter().all(|answer| answer.standing().is_some()) {
             self.conclude(&told);
