@@ -153,7 +153,7 @@ impl Bucket {
             if info.size == 0 {
                 return Some(Vec::new());
             }
-            let body = self.origin.get(key, &info.etag.unwrap(), 0..info.size).await.unwrap();
+            let body = self.origin.get(key, &info.version().unwrap(), 0..info.size).await.unwrap();
             let mut pieces = body.pieces;
             let mut bytes = Vec::new();
             while let Some(piece) = pieces.next().await {

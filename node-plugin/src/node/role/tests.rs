@@ -48,6 +48,7 @@ fn defaults(accounts: Option<Accounts>, has_agent: bool) -> Defaults {
     Defaults {
         s3: S3Args::default(),
         inline_driver_credentials: false,
+        has_region: false,
         tokens: Tokens { audience: "sts.amazonaws.com".into(), has_agent },
         accounts: accounts.map(Arc::new),
     }
