@@ -97,6 +97,11 @@ impl Bucket {
         }
     }
 
+    /// What asks its server.
+    pub fn origin(&self) -> Arc<dyn Origin> {
+        self.origin.clone()
+    }
+
     /// Stops the server, where it is this bucket's own.
     pub fn stop_server(&mut self) {
         drop(self.embedded.take().expect("only an embedded server can be stopped"));
