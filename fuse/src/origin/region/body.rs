@@ -7,8 +7,8 @@ use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, stream};
 
+use super::Region;
 use super::breaker::Pass;
-use super::{Region, Verdict};
 use crate::model::version::Version;
 use crate::origin::{Body, Origin, OriginError};
 
@@ -69,12 +69,12 @@ impl Rest {
                     return Some((Ok(piece), From::Region(pieces, pass)));
                 }
                 None => {
-                    self.region.told(pass, Verdict::Given);
+                    self.region.told(pass, None);
                     return None;
                 }
                 Some(Err(error)) => {
                     tracing::debug!(key = %self.key, %error, "the origin goes on where the region fails");
-                    self.region.told(pass, Verdict::of(&error));
+                    self.region.told(pass, Some(&error));
                     match self.origin.get(&self.key, &self.version, self.range.clone()).await {
                         Ok(body) => body.pieces,
                         Err(error) => return Some((Err(error), From::Nowhere)),

@@ -187,13 +187,16 @@ impl Region {
         Arc::new(Self { replica, breaker, metrics, forgotten: Mutex::default() })
     }
 
-    fn told(&self, pass: Pass, verdict: Verdict) {
+    /// Takes notice of what came of a request: an error, or what was asked for.
+    fn told(&self, pass: Pass, error: Option<&OriginError>) -> Verdict {
+        let verdict = error.map_or(Verdict::Given, Verdict::of);
         self.metrics.region_requests.with_label_values(&[verdict.label()]).inc();
         match verdict {
             Verdict::Failed => {
                 if pass.failed(Instant::now()) {
                     self.metrics.regions_shut.inc();
-                    tracing::warn!("the region fails; bytes come from the origin until it answers");
+                    let error = error.map(ToString::to_string);
+                    tracing::warn!(error, "the region fails; bytes come from the origin meanwhile");
                 }
             }
             Verdict::Given | Verdict::Stale | Verdict::Absent | Verdict::Full => {
@@ -203,6 +206,7 @@ impl Region {
                 }
             }
         }
+        verdict
     }
 
     /// Has the region forget what it has of a key, in the background; at most once in a while.
@@ -299,9 +303,7 @@ impl Origin for Regional {
             Err(error) => error,
         };
         tracing::debug!(key, %error, "the origin is asked for what the region does not give");
-        let verdict = Verdict::of(&error);
-        region.told(pass, verdict);
-        if verdict == Verdict::Stale {
+        if region.told(pass, Some(&error)) == Verdict::Stale {
             region.refresh(key);
         }
         self.inner.get(key, version, range).await
