@@ -1,17 +1,20 @@
 //! The origin: the object store that alone decides what is true.
 //!
 //! One narrow trait. [`s3`] is real, [`memory`] stands in for it in tests. The others wrap one:
-//! [`conditional`] sees to conditions, [`hedge`] sends late GETs again, [`measured`] counts, and
-//! [`faulty`] misbehaves on command.
+//! [`conditional`] sees to conditions, [`hedge`] sends late GETs again, [`region`] has bytes from nearer
+//! by, [`measured`] counts, and [`faulty`] misbehaves on command.
 
 mod condition;
 pub mod conditional;
+mod content_range;
 mod copy_parts;
 pub mod error;
 pub mod faulty;
 pub mod hedge;
 pub mod measured;
 pub mod memory;
+mod pieces;
+pub mod region;
 pub mod retry;
 pub mod s3;
 pub mod uploads;
@@ -29,7 +32,7 @@ pub use condition::{Condition, ConditionKind};
 pub use error::OriginError;
 
 use crate::blocking::Turns;
-use crate::model::version::{BucketId, ETag, ObjectInfo};
+use crate::model::version::{BucketId, ETag, ObjectInfo, Version};
 
 /// Metadata name of the nonce by which a writer recognises its own object after a lost reply.
 pub const WRITER_METADATA: &str = "weir-writer";
@@ -50,9 +53,14 @@ pub trait Origin: Send + Sync + 'static {
     /// Asks for an object's metadata.
     async fn head(&self, key: &str) -> Result<ObjectInfo, OriginError>;
 
-    /// Reads a range of the version `etag`, or fails with [`OriginError::Changed`] when the
-    /// object is no longer that version.
-    async fn get(&self, key: &str, etag: &ETag, range: Range<u64>) -> Result<Body, OriginError>;
+    /// Reads a range of a version, or fails with [`OriginError::Changed`] when the object is no
+    /// longer that.
+    async fn get(
+        &self,
+        key: &str,
+        version: &Version,
+        range: Range<u64>,
+    ) -> Result<Body, OriginError>;
 
     /// Lists one page.
     async fn list(&self, request: &ListRequest) -> Result<ListPage, OriginError>;

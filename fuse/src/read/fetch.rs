@@ -183,9 +183,8 @@ async fn body_at(
     key: &VersionKey,
     range: Range<u64>,
 ) -> Result<Body, OriginError> {
-    let etag = &key.version.etag;
-    let body = origin.get(&key.key, etag, range).await?;
-    if body.etag == *etag { Ok(body) } else { Err(OriginError::Changed) }
+    let body = origin.get(&key.key, &key.version, range).await?;
+    if body.etag == key.version.etag { Ok(body) } else { Err(OriginError::Changed) }
 }
 
 /// Memory for the runs into which a flight of these blocks is cut.

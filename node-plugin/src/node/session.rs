@@ -21,6 +21,7 @@ use weir_fuse::model::version::BucketId;
 use weir_fuse::namespace::first_ino;
 use weir_fuse::origin::Origin;
 use weir_fuse::origin::measured::LastAnswer;
+use weir_fuse::origin::region::{ProofScope, Regions};
 
 use super::credentials::{Kind, Rotating, Source};
 use super::ending::Ending;
@@ -29,7 +30,7 @@ use super::identity;
 use super::life::Live;
 use super::record::{Published, Record};
 use super::volume::{Settings, Volume};
-use crate::assembly;
+use crate::assembly::{self, Near};
 use crate::csi::failed;
 use crate::kubernetes::events::Subject;
 use crate::mount::preflight::{self, Start};
@@ -47,6 +48,8 @@ pub(super) struct Maker {
     pub(super) engine: Arc<Engine>,
     pub(super) mounter: Arc<Mounter>,
     exchange: Exchange,
+    /// What is before the origins of volumes that name none of their own.
+    regions: Option<Regions>,
     endings: WaitingThreads,
 }
 
@@ -90,9 +93,10 @@ impl Maker {
         engine: Arc<Engine>,
         mounter: Arc<Mounter>,
         exchange: Exchange,
+        regions: Option<Regions>,
     ) -> io::Result<Self> {
         let endings = WaitingThreads::new("weir-ending", ENDING_THREADS)?;
-        Ok(Self { engine, mounter, exchange, endings })
+        Ok(Self { engine, mounter, exchange, regions, endings })
     }
 
     async fn origin(
@@ -107,7 +111,15 @@ impl Maker {
             s3.credentials = Some(SharedCredentialsProvider::new(provider));
         }
         let explained = |error| failed(preflight::explain(&error, &settings.s3));
-        let (origin, last) = assembly::origin(s3, &self.engine.metrics).await.map_err(explained)?;
+        let lifetime = Duration::from_secs(settings.session.names.access.lifetime_s);
+        let scope = match settings.source {
+            Kind::Driver => ProofScope::Mount,
+            Kind::Secret | Kind::Pod => ProofScope::Version,
+        };
+        let regions = self.regions.as_ref().filter(|_| settings.near);
+        let near = regions.map(|regions| Near { regions, proof: (scope, lifetime) });
+        let origin = assembly::origin(s3, &self.engine.metrics, near).await;
+        let (origin, last) = origin.map_err(explained)?;
         Ok((origin, Remote { source: settings.source(), rotating, last }))
     }
 

@@ -1,0 +1,189 @@
+//! A region before an origin, both in memory.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures_util::StreamExt;
+
+use super::*;
+use crate::origin::faulty::{Fault, Faulty, Op};
+use crate::origin::measured::Measured;
+use crate::origin::memory::MemoryOrigin;
+
+const SIZE: usize = 300_000;
+
+/// A store as a region's: it knows no version but the one it has.
+struct Store {
+    origin: Arc<Faulty>,
+    memory: Arc<MemoryOrigin>,
+    asked: Arc<AtomicU64>,
+    told: Arc<AtomicU64>,
+}
+
+#[async_trait]
+impl Replica for Store {
+    fn can_have(&self, key: &str) -> bool {
+        !key.contains("//")
+    }
+
+    async fn get(
+        &self,
+        key: &str,
+        version: &Version,
+        range: Range<u64>,
+    ) -> Result<Body, OriginError> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        if self.memory.bytes(key).is_none() {
+            return Err(OriginError::NotFound);
+        }
+        self.origin.get(key, version, range).await
+    }
+
+    async fn forget(&self, _: &str) -> Result<(), OriginError> {
+        self.told.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+struct World {
+    origin: Arc<MemoryOrigin>,
+    /// What happens to requests that reach the origin.
+    wan: Arc<Faulty>,
+    /// Counts what comes from the origin.
+    last: Arc<crate::origin::measured::LastAnswer>,
+    /// What the region has.
+    cached: Arc<MemoryOrigin>,
+    edge: Arc<Faulty>,
+    asked: Arc<AtomicU64>,
+    told: Arc<AtomicU64>,
+    region: Arc<Region>,
+    regional: Regional,
+}
+
+fn bytes(seed: u8) -> Vec<u8> {
+    (0..SIZE).map(|n| (n % 251) as u8 ^ seed).collect()
+}
+
+fn world() -> World {
+    let metrics = Arc::new(Metrics::new().unwrap());
+    let (origin, cached) = (Arc::new(MemoryOrigin::new("b")), Arc::new(MemoryOrigin::new("b")));
+    let (wan, edge) =
+        (Arc::new(Faulty::new(origin.clone())), Arc::new(Faulty::new(cached.clone())));
+    let (asked, told) = <(Arc<AtomicU64>, Arc<AtomicU64>)>::default();
+    let (memory, counted, heard) = (cached.clone(), asked.clone(), told.clone());
+    let store = Store { origin: edge.clone(), memory, asked: counted, told: heard };
+    let region = Region::new(Box::new(store), Arc::default(), metrics.clone());
+    let measured = Arc::new(Measured::new(wan.clone(), metrics));
+    let last = measured.last_answer();
+    let lifetime = Duration::from_secs(600);
+    let regional = Regional::new(measured, region.clone(), (ProofScope::Version, lifetime));
+    World { origin, wan, last, cached, edge, asked, told, region, regional }
+}
+
+impl World {
+    /// The same version at both.
+    fn both(&self, key: &str, seed: u8) -> Version {
+        self.cached.insert(key, bytes(seed));
+        Version { etag: self.origin.insert(key, bytes(seed)), size: SIZE as u64 }
+    }
+
+    async fn read(&self, key: &str, version: &Version) -> Result<Vec<u8>, OriginError> {
+        let mut body = self.regional.get(key, version, 0..version.size).await?;
+        let mut all = Vec::new();
+        while let Some(piece) = body.pieces.next().await {
+            all.extend_from_slice(&piece?);
+        }
+        Ok(all)
+    }
+
+    fn outcome(&self, label: &str) -> u64 {
+        self.region.metrics.region_requests.with_label_values(&[label]).get()
+    }
+}
+
+#[tokio::test]
+async fn bytes_come_from_the_region_once_the_origin_let_one_be_read() {
+    let world = world();
+    let version = world.both("k", 1);
+    for _ in 0..3 {
+        assert!(world.read("k", &version).await.unwrap() == bytes(1));
+        // It is asked once.
+        world.wan.fail_all(Some(OriginError::TimedOut));
+    }
+    assert_eq!((world.outcome("given"), world.last.fetched_bytes()), (3, 0));
+}
+
+#[tokio::test]
+async fn another_version_of_the_region_is_never_read_and_forgotten_there_once() {
+    let world = world();
+    world.both("k", 1);
+    let version = Version { etag: world.origin.insert("k", bytes(2)), size: SIZE as u64 };
+    for _ in 0..3 {
+        assert!(world.read("k", &version).await.unwrap() == bytes(2));
+    }
+    tokio::task::yield_now().await;
+    assert_eq!((world.outcome("stale"), world.told.load(Ordering::Relaxed)), (3, 1));
+    assert!(!world.region.breaker.is_shut(), "to be behind is no fault");
+}
+
+#[tokio::test]
+async fn what_the_region_lacks_or_takes_for_something_else_comes_from_the_origin() {
+    let world = world();
+    let other = world.both("a//b", 3);
+    let version = Version { etag: world.origin.insert("k", bytes(2)), size: SIZE as u64 };
+    assert!(world.read("k", &version).await.unwrap() == bytes(2));
+    assert!(world.read("a//b", &other).await.unwrap() == bytes(3));
+    assert_eq!((world.outcome("absent"), world.outcome("given")), (1, 0));
+}
+
+#[tokio::test]
+async fn the_origin_goes_on_where_the_regions_body_ends() {
+    let world = world();
+    let version = world.both("k", 1);
+    for at in [0, 1, 100_000, SIZE - 1] {
+        world.edge.inject_once(Op::Get, Fault::Truncate(at));
+        let before = world.last.fetched_bytes();
+        assert!(world.read("k", &version).await.unwrap() == bytes(1), "{at}");
+        assert_eq!(world.last.fetched_bytes() - before, (SIZE - at) as u64, "{at}");
+    }
+    // And where it fails, too, it is told.
+    world.edge.inject_once(Op::Get, Fault::Truncate(1));
+    world.origin.insert("k", bytes(2));
+    assert!(matches!(world.read("k", &version).await, Err(OriginError::Changed)));
+}
+
+#[tokio::test]
+async fn a_region_that_fails_is_left_alone() {
+    let world = world();
+    let version = world.both("k", 1);
+    let failing = || OriginError::Unavailable("HTTP 500".into());
+    for _ in 0..5 {
+        world.edge.inject_once(Op::Get, Fault::Fail(failing()));
+        assert!(world.read("k", &version).await.unwrap() == bytes(1));
+    }
+    assert!(world.region.breaker.is_shut());
+    assert!(world.read("k", &version).await.unwrap() == bytes(1));
+    assert_eq!(world.asked.load(Ordering::Relaxed), 5);
+}
+
+/// The region gives its bytes to the node, whoever asks.
+#[tokio::test]
+async fn who_may_not_read_at_the_origin_gets_nothing_of_the_region() {
+    let world = world();
+    let version = world.both("k", 1);
+    let denied = || Fault::Fail(OriginError::Denied("AccessDenied".into()));
+    world.wan.inject_once(Op::Get, denied());
+    assert!(matches!(world.read("k", &version).await, Err(OriginError::Denied(_))));
+    // What was deleted, or replaced, is not shown either.
+    world.origin.insert("k", bytes(2));
+    assert!(matches!(world.read("k", &version).await, Err(OriginError::Changed)));
+}
+
+#[tokio::test]
+async fn a_region_that_never_answers_is_not_waited_for_without_end() {
+    let world = world();
+    let version = world.both("k", 1);
+    world.edge.inject_once(Op::Get, Fault::Delay(Duration::from_secs(3600)));
+    let read = timeout(Duration::from_secs(60), world.read("k", &version));
+    assert!(read.await.unwrap().unwrap() == bytes(1));
+    assert_eq!(world.outcome("failed"), 1);
+}

@@ -1,0 +1,122 @@
+//! A regional cache before the origin: bytes come from it, and it decides nothing.
+
+use std::fs;
+
+use weir_tests::aistore::{AiStore, Manners};
+use weir_tests::bucket::{Bucket, Server};
+use weir_tests::mount::{Mount, run};
+use weir_tests::{eventually, random_bytes};
+
+const SIZE: usize = 3 << 20;
+
+/// A bucket, and a region before it.
+struct World {
+    bucket: Bucket,
+    region: AiStore,
+}
+
+fn world() -> World {
+    let bucket = Bucket::new(Server::Minio);
+    let region = AiStore::before(&bucket);
+    World { bucket, region }
+}
+
+impl World {
+    fn mount(&self, flags: &str) -> Mount {
+        Mount::flags(&self.bucket, &format!("--region-url {} {flags}", self.region.url()))
+    }
+}
+
+fn bytes_of_region(mount: &Mount) -> f64 {
+    mount.metrics().get("weir_region_fetched_bytes_total").copied().unwrap_or_default()
+}
+
+#[test]
+fn files_are_read_from_the_region_and_the_origin_is_asked_for_a_byte() {
+    let world = world();
+    let names = ["model.bin", "dir/with space", "dir/ä+%?#", "dir/deep/er"];
+    for (n, name) in (0..).zip(names) {
+        world.bucket.put(name, random_bytes(n, SIZE));
+    }
+    let mount = world.mount("");
+    for (n, name) in (0..).zip(names) {
+        assert!(fs::read(mount.join(name)).unwrap() == random_bytes(n, SIZE), "{name}");
+    }
+    assert_eq!(bytes_of_region(&mount) as usize, names.len() * SIZE);
+    assert_eq!(world.region.fetched_bytes() as usize, names.len() * SIZE);
+    let of_origin = mount.fetched() as usize - bytes_of_region(&mount) as usize;
+    assert_eq!(of_origin, 0, "bytes came from the origin");
+}
+
+#[test]
+fn whatever_the_region_does_files_are_what_the_origin_has() {
+    let world = world();
+    let manners = [
+        Manners { cuts_at: Some(100_000), ..Manners::default() },
+        Manners { goes_on: true, ..Manners::default() },
+        Manners { ignores_ranges: true, ..Manners::default() },
+        Manners { missizes: true, ..Manners::default() },
+        Manners { is_full: true, ..Manners::default() },
+        Manners { fails_with: Some(500), ..Manners::default() },
+        Manners { fails_with: Some(403), ..Manners::default() },
+        Manners { hangs: true, ..Manners::default() },
+        Manners { redirects_to: Some("http://192.0.2.1".into()), ..Manners::default() },
+        Manners { redirects_to: Some("https://127.0.0.1".into()), ..Manners::default() },
+    ];
+    for (n, manners) in (0..).zip(manners) {
+        let name = format!("file-{n}");
+        world.bucket.put(&name, random_bytes(n, SIZE));
+        world.region.behave(manners.clone());
+        let mount = world.mount("");
+        assert!(fs::read(mount.join(&name)).unwrap() == random_bytes(n, SIZE), "{manners:?}");
+    }
+}
+
+#[test]
+fn a_version_that_the_region_kept_is_not_read_and_it_is_told_to_forget_it() {
+    let world = world();
+    world.bucket.put("f", random_bytes(1, SIZE));
+    let mount = world.mount("--metadata-ttl minimal");
+    assert!(fs::read(mount.join("f")).unwrap() == random_bytes(1, SIZE));
+    assert!(world.region.has("f"));
+    world.bucket.put("f", random_bytes(2, SIZE));
+    let read_new = || fs::read(mount.join("f")).unwrap() == random_bytes(2, SIZE);
+    eventually("the new version is read", read_new);
+    eventually("the region is told", || world.region.told() == ["f"]);
+}
+
+#[test]
+fn a_token_is_sent_to_the_region_and_read_again_when_it_changes() {
+    let world = world();
+    for n in 0..2 {
+        world.bucket.put(&format!("f{n}"), random_bytes(n, SIZE));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    let wants = |token: &str| {
+        world.region.behave(Manners { token: Some(token.into()), ..Manners::default() })
+    };
+    fs::write(&file, "first\n").unwrap();
+    wants("first");
+    let mount = world.mount(&format!("--region-token-file {}", file.display()));
+    assert!(fs::read(mount.join("f0")).unwrap() == random_bytes(0, SIZE));
+    assert_eq!(bytes_of_region(&mount) as usize, SIZE);
+    fs::write(&file, "second\n").unwrap();
+    wants("second");
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    assert!(fs::read(mount.join("f1")).unwrap() == random_bytes(1, SIZE));
+    assert_eq!(bytes_of_region(&mount) as usize, 2 * SIZE);
+    assert_eq!(world.region.tokens().len(), 2);
+}
+
+#[test]
+fn a_region_of_another_kind_is_refused_with_the_word_to_use() {
+    let world = world();
+    let (source, folder) = (format!("s3://{}", world.bucket.name), tempfile::tempdir().unwrap());
+    let mountpoint = folder.path().to_str().unwrap();
+    let url = world.region.url();
+    let args = ["mount", &source, mountpoint, "--region-kind", "s3", "--region-url", &url];
+    let output = run(&world.bucket, &args);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("aistore"), "{said}");
+}
