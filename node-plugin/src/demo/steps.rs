@@ -369,8 +369,9 @@ async fn write_through(stage: &Stage, figures: &mut Vec<Figure>) -> Result<(), F
     let written = InputFile { name: "written.bin at S3".into(), size: WRITTEN, crc };
     check(&written, (info.size, found))?;
     println!(
-        "When close returned, S3 held all {} of the file, with this ETag: {etag}",
-        Size(WRITTEN)
+        "When close returned, S3 held all {} of the file, with this ETag: {}",
+        Size(WRITTEN),
+        version.etag
     );
     figures.push(figure("write, until S3 holds it", Unit::Bytes, (WRITTEN, elapsed), None));
     Ok(())
