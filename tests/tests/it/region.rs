@@ -49,11 +49,9 @@ fn files_are_read_from_the_region_and_the_origin_is_asked_for_a_byte() {
 }
 
 #[test]
-fn whatever_the_region_does_files_are_what_the_origin_has() {
+fn what_the_region_answers_otherwise_than_it_should_is_not_read() {
     let world = world();
     let manners = [
-        Manners { cuts_at: Some(100_000), ..Manners::default() },
-        Manners { goes_on: true, ..Manners::default() },
         Manners { ignores_ranges: true, ..Manners::default() },
         Manners { missizes: true, ..Manners::default() },
         Manners { is_full: true, ..Manners::default() },
@@ -64,6 +62,20 @@ fn whatever_the_region_does_files_are_what_the_origin_has() {
         Manners { redirects_to: Some("https://127.0.0.1".into()), ..Manners::default() },
     ];
     for (n, manners) in (0..).zip(manners) {
+        let name = format!("file-{n}");
+        world.bucket.put(&name, random_bytes(n, SIZE));
+        world.region.behave(manners.clone());
+        let mount = world.mount("");
+        assert!(fs::read(mount.join(&name)).unwrap() == random_bytes(n, SIZE), "{manners:?}");
+        assert_eq!(bytes_of_region(&mount), 0.0, "{manners:?}");
+    }
+}
+
+#[test]
+fn a_body_of_the_region_that_is_cut_or_goes_on_ends_with_bytes_of_the_origin() {
+    let world = world();
+    let cut = Manners { cuts_at: Some(100_000), ..Manners::default() };
+    for (n, manners) in (0..).zip([cut, Manners { goes_on: true, ..Manners::default() }]) {
         let name = format!("file-{n}");
         world.bucket.put(&name, random_bytes(n, SIZE));
         world.region.behave(manners.clone());

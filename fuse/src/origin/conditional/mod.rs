@@ -254,6 +254,10 @@ impl Origin for Conditional {
         self.inner.get(key, version, range).await
     }
 
+    async fn allows(&self, key: &str, version: &Version) -> Result<(), OriginError> {
+        self.inner.allows(key, version).await
+    }
+
     async fn list(&self, request: &ListRequest) -> Result<ListPage, OriginError> {
         self.inner.list(request).await
     }

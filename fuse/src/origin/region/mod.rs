@@ -256,10 +256,26 @@ impl Regional {
         if self.proofs.holds(key, version, Instant::now()) {
             return Ok(());
         }
+        match self.allows(key, version).await {
+            Err(error)
+                if error.is_outage() && self.proofs.outlasts(key, version, Instant::now()) =>
+            {
+                Ok(())
+            }
+            answer => answer,
+        }
+    }
+
+    async fn get_of_origin(
+        &self,
+        key: &str,
+        version: &Version,
+        range: Range<u64>,
+    ) -> Result<Body, OriginError> {
         let asked = Instant::now();
-        self.inner.get(key, version, 0..1).await?;
-        self.proofs.note(key, version, asked);
-        Ok(())
+        let answer = self.inner.get(key, version, range).await;
+        self.proofs.note(key, version, asked, &answer);
+        answer
     }
 }
 
@@ -285,7 +301,7 @@ impl Origin for Regional {
             true => region.breaker.enter(Instant::now()),
             false => None,
         };
-        let Some(pass) = pass else { return self.inner.get(key, version, range).await };
+        let Some(pass) = pass else { return self.get_of_origin(key, version, range).await };
         let asked = timeout(FIRST_BYTE, region.replica.get(key, version, range.clone()));
         let (answer, proof) = tokio::join!(asked, self.prove(key, version));
         proof?;
@@ -306,7 +322,14 @@ impl Origin for Regional {
         if region.told(pass, Some(&error)) == Verdict::Stale {
             region.refresh(key);
         }
-        self.inner.get(key, version, range).await
+        self.get_of_origin(key, version, range).await
+    }
+
+    async fn allows(&self, key: &str, version: &Version) -> Result<(), OriginError> {
+        let asked = Instant::now();
+        let answer = self.inner.allows(key, version).await;
+        self.proofs.note(key, version, asked, &answer);
+        answer
     }
 
     async fn head(&self, key: &str) -> Result<ObjectInfo, OriginError> {

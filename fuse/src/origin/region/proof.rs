@@ -8,38 +8,90 @@ use std::time::{Duration, Instant};
 use lru::LruCache;
 
 use crate::model::version::Version;
+use crate::origin::OriginError;
 use crate::sync::unpoisoned;
 
 /// Versions that are remembered.
 const REMEMBERED: usize = 16_384;
+/// How long an origin that does not answer is not asked again for what it let be read before.
+const OUTAGE: Duration = Duration::from_secs(10);
 
 /// What one word of the origin is good for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub enum ProofScope {
-    /// All that is mounted: the credentials are the node's, as the region's are.
+    /// All that is mounted, as long as the origin refuses nothing of it: the credentials are the node's,
+    /// as the region's are.
     Mount,
     /// One version: the credentials are somebody's.
     #[default]
     Version,
 }
 
-/// What the origin has let these credentials read, and when.
+/// What the origin has let these credentials read, and until when that counts.
 pub(super) struct Proofs {
-    scope: ProofScope,
     lifetime: Duration,
     /// Versions are known by two hashes that nobody can foresee.
     hashers: [RandomState; 2],
-    at: Mutex<LruCache<[u64; 2], Instant>>,
+    state: Mutex<State>,
+}
+
+struct State {
+    scope: ProofScope,
+    until: LruCache<[u64; 2], Instant>,
 }
 
 impl Proofs {
     pub(super) fn new(scope: ProofScope, lifetime: Duration) -> Self {
         let hashers = [RandomState::new(), RandomState::new()];
-        Self { scope, lifetime, hashers, at: Mutex::new(LruCache::unbounded()) }
+        let state = State { scope, until: LruCache::unbounded() };
+        Self { lifetime, hashers, state: Mutex::new(state) }
     }
 
-    fn name(&self, key: &str, version: &Version) -> [u64; 2] {
-        match self.scope {
+    /// Whether the origin let it be read not long ago.
+    pub(super) fn holds(&self, key: &str, version: &Version, now: Instant) -> bool {
+        let mut state = self.state();
+        let name = self.name(&state, key, version);
+        state.until.get(&name).is_some_and(|until| now < *until)
+    }
+
+    /// Takes notice of what the origin said when it was asked for the version. One that does not answer
+    /// takes nothing away.
+    pub(super) fn note<T>(
+        &self,
+        key: &str,
+        version: &Version,
+        asked: Instant,
+        answer: &Result<T, OriginError>,
+    ) {
+        let mut state = self.state();
+        let name = self.name(&state, key, version);
+        match answer {
+            Ok(_) => state.put(name, asked + self.lifetime),
+            Err(error) if error.is_outage() => {}
+            Err(error) => {
+                state.until.pop(&name);
+                if matches!(error, OriginError::Denied(_)) && !error.is_archived() {
+                    // It does not allow these credentials everything.
+                    state.scope = ProofScope::Version;
+                }
+            }
+        }
+    }
+
+    /// Whether the origin, which does not answer, let it be read before: then that counts for a while
+    /// more.
+    pub(super) fn outlasts(&self, key: &str, version: &Version, now: Instant) -> bool {
+        let mut state = self.state();
+        let name = self.name(&state, key, version);
+        let was_allowed = state.until.contains(&name);
+        if was_allowed {
+            state.put(name, now + OUTAGE);
+        }
+        was_allowed
+    }
+
+    fn name(&self, state: &State, key: &str, version: &Version) -> [u64; 2] {
+        match state.scope {
             ProofScope::Mount => [0; 2],
             ProofScope::Version => {
                 self.hashers.each_ref().map(|hasher| hasher.hash_one((key, version)))
@@ -47,23 +99,17 @@ impl Proofs {
         }
     }
 
-    /// Whether the origin let it be read not long ago.
-    pub(super) fn holds(&self, key: &str, version: &Version, now: Instant) -> bool {
-        let at = self.at().get(&self.name(key, version)).copied();
-        at.is_some_and(|at| now < at + self.lifetime)
+    fn state(&self) -> MutexGuard<'_, State> {
+        unpoisoned(self.state.lock())
     }
+}
 
-    /// Notes that the origin let it be read, now.
-    pub(super) fn note(&self, key: &str, version: &Version, now: Instant) {
-        let mut at = self.at();
-        at.put(self.name(key, version), now);
-        if at.len() > REMEMBERED {
-            at.pop_lru();
+impl State {
+    fn put(&mut self, name: [u64; 2], until: Instant) {
+        self.until.put(name, until);
+        if self.until.len() > REMEMBERED {
+            self.until.pop_lru();
         }
-    }
-
-    fn at(&self) -> MutexGuard<'_, LruCache<[u64; 2], Instant>> {
-        unpoisoned(self.at.lock())
     }
 }
 
@@ -72,20 +118,68 @@ mod tests {
     use super::*;
     use crate::model::version::ETag;
 
+    const LIFETIME: Duration = Duration::from_secs(60);
+
+    fn version(tag: &str) -> Version {
+        Version { etag: ETag::new(tag).unwrap(), size: 1 }
+    }
+
+    fn denied() -> Result<(), OriginError> {
+        Err(OriginError::Denied("AccessDenied".into()))
+    }
+
     #[test]
     fn a_word_is_good_for_its_scope_and_for_a_while() {
-        let version = |tag| Version { etag: ETag::new(tag).unwrap(), size: 1 };
-        let (now, lifetime) = (Instant::now(), Duration::from_secs(60));
-        let proofs = Proofs::new(ProofScope::Version, lifetime);
-        proofs.note("k", &version("a"), now);
+        let now = Instant::now();
+        let proofs = Proofs::new(ProofScope::Version, LIFETIME);
+        proofs.note("k", &version("a"), now, &Ok(()));
         assert!(proofs.holds("k", &version("a"), now));
         assert!(!proofs.holds("k", &version("b"), now) && !proofs.holds("l", &version("a"), now));
-        assert!(!proofs.holds("k", &version("a"), now + lifetime));
-        (0..REMEMBERED + 10).for_each(|n| proofs.note(&n.to_string(), &version("a"), now));
-        assert_eq!(proofs.at().len(), REMEMBERED);
-        let proofs = Proofs::new(ProofScope::Mount, lifetime);
+        assert!(!proofs.holds("k", &version("a"), now + LIFETIME));
+        for n in 0..REMEMBERED + 10 {
+            proofs.note(&n.to_string(), &version("a"), now, &Ok(()));
+        }
+        assert_eq!(proofs.state().until.len(), REMEMBERED);
+        let proofs = Proofs::new(ProofScope::Mount, LIFETIME);
         assert!(!proofs.holds("k", &version("a"), now));
-        proofs.note("k", &version("a"), now);
+        proofs.note("k", &version("a"), now, &Ok(()));
         assert!(proofs.holds("l", &version("b"), now));
+    }
+
+    #[test]
+    fn a_refusal_ends_what_was_said_before_and_what_counts_for_all() {
+        let now = Instant::now();
+        let proofs = Proofs::new(ProofScope::Version, LIFETIME);
+        for key in ["k", "l"] {
+            proofs.note(key, &version("a"), now, &Ok(()));
+        }
+        proofs.note("k", &version("a"), now, &denied());
+        assert!(!proofs.holds("k", &version("a"), now) && proofs.holds("l", &version("a"), now));
+        proofs.note("l", &version("a"), now, &Err::<(), _>(OriginError::Changed));
+        assert!(!proofs.holds("l", &version("a"), now));
+        let proofs = Proofs::new(ProofScope::Mount, LIFETIME);
+        proofs.note("k", &version("a"), now, &Ok(()));
+        // In the place of an archived object nothing is given to anybody.
+        let archived = Err::<(), _>(OriginError::Denied("InvalidObjectState".into()));
+        proofs.note("k", &version("a"), now, &archived);
+        proofs.note("k", &version("a"), now, &Ok(()));
+        assert!(proofs.holds("l", &version("a"), now));
+        proofs.note("k", &version("a"), now, &denied());
+        proofs.note("l", &version("a"), now, &Ok(()));
+        assert!(proofs.holds("l", &version("a"), now) && !proofs.holds("k", &version("a"), now));
+    }
+
+    #[test]
+    fn an_origin_that_does_not_answer_takes_nothing_away_and_gives_nothing() {
+        let now = Instant::now();
+        let proofs = Proofs::new(ProofScope::Version, LIFETIME);
+        proofs.note("k", &version("a"), now, &Ok(()));
+        let late = now + LIFETIME;
+        proofs.note("k", &version("a"), late, &Err::<(), _>(OriginError::TimedOut));
+        assert!(!proofs.holds("k", &version("a"), late));
+        assert!(proofs.outlasts("k", &version("a"), late));
+        assert!(proofs.holds("k", &version("a"), late));
+        assert!(!proofs.holds("k", &version("a"), late + OUTAGE));
+        assert!(!proofs.outlasts("l", &version("a"), late));
     }
 }

@@ -64,6 +64,10 @@ fn bytes(seed: u8) -> Vec<u8> {
 }
 
 fn world() -> World {
+    world_of(ProofScope::Version)
+}
+
+fn world_of(scope: ProofScope) -> World {
     let metrics = Arc::new(Metrics::new().unwrap());
     let (origin, cached) = (Arc::new(MemoryOrigin::new("b")), Arc::new(MemoryOrigin::new("b")));
     let (wan, edge) =
@@ -75,7 +79,7 @@ fn world() -> World {
     let measured = Arc::new(Measured::new(wan.clone(), metrics));
     let last = measured.last_answer();
     let lifetime = Duration::from_secs(600);
-    let regional = Regional::new(measured, region.clone(), (ProofScope::Version, lifetime));
+    let regional = Regional::new(measured, region.clone(), (scope, lifetime));
     World { origin, wan, last, cached, edge, asked, told, region, regional }
 }
 
@@ -176,6 +180,39 @@ async fn who_may_not_read_at_the_origin_gets_nothing_of_the_region() {
     // What was deleted, or replaced, is not shown either.
     world.origin.insert("k", bytes(2));
     assert!(matches!(world.read("k", &version).await, Err(OriginError::Changed)));
+}
+
+/// Who is shown what is cached for what the region says is shown what others may read.
+#[tokio::test]
+async fn whether_something_may_be_read_the_origin_alone_says() {
+    let world = world();
+    let version = world.both("k", 1);
+    let denied = || Fault::Fail(OriginError::Denied("AccessDenied".into()));
+    world.read("k", &version).await.unwrap();
+    let asked = world.asked.load(Ordering::Relaxed);
+    world.wan.inject_once(Op::Get, denied());
+    assert!(matches!(world.regional.allows("k", &version).await, Err(OriginError::Denied(_))));
+    assert_eq!(world.asked.load(Ordering::Relaxed), asked);
+    // What it said last counts, of bytes, too.
+    world.wan.inject_once(Op::Get, denied());
+    assert!(matches!(world.read("k", &version).await, Err(OriginError::Denied(_))));
+    world.regional.allows("k", &version).await.unwrap();
+    world.wan.fail_all(Some(OriginError::TimedOut));
+    assert!(world.read("k", &version).await.unwrap() == bytes(1));
+}
+
+#[tokio::test]
+async fn the_nodes_own_credentials_are_asked_for_once_until_something_is_refused_to_them() {
+    let world = world_of(ProofScope::Mount);
+    let [k, l, m] = ["k", "l", "m"].map(|key| (key, world.both(key, 1)));
+    world.read(k.0, &k.1).await.unwrap();
+    // Nothing else is asked for.
+    world.wan.inject_once(Op::Get, Fault::Fail(OriginError::Denied("AccessDenied".into())));
+    assert!(world.read(l.0, &l.1).await.unwrap() == bytes(1));
+    world.cached.remove(l.0);
+    assert!(matches!(world.read(l.0, &l.1).await, Err(OriginError::Denied(_))));
+    world.wan.inject_once(Op::Get, Fault::Fail(OriginError::Denied("AccessDenied".into())));
+    assert!(matches!(world.read(m.0, &m.1).await, Err(OriginError::Denied(_))));
 }
 
 #[tokio::test]
