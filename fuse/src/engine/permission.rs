@@ -39,7 +39,7 @@ impl Session {
     /// begun.
     pub(super) fn proof(self: &Arc<Self>, node: &Arc<FileNode>) -> Proof {
         let Some(shown) = self.names.version_key(node) else { return Proof::Held };
-        let proof = self.access.proof(&shown, self.names.ttl());
+        let proof = self.access.proof(&shown);
         if proof == Proof::Due {
             let (session, node) = (self.clone(), node.clone());
             self.engine.runtime.spawn(async move {

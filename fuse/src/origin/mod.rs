@@ -22,7 +22,7 @@ pub mod uploads;
 use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -34,6 +34,10 @@ pub use error::OriginError;
 
 use crate::blocking::Turns;
 use crate::model::version::{BucketId, ETag, ObjectInfo, Version};
+
+/// After credentials were replaced, requests may be signed with those before for so long: what the
+/// object store allows then is not remembered.
+pub const SETTLING: Duration = Duration::from_secs(30);
 
 /// Metadata name of the nonce by which a writer recognises its own object after a lost reply.
 pub const WRITER_METADATA: &str = "weir-writer";
@@ -50,6 +54,10 @@ pub trait Origin: Send + Sync + 'static {
     /// Takes notice that the endpoint does not refuse bodies whose CRC32C is wrong: they are to be
     /// guarded in another way from now on.
     fn doubt_checksums(&self);
+
+    /// Takes notice that other credentials sign from now on: what was allowed to those before is
+    /// forgotten.
+    fn credentials_changed(&self) {}
 
     /// Asks for an object's metadata.
     async fn head(&self, key: &str) -> Result<ObjectInfo, OriginError>;

@@ -215,7 +215,7 @@ async fn connect(config: &MountConfig, counted: &Arc<Metrics>) -> Result<Connect
     let names = &config.session.names;
     let regions = config.region.clone().map(|region| Regions::new(region, counted.clone()));
     // The user's own keys are all there are.
-    let proof = (ProofScope::Mount, Duration::from_secs(names.access.lifetime_s));
+    let proof = (ProofScope::Mount, names.permission_lifetime());
     let near = regions.as_ref().map(|regions| Near { regions, proof });
     let origin = assembly::origin(config.s3.clone(), counted, near).await;
     let (origin, _) = origin.map_err(explain)?;

@@ -111,13 +111,8 @@ impl Maker {
             s3.credentials = Some(SharedCredentialsProvider::new(provider));
         }
         let explained = |error| failed(preflight::explain(&error, &settings.s3));
-        let lifetime = Duration::from_secs(settings.session.names.access.lifetime_s);
-        let scope = match settings.source {
-            Kind::Driver => ProofScope::Mount,
-            Kind::Secret | Kind::Pod => ProofScope::Version,
-        };
         let regions = self.regions.as_ref().filter(|_| settings.near);
-        let near = regions.map(|regions| Near { regions, proof: (scope, lifetime) });
+        let near = regions.map(|regions| Near { regions, proof: proof(settings) });
         let origin = assembly::origin(s3, &self.engine.metrics, near).await;
         let (origin, last) = origin.map_err(explained)?;
         Ok((origin, Remote { source: settings.source(), rotating, last }))
@@ -290,6 +285,15 @@ impl Maker {
         })?;
         Ok(served)
     }
+}
+
+/// What one word of the origin is good for before bytes of a region are shown, and how long.
+fn proof(settings: &Settings) -> (ProofScope, Duration) {
+    let scope = match settings.source {
+        Kind::Driver => ProofScope::Mount,
+        Kind::Secret | Kind::Pod => ProofScope::Version,
+    };
+    (scope, settings.session.names.permission_lifetime())
 }
 
 /// With whom a session shares what it may take of the cache: the namespace of its pods or, where none is
@@ -494,6 +498,21 @@ impl Live for Served {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_pod_may_read_is_asked_for_as_often_as_metadata() {
+        let of = |source: &Source| {
+            let mut settings = Settings { source: source.kind(), ..Settings::default() };
+            settings.session.names.access = identity::access(source, &settings.s3);
+            proof(&settings)
+        };
+        let ttl = Settings::default().session.names.ttl.duration();
+        let pod = serde_json::json!({"Pod": {"token": "t", "account": "a/b"}});
+        let pod = Source::kept(Kind::Pod, Some(pod.to_string().as_bytes())).unwrap();
+        assert_eq!(of(&pod), (ProofScope::Version, ttl));
+        let (scope, lifetime) = of(&Source::Driver);
+        assert!(scope == ProofScope::Mount && lifetime > ttl);
+    }
 
     #[test]
     fn pods_of_a_namespace_are_one_tenant_and_without_one_who_has_the_same_credentials() {

@@ -241,6 +241,10 @@ impl Origin for Conditional {
         self.inner.doubt_checksums();
     }
 
+    fn credentials_changed(&self) {
+        self.inner.credentials_changed();
+    }
+
     async fn head(&self, key: &str) -> Result<ObjectInfo, OriginError> {
         self.inner.head(key).await
     }

@@ -289,6 +289,11 @@ impl Origin for Regional {
         self.inner.doubt_checksums();
     }
 
+    fn credentials_changed(&self) {
+        self.proofs.forget(Instant::now());
+        self.inner.credentials_changed();
+    }
+
     async fn get(
         &self,
         key: &str,

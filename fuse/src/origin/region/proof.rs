@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use lru::LruCache;
 
 use crate::model::version::Version;
-use crate::origin::OriginError;
+use crate::origin::{OriginError, SETTLING};
 use crate::sync::unpoisoned;
 
 /// Versions that are remembered.
@@ -38,12 +38,14 @@ pub(super) struct Proofs {
 struct State {
     scope: ProofScope,
     until: LruCache<[u64; 2], Instant>,
+    /// From when on requests are signed with the present credentials, as far as is known.
+    settled: Option<Instant>,
 }
 
 impl Proofs {
     pub(super) fn new(scope: ProofScope, lifetime: Duration) -> Self {
         let hashers = [RandomState::new(), RandomState::new()];
-        let state = State { scope, until: LruCache::unbounded() };
+        let state = State { scope, until: LruCache::unbounded(), settled: None };
         Self { lifetime, hashers, state: Mutex::new(state) }
     }
 
@@ -66,6 +68,7 @@ impl Proofs {
         let mut state = self.state();
         let name = self.name(&state, key, version);
         match answer {
+            Ok(_) if state.settled.is_some_and(|settled| asked < settled) => {}
             Ok(_) => state.put(name, asked + self.lifetime),
             Err(error) if error.is_outage() => {}
             Err(error) => {
@@ -88,6 +91,13 @@ impl Proofs {
             state.put(name, now + OUTAGE);
         }
         was_allowed
+    }
+
+    /// Forgets what was said to the credentials before: others sign from now on.
+    pub(super) fn forget(&self, now: Instant) {
+        let mut state = self.state();
+        state.until.clear();
+        state.settled = Some(now + SETTLING);
     }
 
     fn name(&self, state: &State, key: &str, version: &Version) -> [u64; 2] {
@@ -167,6 +177,23 @@ mod tests {
         proofs.note("k", &version("a"), now, &denied());
         proofs.note("l", &version("a"), now, &Ok(()));
         assert!(proofs.holds("l", &version("a"), now) && !proofs.holds("k", &version("a"), now));
+    }
+
+    #[test]
+    fn what_was_said_to_credentials_that_were_replaced_counts_no_more() {
+        let now = Instant::now();
+        let proofs = Proofs::new(ProofScope::Version, LIFETIME);
+        proofs.note("k", &version("a"), now, &Ok(()));
+        proofs.forget(now);
+        assert!(
+            !proofs.holds("k", &version("a"), now) && !proofs.outlasts("k", &version("a"), now)
+        );
+        // It may have been said to those before.
+        proofs.note("k", &version("a"), now, &Ok(()));
+        proofs.note("k", &version("a"), now + SETTLING / 2, &Ok(()));
+        assert!(!proofs.holds("k", &version("a"), now + SETTLING / 2));
+        proofs.note("k", &version("a"), now + SETTLING, &Ok(()));
+        assert!(proofs.holds("k", &version("a"), now + SETTLING));
     }
 
     #[test]

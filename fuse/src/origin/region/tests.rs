@@ -113,7 +113,7 @@ async fn bytes_come_from_the_region_once_the_origin_let_one_be_read() {
         // It is asked once.
         world.wan.fail_all(Some(OriginError::TimedOut));
     }
-    assert_eq!((world.outcome("given"), world.last.fetched_bytes()), (3, 0));
+    assert_eq!((world.outcome("given"), world.last.fetched_bytes()), (3, 1));
 }
 
 #[tokio::test]
@@ -143,6 +143,7 @@ async fn what_the_region_lacks_or_takes_for_something_else_comes_from_the_origin
 async fn the_origin_goes_on_where_the_regions_body_ends() {
     let world = world();
     let version = world.both("k", 1);
+    world.regional.allows("k", &version).await.unwrap();
     for at in [0, 1, 100_000, SIZE - 1] {
         world.edge.inject_once(Op::Get, Fault::Truncate(at));
         let before = world.last.fetched_bytes();
@@ -199,6 +200,16 @@ async fn whether_something_may_be_read_the_origin_alone_says() {
     world.regional.allows("k", &version).await.unwrap();
     world.wan.fail_all(Some(OriginError::TimedOut));
     assert!(world.read("k", &version).await.unwrap() == bytes(1));
+}
+
+#[tokio::test]
+async fn other_credentials_ask_the_origin_again() {
+    let world = world();
+    let version = world.both("k", 1);
+    world.read("k", &version).await.unwrap();
+    world.regional.credentials_changed();
+    world.wan.inject_once(Op::Get, Fault::Fail(OriginError::Denied("AccessDenied".into())));
+    assert!(matches!(world.read("k", &version).await, Err(OriginError::Denied(_))));
 }
 
 #[tokio::test]
