@@ -38,6 +38,8 @@ pub struct Metrics {
     pub region_fetched_bytes: IntCounter,
     /// GETs to regions, by what came of them.
     pub region_requests: IntCounterVec,
+    /// Objects of which regions gave other bytes than their tags say.
+    pub region_wrong_objects: IntCounter,
     /// Regions that are left alone since they fail.
     pub regions_shut: IntGauge,
     /// Keys that no file system can show, by reason.
@@ -126,6 +128,10 @@ impl Metrics {
                 "weir_region_requests_total",
                 "GETs to a region by outcome; all but those given were left to the origin.",
                 "outcome",
+            )?,
+            region_wrong_objects: counter(
+                "weir_region_wrong_objects_total",
+                "Objects of which a region gave bytes that are not what the object's tag says.",
             )?,
             regions_shut: gauge("weir_regions_shut", "Regions left alone while they fail.")?,
             hidden_keys: counters(

@@ -83,6 +83,12 @@ pub trait Origin: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Takes notice of whether all bytes of a version, some of which were [`Body::borrowed`], are what its
+    /// tag says. Returns whether they are to be kept.
+    fn judge(&self, _key: &str, _version: &Version, is_right: bool) -> bool {
+        is_right
+    }
+
     /// Lists one page.
     async fn list(&self, request: &ListRequest) -> Result<ListPage, OriginError>;
 
@@ -172,6 +178,9 @@ pub struct Body {
     pub etag: ETag,
     /// The pieces, in order; an error ends the stream.
     pub pieces: BoxStream<'static, Result<Bytes, OriginError>>,
+    /// Whether some may not be the origin's own: who has all bytes of the version compares them with the
+    /// MD5 that its tag is, and says what comes of it ([`Origin::judge`]).
+    pub borrowed: bool,
 }
 
 /// One page of a listing.

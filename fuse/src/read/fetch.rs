@@ -65,6 +65,7 @@ impl Reader {
                 tracing::debug!(key = %source.version.key.key, %error, "fetch failed");
             }
             source.version.flights.end(flight, outcome);
+            reader.settle(source);
             reader.cache.used(&source.version);
         });
     }
@@ -137,6 +138,9 @@ impl Reader {
         let body = self.body(&*source.origin, &source.version.key, range);
         let body = self.lanes.patiently(&source.lane, &mut place, bytes, body).await;
         let mut body = body.ok_or(Interruption::Slow)??;
+        if body.borrowed {
+            source.version.note_borrowed();
+        }
         loop {
             let (needs, piece) = (filler.needs(), body.pieces.next());
             let piece = self.lanes.patiently(&source.lane, &mut place, needs, piece).await;

@@ -1,10 +1,11 @@
 //! A regional cache before the origin: bytes come from it, and it decides nothing.
 
 use std::fs;
+use std::io::Read;
 
 use weir_tests::aistore::{AiStore, Manners};
 use weir_tests::bucket::{Bucket, Server};
-use weir_tests::mount::{Mount, run};
+use weir_tests::mount::{Mount, Options, cache_dir, run};
 use weir_tests::{eventually, random_bytes};
 
 const SIZE: usize = 3 << 20;
@@ -29,6 +30,10 @@ impl World {
 
 fn bytes_of_region(mount: &Mount) -> f64 {
     mount.metrics().get("weir_region_fetched_bytes_total").copied().unwrap_or_default()
+}
+
+fn wrong_objects(mount: &Mount) -> f64 {
+    mount.metrics().get("weir_region_wrong_objects_total").copied().unwrap_or_default()
 }
 
 #[test]
@@ -95,6 +100,47 @@ fn a_version_that_the_region_kept_is_not_read_and_it_is_told_to_forget_it() {
     let read_new = || fs::read(mount.join("f")).unwrap() == random_bytes(2, SIZE);
     eventually("the new version is read", read_new);
     eventually("the region is told", || world.region.told() == ["f"]);
+}
+
+/// Objects whose tag is the MD5 of their bytes.
+#[test]
+fn wrong_bytes_of_the_region_are_dropped_once_all_are_there_and_it_is_not_asked_again() {
+    let world = world();
+    world.bucket.put("small", random_bytes(1, 100_000));
+    world.bucket.put("large", random_bytes(2, SIZE));
+    world.region.behave(Manners { corrupts: true, ..Manners::default() });
+    let mount = world.mount("");
+    assert!(fs::read(mount.join("small")).unwrap() == random_bytes(1, 100_000));
+    assert_eq!(wrong_objects(&mount), 1.0);
+    // Who reads it before all of it is there cannot know.
+    fs::read(mount.join("large")).unwrap();
+    eventually("it is noticed", || wrong_objects(&mount) == 2.0);
+    let is_right = || fs::read(mount.join("large")).unwrap() == random_bytes(2, SIZE);
+    eventually("it is read from the origin", is_right);
+    eventually("the region is told", || world.region.told() == ["small", "large"]);
+    let asked = world.region.asked();
+    assert!(is_right() && fs::read(mount.join("small")).unwrap() == random_bytes(1, 100_000));
+    assert_eq!((world.region.asked(), wrong_objects(&mount)), (asked, 2.0));
+}
+
+#[test]
+fn wrong_bytes_of_the_region_are_found_in_a_file_that_a_later_mount_has_the_rest_of() {
+    let world = world();
+    world.bucket.put("f", random_bytes(1, SIZE));
+    let cache = cache_dir();
+    let options = Options::flags(&format!("--region-url {}", world.region.url()));
+    let options = options.cache(cache.path());
+    world.region.behave(Manners { corrupts: true, ..Manners::default() });
+    let mount = Mount::with(&world.bucket, &options);
+    let mut first = [0; 4096];
+    fs::File::open(mount.join("f")).unwrap().read_exact(&mut first).unwrap();
+    drop(mount);
+    world.region.behave(Manners::default());
+    let mount = Mount::with(&world.bucket, &options);
+    assert!(fs::read(mount.join("f")).unwrap() != random_bytes(1, SIZE), "all was fetched anew");
+    let is_right = || fs::read(mount.join("f")).unwrap() == random_bytes(1, SIZE);
+    eventually("it is read from the origin", is_right);
+    assert_eq!(wrong_objects(&mount), 1.0);
 }
 
 #[test]

@@ -262,6 +262,10 @@ impl Origin for Conditional {
         self.inner.allows(key, version).await
     }
 
+    fn judge(&self, key: &str, version: &Version, is_right: bool) -> bool {
+        self.inner.judge(key, version, is_right)
+    }
+
     async fn list(&self, request: &ListRequest) -> Result<ListPage, OriginError> {
         self.inner.list(request).await
     }

@@ -138,7 +138,7 @@ impl Origin for MemoryOrigin {
             .step_by(PIECE)
             .map(|at| Ok(bytes.slice(at..bytes.len().min(at + PIECE))))
             .collect();
-        Ok(Body { etag: object.etag, pieces: stream::iter(pieces).boxed() })
+        Ok(Body { etag: object.etag, pieces: stream::iter(pieces).boxed(), borrowed: false })
     }
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage, OriginError> {

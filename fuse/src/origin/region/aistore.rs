@@ -106,7 +106,7 @@ impl AiStore {
         }
         let body = std::mem::replace(answer.body_mut(), SdkBody::taken());
         let pieces = pieces::checked(ByteStream::new(body), expected, STALL);
-        Ok(Body { etag: version.etag.clone(), pieces })
+        Ok(Body { etag: version.etag.clone(), pieces, borrowed: true })
     }
 }
 

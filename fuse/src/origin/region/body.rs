@@ -32,12 +32,31 @@ enum From {
 /// The body that `rest` is asked for, from the region as long as that gives it.
 pub(super) fn with_origin_behind(rest: Rest, pieces: Pieces, pass: Pass) -> Body {
     let etag = rest.version.etag.clone();
+    let borrowed = rest.region.doubts.can_judge(&etag);
     let pieces =
         stream::unfold((rest, From::Region(pieces, pass)), |(mut rest, from)| async move {
             let (item, from) = rest.next(from).await?;
             Some((item, (rest, from)))
         });
-    Body { etag, pieces: pieces.boxed() }
+    Body { etag, pieces: pieces.boxed(), borrowed }
+}
+
+/// All bytes of a body.
+///
+/// # Errors
+/// That it ends early.
+pub(super) async fn all_of(mut body: Body) -> Result<Vec<u8>, OriginError> {
+    let mut bytes = Vec::new();
+    while let Some(piece) = body.pieces.next().await {
+        bytes.extend_from_slice(&piece?);
+    }
+    Ok(bytes)
+}
+
+/// A body of all bytes of a version, which are what they should be.
+pub(super) fn whole(version: &Version, bytes: Vec<u8>) -> Body {
+    let pieces = stream::iter([Ok(bytes.into())]).boxed();
+    Body { etag: version.etag.clone(), pieces, borrowed: false }
 }
 
 impl Rest {

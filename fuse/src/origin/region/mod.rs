@@ -9,6 +9,7 @@ mod aistore;
 mod body;
 mod breaker;
 mod bucket;
+mod doubts;
 mod proof;
 mod token;
 
@@ -30,13 +31,16 @@ use super::{
     PendingUpload, Stored, UploadBody, WriteIntent,
 };
 use crate::blocking::aside;
+use crate::logged::LoggedName;
 use crate::metrics::Metrics;
-use crate::model::version::{BucketId, ObjectInfo, Version};
+use crate::model::blocks::BLOCK;
+use crate::model::version::{BucketId, ETag, ObjectInfo, Version};
 use crate::sync::unpoisoned;
 use aistore::AiStore;
-use body::{Rest, with_origin_behind};
+use body::{Rest, all_of, whole, with_origin_behind};
 use breaker::{Breaker, Pass};
 use bucket::ReplicaBucket;
+use doubts::{Doubts, Finding, Standing, are_of};
 pub use proof::ProofScope;
 use proof::Proofs;
 
@@ -44,6 +48,9 @@ use proof::Proofs;
 const FIRST_BYTE: Duration = Duration::from_secs(2);
 /// Longest wait for the next piece of a body of a region's.
 const STALL: Duration = Duration::from_secs(5);
+/// Objects of up to so many bytes, which are read in one piece, are compared with their tag before
+/// anybody sees them.
+const AT_ONCE_MAX: u64 = BLOCK;
 /// How often a region is told to forget one key.
 const FORGET_AGAIN: Duration = Duration::from_secs(60);
 /// Keys of which is known when it was told so.
@@ -178,13 +185,15 @@ pub struct Region {
     replica: Box<dyn Replica>,
     breaker: Arc<Breaker>,
     metrics: Arc<Metrics>,
+    doubts: Doubts,
     /// When it was told to forget a key.
     forgotten: Mutex<HashMap<Box<str>, Instant>>,
 }
 
 impl Region {
     fn new(replica: Box<dyn Replica>, breaker: Arc<Breaker>, metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { replica, breaker, metrics, forgotten: Mutex::default() })
+        let (doubts, forgotten) = (Doubts::default(), Mutex::default());
+        Arc::new(Self { replica, breaker, metrics, doubts, forgotten })
     }
 
     /// Takes notice of what came of a request: an error, or what was asked for.
@@ -207,6 +216,28 @@ impl Region {
             }
         }
         verdict
+    }
+
+    /// Takes notice of whether all bytes of a version are what its tag says; says whether they are to be
+    /// kept.
+    fn judge(self: &Arc<Self>, key: &str, etag: &ETag, is_right: bool) -> bool {
+        let finding = self.doubts.judge(key, etag, is_right);
+        let name = LoggedName(key);
+        match finding {
+            Finding::Right => {}
+            Finding::Wrong => {
+                self.metrics.region_wrong_objects.inc();
+                tracing::error!(key = %name, %etag, "the region's bytes are not what the object's tag says; they are dropped, and it is not asked for the object any more");
+                self.refresh(key);
+            }
+            Finding::Guilty => {
+                tracing::warn!(key = %name, %etag, "the origin's bytes are what the object's tag says: the region's were wrong");
+            }
+            Finding::Opaque => {
+                tracing::warn!(key = %name, %etag, "the origin's bytes are not what the object's tag says, either: tags of its bucket are no MD5s, and the region's bytes are not compared with them");
+            }
+        }
+        finding != Finding::Wrong
     }
 
     /// Has the region forget what it has of a key, in the background; at most once in a while.
@@ -275,33 +306,23 @@ impl Regional {
         let asked = Instant::now();
         let answer = self.inner.get(key, version, range).await;
         self.proofs.note(key, version, asked, &answer);
-        answer
-    }
-}
-
-#[async_trait]
-impl Origin for Regional {
-    fn bucket_id(&self) -> &BucketId {
-        self.inner.bucket_id()
+        let doubts = &self.region.doubts;
+        let is_suspected = doubts.standing(key) == Standing::Suspected;
+        let borrowed = is_suspected && doubts.can_judge(&version.etag);
+        answer.map(|body| Body { borrowed, ..body })
     }
 
-    fn doubt_checksums(&self) {
-        self.inner.doubt_checksums();
-    }
-
-    fn credentials_changed(&self) {
-        self.proofs.forget(Instant::now());
-        self.inner.credentials_changed();
-    }
-
-    async fn get(
+    /// Asks the region, if that may have the version, and else the origin.
+    async fn ask(
         &self,
         key: &str,
         version: &Version,
         range: Range<u64>,
     ) -> Result<Body, OriginError> {
         let region = &self.region;
-        let serves = version.etag.is_strong() && !version.etag.is_any();
+        let serves = version.etag.is_strong()
+            && !version.etag.is_any()
+            && region.doubts.standing(key) == Standing::Open;
         let pass = match serves && region.replica.can_have(key) {
             true => region.breaker.enter(Instant::now()),
             false => None,
@@ -328,6 +349,46 @@ impl Origin for Regional {
             region.refresh(key);
         }
         self.get_of_origin(key, version, range).await
+    }
+}
+
+#[async_trait]
+impl Origin for Regional {
+    fn bucket_id(&self) -> &BucketId {
+        self.inner.bucket_id()
+    }
+
+    fn doubt_checksums(&self) {
+        self.inner.doubt_checksums();
+    }
+
+    fn credentials_changed(&self) {
+        self.proofs.forget(Instant::now());
+        self.inner.credentials_changed();
+    }
+
+    async fn get(
+        &self,
+        key: &str,
+        version: &Version,
+        range: Range<u64>,
+    ) -> Result<Body, OriginError> {
+        let body = self.ask(key, version, range.clone()).await?;
+        if !body.borrowed || range != (0..version.size) || version.size > AT_ONCE_MAX {
+            return Ok(body);
+        }
+        let bytes = all_of(body).await?;
+        if self.judge(key, version, are_of(&version.etag, &bytes)) {
+            return Ok(whole(version, bytes));
+        }
+        // The region is not asked for it any more.
+        let bytes = all_of(self.ask(key, version, range).await?).await?;
+        self.judge(key, version, are_of(&version.etag, &bytes));
+        Ok(whole(version, bytes))
+    }
+
+    fn judge(&self, key: &str, version: &Version, is_right: bool) -> bool {
+        self.region.judge(key, &version.etag, is_right)
     }
 
     async fn allows(&self, key: &str, version: &Version) -> Result<(), OriginError> {

@@ -226,6 +226,77 @@ async fn the_nodes_own_credentials_are_asked_for_once_until_something_is_refused
     assert!(matches!(world.read(m.0, &m.1).await, Err(OriginError::Denied(_))));
 }
 
+const SMALL: usize = 100_000;
+
+/// All bytes of a small one.
+async fn read_small(world: &World, version: &Version) -> Vec<u8> {
+    let body = world.regional.get("s", version, 0..SMALL as u64).await.unwrap();
+    assert!(!body.borrowed, "it was not compared with its tag");
+    all_of(body).await.unwrap()
+}
+
+fn small(world: &World) -> Version {
+    world.cached.insert("s", bytes(1)[..SMALL].to_vec());
+    let etag = world.origin.insert("s", bytes(1)[..SMALL].to_vec());
+    Version { etag, size: SMALL as u64 }
+}
+
+#[tokio::test]
+async fn wrong_bytes_of_a_small_object_are_shown_to_nobody_and_the_region_is_not_asked_again() {
+    let world = world();
+    let version = small(&world);
+    assert!(read_small(&world, &version).await == bytes(1)[..SMALL]);
+    assert_eq!((world.outcome("given"), world.region.metrics.region_wrong_objects.get()), (1, 0));
+    world.edge.inject_once(Op::Get, Fault::FlipBit);
+    for _ in 0..3 {
+        assert!(read_small(&world, &version).await == bytes(1)[..SMALL]);
+    }
+    tokio::task::yield_now().await;
+    let counts = [&world.asked, &world.told].map(|count| count.load(Ordering::Relaxed));
+    assert_eq!(counts, [2, 1]);
+    assert_eq!(world.region.metrics.region_wrong_objects.get(), 1);
+    assert_eq!(world.region.doubts.standing("s"), Standing::Guilty);
+    // Others are asked for there.
+    let other = world.both("k", 1);
+    assert!(world.read("k", &other).await.unwrap() == bytes(1));
+    assert_eq!(world.asked.load(Ordering::Relaxed), 3);
+}
+
+#[tokio::test]
+async fn tags_that_are_no_md5s_accuse_nobody_but_once() {
+    let world = world();
+    let version = small(&world);
+    world.edge.inject_once(Op::Get, Fault::FlipBit);
+    // The first asks for its permission.
+    world.wan.inject_nth(Op::Get, 2, Fault::FlipBit);
+    assert!(read_small(&world, &version).await != bytes(1)[..SMALL]);
+    assert_eq!(world.region.doubts.standing("s"), Standing::Open);
+    assert!(!world.region.doubts.can_judge(&version.etag));
+    assert!(read_small(&world, &version).await == bytes(1)[..SMALL]);
+    assert_eq!(world.outcome("given"), 2);
+}
+
+#[tokio::test]
+async fn larger_bytes_are_to_be_compared_by_who_has_them_all() {
+    let world = world();
+    let version = world.both("k", 1);
+    let borrowed = async || {
+        let body = world.regional.get("k", &version, 0..version.size).await.unwrap();
+        let borrowed = body.borrowed;
+        all_of(body).await.unwrap();
+        borrowed
+    };
+    assert!(borrowed().await);
+    assert!(!world.regional.judge("k", &version, false), "they are to be dropped");
+    assert!(borrowed().await, "the origin's own are compared, too");
+    assert!(world.regional.judge("k", &version, true));
+    assert!(!borrowed().await);
+    assert_eq!((world.outcome("given"), world.region.metrics.region_wrong_objects.get()), (1, 1));
+    // A tag of several parts says nothing of the bytes.
+    let parts = Version { etag: ETag::new("0-2").unwrap(), size: 1 };
+    assert!(!world.region.doubts.can_judge(&parts.etag));
+}
+
 #[tokio::test]
 async fn a_region_that_never_answers_is_not_waited_for_without_end() {
     let world = world();

@@ -65,7 +65,8 @@ pub(super) async fn get(
     if announced != expected {
         return Err(OriginError::BadBody(format!("{announced} bytes announced, {expected} asked")));
     }
-    Ok(Body { etag: etag.clone(), pieces: pieces::checked(reply.body, expected, STALL_DEADLINE) })
+    let pieces = pieces::checked(reply.body, expected, STALL_DEADLINE);
+    Ok(Body { etag: etag.clone(), pieces, borrowed: false })
 }
 
 pub(super) async fn list(
