@@ -4,7 +4,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::StreamExt;
 
+use super::body::all_of;
+use super::doubts::Standing;
 use super::*;
+use crate::origin::Origin;
 use crate::origin::faulty::{Fault, Faulty, Op};
 use crate::origin::measured::Measured;
 use crate::origin::memory::MemoryOrigin;
