@@ -1,14 +1,19 @@
 //! A regional cache before the origin: bytes come from it, and it decides nothing.
 
 use std::fs;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 use weir_tests::aistore::{AiStore, Manners};
 use weir_tests::bucket::{Bucket, Server};
+use weir_tests::csi_node::{CsiNode, Setup, TestVolume};
 use weir_tests::mount::{Mount, Options, cache_dir, run};
+use weir_tests::sts::Issuer;
 use weir_tests::{eventually, random_bytes};
 
-const SIZE: usize = 3 << 20;
+const MIB: usize = 1 << 20;
+const SIZE: usize = 3 * MIB;
 
 /// A bucket, and a region before it.
 struct World {
@@ -162,10 +167,48 @@ fn a_token_is_sent_to_the_region_and_read_again_when_it_changes() {
     assert_eq!(bytes_of_region(&mount) as usize, SIZE);
     fs::write(&file, "second\n").unwrap();
     wants("second");
-    std::thread::sleep(std::time::Duration::from_millis(1100));
+    std::thread::sleep(Duration::from_millis(1100));
     assert!(fs::read(mount.join("f1")).unwrap() == random_bytes(1, SIZE));
     assert_eq!(bytes_of_region(&mount) as usize, 2 * SIZE);
     assert_eq!(world.region.tokens().len(), 2);
+}
+
+/// What the region gives it gives to the node.
+#[test]
+fn what_a_region_has_is_shown_to_those_alone_whom_the_origin_lets_read_it_now() {
+    let issuer = Issuer::start();
+    let bucket = &issuer.bucket;
+    let size = 32 * SIZE;
+    bucket.put("f", vec![7; SIZE]);
+    bucket.put("large", vec![7; size]);
+    let region = AiStore::before(bucket);
+    let node_flags = vec![format!("--region-url={}", region.url())];
+    let node = CsiNode::with(bucket, Setup { node_flags, ..Setup::default() });
+    let (reading, listing) = (issuer.reading(), issuer.keys(&["s3:ListBucket"]));
+    let one = TestVolume::new(bucket, "one");
+    let first = node.publish(&one.clone().session_keys(&reading)).unwrap();
+    assert!(fs::read(first.join("f")).unwrap() == vec![7; SIZE]);
+    assert_eq!(region.given_bytes() as usize, SIZE);
+    let large = fs::File::open(first.join("large")).unwrap();
+    let mut piece = [0; 4096];
+    large.read_exact_at(&mut piece, (size - MIB) as u64).unwrap();
+
+    let two = TestVolume { group: Some(2000), ..one.pod("two") }.session_keys(&listing);
+    let second = node.publish(&two).unwrap();
+    for name in ["f", "large"] {
+        let error = fs::read(second.join(name)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{name}");
+    }
+    // The first, too, may only list now. Requests are signed with what it had for some time yet.
+    node.publish(&one.session_keys(&listing)).unwrap();
+    let mut at = (size - MIB) as u64;
+    let mut is_refused = || {
+        std::thread::sleep(Duration::from_secs(1));
+        at -= MIB as u64;
+        let read = large.read_exact_at(&mut piece, at);
+        read.is_err_and(|error| error.kind() == ErrorKind::PermissionDenied)
+    };
+    assert!((0..60).any(|_| is_refused()), "what it was allowed before counts still");
 }
 
 #[test]

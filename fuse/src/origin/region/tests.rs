@@ -7,10 +7,13 @@ use futures_util::StreamExt;
 use super::body::all_of;
 use super::doubts::Standing;
 use super::*;
+use crate::model::key::DirPrefix;
 use crate::origin::Origin;
+use crate::origin::conditional::{Conditional, MemoryVerdicts};
 use crate::origin::faulty::{Fault, Faulty, Op};
 use crate::origin::measured::Measured;
 use crate::origin::memory::MemoryOrigin;
+use crate::origin::uploads::MemoryUploads;
 
 const SIZE: usize = 300_000;
 
@@ -59,7 +62,7 @@ struct World {
     asked: Arc<AtomicU64>,
     told: Arc<AtomicU64>,
     region: Arc<Region>,
-    regional: Regional,
+    regional: Arc<Regional>,
 }
 
 fn bytes(seed: u8) -> Vec<u8> {
@@ -82,7 +85,7 @@ fn world_of(scope: ProofScope) -> World {
     let measured = Arc::new(Measured::new(wan.clone(), metrics));
     let last = measured.last_answer();
     let lifetime = Duration::from_secs(600);
-    let regional = Regional::new(measured, region.clone(), (scope, lifetime));
+    let regional = Arc::new(Regional::new(measured, region.clone(), (scope, lifetime)));
     World { origin, wan, last, cached, edge, asked, told, region, regional }
 }
 
@@ -213,6 +216,26 @@ async fn other_credentials_ask_the_origin_again() {
     world.regional.credentials_changed();
     world.wan.inject_once(Op::Get, Fault::Fail(OriginError::Denied("AccessDenied".into())));
     assert!(matches!(world.read("k", &version).await, Err(OriginError::Denied(_))));
+}
+
+/// Mounts speak to it through that.
+#[tokio::test]
+async fn what_is_asked_and_said_beside_bytes_passes_the_layer_of_conditions() {
+    let world = world();
+    let (verdicts, uploads) = (Arc::<MemoryVerdicts>::default(), Arc::<MemoryUploads>::default());
+    let region: Arc<dyn Origin> = world.regional.clone();
+    let origin = Conditional::new(region, &DirPrefix::root(), verdicts, uploads);
+    let version = world.both("k", 1);
+    let denied = || Fault::Fail(OriginError::Denied("AccessDenied".into()));
+    world.read("k", &version).await.unwrap();
+    world.wan.inject_once(Op::Get, denied());
+    assert!(matches!(origin.allows("k", &version).await, Err(OriginError::Denied(_))));
+    origin.allows("k", &version).await.unwrap();
+    origin.credentials_changed();
+    world.wan.inject_once(Op::Get, denied());
+    assert!(matches!(world.read("k", &version).await, Err(OriginError::Denied(_))));
+    assert!(!origin.judge("k", &version, false));
+    assert_eq!(world.region.doubts.standing("k"), Standing::Suspected);
 }
 
 #[tokio::test]
