@@ -34,6 +34,14 @@ pub struct Metrics {
     pub copied_bytes: IntCounter,
     /// Second GETs for late ranges.
     pub hedges: IntCounter,
+    /// Bytes fetched from regions.
+    pub region_fetched_bytes: IntCounter,
+    /// GETs to regions, by what came of them.
+    pub region_requests: IntCounterVec,
+    /// Objects of which regions gave other bytes than their tags say.
+    pub region_wrong_objects: IntCounter,
+    /// Regions that are left alone since they fail.
+    pub regions_shut: IntGauge,
     /// Keys that no file system can show, by reason.
     pub hidden_keys: IntCounterVec,
     /// Opens by the mode in which they are served.
@@ -112,6 +120,20 @@ impl Metrics {
                 "Stored bytes that the endpoint copied from the version before.",
             )?,
             hedges: counter("weir_s3_hedged_requests_total", "Second GETs for late ranges.")?,
+            region_fetched_bytes: counter(
+                "weir_region_fetched_bytes_total",
+                "Bytes fetched from a region in place of the origin.",
+            )?,
+            region_requests: counters(
+                "weir_region_requests_total",
+                "GETs to a region by outcome; all but those given were left to the origin.",
+                "outcome",
+            )?,
+            region_wrong_objects: counter(
+                "weir_region_wrong_objects_total",
+                "Objects of which a region gave bytes that are not what the object's tag says.",
+            )?,
+            regions_shut: gauge("weir_regions_shut", "Regions left alone while they fail.")?,
             hidden_keys: counters(
                 "weir_hidden_keys_total",
                 "Keys met in listings that no file system can show.",

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::process::Resource;
 use tokio::runtime::Runtime;
@@ -12,6 +13,7 @@ use weir_fuse::engine::owner::Processes;
 use weir_fuse::metrics::Metrics;
 use weir_fuse::origin::hedge::Hedged;
 use weir_fuse::origin::measured::{LastAnswer, Measured};
+use weir_fuse::origin::region::{ProofScope, Regional, Regions};
 use weir_fuse::origin::s3::{S3Origin, S3Settings};
 use weir_fuse::origin::{Origin, OriginError};
 
@@ -106,6 +108,13 @@ pub(crate) fn engine(
         .map_err(|e| Failure::new(Kind::Other, format!("threads: {e}")))
 }
 
+/// A region before an origin, for some credentials.
+pub(crate) struct Near<'a> {
+    pub(crate) regions: &'a Regions,
+    /// What the origin's word to them is good for, and how long.
+    pub(crate) proof: (ProofScope, Duration),
+}
+
 /// Makes an origin of a bucket, hedged and counted, and the place where its last answer is
 /// noted. Sends nothing, except what the credentials
 /// chain asks for.
@@ -115,10 +124,19 @@ pub(crate) fn engine(
 pub(crate) async fn origin(
     settings: S3Settings,
     counted: &Arc<Metrics>,
+    near: Option<Near<'_>>,
 ) -> Result<(Arc<dyn Origin>, Arc<LastAnswer>), OriginError> {
+    let region = match &near {
+        Some(near) => Some((near.regions.of(&settings.bucket).await?, near.proof)),
+        None => None,
+    };
     let s3 = S3Origin::connect(settings).await?;
     let hedges = counted.clone();
     let measured = Arc::new(Measured::new(Arc::new(s3), counted.clone()));
     let last = measured.last_answer();
-    Ok((Arc::new(Hedged::new(measured, move || hedges.hedges.inc())), last))
+    let origin = Arc::new(Hedged::new(measured, move || hedges.hedges.inc()));
+    Ok(match region {
+        Some((region, proof)) => (Arc::new(Regional::new(origin, region, proof)), last),
+        None => (origin, last),
+    })
 }

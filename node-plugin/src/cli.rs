@@ -75,6 +75,9 @@ pub struct MountArgs {
     /// Options of the bucket.
     #[command(flatten)]
     pub s3: S3Args,
+    /// Options of a regional cache.
+    #[command(flatten)]
+    pub region: RegionArgs,
     /// Options of the cache and of memory.
     #[command(flatten)]
     pub cache: CacheArgs,
@@ -175,6 +178,49 @@ pub struct S3Args {
     /// PEM file of certificate authorities to trust besides the system's.
     #[arg(long, value_name = "FILE", env = "AWS_CA_BUNDLE")]
     pub ca_bundle: Option<PathBuf>,
+}
+
+/// What kind of server a region is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum)]
+pub enum RegionKind {
+    /// NVIDIA AIStore.
+    #[default]
+    Aistore,
+    /// Any server that speaks S3.
+    S3,
+}
+
+impl From<RegionKind> for weir_fuse::origin::region::RegionKind {
+    fn from(kind: RegionKind) -> Self {
+        match kind {
+            RegionKind::Aistore => Self::AiStore,
+            RegionKind::S3 => Self::S3,
+        }
+    }
+}
+
+/// A cache before the origin, from which bytes come that it has.
+#[derive(Args, Debug, Clone, Default)]
+pub struct RegionArgs {
+    /// URL of a regional cache before the origin, with a bucket of the same name.
+    #[arg(long, value_name = "URL")]
+    pub region_url: Option<String>,
+    /// What kind of server it is.
+    #[arg(long, value_enum, default_value_t = RegionKind::Aistore)]
+    pub region_kind: RegionKind,
+    /// File with the token that it wants (AIStore's AuthN); read again when it changes.
+    #[arg(long, value_name = "FILE")]
+    pub region_token_file: Option<PathBuf>,
+    /// Profile of the shared AWS configuration with its keys, for --region-kind s3 [default: none
+    /// are sent].
+    #[arg(long, value_name = "PROFILE")]
+    pub region_profile: Option<String>,
+    /// PEM file of certificate authorities that its own may be of, besides the system's.
+    #[arg(long, value_name = "FILE")]
+    pub region_ca_bundle: Option<PathBuf>,
+    /// Hosts that it may redirect to besides itself and the nodes of its cluster, as HOST or HOST:PORT.
+    #[arg(long, value_name = "HOST", value_delimiter = ',')]
+    pub region_allow: Vec<String>,
 }
 
 /// The cache, and memory.

@@ -97,6 +97,11 @@ impl Bucket {
         }
     }
 
+    /// What asks its server.
+    pub fn origin(&self) -> Arc<dyn Origin> {
+        self.origin.clone()
+    }
+
     /// Stops the server, where it is this bucket's own.
     pub fn stop_server(&mut self) {
         drop(self.embedded.take().expect("only an embedded server can be stopped"));
@@ -153,7 +158,7 @@ impl Bucket {
             if info.size == 0 {
                 return Some(Vec::new());
             }
-            let body = self.origin.get(key, &info.etag.unwrap(), 0..info.size).await.unwrap();
+            let body = self.origin.get(key, &info.version().unwrap(), 0..info.size).await.unwrap();
             let mut pieces = body.pieces;
             let mut bytes = Vec::new();
             while let Some(piece) = pieces.next().await {

@@ -6,6 +6,7 @@
     reason = "a test that cannot set its stage is to fail, loudly"
 )]
 
+pub mod aistore;
 pub mod attacks;
 pub mod bucket;
 pub mod cached;

@@ -62,13 +62,21 @@ impl Issuer {
         Self { provider, bucket: Bucket::on(&minio) }
     }
 
-    /// Keys that may do these things (`s3:GetObject`, for instance) with every bucket. What MinIO
-    /// gives its own root is not narrowed by a policy: these are somebody else's.
+    /// Keys that may do these things (`s3:GetObject`, for instance) with every bucket.
     pub fn keys(&self, actions: &[&str]) -> SessionKeys {
-        let policy = serde_json::json!({
-            "Version": "2012-10-17",
-            "Statement": [{"Effect": "Allow", "Action": actions, "Resource": ["arn:aws:s3:::*"]}],
-        });
+        let rights: Vec<_> = actions.iter().map(|action| (*action, "*")).collect();
+        self.keys_for(&rights)
+    }
+
+    /// Keys that may do each of these things with what has such a name, bucket and key. What MinIO
+    /// gives its own root is not narrowed by a policy: these are somebody else's.
+    pub fn keys_for(&self, rights: &[(&str, &str)]) -> SessionKeys {
+        let statement = |(action, name): &(&str, &str)| {
+            let resource = format!("arn:aws:s3:::{name}");
+            serde_json::json!({"Effect": "Allow", "Action": [action], "Resource": [resource]})
+        };
+        let statements: Vec<_> = rights.iter().map(statement).collect();
+        let policy = serde_json::json!({"Version": "2012-10-17", "Statement": statements});
         let config = aws_sdk_sts::Config::builder()
             .behavior_version(BehaviorVersion::latest())
             .http_client(http_client(&MayBlock::own_thread(), None).unwrap())

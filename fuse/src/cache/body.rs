@@ -19,6 +19,9 @@ use crate::sync::{Condvar, Mutex, MutexGuard};
 
 /// The epoch of a version whose bytes may be wrong: it is never the present one.
 pub(super) const UNVERIFIED: u32 = u32::MAX;
+/// The epoch of a version of which some bytes are not the origin's own, until all were compared with its
+/// tag. It is never the present one, either.
+pub(super) const BORROWED: u32 = u32::MAX - 1;
 
 /// A version's file, and what is in it.
 pub(super) struct Body {

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::body::{Body, OpenBody, UNVERIFIED, Unusable, is_gone};
+use super::body::{BORROWED, Body, OpenBody, UNVERIFIED, Unusable, is_gone};
 use super::dir::CacheDir;
 use super::disk::Room;
 use super::file::CacheFile;
@@ -99,6 +99,17 @@ impl CachedVersion {
     pub fn is_trusted(&self) -> bool {
         let state = self.body.state();
         state.map.is_complete() && state.verified_epoch == self.shared.epoch
+    }
+
+    /// Notes that bytes come that are not the origin's own: all are to be compared with the tag before the
+    /// version is trusted. To be called before any of them is stored.
+    pub fn note_borrowed(&self) {
+        self.body.state().verified_epoch = BORROWED;
+    }
+
+    /// Whether some bytes are not the origin's own, and were not compared with the tag.
+    pub fn is_borrowed(&self) -> bool {
+        self.body.state().verified_epoch == BORROWED
     }
 
     /// Bytes held on disk.
@@ -287,12 +298,22 @@ impl CachedVersion {
         self.body.state().map.held_blocks().collect()
     }
 
-    /// Checks held blocks and forgets those that fail. Says whether all were right.
-    pub fn check(self: &Arc<Self>, may: &MayBlock, buffers: &Arc<Buffers>, held: &[u32]) -> bool {
+    /// Checks held blocks and forgets those that fail; shows `see` those that are right. Says whether all
+    /// were.
+    pub fn check(
+        self: &Arc<Self>,
+        may: &MayBlock,
+        buffers: &Arc<Buffers>,
+        held: &[u32],
+        mut see: impl FnMut(&[u8]),
+    ) -> bool {
         let mut right = true;
         for block in held {
             let Some(mut share) = buffers.try_share(blocks::BLOCK as usize) else { return false };
-            right &= self.read_run(may, *block..*block + 1, &mut share).is_ok();
+            match self.read_run(may, *block..*block + 1, &mut share) {
+                Ok(run) => run.iter().for_each(|block| see(block.bytes())),
+                Err(_) => right = false,
+            }
         }
         right
     }
@@ -332,6 +353,24 @@ impl CachedVersion {
         })
     }
 
+    /// Gives up all that is held, which is not the version's: it is fetched again.
+    pub fn give_up(self: &Arc<Self>, may: &MayBlock) {
+        let remove = || {
+            self.shared.dir.folder().remove(may, &CacheDir::object_name(self.id))?;
+            // Where nothing is put in its place it is absent.
+            Err::<(), _>(io::ErrorKind::NotFound.into())
+        };
+        let (gone, lost) = self.body.replace(|state| !state.is_absent(), remove, |_, ()| ());
+        if let Err(error) = gone
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(%error, "a cache file that is not used any more cannot be removed");
+        }
+        self.body.state().verified_epoch = self.shared.epoch;
+        self.account(lost);
+        self.queue(0..blocks::count(self.size()));
+    }
+
     fn forget(self: &Arc<Self>, incarnation: u64, forgotten: Range<u32>) {
         let lost = self.body.forget(incarnation, forgotten.clone());
         if lost != 0 {
@@ -349,7 +388,10 @@ impl CachedVersion {
     /// Notes that bytes may not have reached the disk: all of them are checked before the kernel
     /// may read them by itself.
     pub(super) fn distrust(&self) {
-        self.body.state().verified_epoch = UNVERIFIED;
+        let epoch = &mut self.body.state().verified_epoch;
+        if *epoch != BORROWED {
+            *epoch = UNVERIFIED;
+        }
     }
 
     /// Puts its bytes onto the medium.

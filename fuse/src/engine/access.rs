@@ -9,12 +9,8 @@ use super::Engine;
 use super::allowed::AllowedObjects;
 use crate::cache::{NodeCache, Signer, Tenancy};
 use crate::model::version::{BucketId, VersionKey};
-use crate::namespace::AccessSettings;
-use crate::origin::OriginError;
-
-/// After credentials were replaced, requests may be signed with those before for so long: what the
-/// origin allows then is not remembered.
-const SETTLING: Duration = Duration::from_secs(30);
+use crate::namespace::{AccessSettings, NamespaceSettings};
+use crate::origin::{OriginError, SETTLING};
 
 /// How soon another object is asked for where one said nothing.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -53,10 +49,11 @@ impl Access {
     /// Of a mount whose credentials were proven just now. What they were named before is added to
     /// the settings.
     pub(super) async fn new(
-        settings: &mut AccessSettings,
+        names: &mut NamespaceSettings,
         engine: &Engine,
         bucket: &BucketId,
     ) -> Self {
+        let (lifetime, settings) = (names.permission_lifetime(), &mut names.access);
         let replaces: Vec<String> = settings.formerly.iter().cloned().collect();
         let former: Vec<String> = settings.former.iter().chain(&replaces).cloned().collect();
         let signer = Signer { identity: settings.identity.clone(), former, replaces };
@@ -64,12 +61,12 @@ impl Access {
         settings.former.clone_from(&tenancy.former);
         Self {
             each_object: settings.each_object,
-            lifetime: Duration::from_secs(settings.lifetime_s),
+            lifetime,
             several: tenancy.several.clone(),
             tenancy: Mutex::new(Some(tenancy)),
             narrowed: AtomicBool::new(false),
             changing: AtomicBool::new(false),
-            due: Mutex::new(Instant::now() + Duration::from_secs(settings.lifetime_s)),
+            due: Mutex::new(Instant::now() + lifetime),
             replaced: Mutex::new(None),
             allowed: Mutex::new(AllowedObjects::new(&engine.permissions)),
         }
@@ -97,17 +94,15 @@ impl Access {
         self.changing.store(false, Ordering::Relaxed);
     }
 
-    /// What must be done before what is cached of this version is shown. `ttl` is the lifetime of
-    /// metadata.
-    pub(super) fn proof(&self, shown: &VersionKey, ttl: Duration) -> Proof {
+    /// What must be done before what is cached of this version is shown.
+    pub(super) fn proof(&self, shown: &VersionKey) -> Proof {
         let by_object = self.each_object
             || self.several.load(Ordering::Relaxed)
             || self.narrowed.load(Ordering::Relaxed)
             || self.changing.load(Ordering::Relaxed);
         if by_object {
-            let lifetime = if self.each_object { ttl } else { self.lifetime };
             return match self.allowed().allowed_at(shown) {
-                Some(at) if at.elapsed() < lifetime => Proof::Held,
+                Some(at) if at.elapsed() < self.lifetime => Proof::Held,
                 _ => Proof::Needed,
             };
         }

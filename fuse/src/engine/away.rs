@@ -117,7 +117,7 @@ mod tests {
         let names = NamespaceSettings { access, ..NamespaceSettings::default() };
         let settings = SessionSettings { names, ..SessionSettings::default() };
         let session = Session::new(engine.clone(), origin, settings, "").await;
-        let proof = || session.access.proof(&shown, Duration::ZERO);
+        let proof = || session.access.proof(&shown);
         let until = std::time::Instant::now() + Duration::from_secs(60);
         while proof() != Proof::Held {
             assert!(std::time::Instant::now() < until, "the disk never says that he is alone");

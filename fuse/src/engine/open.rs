@@ -401,7 +401,11 @@ impl Session {
         drop(modes);
         let (io_mode, label) = match mode {
             Mode::Cached(backing) => (IoMode::Passthrough(backing), "passthrough"),
-            Mode::Streaming => (IoMode::KeepCache, "streaming"),
+            Mode::Streaming => {
+                let was_wrong = |source: &Source| self.engine.reader.was_wrong(&source.version.key);
+                let drops = source.as_ref().is_some_and(was_wrong);
+                (if drops { IoMode::DropCache } else { IoMode::KeepCache }, "streaming")
+            }
             Mode::Draft(_) => (IoMode::DropCache, "staging"),
         };
         self.engine.metrics.opens.with_label_values(&[label]).inc();

@@ -4,7 +4,6 @@
 
 use std::sync::Arc;
 
-use futures_util::StreamExt;
 use rustix::io::Errno;
 
 use super::access::Proof;
@@ -40,7 +39,7 @@ impl Session {
     /// begun.
     pub(super) fn proof(self: &Arc<Self>, node: &Arc<FileNode>) -> Proof {
         let Some(shown) = self.names.version_key(node) else { return Proof::Held };
-        let proof = self.access.proof(&shown, self.names.ttl());
+        let proof = self.access.proof(&shown);
         if proof == Proof::Due {
             let (session, node) = (self.clone(), node.clone());
             self.engine.runtime.spawn(async move {
@@ -85,10 +84,7 @@ impl Session {
         if shown.version.size == 0 {
             return origin.head(&shown.key).await.map(drop);
         }
-        let mut body = self.engine.reader.body(origin, shown, 0..1).await?;
-        // The answer has begun, so it is a yes. Taken to its end, its connection serves others.
-        while body.pieces.next().await.is_some() {}
-        Ok(())
+        self.engine.reader.allows(origin, shown).await
     }
 
     /// Whether a file is under change through this mount: all that it shows was written here.

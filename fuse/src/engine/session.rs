@@ -102,7 +102,7 @@ impl Session {
         mut settings: SessionSettings,
         tenant: &str,
     ) -> Arc<Self> {
-        let access = Access::new(&mut settings.names.access, &engine, origin.bucket_id()).await;
+        let access = Access::new(&mut settings.names, &engine, origin.bucket_id()).await;
         let hidden = HiddenKeys::new(engine.metrics.clone());
         let verdicts = engine.verdicts.clone();
         let owner = Owner {
@@ -459,6 +459,7 @@ impl Session {
     /// Notes that the origin is asked with other credentials from now on, which have replaced those
     /// before.
     pub async fn credentials_changed(&self, access: &AccessSettings) {
+        self.names.origin.credentials_changed();
         self.access.replace(&self.engine.cache, self.names.bucket(), access).await;
     }
 }

@@ -62,6 +62,16 @@ impl ETag {
         present.is_some_and(|present| self.is_any() || self.quoted() == *present)
     }
 
+    /// The MD5 that it has the form of. Whether it is one of the bytes depends on who made it (Amazon S3
+    /// API reference, Object: objects encrypted with SSE-C or SSE-KMS, and those of several parts, have
+    /// other tags).
+    pub fn md5(&self) -> Option<[u8; 16]> {
+        let hex = self.0.strip_prefix('"')?.strip_suffix('"')?;
+        let is_hex = hex.len() == 32 && hex.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let digest = is_hex.then(|| u128::from_str_radix(hex, 16).ok()).flatten()?;
+        Some(digest.to_be_bytes())
+    }
+
     /// The value of If-Match. `None`: no such header is to be sent, since a weak tag never
     /// matches there (RFC 9110, section 13.1.1).
     pub fn as_match(&self) -> Option<String> {
@@ -174,6 +184,12 @@ mod tests {
         assert_eq!(ETag::new("\"abc\"").unwrap().as_str(), "\"abc\"");
         assert!(!ETag::new("W/\"abc\"").unwrap().is_strong());
         assert_eq!(ETag::new(""), None);
+        let md5 = |text: &str| ETag::new(text).unwrap().md5();
+        assert_eq!(md5("000000000000000000000000000001fF"), Some(511_u128.to_be_bytes()));
+        for other in ["+00000000000000000000000000001ff", "1ff", "W/\"1ff\""] {
+            assert_eq!(md5(other), None, "{other}");
+        }
+        assert_eq!(md5("000000000000000000000000000001ff-2"), None);
     }
 
     #[test]

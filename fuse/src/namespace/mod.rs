@@ -56,6 +56,16 @@ pub struct NamespaceSettings {
     pub access: AccessSettings,
 }
 
+impl NamespaceSettings {
+    /// How long the origin's word counts that an object may be read.
+    pub fn permission_lifetime(&self) -> Duration {
+        match self.access.each_object {
+            true => self.ttl.duration(),
+            false => Duration::from_secs(self.access.lifetime_s),
+        }
+    }
+}
+
 /// With whose credentials a mount speaks to its origin.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(default)]

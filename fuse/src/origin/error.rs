@@ -1,6 +1,11 @@
 //! What can go wrong at the origin, by what it means for the caller.
 
+use std::error::Error as StdError;
+
 use rustix::io::Errno;
+
+/// Longest text of an error, in bytes. Texts go into logs and Events.
+const TEXT_MAX: usize = 512;
 
 /// What servers call a body that is not what its checksum says: it was damaged on its way.
 pub(super) const DIGEST_CODES: [&str; 4] =
@@ -166,4 +171,24 @@ impl OriginError {
             | Self::Unreachable(_) => Errno::IO,
         }
     }
+}
+
+/// The causes of an error, outermost first, in one line.
+pub(super) fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let message = inner.to_string();
+        if !text.contains(&message) {
+            text = format!("{text}: {message}");
+        }
+        cause = inner.source();
+    }
+    one_line(&text)
+}
+
+/// A text that a server may have written parts of, as it can be shown.
+pub(super) fn one_line(text: &str) -> String {
+    let text = &text[..text.floor_char_boundary(TEXT_MAX)];
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

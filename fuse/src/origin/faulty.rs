@@ -17,7 +17,7 @@ use super::{
     Body, Condition, CopySource, ListPage, ListRequest, Origin, OriginError, Part, PartKind,
     PendingUpload, Stored, UploadBody, WriteIntent,
 };
-use crate::model::version::{BucketId, ETag, ObjectInfo};
+use crate::model::version::{BucketId, ObjectInfo, Version};
 
 /// Which request a fault hits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -257,9 +257,14 @@ impl Origin for Faulty {
         self.around(Op::Head, self.inner.head(key)).await
     }
 
-    async fn get(&self, key: &str, etag: &ETag, range: Range<u64>) -> Result<Body, OriginError> {
+    async fn get(
+        &self,
+        key: &str,
+        version: &Version,
+        range: Range<u64>,
+    ) -> Result<Body, OriginError> {
         let fault = self.meet(Op::Get).await?;
-        let body = self.inner.get(key, etag, range).await?;
+        let body = self.inner.get(key, version, range).await?;
         match fault {
             Some(Fault::Truncate(at)) => return Ok(truncated(body, at)),
             Some(Fault::FlipBit) => return with_flipped_bit(body).await,

@@ -14,7 +14,7 @@ use super::{
     Body, Condition, CopySource, ListPage, ListRequest, Origin, OriginError, Part, PartKind,
     PendingUpload, Stored, UploadBody, WriteIntent,
 };
-use crate::model::version::{BucketId, ETag, ObjectInfo};
+use crate::model::version::{BucketId, ObjectInfo, Version};
 
 const SAMPLES: usize = 256;
 /// Below this many samples nothing is hedged.
@@ -84,9 +84,14 @@ impl Origin for Hedged {
         self.inner.doubt_checksums();
     }
 
-    async fn get(&self, key: &str, etag: &ETag, range: Range<u64>) -> Result<Body, OriginError> {
+    async fn get(
+        &self,
+        key: &str,
+        version: &Version,
+        range: Range<u64>,
+    ) -> Result<Body, OriginError> {
         let start = Instant::now();
-        let first = self.inner.get(key, etag, range.clone());
+        let first = self.inner.get(key, version, range.clone());
         let Some(patience) = self.patience() else {
             let body = first.await?;
             self.note(start.elapsed());
@@ -97,7 +102,7 @@ impl Origin for Hedged {
             body = &mut first => body?,
             () = tokio::time::sleep(patience) => {
                 (self.on_hedge)();
-                let second = self.inner.get(key, etag, range);
+                let second = self.inner.get(key, version, range);
                 tokio::pin!(second);
                 // The first answer wins; a failure of one leaves the other its chance.
                 tokio::select! {
@@ -210,7 +215,7 @@ mod tests {
     #[tokio::test]
     async fn a_late_first_byte_is_overtaken_by_a_second_get() {
         let memory = Arc::new(MemoryOrigin::new("b"));
-        let etag = memory.insert("k", vec![7; 100]);
+        let version = Version { etag: memory.insert("k", vec![7; 100]), size: 100 };
         let faulty = Arc::new(Faulty::new(memory));
         let hedges = Arc::new(AtomicUsize::new(0));
         let count = hedges.clone();
@@ -218,12 +223,12 @@ mod tests {
             count.fetch_add(1, Ordering::Relaxed);
         });
         for _ in 0..SAMPLES {
-            hedged.get("k", &etag, 0..100).await.unwrap();
+            hedged.get("k", &version, 0..100).await.unwrap();
         }
         assert_eq!(hedges.load(Ordering::Relaxed), 0);
         faulty.inject_once(Op::Get, Fault::Delay(Duration::from_secs(60)));
         let start = Instant::now();
-        hedged.get("k", &etag, 0..100).await.unwrap();
+        hedged.get("k", &version, 0..100).await.unwrap();
         assert!(start.elapsed() < Duration::from_secs(60), "the late one was waited for");
         assert_eq!(hedges.load(Ordering::Relaxed), 1);
     }

@@ -14,7 +14,7 @@ use super::{
     PendingUpload, Stored, UploadBody, WriteIntent,
 };
 use crate::metrics::Metrics;
-use crate::model::version::{BucketId, ETag, ObjectInfo};
+use crate::model::version::{BucketId, ObjectInfo, Version};
 
 /// What an origin said last, and how much it gave.
 #[derive(Default)]
@@ -145,8 +145,13 @@ impl Origin for Measured {
         self.timed("HeadObject", self.inner.head(key)).await
     }
 
-    async fn get(&self, key: &str, etag: &ETag, range: Range<u64>) -> Result<Body, OriginError> {
-        let mut body = self.timed("GetObject", self.inner.get(key, etag, range)).await?;
+    async fn get(
+        &self,
+        key: &str,
+        version: &Version,
+        range: Range<u64>,
+    ) -> Result<Body, OriginError> {
+        let mut body = self.timed("GetObject", self.inner.get(key, version, range)).await?;
         let last = self.last.clone();
         let count = move |piece: &Result<Bytes, OriginError>| {
             let bytes = piece.as_ref().map_or(0, |piece| piece.len() as u64);

@@ -1,17 +1,20 @@
 //! The origin: the object store that alone decides what is true.
 //!
 //! One narrow trait. [`s3`] is real, [`memory`] stands in for it in tests. The others wrap one:
-//! [`conditional`] sees to conditions, [`hedge`] sends late GETs again, [`measured`] counts, and
-//! [`faulty`] misbehaves on command.
+//! [`conditional`] sees to conditions, [`hedge`] sends late GETs again, [`region`] has bytes from nearer
+//! by, [`measured`] counts, and [`faulty`] misbehaves on command.
 
 mod condition;
 pub mod conditional;
+mod content_range;
 mod copy_parts;
 pub mod error;
 pub mod faulty;
 pub mod hedge;
 pub mod measured;
 pub mod memory;
+mod pieces;
+pub mod region;
 pub mod retry;
 pub mod s3;
 pub mod uploads;
@@ -19,17 +22,22 @@ pub mod uploads;
 use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 
 pub use condition::{Condition, ConditionKind};
 pub use error::OriginError;
 
 use crate::blocking::Turns;
-use crate::model::version::{BucketId, ETag, ObjectInfo};
+use crate::model::version::{BucketId, ETag, ObjectInfo, Version};
+
+/// After credentials were replaced, requests may be signed with those before for so long: what the
+/// object store allows then is not remembered.
+pub const SETTLING: Duration = Duration::from_secs(30);
 
 /// Metadata name of the nonce by which a writer recognises its own object after a lost reply.
 pub const WRITER_METADATA: &str = "weir-writer";
@@ -47,12 +55,39 @@ pub trait Origin: Send + Sync + 'static {
     /// guarded in another way from now on.
     fn doubt_checksums(&self);
 
+    /// Takes notice that other credentials sign from now on: what was allowed to those before is
+    /// forgotten.
+    fn credentials_changed(&self) {}
+
     /// Asks for an object's metadata.
     async fn head(&self, key: &str) -> Result<ObjectInfo, OriginError>;
 
-    /// Reads a range of the version `etag`, or fails with [`OriginError::Changed`] when the
-    /// object is no longer that version.
-    async fn get(&self, key: &str, etag: &ETag, range: Range<u64>) -> Result<Body, OriginError>;
+    /// Reads a range of a version, or fails with [`OriginError::Changed`] when the object is no
+    /// longer that.
+    async fn get(
+        &self,
+        key: &str,
+        version: &Version,
+        range: Range<u64>,
+    ) -> Result<Body, OriginError>;
+
+    /// Asks for one byte of a version, which is not empty: whether it may be read. Fails as
+    /// [`Origin::get`] does; nobody answers in the place of the object store.
+    async fn allows(&self, key: &str, version: &Version) -> Result<(), OriginError> {
+        let mut body = self.get(key, version, 0..1).await?;
+        if body.etag != version.etag {
+            return Err(OriginError::Changed);
+        }
+        // The answer has begun, so it is a yes. Taken to its end, its connection serves others.
+        while body.pieces.next().await.is_some() {}
+        Ok(())
+    }
+
+    /// Takes notice of whether all bytes of a version, some of which were [`Body::borrowed`], are what its
+    /// tag says. Returns whether they are to be kept.
+    fn judge(&self, _key: &str, _version: &Version, is_right: bool) -> bool {
+        is_right
+    }
 
     /// Lists one page.
     async fn list(&self, request: &ListRequest) -> Result<ListPage, OriginError>;
@@ -143,6 +178,9 @@ pub struct Body {
     pub etag: ETag,
     /// The pieces, in order; an error ends the stream.
     pub pieces: BoxStream<'static, Result<Bytes, OriginError>>,
+    /// Whether some may not be the origin's own: who has all bytes of the version compares them with the
+    /// MD5 that its tag is, and says what comes of it ([`Origin::judge`]).
+    pub borrowed: bool,
 }
 
 /// One page of a listing.

@@ -1,14 +1,20 @@
-//! Fetching the rest of a file that is read a lot, so that its next open is passthrough.
+//! Fetching the rest of a file that is read a lot, so that its next open is passthrough, and checking
+//! what is held of a whole one.
 
 use std::sync::Arc;
+
+use md5::{Digest, Md5};
 
 use super::{Purpose, Reader, Source};
 use crate::cache::CachedVersion;
 use crate::logged::LoggedName;
 use crate::model::blocks::{self, BLOCK};
+use crate::model::version::VersionKey;
 
 /// Blocks that are checked in one turn at the disk: 8 MiB.
 const CHECKED: usize = 64;
+/// The same where they are digested, too, which takes longer than to read them: 1 MiB.
+const DIGESTED: usize = 8;
 
 impl Reader {
     /// Fetches what is missing of a version, in the background, once at a time.
@@ -20,6 +26,7 @@ impl Reader {
         self.runtime.spawn(async move {
             reader.complete_now(&source).await;
             reader.completing().remove(&source.version.number);
+            reader.settle(&source);
         });
     }
 
@@ -61,30 +68,92 @@ impl Reader {
         }
     }
 
-    /// Checks the held blocks of a version, some at a time: others want their turns, too.
-    async fn is_right(&self, version: &Arc<CachedVersion>) -> bool {
+    /// Checks the held blocks of a version, some at a time: others want their turns, too. `see` is shown
+    /// those that are right, in order.
+    async fn is_held_right(
+        &self,
+        version: &Arc<CachedVersion>,
+        at_once: usize,
+        mut see: impl FnMut(&[u8]) + Send,
+    ) -> bool {
         let mut right = true;
-        for held in version.held_blocks().chunks(CHECKED) {
-            let check = |may: &_| version.check(may, &self.buffers, held);
+        for held in version.held_blocks().chunks(at_once) {
+            let check = |may: &_| version.check(may, &self.buffers, held, &mut see);
             right &= version.stores().in_place(check).await;
         }
+        right
+    }
+
+    /// Checks a complete version: its blocks and, where some are not the origin's own, whether all of
+    /// them are what its tag says.
+    async fn is_right(&self, source: &Source) -> bool {
+        let version = &source.version;
+        let md5 = version.key.version.etag.md5().filter(|_| version.is_borrowed());
+        let right = match md5 {
+            None => self.is_held_right(version, CHECKED, |_| ()).await,
+            Some(md5) => {
+                let mut digest = Md5::new();
+                let held = self.is_held_right(version, DIGESTED, |bytes| digest.update(bytes));
+                if !held.await || !version.is_complete() {
+                    return false;
+                }
+                let place = self.cache.place_of(&version.key);
+                let place = place.as_ref().unwrap_or(&version.key);
+                let is_right = *digest.finalize() == md5;
+                source.origin.judge(&place.key, &version.key.version, is_right)
+                    || self.give_up(version).await
+            }
+        };
         if right {
             version.note_checked();
         }
         right
     }
 
-    /// Checks the blocks of a complete version after an unclean boot, in the background.
+    /// Gives up what is held of a version, and is not its bytes. Returns `false`.
+    async fn give_up(&self, version: &Arc<CachedVersion>) -> bool {
+        self.wrong.note(&version.key);
+        version.stores().in_place(|may| version.give_up(may)).await;
+        for block in self.hot.blocks_of(version.number) {
+            self.hot.forget(version.number, block);
+        }
+        false
+    }
+
+    /// Whether processes may have been shown bytes of a version that were not its own.
+    pub fn was_wrong(&self, version: &VersionKey) -> bool {
+        self.wrong.has(version)
+    }
+
+    /// Checks a version that has become whole, and of which some bytes are not the origin's own; what is
+    /// wrong is fetched again.
+    pub(super) fn settle(self: &Arc<Self>, source: &Source) {
+        if source.version.is_borrowed() && source.version.is_complete() {
+            self.verify(source);
+        }
+    }
+
+    /// Checks the blocks of a complete version that is not trusted, in the background: after an unclean
+    /// boot, and where some are not the origin's own.
     pub fn verify(self: &Arc<Self>, source: &Source) {
         if !self.completing().insert(source.version.number) {
             return;
         }
-        let (reader, version) = (self.clone(), source.version.clone());
+        let (reader, source) = (self.clone(), source.clone());
         self.runtime.spawn(async move {
-            let right = reader.is_right(&version).await;
+            let version = &source.version;
+            let is_new = version.is_borrowed();
+            let right = reader.is_right(&source).await;
             let mib = version.size() / (8 * BLOCK);
-            tracing::info!(key = %LoggedName(&version.key.key), mib, right, "cached version checked");
+            let key = LoggedName(&version.key.key);
+            match is_new {
+                true => tracing::debug!(%key, mib, right, "version of a region checked"),
+                false => tracing::info!(%key, mib, right, "cached version checked"),
+            }
             reader.completing().remove(&version.number);
+            if !right && is_new {
+                reader.complete(&source);
+            }
         });
     }
 }

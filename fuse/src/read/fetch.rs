@@ -65,6 +65,7 @@ impl Reader {
                 tracing::debug!(key = %source.version.key.key, %error, "fetch failed");
             }
             source.version.flights.end(flight, outcome);
+            reader.settle(source);
             reader.cache.used(&source.version);
         });
     }
@@ -137,6 +138,9 @@ impl Reader {
         let body = self.body(&*source.origin, &source.version.key, range);
         let body = self.lanes.patiently(&source.lane, &mut place, bytes, body).await;
         let mut body = body.ok_or(Interruption::Slow)??;
+        if body.borrowed {
+            source.version.note_borrowed();
+        }
         loop {
             let (needs, piece) = (filler.needs(), body.pieces.next());
             let piece = self.lanes.patiently(&source.lane, &mut place, needs, piece).await;
@@ -161,9 +165,31 @@ impl Reader {
         own: &VersionKey,
         range: Range<u64>,
     ) -> Result<Body, OriginError> {
+        let body = |place| body_at(origin, place, range.clone());
+        self.at_its_place(own, body).await
+    }
+
+    /// Asks whether a version may be read, where it is now.
+    ///
+    /// # Errors
+    /// As [`Reader::body`].
+    pub async fn allows(&self, origin: &dyn Origin, own: &VersionKey) -> Result<(), OriginError> {
+        let ask =
+            |place: VersionKey| async move { origin.allows(&place.key, &place.version).await };
+        self.at_its_place(own, ask).await
+    }
+
+    async fn at_its_place<T, F>(
+        &self,
+        own: &VersionKey,
+        ask: impl Fn(VersionKey) -> F,
+    ) -> Result<T, OriginError>
+    where
+        F: Future<Output = Result<T, OriginError>>,
+    {
         let mut place = self.cache.place_of(own);
         loop {
-            let asked = body_at(origin, place.as_ref().unwrap_or(own), range.clone()).await;
+            let asked = ask(place.as_ref().unwrap_or(own).clone()).await;
             if !matches!(asked, Err(OriginError::Changed)) {
                 return asked;
             }
@@ -172,7 +198,7 @@ impl Reader {
                 (now, then) if now != then => place = now,
                 (_, None) => return asked,
                 // It is not there, so the move was taken back.
-                (_, Some(_)) => return body_at(origin, own, range).await,
+                (_, Some(_)) => return ask(own.clone()).await,
             }
         }
     }
@@ -180,12 +206,11 @@ impl Reader {
 
 async fn body_at(
     origin: &dyn Origin,
-    key: &VersionKey,
+    key: VersionKey,
     range: Range<u64>,
 ) -> Result<Body, OriginError> {
-    let etag = &key.version.etag;
-    let body = origin.get(&key.key, etag, range).await?;
-    if body.etag == *etag { Ok(body) } else { Err(OriginError::Changed) }
+    let body = origin.get(&key.key, &key.version, range).await?;
+    if body.etag == key.version.etag { Ok(body) } else { Err(OriginError::Changed) }
 }
 
 /// Memory for the runs into which a flight of these blocks is cut.

@@ -5,6 +5,7 @@ pub mod fetch;
 pub mod lane;
 mod late;
 pub mod window;
+mod wrong;
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -43,6 +44,7 @@ pub struct Reader {
     part_blocks: u32,
     completing: Mutex<HashSet<u64>>,
     late: late::LateStores,
+    wrong: wrong::WrongVersions,
 }
 
 /// What bytes are read for.
@@ -93,6 +95,7 @@ impl Reader {
             part_blocks: u32::try_from(part_bytes / BLOCK).unwrap_or(u32::MAX),
             completing: Mutex::default(),
             late: late::LateStores::default(),
+            wrong: wrong::WrongVersions::default(),
         })
     }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{CacheArgs, EndArgs, LogArgs, LogFormat, ProbeArgs, S3Args};
+use super::{CacheArgs, EndArgs, LogArgs, LogFormat, ProbeArgs, RegionArgs, S3Args};
 
 /// The sockets of a plugin, and of a standby that answers in its place.
 #[derive(Args, Debug, Clone)]
@@ -89,6 +89,9 @@ pub struct NodeArgs {
     /// What volumes use that name nothing else.
     #[command(flatten)]
     pub s3: S3Args,
+    /// Options of a regional cache, for volumes that name no endpoint of their own.
+    #[command(flatten)]
+    pub region: RegionArgs,
     /// Options of the cache and of memory.
     #[command(flatten)]
     pub cache: CacheArgs,

@@ -5,6 +5,7 @@ pub mod fstab;
 pub mod identity;
 pub mod memory;
 pub mod mount;
+pub mod region;
 pub mod role;
 pub mod s3;
 pub mod size;

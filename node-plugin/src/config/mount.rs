@@ -6,10 +6,11 @@ use std::time::Duration;
 use weir_fuse::engine::SessionSettings;
 use weir_fuse::model::key::DirPrefix;
 use weir_fuse::namespace::AccessSettings;
+use weir_fuse::origin::region::RegionSettings;
 use weir_fuse::origin::s3::S3Settings;
 
 use super::cache::CacheConfig;
-use super::{identity, s3, usage, view};
+use super::{identity, region, s3, usage, view};
 use crate::cli::MountArgs;
 use crate::exit::Failure;
 use crate::mount::preflight::MountPolicy;
@@ -41,6 +42,8 @@ impl Environment {
 pub struct MountConfig {
     /// The bucket.
     pub s3: S3Settings,
+    /// The regional cache before it.
+    pub region: Option<RegionSettings>,
     /// The mountpoint as given.
     pub mountpoint: PathBuf,
     /// How it is shown.
@@ -73,6 +76,7 @@ impl MountConfig {
         };
         Ok(Self {
             s3,
+            region: region::region_settings(&args.region)?,
             mountpoint: args.mountpoint.clone(),
             session,
             policy: args.mount_policy,

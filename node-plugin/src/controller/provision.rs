@@ -90,7 +90,7 @@ impl Provisioner {
         options.region = said(region).or(of_secret.1).or(options.region);
         let mut settings = s3::s3_settings(bucket.to_owned(), &options).map_err(failed)?;
         settings.credentials = keys.map(|keys| SharedCredentialsProvider::new(keys.credentials()));
-        let (origin, _) = assembly::origin(settings.clone(), &self.counted)
+        let (origin, _) = assembly::origin(settings.clone(), &self.counted, None)
             .await
             .map_err(|error| explain(&error, &settings))?;
         Ok((origin, settings))

@@ -359,8 +359,8 @@ async fn write_through(stage: &Stage, figures: &mut Vec<Figure>) -> Result<(), F
     .await?;
     let key = format!("{}written.bin", stage.prefix);
     let info = stage.origin.head(&key).await.map_err(of_origin(&key))?;
-    let etag = info.etag.ok_or_else(|| Failure::new(Kind::Endpoint, "no ETag"))?;
-    let body = stage.origin.get(&key, &etag, 0..info.size).await.map_err(of_origin(&key))?;
+    let version = info.version().ok_or_else(|| Failure::new(Kind::Endpoint, "no ETag"))?;
+    let body = stage.origin.get(&key, &version, 0..info.size).await.map_err(of_origin(&key))?;
     let mut pieces = body.pieces;
     let mut found = 0;
     while let Some(piece) = pieces.next().await {
@@ -369,8 +369,9 @@ async fn write_through(stage: &Stage, figures: &mut Vec<Figure>) -> Result<(), F
     let written = InputFile { name: "written.bin at S3".into(), size: WRITTEN, crc };
     check(&written, (info.size, found))?;
     println!(
-        "When close returned, S3 held all {} of the file, with this ETag: {etag}",
-        Size(WRITTEN)
+        "When close returned, S3 held all {} of the file, with this ETag: {}",
+        Size(WRITTEN),
+        version.etag
     );
     figures.push(figure("write, until S3 holds it", Unit::Bytes, (WRITTEN, elapsed), None));
     Ok(())

@@ -133,8 +133,8 @@ async fn restore_one(file: &LostFile, args: &LostRestoreArgs) -> Result<String, 
         Failure::new(failure.kind, format!("{}: {}", file.id, failure.text))
     };
     let place = format!("s3://{bucket}/{key}");
-    let (origin, _) =
-        assembly::origin(settings, &assembly::metrics()?).await.map_err(|e| explain(&e))?;
+    let origin = assembly::origin(settings, &assembly::metrics()?, None).await;
+    let (origin, _) = origin.map_err(|e| explain(&e))?;
     let stored = restore::restore(&*origin, &file.path(), &key).await;
     stored.map_err(|error| match error {
         RestoreError::Origin(error) => explain(&error),

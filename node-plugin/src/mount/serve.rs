@@ -13,10 +13,12 @@ use weir_fuse::engine::owner::Proc;
 use weir_fuse::engine::{Engine, Session};
 use weir_fuse::metrics::Metrics;
 use weir_fuse::origin::Origin;
+use weir_fuse::origin::region::{ProofScope, Regions};
 
 use super::background::Ready;
 use super::preflight::{self, Start, Unfit, Wanted};
 use crate::admin::{AdminSocket, Counters, MountStatus, NodeStatus};
+use crate::assembly::Near;
 use crate::cli::LogArgs;
 use crate::config::mount::MountConfig;
 use crate::exit::{Failure, Kind};
@@ -210,7 +212,13 @@ type Connected = (Arc<dyn Origin>, Result<(), Unfit>);
 
 async fn connect(config: &MountConfig, counted: &Arc<Metrics>) -> Result<Connected, Failure> {
     let explain = |error| preflight::explain(&error, &config.s3);
-    let (origin, _) = assembly::origin(config.s3.clone(), counted).await.map_err(explain)?;
+    let names = &config.session.names;
+    let regions = config.region.clone().map(|region| Regions::new(region, counted.clone()));
+    // The user's own keys are all there are.
+    let proof = (ProofScope::Mount, names.permission_lifetime());
+    let near = regions.as_ref().map(|regions| Near { regions, proof });
+    let origin = assembly::origin(config.s3.clone(), counted, near).await;
+    let (origin, _) = origin.map_err(explain)?;
     let looked = preflight::look(&*origin, &config.session.names.prefix).await;
     Ok((origin, looked))
 }

@@ -79,8 +79,13 @@ fn tokens() -> Tokens {
 
 #[test]
 fn a_volume_of_any_text_is_one_that_can_be_kept_or_is_refused_without_its_secrets() {
-    let (s3, inline_driver_credentials) = (S3Args::default(), false);
-    let defaults = Defaults { s3, inline_driver_credentials, tokens: tokens(), accounts: None };
+    let defaults = Defaults {
+        s3: S3Args::default(),
+        inline_driver_credentials: false,
+        tokens: tokens(),
+        has_region: true,
+        accounts: None,
+    };
     near_texts(&inputs(PUBLISHES), |text| {
         let Some(publish) = publish(text) else { return };
         let volume = match Volume::parse(&publish, &defaults, None) {

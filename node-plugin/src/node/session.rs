@@ -21,6 +21,7 @@ use weir_fuse::model::version::BucketId;
 use weir_fuse::namespace::{AccessSettings, first_ino};
 use weir_fuse::origin::Origin;
 use weir_fuse::origin::measured::LastAnswer;
+use weir_fuse::origin::region::{ProofScope, Regions};
 
 use super::credentials::{Kind, Rotating, Source};
 use super::ending::Ending;
@@ -29,7 +30,7 @@ use super::identity;
 use super::life::Live;
 use super::record::{Published, Record};
 use super::volume::{Settings, Volume};
-use crate::assembly;
+use crate::assembly::{self, Near};
 use crate::csi::failed;
 use crate::kubernetes::events::Subject;
 use crate::mount::preflight::{self, Start};
@@ -47,6 +48,8 @@ pub(super) struct Maker {
     pub(super) engine: Arc<Engine>,
     pub(super) mounter: Arc<Mounter>,
     exchange: Exchange,
+    /// What is before the origins of volumes that name none of their own.
+    regions: Option<Regions>,
     endings: WaitingThreads,
 }
 
@@ -97,9 +100,10 @@ impl Maker {
         engine: Arc<Engine>,
         mounter: Arc<Mounter>,
         exchange: Exchange,
+        regions: Option<Regions>,
     ) -> io::Result<Self> {
         let endings = WaitingThreads::new("weir-ending", ENDING_THREADS)?;
-        Ok(Self { engine, mounter, exchange, endings })
+        Ok(Self { engine, mounter, exchange, regions, endings })
     }
 
     async fn origin(
@@ -114,7 +118,10 @@ impl Maker {
             s3.credentials = Some(SharedCredentialsProvider::new(provider));
         }
         let explained = |error| failed(preflight::explain(&error, &settings.s3));
-        let (origin, last) = assembly::origin(s3, &self.engine.metrics).await.map_err(explained)?;
+        let regions = self.regions.as_ref().filter(|_| settings.near);
+        let near = regions.map(|regions| Near { regions, proof: proof(settings) });
+        let origin = assembly::origin(s3, &self.engine.metrics, near).await;
+        let (origin, last) = origin.map_err(explained)?;
         Ok((origin, Remote { source: settings.source(), rotating, last }))
     }
 
@@ -285,6 +292,15 @@ impl Maker {
         })?;
         Ok(served)
     }
+}
+
+/// What one word of the origin is good for before bytes of a region are shown, and how long.
+fn proof(settings: &Settings) -> (ProofScope, Duration) {
+    let scope = match settings.source {
+        Kind::Driver => ProofScope::Mount,
+        Kind::Secret | Kind::Pod => ProofScope::Version,
+    };
+    (scope, settings.session.names.permission_lifetime())
 }
 
 /// With whom a session shares what it may take of the cache: the namespace of its pods or, where none is
@@ -490,6 +506,21 @@ impl Live for Served {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_pod_may_read_is_asked_for_as_often_as_metadata() {
+        let of = |source: &Source| {
+            let mut settings = Settings { source: source.kind(), ..Settings::default() };
+            settings.session.names.access = identity::access(source, &settings.s3);
+            proof(&settings)
+        };
+        let ttl = Settings::default().session.names.ttl.duration();
+        let pod = serde_json::json!({"Pod": {"token": "t", "account": "a/b"}});
+        let pod = Source::kept(Kind::Pod, Some(pod.to_string().as_bytes())).unwrap();
+        assert_eq!(of(&pod), (ProofScope::Version, ttl));
+        let (scope, lifetime) = of(&Source::Driver);
+        assert!(scope == ProofScope::Mount && lifetime > ttl);
+    }
 
     #[test]
     fn pods_of_a_namespace_are_one_tenant_and_without_one_who_has_the_same_credentials() {

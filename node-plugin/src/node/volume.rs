@@ -36,6 +36,8 @@ const KNOWN: [&str; 9] = [
     "endpointUrl",
     "region",
 ];
+/// Value of `region` for a volume whose bytes come from the origin alone.
+const NO_REGION: &str = "off";
 /// What kubelet adds begins so.
 const KUBELET: &str = "csi.storage.k8s.io/";
 
@@ -48,6 +50,8 @@ pub(super) struct Defaults {
     pub(super) inline_driver_credentials: bool,
     /// Which tokens of pods there are.
     pub(super) tokens: Tokens,
+    /// Whether the node has a region.
+    pub(super) has_region: bool,
     /// Where roles are asked for that volumes do not name, if they may be.
     pub(super) accounts: Option<Arc<Accounts>>,
 }
@@ -72,6 +76,9 @@ pub(super) struct Settings {
     pub(super) annotated: Option<Annotated>,
     /// SELinux context of everything in it.
     pub(super) selinux_context: Option<String>,
+    /// Whether bytes may come from the node's region.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(super) near: bool,
 }
 
 impl Settings {
@@ -153,10 +160,15 @@ impl Volume {
                         operator allow it (--inline-driver-credentials)";
             return Err(Error::Denied(text.into()));
         }
+        // No region of Amazon's is called so.
+        let (off, region): (Vec<_>, Vec<_>) =
+            get("region").into_iter().partition(|region| *region == NO_REGION);
         if options.s3.region.is_none() {
-            options.s3.region = get("region").map(str::to_owned);
+            options.s3.region = region.first().map(|region| (*region).to_owned());
         }
         credentials.add_to(&mut options.s3, inline)?;
+        // The region has what is at the node's endpoint; at another one it is something else.
+        let near = defaults.has_region && off.is_empty() && options.s3.endpoint_url.is_none();
         with_defaults(&mut options.s3, &defaults.s3);
         let bucket = get("bucketName")
             .ok_or_else(|| Error::Invalid("volumeAttributes: bucketName is missing".into()))?;
@@ -188,7 +200,7 @@ impl Volume {
         let policy = MountPolicy::of_volume(get("mountPolicy")).map_err(Error::Invalid)?;
         let read_only = publish.read_only || session.read_only;
         let source = credentials.kind();
-        let settings = Settings { s3, session, source, annotated, selinux_context };
+        let settings = Settings { s3, session, source, annotated, selinux_context, near };
         check_size(&settings, &credentials)?;
         Ok(Self { settings, credentials, policy, read_only, subject: subject(publish) })
     }

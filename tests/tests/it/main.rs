@@ -27,6 +27,7 @@ mod orders;
 mod ports;
 mod promises;
 mod reading;
+mod region;
 mod rights;
 mod sanity;
 mod silence;

@@ -27,7 +27,7 @@ use super::{
     PartKind, PendingUpload, Stored, UploadBody, WriteIntent,
 };
 use crate::model::key::{DirPrefix, PROBE_COPY_NAME, PROBE_NAME};
-use crate::model::version::{BucketId, ETag, ObjectInfo};
+use crate::model::version::{BucketId, ObjectInfo, Version};
 use probe::Prober;
 use verdicts::Known;
 pub use verdicts::{MemoryVerdicts, Question, Verdict, Verdicts};
@@ -241,12 +241,29 @@ impl Origin for Conditional {
         self.inner.doubt_checksums();
     }
 
+    fn credentials_changed(&self) {
+        self.inner.credentials_changed();
+    }
+
     async fn head(&self, key: &str) -> Result<ObjectInfo, OriginError> {
         self.inner.head(key).await
     }
 
-    async fn get(&self, key: &str, etag: &ETag, range: Range<u64>) -> Result<Body, OriginError> {
-        self.inner.get(key, etag, range).await
+    async fn get(
+        &self,
+        key: &str,
+        version: &Version,
+        range: Range<u64>,
+    ) -> Result<Body, OriginError> {
+        self.inner.get(key, version, range).await
+    }
+
+    async fn allows(&self, key: &str, version: &Version) -> Result<(), OriginError> {
+        self.inner.allows(key, version).await
+    }
+
+    fn judge(&self, key: &str, version: &Version, is_right: bool) -> bool {
+        self.inner.judge(key, version, is_right)
     }
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage, OriginError> {

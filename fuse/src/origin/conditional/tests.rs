@@ -1,6 +1,7 @@
 use std::collections::HashSet;
 
 use super::*;
+use crate::model::version::ETag;
 use crate::origin::faulty::{Fault, Faulty, Gate, Op};
 use crate::origin::memory::{Behaviour, MemoryOrigin, Obedience};
 use crate::origin::uploads::MemoryUploads;

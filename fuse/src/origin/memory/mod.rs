@@ -23,7 +23,7 @@ use super::{
     Body, Condition, ConditionKind, CopySource, ListPage, ListRequest, Origin, OriginError, Part,
     PartKind, PendingUpload, Stored, UploadBody, WriteIntent,
 };
-use crate::model::version::{BucketId, ETag, ObjectInfo};
+use crate::model::version::{BucketId, ETag, ObjectInfo, Version};
 
 /// Size of the pieces of a body, in bytes.
 const PIECE: usize = 16 * 1024;
@@ -123,9 +123,14 @@ impl Origin for MemoryOrigin {
         Ok(info)
     }
 
-    async fn get(&self, key: &str, etag: &ETag, range: Range<u64>) -> Result<Body, OriginError> {
+    async fn get(
+        &self,
+        key: &str,
+        version: &Version,
+        range: Range<u64>,
+    ) -> Result<Body, OriginError> {
         let object = self.lock().objects.get(key).cloned().ok_or(OriginError::Changed)?;
-        if object.etag != *etag {
+        if object.etag != version.etag {
             return Err(OriginError::Changed);
         }
         let bytes = slice(&object.bytes, range);
@@ -133,7 +138,7 @@ impl Origin for MemoryOrigin {
             .step_by(PIECE)
             .map(|at| Ok(bytes.slice(at..bytes.len().min(at + PIECE))))
             .collect();
-        Ok(Body { etag: object.etag, pieces: stream::iter(pieces).boxed() })
+        Ok(Body { etag: object.etag, pieces: stream::iter(pieces).boxed(), borrowed: false })
     }
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage, OriginError> {

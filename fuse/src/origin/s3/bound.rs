@@ -251,7 +251,7 @@ mod tests {
         let bytes = collect(SdkBody::from(bytes), bound, memory).await;
         bytes
             .map(|all| all.len())
-            .map_err(|failure| crate::origin::s3::errors::chain(&ConnectorError::from(failure)))
+            .map_err(|failure| crate::origin::error::chain(&ConnectorError::from(failure)))
     }
 
     /// Answers for one host at once, for others never.

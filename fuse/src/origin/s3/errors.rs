@@ -8,7 +8,7 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
 use super::bound::{TooLong, TooMany};
 use crate::origin::OriginError;
-use crate::origin::error::{ACCOUNT_CODES, DIGEST_CODES};
+use crate::origin::error::{ACCOUNT_CODES, DIGEST_CODES, chain};
 
 /// What kind of request failed: the same status means different things.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -27,30 +27,8 @@ pub(super) enum Request {
     Write,
 }
 
-/// Longest text of an error, in bytes. Texts go into logs and Events.
-const TEXT_MAX: usize = 512;
 /// Longest code that a server may give an error, in bytes.
 const CODE_MAX: usize = 64;
-
-/// The causes of an error, outermost first, in one line.
-pub(super) fn chain(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let message = inner.to_string();
-        if !text.contains(&message) {
-            text = format!("{text}: {message}");
-        }
-        cause = inner.source();
-    }
-    one_line(&text)
-}
-
-/// A text that a server may have written parts of, as it can be shown.
-fn one_line(text: &str) -> String {
-    let text = &text[..text.floor_char_boundary(TEXT_MAX)];
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
-}
 
 /// Whether a text can be a code of an error, or the name of a region.
 fn is_word(text: &str) -> bool {

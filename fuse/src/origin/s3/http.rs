@@ -48,9 +48,9 @@ impl Http {
             secure: Arc::default(),
         };
         if let Some(path) = ca_bundle {
+            let pem = bundle(may, path)?;
             let invalid =
                 |e: String| OriginError::Invalid(format!("CA bundle {}: {e}", path.display()));
-            let pem = read_bundle(may, path).map_err(invalid)?;
             let _ = http.secure.set(Ok(secure_client(may, Some(pem)).map_err(invalid)?));
         }
         Ok(http)
@@ -173,7 +173,20 @@ fn read_bundle(_: &MayBlock, path: &Path) -> Result<Vec<u8>, String> {
     })
 }
 
-fn secure_client(_: &MayBlock, pem: Option<Vec<u8>>) -> Result<SharedHttpClient, String> {
+fn secure_client(may: &MayBlock, pem: Option<Vec<u8>>) -> Result<SharedHttpClient, String> {
+    let context = tls_context(may, pem)?;
+    let client = Builder::new().build_with_connector_fn(move |settings, parts| {
+        secure_connector(connector(settings, parts), &context)
+    });
+    Ok(SharedHttpClient::new(Bounded(client)))
+}
+
+fn secure_connector(builder: ConnectorBuilder, context: &TlsContext) -> Connector {
+    let builder = builder.proxy_config(ProxyConfig::from_env());
+    builder.tls_provider(Provider::Rustls(CryptoMode::Ring)).tls_context(context.clone()).build()
+}
+
+fn tls_context(_: &MayBlock, pem: Option<Vec<u8>>) -> Result<TlsContext, String> {
     // A container may have no authorities at all; the connector panics when it is to load them
     // and there are none.
     let has_native = !rustls_native_certs::load_native_certs().certs.is_empty();
@@ -184,14 +197,46 @@ fn secure_client(_: &MayBlock, pem: Option<Vec<u8>>) -> Result<SharedHttpClient,
     if let Some(pem) = pem {
         trust = trust.with_pem_certificate(pem);
     }
-    let context = TlsContext::builder().with_trust_store(trust).build();
-    let context = context.map_err(|e| format!("TLS settings: {e}"))?;
-    let client = Builder::new().build_with_connector_fn(move |settings, parts| {
-        let builder = connector(settings, parts).proxy_config(ProxyConfig::from_env());
-        let builder = builder.tls_provider(Provider::Rustls(CryptoMode::Ring));
-        builder.tls_context(context.clone()).build()
-    });
-    Ok(SharedHttpClient::new(Bounded(client)))
+    TlsContext::builder().with_trust_store(trust).build().map_err(|e| format!("TLS settings: {e}"))
+}
+
+/// Speaks HTTP without the SDK, to servers whose answers are none of S3. Their lengths are for whoever
+/// reads them to bound.
+#[derive(Clone, Debug)]
+pub(in crate::origin) struct DirectClient(SharedHttpConnector);
+
+impl DirectClient {
+    /// For servers that are reached as the one at `url` is.
+    ///
+    /// # Errors
+    /// [`OriginError::Invalid`] when the file cannot be used, or there is no certificate authority.
+    pub(in crate::origin) fn new(
+        may: &MayBlock,
+        url: &str,
+        ca_bundle: Option<&Path>,
+    ) -> Result<Self, OriginError> {
+        let pem = ca_bundle.map(|path| bundle(may, path)).transpose()?;
+        let connector = match is_plain(url) {
+            true => connector(None, None).proxy_config(ProxyConfig::from_env()).build_http(),
+            false => {
+                let context = tls_context(may, pem).map_err(OriginError::Invalid)?;
+                secure_connector(connector(None, None), &context)
+            }
+        };
+        Ok(Self(SharedHttpConnector::new(connector)))
+    }
+
+    /// Sends a request; returns once the head of its answer is there.
+    pub(in crate::origin) fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        self.0.call(request)
+    }
+}
+
+/// # Errors
+/// [`OriginError::Invalid`] when the file cannot be used.
+fn bundle(may: &MayBlock, path: &Path) -> Result<Vec<u8>, OriginError> {
+    let invalid = |e: String| OriginError::Invalid(format!("CA bundle {}: {e}", path.display()));
+    read_bundle(may, path).map_err(invalid)
 }
 
 #[cfg(test)]

@@ -33,13 +33,14 @@ pub use bound::{answers_held, limit_answers};
 use client::Clients;
 pub use client::S3Settings;
 use errors::Request;
+pub(in crate::origin) use http::DirectClient;
 pub use http::{http_client, names_a_user};
 
 use super::{
     Body, Condition, CopySource, ListPage, ListRequest, Origin, OriginError, Part, PartKind,
     PendingUpload, Stored, UploadBody, WriteIntent,
 };
-use crate::model::version::{BucketId, ETag, ObjectInfo};
+use crate::model::version::{BucketId, ObjectInfo, Version};
 
 /// Longest wait for the answer to a request without a body.
 const REPLY_DEADLINE: Duration = Duration::from_secs(20);
@@ -147,8 +148,13 @@ impl Origin for S3Origin {
         read::head(self, key).await
     }
 
-    async fn get(&self, key: &str, etag: &ETag, range: Range<u64>) -> Result<Body, OriginError> {
-        read::get(self, key, etag, range).await
+    async fn get(
+        &self,
+        key: &str,
+        version: &Version,
+        range: Range<u64>,
+    ) -> Result<Body, OriginError> {
+        read::get(self, key, version, range).await
     }
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage, OriginError> {

@@ -3,15 +3,14 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::EncodingType;
-use bytes::Bytes;
-use futures_util::{StreamExt, stream};
 
-use super::errors::{self, Request};
+use super::errors::Request;
 use super::{REPLY_DEADLINE, S3Origin, names, size_of, time_of};
-use crate::model::version::{ETag, ObjectInfo};
-use crate::origin::{Body, ListPage, ListRequest, OriginError, WRITER_METADATA};
+use crate::model::version::{ETag, ObjectInfo, Version};
+use crate::origin::{
+    Body, ListPage, ListRequest, OriginError, WRITER_METADATA, content_range, pieces,
+};
 
 /// Longest wait for the next piece of a body.
 const STALL_DEADLINE: Duration = Duration::from_secs(10);
@@ -39,9 +38,10 @@ pub(super) async fn head(origin: &S3Origin, key: &str) -> Result<ObjectInfo, Ori
 pub(super) async fn get(
     origin: &S3Origin,
     key: &str,
-    etag: &ETag,
+    version: &Version,
     range: Range<u64>,
 ) -> Result<Body, OriginError> {
+    let etag = &version.etag;
     let expected = range.end - range.start;
     let request = origin
         .clients
@@ -60,11 +60,13 @@ pub(super) async fn get(
     if got.as_ref() != Some(etag) {
         return Err(OriginError::Changed);
     }
+    content_range::check(reply.content_range(), &range, version.size)?;
     let announced = size_of(reply.content_length());
     if announced != expected {
         return Err(OriginError::BadBody(format!("{announced} bytes announced, {expected} asked")));
     }
-    Ok(Body { etag: etag.clone(), pieces: checked_pieces(reply.body, expected) })
+    let pieces = pieces::checked(reply.body, expected, STALL_DEADLINE);
+    Ok(Body { etag: etag.clone(), pieces, borrowed: false })
 }
 
 pub(super) async fn list(
@@ -86,40 +88,4 @@ pub(super) async fn list(
         .send();
     let reply = S3Origin::within(REPLY_DEADLINE, Request::List, call).await?;
     names::page(&reply, request.max_keys)
-}
-
-/// Hands on the pieces of a body, bounds the wait for each, and checks the length at the end:
-/// the SDK lets a body end early without an error.
-fn checked_pieces(
-    body: ByteStream,
-    expected: u64,
-) -> stream::BoxStream<'static, Result<Bytes, OriginError>> {
-    struct State {
-        body: ByteStream,
-        left: u64,
-        over: bool,
-    }
-    let state = State { body, left: expected, over: false };
-    stream::unfold(state, |mut state| async move {
-        if state.over {
-            return None;
-        }
-        let next = tokio::time::timeout(STALL_DEADLINE, state.body.next()).await;
-        let item = match next {
-            Err(_) => Err(OriginError::TimedOut),
-            Ok(Some(Err(e))) => Err(OriginError::BadBody(errors::chain(&e))),
-            Ok(None) if state.left == 0 => return None,
-            Ok(None) => Err(OriginError::BadBody(format!("{} bytes are missing", state.left))),
-            Ok(Some(Ok(piece))) => match state.left.checked_sub(piece.len() as u64) {
-                Some(left) => {
-                    state.left = left;
-                    Ok(piece)
-                }
-                None => Err(OriginError::BadBody("longer than announced".into())),
-            },
-        };
-        state.over = item.is_err();
-        Some((item, state))
-    })
-    .boxed()
 }

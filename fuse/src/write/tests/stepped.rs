@@ -7,7 +7,7 @@ use std::task::Poll;
 
 use async_trait::async_trait;
 
-use crate::model::version::{BucketId, ETag, ObjectInfo};
+use crate::model::version::{BucketId, ObjectInfo, Version};
 use crate::origin::faulty::Op;
 use crate::origin::{
     Body, Condition, CopySource, ListPage, ListRequest, Origin, OriginError, Part, PartKind,
@@ -67,8 +67,13 @@ impl Origin for Stepped {
         self.steps(Op::Head, key, self.inner.head(key)).await
     }
 
-    async fn get(&self, key: &str, etag: &ETag, range: Range<u64>) -> Result<Body, OriginError> {
-        self.steps(Op::Get, key, self.inner.get(key, etag, range)).await
+    async fn get(
+        &self,
+        key: &str,
+        version: &Version,
+        range: Range<u64>,
+    ) -> Result<Body, OriginError> {
+        self.steps(Op::Get, key, self.inner.get(key, version, range)).await
     }
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage, OriginError> {

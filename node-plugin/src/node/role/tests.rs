@@ -48,6 +48,7 @@ pub(in super::super) fn defaults(accounts: Option<Accounts>, has_agent: bool) ->
     Defaults {
         s3: S3Args::default(),
         inline_driver_credentials: false,
+        has_region: false,
         tokens: Tokens { audience: "sts.amazonaws.com".into(), has_agent },
         accounts: accounts.map(Arc::new),
     }

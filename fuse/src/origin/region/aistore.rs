@@ -1,0 +1,148 @@
+//! A cluster of NVIDIA AIStore before the origin, by its S3 and its native API.
+
+mod exchange;
+
+use std::ops::Range;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use aws_sdk_s3::primitives::ByteStream;
+use aws_smithy_types::body::SdkBody;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+use super::token::TokenFile;
+use super::{RegionSettings, Replica, STALL};
+use crate::blocking::MayBlock;
+use crate::model::version::{ETag, Version};
+use crate::origin::s3::DirectClient;
+use crate::origin::{Body, OriginError, content_range, pieces};
+use crate::sync::unpoisoned;
+use exchange::{Exchange, Question};
+
+/// How long a bucket that was registered is not registered again.
+const REGISTER_AGAIN: Duration = Duration::from_secs(60);
+/// What stands in the path of a URL as it is (RFC 3986, section 3.3).
+const PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// A bucket of the origin as a cluster has it.
+pub(super) struct AiStore {
+    exchange: Exchange,
+    bucket: String,
+    registered: Mutex<Option<Instant>>,
+}
+
+impl AiStore {
+    /// # Errors
+    /// [`OriginError::Invalid`] where a file that is named cannot be used.
+    pub(super) fn new(
+        may: &MayBlock,
+        settings: &RegionSettings,
+        bucket: &str,
+    ) -> Result<Self, OriginError> {
+        let client = DirectClient::new(may, &settings.url, settings.ca_bundle.as_deref())?;
+        let token = settings.token_file.clone().map(TokenFile::new);
+        Ok(Self {
+            exchange: Exchange::new(client, &settings.url, token, &settings.allow),
+            bucket: bucket.to_owned(),
+            registered: Mutex::default(),
+        })
+    }
+
+    /// Has the cluster know the bucket as one of its origin's: until then it has no object of it.
+    /// Returns whether it may have been that.
+    async fn register(&self) -> bool {
+        {
+            let (mut registered, now) = (unpoisoned(self.registered.lock()), Instant::now());
+            if registered.is_some_and(|at| now < at + REGISTER_AGAIN) {
+                return false;
+            }
+            *registered = Some(now);
+        }
+        let target = format!("/v1/buckets/{}?provider=aws", self.bucket);
+        let question = Question { method: "HEAD", target, ..Question::default() };
+        let answer = self.exchange.ask(&question).await;
+        answer.is_ok_and(|answer| answer.status().is_success())
+    }
+
+    async fn get_once(
+        &self,
+        key: &str,
+        version: &Version,
+        range: &Range<u64>,
+    ) -> Result<Body, OriginError> {
+        let path: Vec<_> = key.split('/').map(|part| utf8_percent_encode(part, PATH)).collect();
+        let path = path.iter().map(ToString::to_string).collect::<Vec<_>>().join("/");
+        let target = format!("/s3/{}/{path}", self.bucket);
+        let question =
+            Question { method: "GET", target, range: Some(range.clone()), ..Question::default() };
+        let mut answer = self.exchange.ask(&question).await?;
+        let code = || format!("HTTP {}", answer.status().as_u16());
+        match answer.status().as_u16() {
+            206 => {}
+            404 => return Err(OriginError::NotFound),
+            401 | 403 => return Err(OriginError::Denied(code())),
+            416 => return Err(OriginError::Changed),
+            507 => return Err(OriginError::NoSpace(code())),
+            // All of the object: it does not do ranges.
+            200 => return Err(OriginError::NotS3("the region ignores ranges".into())),
+            _ => return Err(OriginError::Unavailable(code())),
+        }
+        let headers = answer.headers();
+        if headers.get("etag").and_then(ETag::new).as_ref() != Some(&version.etag) {
+            return Err(OriginError::Changed);
+        }
+        content_range::check(
+            Some(headers.get("content-range").unwrap_or("")),
+            range,
+            version.size,
+        )?;
+        let expected = range.end - range.start;
+        let length = headers.get("content-length").and_then(|text| text.parse::<u64>().ok());
+        if length.is_some_and(|length| length != expected) {
+            return Err(OriginError::BadBody(format!(
+                "{length:?} bytes announced, not {expected}"
+            )));
+        }
+        let body = std::mem::replace(answer.body_mut(), SdkBody::taken());
+        let pieces = pieces::checked(ByteStream::new(body), expected, STALL);
+        Ok(Body { etag: version.etag.clone(), pieces, borrowed: true })
+    }
+}
+
+#[async_trait]
+impl Replica for AiStore {
+    /// It takes `a//b` for `a/b`, `a/../b` for `b`, and a slash away at the end.
+    fn can_have(&self, key: &str) -> bool {
+        key.split('/').all(|part| !matches!(part, "" | "." | ".."))
+    }
+
+    async fn get(
+        &self,
+        key: &str,
+        version: &Version,
+        range: Range<u64>,
+    ) -> Result<Body, OriginError> {
+        match self.get_once(key, version, &range).await {
+            Err(OriginError::NotFound) if self.register().await => {
+                self.get_once(key, version, &range).await
+            }
+            answer => answer,
+        }
+    }
+
+    async fn forget(&self, key: &str) -> Result<(), OriginError> {
+        let evict = serde_json::json!({"action": "evict-listrange", "value": {"objnames": [key]}});
+        let question = Question {
+            method: "DELETE",
+            target: format!("/v1/buckets/{}?provider=aws", self.bucket),
+            json: Some(evict.to_string()),
+            ..Question::default()
+        };
+        let answer = self.exchange.ask(&question).await?;
+        match answer.status().is_success() {
+            true => Ok(()),
+            false => Err(OriginError::Unavailable(format!("HTTP {}", answer.status().as_u16()))),
+        }
+    }
+}

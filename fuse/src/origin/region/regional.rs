@@ -1,0 +1,243 @@
+//! An origin with a region before it.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use tokio::time::timeout;
+
+use super::body::{Rest, all_of, whole, with_origin_behind};
+use super::doubts::{Standing, are_of};
+use super::proof::Proofs;
+use super::{FIRST_BYTE, ProofScope, Region, Verdict};
+use crate::model::blocks::BLOCK;
+use crate::model::version::{BucketId, ObjectInfo, Version};
+use crate::origin::{
+    Body, Condition, CopySource, ListPage, ListRequest, Origin, OriginError, Part, PartKind,
+    PendingUpload, Stored, UploadBody, WriteIntent,
+};
+
+/// Objects of up to so many bytes, which are read in one piece, are compared with their tag before
+/// anybody sees them.
+const AT_ONCE_MAX: u64 = BLOCK;
+
+/// Wraps an origin; bytes come from the region where it has them.
+pub struct Regional {
+    inner: Arc<dyn Origin>,
+    region: Arc<Region>,
+    proofs: Proofs,
+}
+
+impl Regional {
+    /// For whoever `inner` signs as; what its word to him is good for, and how long.
+    pub fn new(
+        inner: Arc<dyn Origin>,
+        region: Arc<Region>,
+        (scope, lifetime): (ProofScope, Duration),
+    ) -> Self {
+        Self { inner, region, proofs: Proofs::new(scope, lifetime) }
+    }
+
+    /// Asks the origin for one byte, unless it let whoever asks have the version not long ago.
+    async fn prove(&self, key: &str, version: &Version) -> Result<(), OriginError> {
+        if self.proofs.holds(key, version, Instant::now()) {
+            return Ok(());
+        }
+        match self.allows(key, version).await {
+            Err(error)
+                if error.is_outage() && self.proofs.outlasts(key, version, Instant::now()) =>
+            {
+                Ok(())
+            }
+            answer => answer,
+        }
+    }
+
+    async fn get_of_origin(
+        &self,
+        key: &str,
+        version: &Version,
+        range: Range<u64>,
+    ) -> Result<Body, OriginError> {
+        let asked = Instant::now();
+        let answer = self.inner.get(key, version, range).await;
+        self.proofs.note(key, version, asked, &answer);
+        let doubts = &self.region.doubts;
+        let is_suspected = doubts.standing(key) == Standing::Suspected;
+        let borrowed = is_suspected && doubts.can_judge(&version.etag);
+        answer.map(|body| Body { borrowed, ..body })
+    }
+
+    /// Asks the region, if that may have the version, and else the origin.
+    async fn ask(
+        &self,
+        key: &str,
+        version: &Version,
+        range: Range<u64>,
+    ) -> Result<Body, OriginError> {
+        let region = &self.region;
+        let serves = version.etag.is_strong()
+            && !version.etag.is_any()
+            && region.doubts.standing(key) == Standing::Open;
+        let pass = match serves && region.replica.can_have(key) {
+            true => region.breaker.enter(Instant::now()),
+            false => None,
+        };
+        let Some(pass) = pass else { return self.get_of_origin(key, version, range).await };
+        let asked = timeout(FIRST_BYTE, region.replica.get(key, version, range.clone()));
+        let (answer, proof) = tokio::join!(asked, self.prove(key, version));
+        proof?;
+        let error = match answer.unwrap_or(Err(OriginError::TimedOut)) {
+            Ok(body) => {
+                let rest = Rest {
+                    region: region.clone(),
+                    origin: self.inner.clone(),
+                    key: key.into(),
+                    version: version.clone(),
+                    range,
+                };
+                return Ok(with_origin_behind(rest, body.pieces, pass));
+            }
+            Err(error) => error,
+        };
+        tracing::debug!(key, %error, "the origin is asked for what the region does not give");
+        if region.told(pass, Some(&error)) == Verdict::Stale {
+            region.refresh(key);
+        }
+        self.get_of_origin(key, version, range).await
+    }
+}
+
+#[async_trait]
+impl Origin for Regional {
+    fn bucket_id(&self) -> &BucketId {
+        self.inner.bucket_id()
+    }
+
+    fn doubt_checksums(&self) {
+        self.inner.doubt_checksums();
+    }
+
+    fn credentials_changed(&self) {
+        self.proofs.forget(Instant::now());
+        self.inner.credentials_changed();
+    }
+
+    async fn get(
+        &self,
+        key: &str,
+        version: &Version,
+        range: Range<u64>,
+    ) -> Result<Body, OriginError> {
+        let body = self.ask(key, version, range.clone()).await?;
+        if !body.borrowed || range != (0..version.size) || version.size > AT_ONCE_MAX {
+            return Ok(body);
+        }
+        let bytes = all_of(body).await?;
+        if self.judge(key, version, are_of(&version.etag, &bytes)) {
+            return Ok(whole(version, bytes));
+        }
+        // The region is not asked for it any more.
+        let bytes = all_of(self.ask(key, version, range).await?).await?;
+        self.judge(key, version, are_of(&version.etag, &bytes));
+        Ok(whole(version, bytes))
+    }
+
+    fn judge(&self, key: &str, version: &Version, is_right: bool) -> bool {
+        self.region.judge(key, &version.etag, is_right)
+    }
+
+    async fn allows(&self, key: &str, version: &Version) -> Result<(), OriginError> {
+        let asked = Instant::now();
+        let answer = self.inner.allows(key, version).await;
+        self.proofs.note(key, version, asked, &answer);
+        answer
+    }
+
+    async fn head(&self, key: &str) -> Result<ObjectInfo, OriginError> {
+        self.inner.head(key).await
+    }
+
+    async fn list(&self, request: &ListRequest) -> Result<ListPage, OriginError> {
+        self.inner.list(request).await
+    }
+
+    async fn put(
+        &self,
+        key: &str,
+        body: UploadBody,
+        write: &WriteIntent,
+    ) -> Result<Stored, OriginError> {
+        self.inner.put(key, body, write).await
+    }
+
+    async fn create_upload(
+        &self,
+        key: &str,
+        writer: &str,
+        parts: PartKind,
+    ) -> Result<String, OriginError> {
+        self.inner.create_upload(key, writer, parts).await
+    }
+
+    async fn create_copy(&self, source: &CopySource, to: &str) -> Result<String, OriginError> {
+        self.inner.create_copy(source, to).await
+    }
+
+    async fn upload_part(
+        &self,
+        key: &str,
+        upload_id: &str,
+        number: u32,
+        body: UploadBody,
+    ) -> Result<Part, OriginError> {
+        self.inner.upload_part(key, upload_id, number, body).await
+    }
+
+    async fn copy_part(
+        &self,
+        source: &CopySource,
+        range: Range<u64>,
+        key: &str,
+        upload_id: &str,
+        number: u32,
+    ) -> Result<Part, OriginError> {
+        self.inner.copy_part(source, range, key, upload_id, number).await
+    }
+
+    async fn expect_completion(&self, condition: &Condition) {
+        self.inner.expect_completion(condition).await;
+    }
+
+    async fn complete_upload(
+        &self,
+        key: &str,
+        upload_id: &str,
+        parts: &[Part],
+        write: &WriteIntent,
+    ) -> Result<Stored, OriginError> {
+        self.inner.complete_upload(key, upload_id, parts, write).await
+    }
+
+    async fn abort_upload(&self, key: &str, upload_id: &str) -> Result<(), OriginError> {
+        self.inner.abort_upload(key, upload_id).await
+    }
+
+    async fn list_uploads(&self, key: &str) -> Result<Vec<PendingUpload>, OriginError> {
+        self.inner.list_uploads(key).await
+    }
+
+    async fn delete(&self, key: &str, condition: &Condition) -> Result<(), OriginError> {
+        self.inner.delete(key, condition).await
+    }
+
+    async fn copy(
+        &self,
+        source: &CopySource,
+        to: &str,
+        condition: &Condition,
+    ) -> Result<Stored, OriginError> {
+        self.inner.copy(source, to, condition).await
+    }
+}

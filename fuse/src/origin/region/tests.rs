@@ -1,0 +1,336 @@
+//! A region before an origin, both in memory.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures_util::StreamExt;
+
+use super::body::all_of;
+use super::doubts::Standing;
+use super::*;
+use crate::model::key::DirPrefix;
+use crate::origin::Origin;
+use crate::origin::conditional::{Conditional, MemoryVerdicts};
+use crate::origin::faulty::{Fault, Faulty, Op};
+use crate::origin::measured::Measured;
+use crate::origin::memory::MemoryOrigin;
+use crate::origin::uploads::MemoryUploads;
+
+const SIZE: usize = 300_000;
+
+/// A store as a region's: it knows no version but the one it has.
+struct Store {
+    origin: Arc<Faulty>,
+    memory: Arc<MemoryOrigin>,
+    asked: Arc<AtomicU64>,
+    told: Arc<AtomicU64>,
+}
+
+#[async_trait]
+impl Replica for Store {
+    fn can_have(&self, key: &str) -> bool {
+        !key.contains("//")
+    }
+
+    async fn get(
+        &self,
+        key: &str,
+        version: &Version,
+        range: Range<u64>,
+    ) -> Result<Body, OriginError> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        if self.memory.bytes(key).is_none() {
+            return Err(OriginError::NotFound);
+        }
+        self.origin.get(key, version, range).await
+    }
+
+    async fn forget(&self, _: &str) -> Result<(), OriginError> {
+        self.told.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+struct World {
+    origin: Arc<MemoryOrigin>,
+    /// What happens to requests that reach the origin.
+    wan: Arc<Faulty>,
+    /// Counts what comes from the origin.
+    last: Arc<crate::origin::measured::LastAnswer>,
+    /// What the region has.
+    cached: Arc<MemoryOrigin>,
+    edge: Arc<Faulty>,
+    asked: Arc<AtomicU64>,
+    told: Arc<AtomicU64>,
+    region: Arc<Region>,
+    regional: Arc<Regional>,
+}
+
+fn bytes(seed: u8) -> Vec<u8> {
+    (0..SIZE).map(|n| (n % 251) as u8 ^ seed).collect()
+}
+
+fn world() -> World {
+    world_of(ProofScope::Version)
+}
+
+fn world_of(scope: ProofScope) -> World {
+    let metrics = Arc::new(Metrics::new().unwrap());
+    let (origin, cached) = (Arc::new(MemoryOrigin::new("b")), Arc::new(MemoryOrigin::new("b")));
+    let (wan, edge) =
+        (Arc::new(Faulty::new(origin.clone())), Arc::new(Faulty::new(cached.clone())));
+    let (asked, told) = <(Arc<AtomicU64>, Arc<AtomicU64>)>::default();
+    let (memory, counted, heard) = (cached.clone(), asked.clone(), told.clone());
+    let store = Store { origin: edge.clone(), memory, asked: counted, told: heard };
+    let region = Region::new(Box::new(store), Arc::default(), metrics.clone());
+    let measured = Arc::new(Measured::new(wan.clone(), metrics));
+    let last = measured.last_answer();
+    let lifetime = Duration::from_secs(600);
+    let regional = Arc::new(Regional::new(measured, region.clone(), (scope, lifetime)));
+    World { origin, wan, last, cached, edge, asked, told, region, regional }
+}
+
+impl World {
+    /// The same version at both.
+    fn both(&self, key: &str, seed: u8) -> Version {
+        self.cached.insert(key, bytes(seed));
+        Version { etag: self.origin.insert(key, bytes(seed)), size: SIZE as u64 }
+    }
+
+    async fn read(&self, key: &str, version: &Version) -> Result<Vec<u8>, OriginError> {
+        let mut body = self.regional.get(key, version, 0..version.size).await?;
+        let mut all = Vec::new();
+        while let Some(piece) = body.pieces.next().await {
+            all.extend_from_slice(&piece?);
+        }
+        Ok(all)
+    }
+
+    fn outcome(&self, label: &str) -> u64 {
+        self.region.metrics.region_requests.with_label_values(&[label]).get()
+    }
+}
+
+#[tokio::test]
+async fn bytes_come_from_the_region_once_the_origin_let_one_be_read() {
+    let world = world();
+    let version = world.both("k", 1);
+    for _ in 0..3 {
+        assert!(world.read("k", &version).await.unwrap() == bytes(1));
+        // It is asked once.
+        world.wan.fail_all(Some(OriginError::TimedOut));
+    }
+    assert_eq!((world.outcome("given"), world.last.fetched_bytes()), (3, 1));
+}
+
+#[tokio::test]
+async fn another_version_of_the_region_is_never_read_and_forgotten_there_once() {
+    let world = world();
+    world.both("k", 1);
+    let version = Version { etag: world.origin.insert("k", bytes(2)), size: SIZE as u64 };
+    for _ in 0..3 {
+        assert!(world.read("k", &version).await.unwrap() == bytes(2));
+    }
+    tokio::task::yield_now().await;
+    assert_eq!((world.outcome("stale"), world.told.load(Ordering::Relaxed)), (3, 1));
+    assert!(!world.region.breaker.is_shut(), "to be behind is no fault");
+}
+
+#[tokio::test]
+async fn what_the_region_lacks_or_takes_for_something_else_comes_from_the_origin() {
+    let world = world();
+    let other = world.both("a//b", 3);
+    let version = Version { etag: world.origin.insert("k", bytes(2)), size: SIZE as u64 };
+    assert!(world.read("k", &version).await.unwrap() == bytes(2));
+    assert!(world.read("a//b", &other).await.unwrap() == bytes(3));
+    assert_eq!((world.outcome("absent"), world.outcome("given")), (1, 0));
+}
+
+#[tokio::test]
+async fn the_origin_goes_on_where_the_regions_body_ends() {
+    let world = world();
+    let version = world.both("k", 1);
+    world.regional.allows("k", &version).await.unwrap();
+    for at in [0, 1, 100_000, SIZE - 1] {
+        world.edge.inject_once(Op::Get, Fault::Truncate(at));
+        let before = world.last.fetched_bytes();
+        assert!(world.read("k", &version).await.unwrap() == bytes(1), "{at}");
+        assert_eq!(world.last.fetched_bytes() - before, (SIZE - at) as u64, "{at}");
+    }
+    // And where it fails, too, it is told.
+    world.edge.inject_once(Op::Get, Fault::Truncate(1));
+    world.origin.insert("k", bytes(2));
+    assert!(matches!(world.read("k", &version).await, Err(OriginError::Changed)));
+}
+
+#[tokio::test]
+async fn a_region_that_fails_is_left_alone() {
+    let world = world();
+    let version = world.both("k", 1);
+    let failing = || OriginError::Unavailable("HTTP 500".into());
+    for _ in 0..5 {
+        world.edge.inject_once(Op::Get, Fault::Fail(failing()));
+        assert!(world.read("k", &version).await.unwrap() == bytes(1));
+    }
+    assert!(world.region.breaker.is_shut());
+    assert!(world.read("k", &version).await.unwrap() == bytes(1));
+    assert_eq!(world.asked.load(Ordering::Relaxed), 5);
+}
+
+/// The region gives its bytes to the node, whoever asks.
+#[tokio::test]
+async fn who_may_not_read_at_the_origin_gets_nothing_of_the_region() {
+    let world = world();
+    let version = world.both("k", 1);
+    let denied = || Fault::Fail(OriginError::Denied("AccessDenied".into()));
+    world.wan.inject_once(Op::Get, denied());
+    assert!(matches!(world.read("k", &version).await, Err(OriginError::Denied(_))));
+    // What was deleted, or replaced, is not shown either.
+    world.origin.insert("k", bytes(2));
+    assert!(matches!(world.read("k", &version).await, Err(OriginError::Changed)));
+}
+
+/// Who is shown what is cached for what the region says is shown what others may read.
+#[tokio::test]
+async fn whether_something_may_be_read_the_origin_alone_says() {
+    let world = world();
+    let version = world.both("k", 1);
+    let denied = || Fault::Fail(OriginError::Denied("AccessDenied".into()));
+    world.read("k", &version).await.unwrap();
+    let asked = world.asked.load(Ordering::Relaxed);
+    world.wan.inject_once(Op::Get, denied());
+    assert!(matches!(world.regional.allows("k", &version).await, Err(OriginError::Denied(_))));
+    assert_eq!(world.asked.load(Ordering::Relaxed), asked);
+    // What it said last counts, of bytes, too.
+    world.wan.inject_once(Op::Get, denied());
+    assert!(matches!(world.read("k", &version).await, Err(OriginError::Denied(_))));
+    world.regional.allows("k", &version).await.unwrap();
+    world.wan.fail_all(Some(OriginError::TimedOut));
+    assert!(world.read("k", &version).await.unwrap() == bytes(1));
+}
+
+#[tokio::test]
+async fn other_credentials_ask_the_origin_again() {
+    let world = world();
+    let version = world.both("k", 1);
+    world.read("k", &version).await.unwrap();
+    world.regional.credentials_changed();
+    world.wan.inject_once(Op::Get, Fault::Fail(OriginError::Denied("AccessDenied".into())));
+    assert!(matches!(world.read("k", &version).await, Err(OriginError::Denied(_))));
+}
+
+/// Mounts speak to it through that.
+#[tokio::test]
+async fn what_is_asked_and_said_beside_bytes_passes_the_layer_of_conditions() {
+    let world = world();
+    let (verdicts, uploads) = (Arc::<MemoryVerdicts>::default(), Arc::<MemoryUploads>::default());
+    let region: Arc<dyn Origin> = world.regional.clone();
+    let origin = Conditional::new(region, &DirPrefix::root(), verdicts, uploads);
+    let version = world.both("k", 1);
+    let denied = || Fault::Fail(OriginError::Denied("AccessDenied".into()));
+    world.read("k", &version).await.unwrap();
+    world.wan.inject_once(Op::Get, denied());
+    assert!(matches!(origin.allows("k", &version).await, Err(OriginError::Denied(_))));
+    origin.allows("k", &version).await.unwrap();
+    origin.credentials_changed();
+    world.wan.inject_once(Op::Get, denied());
+    assert!(matches!(world.read("k", &version).await, Err(OriginError::Denied(_))));
+    assert!(!origin.judge("k", &version, false));
+    assert_eq!(world.region.doubts.standing("k"), Standing::Suspected);
+}
+
+#[tokio::test]
+async fn the_nodes_own_credentials_are_asked_for_once_until_something_is_refused_to_them() {
+    let world = world_of(ProofScope::Mount);
+    let [k, l, m] = ["k", "l", "m"].map(|key| (key, world.both(key, 1)));
+    world.read(k.0, &k.1).await.unwrap();
+    // Nothing else is asked for.
+    world.wan.inject_once(Op::Get, Fault::Fail(OriginError::Denied("AccessDenied".into())));
+    assert!(world.read(l.0, &l.1).await.unwrap() == bytes(1));
+    world.cached.remove(l.0);
+    assert!(matches!(world.read(l.0, &l.1).await, Err(OriginError::Denied(_))));
+    // What it lets be read says nothing of others any more.
+    world.read(k.0, &k.1).await.unwrap();
+    world.wan.inject_once(Op::Get, Fault::Fail(OriginError::Denied("AccessDenied".into())));
+    assert!(matches!(world.read(m.0, &m.1).await, Err(OriginError::Denied(_))));
+}
+
+const SMALL: usize = 100_000;
+
+/// All bytes of a small one.
+async fn read_small(world: &World, version: &Version) -> Vec<u8> {
+    let body = world.regional.get("s", version, 0..SMALL as u64).await.unwrap();
+    assert!(!body.borrowed, "it was not compared with its tag");
+    all_of(body).await.unwrap()
+}
+
+fn small(world: &World) -> Version {
+    world.cached.insert("s", bytes(1)[..SMALL].to_vec());
+    let etag = world.origin.insert("s", bytes(1)[..SMALL].to_vec());
+    Version { etag, size: SMALL as u64 }
+}
+
+#[tokio::test]
+async fn wrong_bytes_of_a_small_object_are_shown_to_nobody_and_the_region_is_not_asked_again() {
+    let world = world();
+    let version = small(&world);
+    assert!(read_small(&world, &version).await == bytes(1)[..SMALL]);
+    assert_eq!((world.outcome("given"), world.region.metrics.region_wrong_objects.get()), (1, 0));
+    world.edge.inject_once(Op::Get, Fault::FlipBit);
+    for _ in 0..3 {
+        assert!(read_small(&world, &version).await == bytes(1)[..SMALL]);
+    }
+    tokio::task::yield_now().await;
+    let counts = [&world.asked, &world.told].map(|count| count.load(Ordering::Relaxed));
+    assert_eq!(counts, [2, 1]);
+    assert_eq!(world.region.metrics.region_wrong_objects.get(), 1);
+    assert_eq!(world.region.doubts.standing("s"), Standing::Guilty);
+    // Others are asked for there.
+    let other = world.both("k", 1);
+    assert!(world.read("k", &other).await.unwrap() == bytes(1));
+    assert_eq!(world.asked.load(Ordering::Relaxed), 3);
+}
+
+#[tokio::test]
+async fn tags_that_are_no_md5s_accuse_nobody_but_once() {
+    let world = world();
+    let version = small(&world);
+    world.edge.inject_once(Op::Get, Fault::FlipBit);
+    // The first asks for its permission.
+    world.wan.inject_nth(Op::Get, 2, Fault::FlipBit);
+    assert!(read_small(&world, &version).await != bytes(1)[..SMALL]);
+    assert_eq!(world.region.doubts.standing("s"), Standing::Open);
+    assert!(!world.region.doubts.can_judge(&version.etag));
+    assert!(read_small(&world, &version).await == bytes(1)[..SMALL]);
+    assert_eq!(world.outcome("given"), 2);
+}
+
+#[tokio::test]
+async fn larger_bytes_are_to_be_compared_by_who_has_them_all() {
+    let world = world();
+    let version = world.both("k", 1);
+    let borrowed = async || {
+        let body = world.regional.get("k", &version, 0..version.size).await.unwrap();
+        let borrowed = body.borrowed;
+        all_of(body).await.unwrap();
+        borrowed
+    };
+    assert!(borrowed().await);
+    assert!(!world.regional.judge("k", &version, false), "they are to be dropped");
+    assert!(borrowed().await, "the origin's own are compared, too");
+    assert!(world.regional.judge("k", &version, true));
+    assert!(!borrowed().await);
+    assert_eq!((world.outcome("given"), world.region.metrics.region_wrong_objects.get()), (1, 1));
+    // A tag of several parts says nothing of the bytes.
+    let parts = Version { etag: ETag::new("0-2").unwrap(), size: 1 };
+    assert!(!world.region.doubts.can_judge(&parts.etag));
+}
+
+#[tokio::test]
+async fn a_region_that_never_answers_is_not_waited_for_without_end() {
+    let world = world();
+    let version = world.both("k", 1);
+    world.edge.inject_once(Op::Get, Fault::Delay(Duration::from_secs(3600)));
+    let read = timeout(Duration::from_secs(60), world.read("k", &version));
+    assert!(read.await.unwrap().unwrap() == bytes(1));
+    assert_eq!(world.outcome("failed"), 1);
+}

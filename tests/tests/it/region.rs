@@ -1,0 +1,258 @@
+//! A regional cache before the origin: bytes come from it, and it decides nothing.
+
+use std::fs;
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+
+use weir_tests::aistore::{AiStore, Manners};
+use weir_tests::bucket::{Bucket, Server};
+use weir_tests::csi_node::{CsiNode, Setup, TestVolume};
+use weir_tests::mount::{Mount, Options, cache_dir, run};
+use weir_tests::sts::Issuer;
+use weir_tests::{eventually, random_bytes};
+
+const MIB: usize = 1 << 20;
+const SIZE: usize = 3 * MIB;
+
+/// A bucket, and a region before it.
+struct World {
+    bucket: Bucket,
+    region: AiStore,
+}
+
+fn world() -> World {
+    let bucket = Bucket::new(Server::Minio);
+    let region = AiStore::before(&bucket);
+    World { bucket, region }
+}
+
+impl World {
+    fn mount(&self, flags: &str) -> Mount {
+        Mount::flags(&self.bucket, &format!("--region-url {} {flags}", self.region.url()))
+    }
+}
+
+fn bytes_of_region(mount: &Mount) -> f64 {
+    mount.metrics().get("weir_region_fetched_bytes_total").copied().unwrap_or_default()
+}
+
+fn wrong_objects(mount: &Mount) -> f64 {
+    mount.metrics().get("weir_region_wrong_objects_total").copied().unwrap_or_default()
+}
+
+#[test]
+fn files_are_read_from_the_region_and_the_origin_is_asked_for_a_byte() {
+    let world = world();
+    let names = ["model.bin", "dir/with space", "dir/ä+%?#", "dir/deep/er"];
+    for (n, name) in (0..).zip(names) {
+        world.bucket.put(name, random_bytes(n, SIZE));
+    }
+    let mount = world.mount("");
+    for (n, name) in (0..).zip(names) {
+        assert!(fs::read(mount.join(name)).unwrap() == random_bytes(n, SIZE), "{name}");
+    }
+    assert_eq!(bytes_of_region(&mount) as usize, names.len() * SIZE);
+    assert_eq!(world.region.fetched_bytes() as usize, names.len() * SIZE);
+    let of_origin = mount.fetched() as usize - bytes_of_region(&mount) as usize;
+    assert_eq!(of_origin, 0, "bytes came from the origin");
+}
+
+#[test]
+fn what_the_region_answers_otherwise_than_it_should_is_not_read() {
+    let world = world();
+    let manners = [
+        Manners { ignores_ranges: true, ..Manners::default() },
+        Manners { missizes: true, ..Manners::default() },
+        Manners { is_full: true, ..Manners::default() },
+        Manners { fails_with: Some(500), ..Manners::default() },
+        Manners { fails_with: Some(403), ..Manners::default() },
+        Manners { hangs: true, ..Manners::default() },
+        Manners { redirects_to: Some("http://192.0.2.1".into()), ..Manners::default() },
+        Manners { redirects_to: Some("https://127.0.0.1".into()), ..Manners::default() },
+    ];
+    for (n, manners) in (0..).zip(manners) {
+        let name = format!("file-{n}");
+        world.bucket.put(&name, random_bytes(n, SIZE));
+        world.region.behave(manners.clone());
+        let mount = world.mount("");
+        assert!(fs::read(mount.join(&name)).unwrap() == random_bytes(n, SIZE), "{manners:?}");
+        assert_eq!(bytes_of_region(&mount), 0.0, "{manners:?}");
+    }
+}
+
+#[test]
+fn a_body_of_the_region_that_is_cut_or_goes_on_ends_with_bytes_of_the_origin() {
+    let world = world();
+    let cut = Manners { cuts_at: Some(100_000), ..Manners::default() };
+    for (n, manners) in (0..).zip([cut, Manners { goes_on: true, ..Manners::default() }]) {
+        let name = format!("file-{n}");
+        world.bucket.put(&name, random_bytes(n, SIZE));
+        world.region.behave(manners.clone());
+        let mount = world.mount("");
+        assert!(fs::read(mount.join(&name)).unwrap() == random_bytes(n, SIZE), "{manners:?}");
+    }
+}
+
+#[test]
+fn a_version_that_the_region_kept_is_not_read_and_it_is_told_to_forget_it() {
+    let world = world();
+    world.bucket.put("f", random_bytes(1, SIZE));
+    let mount = world.mount("--metadata-ttl minimal");
+    assert!(fs::read(mount.join("f")).unwrap() == random_bytes(1, SIZE));
+    assert!(world.region.has("f"));
+    world.bucket.put("f", random_bytes(2, SIZE));
+    assert!(fs::read(mount.join("f")).unwrap() == random_bytes(2, SIZE));
+    eventually("the region is told", || world.region.told() == ["f"]);
+    assert_eq!(wrong_objects(&mount), 0.0);
+}
+
+/// Objects whose tag is the MD5 of their bytes.
+#[test]
+fn wrong_bytes_of_the_region_are_dropped_once_all_are_there_and_it_is_not_asked_again() {
+    // The kernel has them, too, where it keeps what it has read.
+    ["", "--passthrough off"].into_iter().for_each(drops_wrong_bytes);
+}
+
+fn drops_wrong_bytes(flags: &str) {
+    let world = world();
+    world.bucket.put("small", random_bytes(1, 100_000));
+    world.bucket.put("large", random_bytes(2, SIZE));
+    world.region.behave(Manners { corrupts: true, ..Manners::default() });
+    let mount = world.mount(flags);
+    assert!(fs::read(mount.join("small")).unwrap() == random_bytes(1, 100_000));
+    assert_eq!(wrong_objects(&mount), 1.0);
+    // Who reads it before all of it is there cannot know.
+    fs::read(mount.join("large")).unwrap();
+    eventually("it is noticed", || wrong_objects(&mount) == 2.0);
+    let is_right = || fs::read(mount.join("large")).unwrap() == random_bytes(2, SIZE);
+    eventually("it is read from the origin", is_right);
+    eventually("the region is told", || world.region.told() == ["small", "large"]);
+    let asked = world.region.asked();
+    assert!(is_right() && fs::read(mount.join("small")).unwrap() == random_bytes(1, 100_000));
+    assert_eq!((world.region.asked(), wrong_objects(&mount)), (asked, 2.0));
+}
+
+#[test]
+fn wrong_bytes_of_the_region_are_found_in_a_file_that_a_later_mount_has_the_rest_of() {
+    let world = world();
+    let bytes = random_bytes(1, 4 * SIZE);
+    world.bucket.put("f", bytes.clone());
+    let cache = cache_dir();
+    let mount =
+        |flags: &str| Mount::with(&world.bucket, &Options::flags(flags).cache(cache.path()));
+    world.region.behave(Manners { corrupts: true, ..Manners::default() });
+    let with_region = mount(&format!("--region-url {}", world.region.url()));
+    let mut first = [0; 4096];
+    fs::File::open(with_region.join("f")).unwrap().read_exact(&mut first).unwrap();
+    drop(with_region);
+    let mount = mount("");
+    assert!(fs::read(mount.join("f")).unwrap() != bytes, "all was fetched anew");
+    eventually("all is the origin's", || fs::read(mount.join("f")).unwrap() == bytes);
+}
+
+#[test]
+fn a_token_is_sent_to_the_region_and_read_again_when_it_changes() {
+    let world = world();
+    for n in 0..2 {
+        world.bucket.put(&format!("f{n}"), random_bytes(n, SIZE));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    let wants = |token: &str| {
+        world.region.behave(Manners { token: Some(token.into()), ..Manners::default() })
+    };
+    fs::write(&file, "first\n").unwrap();
+    wants("first");
+    let mount = world.mount(&format!("--region-token-file {}", file.display()));
+    assert!(fs::read(mount.join("f0")).unwrap() == random_bytes(0, SIZE));
+    assert_eq!(bytes_of_region(&mount) as usize, SIZE);
+    fs::write(&file, "second\n").unwrap();
+    wants("second");
+    std::thread::sleep(Duration::from_millis(1100));
+    assert!(fs::read(mount.join("f1")).unwrap() == random_bytes(1, SIZE));
+    assert_eq!(bytes_of_region(&mount) as usize, 2 * SIZE);
+    assert_eq!(world.region.tokens().len(), 2);
+}
+
+/// What the region gives it gives to the node.
+#[test]
+fn what_a_region_has_is_shown_to_those_alone_whom_the_origin_lets_read_it_now() {
+    let issuer = Issuer::start();
+    let bucket = &issuer.bucket;
+    let size = 32 * SIZE;
+    bucket.put("f", vec![7; SIZE]);
+    bucket.put("large", vec![7; size]);
+    let region = AiStore::before(bucket);
+    let node_flags = vec![format!("--region-url={}", region.url())];
+    let node = CsiNode::with(bucket, Setup { node_flags, ..Setup::default() });
+    let (reading, listing) = (issuer.reading(), issuer.keys(&["s3:ListBucket"]));
+    let one = TestVolume::new(bucket, "one");
+    let first = node.publish(&one.clone().session_keys(&reading)).unwrap();
+    assert!(fs::read(first.join("f")).unwrap() == vec![7; SIZE]);
+    assert_eq!(region.given_bytes() as usize, SIZE);
+    let large = fs::File::open(first.join("large")).unwrap();
+    let mut piece = [0; 4096];
+    large.read_exact_at(&mut piece, (size - MIB) as u64).unwrap();
+
+    let two = TestVolume { group: Some(2000), ..one.pod("two") }.session_keys(&listing);
+    let second = node.publish(&two).unwrap();
+    for name in ["f", "large"] {
+        let error = fs::read(second.join(name)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{name}");
+    }
+    // The first, too, may only list now. Requests are signed with what it had for some time yet.
+    node.publish(&one.session_keys(&listing)).unwrap();
+    let mut at = (size - MIB) as u64;
+    let mut is_refused = || {
+        std::thread::sleep(Duration::from_secs(1));
+        at -= MIB as u64;
+        let read = large.read_exact_at(&mut piece, at);
+        read.is_err_and(|error| error.kind() == ErrorKind::PermissionDenied)
+    };
+    assert!((0..60).any(|_| is_refused()), "what it was allowed before counts still");
+}
+
+/// One word of the origin counts for all that they read, as long as nobody else uses the bucket.
+#[test]
+fn the_nodes_own_credentials_are_not_shown_what_others_brought_and_they_may_not_read() {
+    let issuer = Issuer::start();
+    let bucket = &issuer.bucket;
+    for name in ["open/f", "closed/f"] {
+        bucket.put(name, vec![7; SIZE]);
+    }
+    let region = AiStore::before(bucket);
+    let own = issuer.keys_for(&[("s3:ListBucket", "*"), ("s3:GetObject", "*/open/*")]);
+    let environment = [
+        ("AWS_ACCESS_KEY_ID", own.access_key),
+        ("AWS_SECRET_ACCESS_KEY", own.secret_key),
+        ("AWS_SESSION_TOKEN", own.token),
+    ];
+    let setup = Setup {
+        node_flags: vec![format!("--region-url={}", region.url())],
+        environment: environment.map(|(name, value)| (name.to_owned(), value)).to_vec(),
+        ..Setup::default()
+    };
+    let node = CsiNode::with(bucket, setup);
+    let volume = TestVolume::new(bucket, "one");
+    let first = node.publish(&volume).unwrap();
+    assert!(fs::read(first.join("open/f")).unwrap() == vec![7; SIZE]);
+    let others = TestVolume { group: Some(2000), ..volume.pod("two") };
+    let second = node.publish(&others.session_keys(&issuer.reading())).unwrap();
+    assert!(fs::read(second.join("closed/f")).unwrap() == vec![7; SIZE]);
+    let error = fs::read(first.join("closed/f")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::PermissionDenied);
+    assert_eq!(region.given_bytes() as usize, 2 * SIZE);
+}
+
+#[test]
+fn a_region_of_another_kind_is_refused_with_the_word_to_use() {
+    let world = world();
+    let (source, folder) = (format!("s3://{}", world.bucket.name), tempfile::tempdir().unwrap());
+    let mountpoint = folder.path().to_str().unwrap();
+    let url = world.region.url();
+    let args = ["mount", &source, mountpoint, "--region-kind", "s3", "--region-url", &url];
+    let output = run(&world.bucket, &args);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("aistore"), "{said}");
+}
