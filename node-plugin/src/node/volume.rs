@@ -310,4 +310,18 @@ mod tests {
         let Err(Error::Invalid(text)) = published(long(PUBLISH_MAX)) else { panic!("taken") };
         assert!(text.contains("the settings of the volume take"), "{text}");
     }
+
+    #[test]
+    fn a_volume_has_the_region_of_its_node_unless_it_says_no_or_is_elsewhere() {
+        let near = |attributes: &[(&str, &str)], has_region| {
+            let defaults = Defaults { has_region, ..defaults(None, false) };
+            let settings = Volume::parse(&publish(attributes), &defaults, None).unwrap().settings;
+            (settings.near, settings.s3.region)
+        };
+        let amazons = Some("us-east-1".to_owned());
+        assert_eq!(near(&[], true), (true, amazons.clone()));
+        assert_eq!(near(&[], false), (false, amazons.clone()));
+        assert_eq!(near(&[("endpointUrl", "http://other")], true), (false, amazons));
+        assert_eq!(near(&[("region", "off")], true), (false, None));
+    }
 }
