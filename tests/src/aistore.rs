@@ -11,19 +11,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
-use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpListener;
+use percent_encoding::percent_decode_str;
 use weir_fuse::origin::{Origin, OriginError};
 
 use crate::bucket::Bucket;
-use crate::runtime;
-
-type Body = BoxBody<Bytes, std::io::Error>;
+use crate::http::{self, Body};
 
 /// How it misbehaves.
 #[derive(Clone, Debug, Default)]
@@ -156,24 +151,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn listen(shared: Arc<Shared>, role: Role) -> SocketAddr {
-    let listener = runtime().block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
-    let address = listener.local_addr().unwrap();
-    runtime().spawn(async move {
-        while let Ok((client, _)) = listener.accept().await {
-            let shared = shared.clone();
-            tokio::spawn(async move {
-                let answer = service_fn(move |request| {
-                    let shared = shared.clone();
-                    async move { Ok::<_, Infallible>(shared.answer(role, request).await) }
-                });
-                // A client that goes away is no failure of ours.
-                let _ = hyper::server::conn::http1::Builder::new()
-                    .serve_connection(TokioIo::new(client), answer)
-                    .await;
-            });
-        }
-    });
-    address
+    http::serve(move |request| {
+        let shared = shared.clone();
+        async move { Ok(shared.answer(role, request).await) }
+    })
 }
 
 fn full(text: impl Into<Bytes>) -> Body {
@@ -365,20 +346,5 @@ fn parse(range: &str, size: u64) -> Option<Range<u64>> {
 }
 
 fn percent_decode(text: &str) -> String {
-    let mut bytes = Vec::new();
-    let mut rest = text.as_bytes();
-    while let Some((byte, after)) = rest.split_first() {
-        let code = (*byte == b'%').then(|| std::str::from_utf8(after.get(..2)?).ok()).flatten();
-        match code.and_then(|code| u8::from_str_radix(code, 16).ok()) {
-            Some(decoded) => {
-                bytes.push(decoded);
-                rest = &after[2..];
-            }
-            None => {
-                bytes.push(*byte);
-                rest = after;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
+    percent_decode_str(text).decode_utf8_lossy().into_owned()
 }

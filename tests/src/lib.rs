@@ -14,6 +14,7 @@ pub mod cluster;
 pub mod csi_node;
 pub mod failing_disk;
 pub mod hostile;
+pub mod http;
 #[cfg(target_arch = "x86_64")]
 pub mod injected;
 pub mod link;

@@ -7,16 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, BodyStream, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
-use hyper::service::service_fn;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 
-use crate::runtime;
+use crate::http::{self, Body};
 
 /// What happens to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +54,6 @@ pub struct Asked {
 }
 
 type Plan = Box<dyn FnMut(&Asked) -> Option<Fault> + Send>;
-type Body = BoxBody<Bytes, std::io::Error>;
 
 /// The proxy.
 pub struct Storm {
@@ -84,21 +81,8 @@ impl Storm {
             asked: AtomicU64::new(0),
             met: AtomicU64::new(0),
         });
-        let listener = runtime().block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
-        let address = listener.local_addr().unwrap();
-        let accepted = shared.clone();
-        runtime().spawn(async move {
-            while let Ok((client, _)) = listener.accept().await {
-                let shared = accepted.clone();
-                tokio::spawn(async move {
-                    let answer = service_fn(move |request| answer(shared.clone(), request));
-                    // A broken connection is what storms are made of.
-                    let _ = hyper::server::conn::http1::Builder::new()
-                        .serve_connection(TokioIo::new(client), answer)
-                        .await;
-                });
-            }
-        });
+        let answered = shared.clone();
+        let address = http::serve(move |request| answer(answered.clone(), request));
         Self { address, shared }
     }
 

@@ -33,11 +33,10 @@ pub(super) struct Access {
     lifetime: Duration,
     /// Whether somebody else brought bytes of this bucket, too.
     several: Arc<AtomicBool>,
+    /// None while other credentials are used than those of whom the disks have been told.
     tenancy: Mutex<Option<Tenancy>>,
     /// Whether an object that these credentials brought was refused to them later.
     narrowed: AtomicBool,
-    /// Whether other credentials are used than those of whom the disks have been told.
-    changing: AtomicBool,
     /// When the origin is to be asked next for one object, of all.
     due: Mutex<Instant>,
     /// When the credentials were replaced, if they were.
@@ -65,7 +64,6 @@ impl Access {
             several: tenancy.several.clone(),
             tenancy: Mutex::new(Some(tenancy)),
             narrowed: AtomicBool::new(false),
-            changing: AtomicBool::new(false),
             due: Mutex::new(Instant::now() + lifetime),
             replaced: Mutex::new(None),
             allowed: Mutex::new(AllowedObjects::new(&engine.permissions)),
@@ -82,16 +80,14 @@ impl Access {
     ) {
         // First: what those before were allowed is shown to nobody while disks are waited for.
         *self.replaced.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-        self.changing.store(true, Ordering::Relaxed);
-        self.allowed().clear();
         // The identity before is that of other mounts alone.
         let before = self.tenancy().take().map(|tenancy| tenancy.identity().to_owned());
+        self.allowed().clear();
         let replaces: Vec<String> = before.into_iter().chain(access.formerly.clone()).collect();
         let former = access.former.clone();
         let signer = Signer { identity: access.identity.clone(), former, replaces };
         let tenancy = cache.enter(bucket, signer).await;
         *self.tenancy() = Some(tenancy);
-        self.changing.store(false, Ordering::Relaxed);
     }
 
     /// What must be done before what is cached of this version is shown.
@@ -99,7 +95,7 @@ impl Access {
         let by_object = self.each_object
             || self.several.load(Ordering::Relaxed)
             || self.narrowed.load(Ordering::Relaxed)
-            || self.changing.load(Ordering::Relaxed);
+            || self.tenancy().is_none();
         if by_object {
             return match self.allowed().allowed_at(shown) {
                 Some(at) if at.elapsed() < self.lifetime => Proof::Held,

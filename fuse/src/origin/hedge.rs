@@ -10,11 +10,8 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 
-use super::{
-    Body, Condition, CopySource, ListPage, ListRequest, Origin, OriginError, Part, PartKind,
-    PendingUpload, Stored, UploadBody, WriteIntent,
-};
-use crate::model::version::{BucketId, ObjectInfo, Version};
+use super::{Body, Origin, OriginError, layer};
+use crate::model::version::Version;
 
 const SAMPLES: usize = 256;
 /// Below this many samples nothing is hedged.
@@ -75,13 +72,9 @@ impl Window {
 }
 
 #[async_trait]
-impl Origin for Hedged {
-    fn bucket_id(&self) -> &BucketId {
-        self.inner.bucket_id()
-    }
-
-    fn doubt_checksums(&self) {
-        self.inner.doubt_checksums();
+impl layer::ReadLayer for Hedged {
+    fn below(&self) -> &dyn Origin {
+        &*self.inner
     }
 
     async fn get(
@@ -119,88 +112,6 @@ impl Origin for Hedged {
         };
         self.note(start.elapsed());
         Ok(body)
-    }
-
-    async fn head(&self, key: &str) -> Result<ObjectInfo, OriginError> {
-        self.inner.head(key).await
-    }
-
-    async fn list(&self, request: &ListRequest) -> Result<ListPage, OriginError> {
-        self.inner.list(request).await
-    }
-
-    async fn put(
-        &self,
-        key: &str,
-        body: UploadBody,
-        write: &WriteIntent,
-    ) -> Result<Stored, OriginError> {
-        self.inner.put(key, body, write).await
-    }
-
-    async fn create_upload(
-        &self,
-        key: &str,
-        writer: &str,
-        parts: PartKind,
-    ) -> Result<String, OriginError> {
-        self.inner.create_upload(key, writer, parts).await
-    }
-
-    async fn create_copy(&self, source: &CopySource, to: &str) -> Result<String, OriginError> {
-        self.inner.create_copy(source, to).await
-    }
-
-    async fn upload_part(
-        &self,
-        key: &str,
-        upload_id: &str,
-        number: u32,
-        body: UploadBody,
-    ) -> Result<Part, OriginError> {
-        self.inner.upload_part(key, upload_id, number, body).await
-    }
-
-    async fn copy_part(
-        &self,
-        source: &CopySource,
-        range: Range<u64>,
-        key: &str,
-        upload_id: &str,
-        number: u32,
-    ) -> Result<Part, OriginError> {
-        self.inner.copy_part(source, range, key, upload_id, number).await
-    }
-
-    async fn complete_upload(
-        &self,
-        key: &str,
-        upload_id: &str,
-        parts: &[Part],
-        write: &WriteIntent,
-    ) -> Result<Stored, OriginError> {
-        self.inner.complete_upload(key, upload_id, parts, write).await
-    }
-
-    async fn abort_upload(&self, key: &str, upload_id: &str) -> Result<(), OriginError> {
-        self.inner.abort_upload(key, upload_id).await
-    }
-
-    async fn list_uploads(&self, key: &str) -> Result<Vec<PendingUpload>, OriginError> {
-        self.inner.list_uploads(key).await
-    }
-
-    async fn delete(&self, key: &str, condition: &Condition) -> Result<(), OriginError> {
-        self.inner.delete(key, condition).await
-    }
-
-    async fn copy(
-        &self,
-        source: &CopySource,
-        to: &str,
-        condition: &Condition,
-    ) -> Result<Stored, OriginError> {
-        self.inner.copy(source, to, condition).await
     }
 }
 

@@ -11,6 +11,7 @@ mod copy_parts;
 pub mod error;
 pub mod faulty;
 pub mod hedge;
+mod layer;
 pub mod measured;
 pub mod memory;
 mod pieces;
@@ -74,13 +75,7 @@ pub trait Origin: Send + Sync + 'static {
     /// Asks for one byte of a version, which is not empty: whether it may be read. Fails as
     /// [`Origin::get`] does; nobody answers in the place of the object store.
     async fn allows(&self, key: &str, version: &Version) -> Result<(), OriginError> {
-        let mut body = self.get(key, version, 0..1).await?;
-        if body.etag != version.etag {
-            return Err(OriginError::Changed);
-        }
-        // The answer has begun, so it is a yes. Taken to its end, its connection serves others.
-        while body.pieces.next().await.is_some() {}
-        Ok(())
+        is_begun(self.get(key, version, 0..1).await?, version).await
     }
 
     /// Takes notice of whether all bytes of a version, some of which were [`Body::borrowed`], are what its
@@ -170,6 +165,16 @@ pub trait Origin: Send + Sync + 'static {
         to: &str,
         condition: &Condition,
     ) -> Result<Stored, OriginError>;
+}
+
+/// Whether it is this version whose answer has begun: then that is a yes.
+async fn is_begun(mut body: Body, version: &Version) -> Result<(), OriginError> {
+    if body.etag != version.etag {
+        return Err(OriginError::Changed);
+    }
+    // Taken to its end, its connection serves others.
+    while body.pieces.next().await.is_some() {}
+    Ok(())
 }
 
 /// The bytes of a range as they arrive.

@@ -1,6 +1,7 @@
 //! Versions of which wrong bytes were shown. The kernel has them in its page cache, perhaps: they are
 //! dropped there when such a version is opened.
 
+use std::num::NonZeroUsize;
 use std::sync::{Mutex, MutexGuard};
 
 use lru::LruCache;
@@ -9,23 +10,19 @@ use crate::model::version::VersionKey;
 use crate::sync::unpoisoned;
 
 /// Versions that are remembered.
-const REMEMBERED: usize = 4096;
+const REMEMBERED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4095);
 
 pub(super) struct WrongVersions(Mutex<LruCache<VersionKey, ()>>);
 
 impl Default for WrongVersions {
     fn default() -> Self {
-        Self(Mutex::new(LruCache::unbounded()))
+        Self(Mutex::new(LruCache::new(REMEMBERED)))
     }
 }
 
 impl WrongVersions {
     pub(super) fn note(&self, version: &VersionKey) {
-        let mut versions = self.versions();
-        versions.put(version.clone(), ());
-        if versions.len() > REMEMBERED {
-            versions.pop_lru();
-        }
+        self.versions().put(version.clone(), ());
     }
 
     pub(super) fn has(&self, version: &VersionKey) -> bool {

@@ -55,6 +55,7 @@ impl Breaker {
     }
 
     /// Whether nobody is sent there, but to see.
+    #[cfg(test)]
     pub(super) fn is_shut(&self) -> bool {
         self.state().shut.is_some()
     }

@@ -1,6 +1,7 @@
 //! Whose bytes of a region were not what the object's tag says. Where tags are MD5s of the bytes, as
 //! most stores make them of objects that came in one piece, a region's bytes are compared with them.
 
+use std::num::NonZeroUsize;
 use std::sync::{Mutex, MutexGuard};
 
 use lru::LruCache;
@@ -10,7 +11,7 @@ use crate::model::version::ETag;
 use crate::sync::unpoisoned;
 
 /// Keys that are remembered.
-const REMEMBERED: usize = 4096;
+const REMEMBERED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4095);
 
 /// What is known of a bucket's bytes at a region.
 pub(super) struct Doubts {
@@ -56,7 +57,7 @@ pub(super) enum Finding {
 
 impl Default for Doubts {
     fn default() -> Self {
-        let state = State { tags_are_opaque: false, suspects: LruCache::unbounded() };
+        let state = State { tags_are_opaque: false, suspects: LruCache::new(REMEMBERED) };
         Self { state: Mutex::new(state) }
     }
 }
@@ -97,9 +98,6 @@ impl Doubts {
             }
             (false, None) => {
                 state.suspects.put(key.into(), Suspect { etag: etag.clone(), is_guilty: false });
-                if state.suspects.len() > REMEMBERED {
-                    state.suspects.pop_lru();
-                }
                 Finding::Wrong
             }
         }
@@ -139,10 +137,10 @@ mod tests {
         assert_eq!(doubts.judge("k", &etag, true), Finding::Guilty);
         assert_eq!(doubts.standing("k"), Standing::Guilty);
         assert_eq!(doubts.judge("k", &etag, true), Finding::Right);
-        for n in 0..REMEMBERED {
+        for n in 0..REMEMBERED.get() {
             doubts.judge(&n.to_string(), &etag, false);
         }
-        assert_eq!(doubts.state().suspects.len(), REMEMBERED);
+        assert_eq!(doubts.state().suspects.len(), REMEMBERED.get());
     }
 
     /// Servers that encrypt with keys of others, and some that are none of Amazon's.

@@ -166,11 +166,6 @@ impl Regions {
         by_bucket.insert(bucket.into(), Arc::downgrade(&region));
         Ok(region)
     }
-
-    /// Whether it is left alone, since it fails.
-    pub fn is_shut(&self) -> bool {
-        self.breaker.is_shut()
-    }
 }
 
 /// The region of a node, for one bucket.

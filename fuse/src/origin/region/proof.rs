@@ -11,7 +11,8 @@ use crate::model::version::Version;
 use crate::origin::{OriginError, SETTLING};
 use crate::sync::unpoisoned;
 
-/// Versions that are remembered.
+/// Versions that are remembered. Each mount has its own, and few have so many: there is room for them as
+/// they come.
 const REMEMBERED: usize = 16_384;
 /// How long an origin that does not answer is not asked again for what it let be read before.
 const OUTAGE: Duration = Duration::from_secs(10);

@@ -12,11 +12,8 @@ use super::doubts::{Standing, are_of};
 use super::proof::Proofs;
 use super::{FIRST_BYTE, ProofScope, Region, Verdict};
 use crate::model::blocks::BLOCK;
-use crate::model::version::{BucketId, ObjectInfo, Version};
-use crate::origin::{
-    Body, Condition, CopySource, ListPage, ListRequest, Origin, OriginError, Part, PartKind,
-    PendingUpload, Stored, UploadBody, WriteIntent,
-};
+use crate::model::version::Version;
+use crate::origin::{Body, Origin, OriginError, layer};
 
 /// Objects of up to so many bytes, which are read in one piece, are compared with their tag before
 /// anybody sees them.
@@ -110,13 +107,9 @@ impl Regional {
 }
 
 #[async_trait]
-impl Origin for Regional {
-    fn bucket_id(&self) -> &BucketId {
-        self.inner.bucket_id()
-    }
-
-    fn doubt_checksums(&self) {
-        self.inner.doubt_checksums();
+impl layer::ReadLayer for Regional {
+    fn below(&self) -> &dyn Origin {
+        &*self.inner
     }
 
     fn credentials_changed(&self) {
@@ -135,12 +128,12 @@ impl Origin for Regional {
             return Ok(body);
         }
         let bytes = all_of(body).await?;
-        if self.judge(key, version, are_of(&version.etag, &bytes)) {
+        if self.region.judge(key, &version.etag, are_of(&version.etag, &bytes)) {
             return Ok(whole(version, bytes));
         }
         // The region is not asked for it any more.
         let bytes = all_of(self.ask(key, version, range).await?).await?;
-        self.judge(key, version, are_of(&version.etag, &bytes));
+        self.region.judge(key, &version.etag, are_of(&version.etag, &bytes));
         Ok(whole(version, bytes))
     }
 
@@ -153,91 +146,5 @@ impl Origin for Regional {
         let answer = self.inner.allows(key, version).await;
         self.proofs.note(key, version, asked, &answer);
         answer
-    }
-
-    async fn head(&self, key: &str) -> Result<ObjectInfo, OriginError> {
-        self.inner.head(key).await
-    }
-
-    async fn list(&self, request: &ListRequest) -> Result<ListPage, OriginError> {
-        self.inner.list(request).await
-    }
-
-    async fn put(
-        &self,
-        key: &str,
-        body: UploadBody,
-        write: &WriteIntent,
-    ) -> Result<Stored, OriginError> {
-        self.inner.put(key, body, write).await
-    }
-
-    async fn create_upload(
-        &self,
-        key: &str,
-        writer: &str,
-        parts: PartKind,
-    ) -> Result<String, OriginError> {
-        self.inner.create_upload(key, writer, parts).await
-    }
-
-    async fn create_copy(&self, source: &CopySource, to: &str) -> Result<String, OriginError> {
-        self.inner.create_copy(source, to).await
-    }
-
-    async fn upload_part(
-        &self,
-        key: &str,
-        upload_id: &str,
-        number: u32,
-        body: UploadBody,
-    ) -> Result<Part, OriginError> {
-        self.inner.upload_part(key, upload_id, number, body).await
-    }
-
-    async fn copy_part(
-        &self,
-        source: &CopySource,
-        range: Range<u64>,
-        key: &str,
-        upload_id: &str,
-        number: u32,
-    ) -> Result<Part, OriginError> {
-        self.inner.copy_part(source, range, key, upload_id, number).await
-    }
-
-    async fn expect_completion(&self, condition: &Condition) {
-        self.inner.expect_completion(condition).await;
-    }
-
-    async fn complete_upload(
-        &self,
-        key: &str,
-        upload_id: &str,
-        parts: &[Part],
-        write: &WriteIntent,
-    ) -> Result<Stored, OriginError> {
-        self.inner.complete_upload(key, upload_id, parts, write).await
-    }
-
-    async fn abort_upload(&self, key: &str, upload_id: &str) -> Result<(), OriginError> {
-        self.inner.abort_upload(key, upload_id).await
-    }
-
-    async fn list_uploads(&self, key: &str) -> Result<Vec<PendingUpload>, OriginError> {
-        self.inner.list_uploads(key).await
-    }
-
-    async fn delete(&self, key: &str, condition: &Condition) -> Result<(), OriginError> {
-        self.inner.delete(key, condition).await
-    }
-
-    async fn copy(
-        &self,
-        source: &CopySource,
-        to: &str,
-        condition: &Condition,
-    ) -> Result<Stored, OriginError> {
-        self.inner.copy(source, to, condition).await
     }
 }

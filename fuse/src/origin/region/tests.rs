@@ -2,8 +2,6 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use futures_util::StreamExt;
-
 use super::body::all_of;
 use super::doubts::Standing;
 use super::*;
@@ -97,12 +95,7 @@ impl World {
     }
 
     async fn read(&self, key: &str, version: &Version) -> Result<Vec<u8>, OriginError> {
-        let mut body = self.regional.get(key, version, 0..version.size).await?;
-        let mut all = Vec::new();
-        while let Some(piece) = body.pieces.next().await {
-            all.extend_from_slice(&piece?);
-        }
-        Ok(all)
+        all_of(self.regional.get(key, version, 0..version.size).await?).await
     }
 
     fn outcome(&self, label: &str) -> u64 {
