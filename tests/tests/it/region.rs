@@ -56,6 +56,20 @@ fn files_are_read_from_the_region_and_the_origin_is_asked_for_a_byte() {
     assert_eq!(world.region.fetched_bytes() as usize, names.len() * SIZE);
     let of_origin = mount.fetched() as usize - bytes_of_region(&mount) as usize;
     assert_eq!(of_origin, 0, "bytes came from the origin");
+    // One byte was asked for, for all.
+    let status = mount.status();
+    let counters = &status.counters;
+    assert_eq!((counters.origin_bytes, counters.region_bytes as usize), (1, names.len() * SIZE));
+    let region = status.region.unwrap();
+    assert_eq!((region.url, region.is_shut), (world.region.url(), false));
+    // While it fails it says so.
+    world.region.behave(Manners { fails_with: Some(500), ..Manners::default() });
+    for n in 0..10 {
+        let name = format!("more-{n}");
+        world.bucket.put(&name, random_bytes(n, 4096));
+        assert!(fs::read(mount.join(&name)).unwrap() == random_bytes(n, 4096), "{name}");
+    }
+    assert!(mount.status().region.unwrap().is_shut);
 }
 
 #[test]
