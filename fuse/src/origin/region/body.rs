@@ -32,7 +32,7 @@ enum From {
 /// The body that `rest` is asked for, from the region as long as that gives it.
 pub(super) fn with_origin_behind(rest: Rest, pieces: Pieces, pass: Pass) -> Body {
     let etag = rest.version.etag.clone();
-    let borrowed = rest.region.doubts.can_judge(&etag);
+    let borrowed = rest.region.doubts.can_judge(&rest.key, &etag);
     let pieces =
         stream::unfold((rest, From::Region(pieces, pass)), |(mut rest, from)| async move {
             let (item, from) = rest.next(from).await?;

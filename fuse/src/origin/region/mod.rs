@@ -27,7 +27,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
-use super::{Body, OriginError};
+use super::{Body, Compared, OriginError};
 use crate::blocking::aside;
 use crate::logged::LoggedName;
 use crate::metrics::Metrics;
@@ -211,10 +211,10 @@ impl Region {
         verdict
     }
 
-    /// Takes notice of whether all bytes of a version are what its tag says; says whether they are to be
-    /// kept.
-    fn judge(self: &Arc<Self>, key: &str, etag: &ETag, is_right: bool) -> bool {
-        let finding = self.doubts.judge(key, etag, is_right);
+    /// Takes notice of what came of comparing all bytes of a version with its tag; says whether they are to
+    /// be kept.
+    fn judge(self: &Arc<Self>, key: &str, etag: &ETag, compared: Compared) -> bool {
+        let finding = self.doubts.judge(key, etag, compared);
         let name = LoggedName(key);
         match finding {
             Finding::Right => {}
@@ -227,7 +227,7 @@ impl Region {
                 tracing::warn!(key = %name, %etag, "the origin's bytes are what the object's tag says: the region's were wrong");
             }
             Finding::Opaque => {
-                tracing::warn!(key = %name, %etag, "the origin's bytes are not what the object's tag says, either: tags of its bucket are no MD5s, and the region's bytes are not compared with them");
+                tracing::warn!(key = %name, %etag, "the origin's bytes are not what the object's tag says, either: it is no MD5, and the region's bytes are not compared with it");
             }
         }
         finding != Finding::Wrong

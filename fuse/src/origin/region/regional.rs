@@ -8,14 +8,14 @@ use async_trait::async_trait;
 use tokio::time::timeout;
 
 use super::body::{Rest, all_of, whole, with_origin_behind};
-use super::doubts::{Standing, are_of};
+use super::doubts::{Standing, compared};
 use super::proof::Proofs;
 use super::{FIRST_BYTE, ProofScope, Region, Verdict};
 use crate::model::blocks::BLOCK;
 use crate::model::version::{BucketId, ObjectInfo, Version};
 use crate::origin::{
-    Body, Condition, CopySource, ListPage, ListRequest, Origin, OriginError, Part, PartKind,
-    PendingUpload, Stored, UploadBody, WriteIntent,
+    Body, Compared, Condition, CopySource, ListPage, ListRequest, Origin, OriginError, Part,
+    PartKind, PendingUpload, Stored, UploadBody, WriteIntent,
 };
 
 /// Objects of up to so many bytes, which are read in one piece, are compared with their tag before
@@ -65,7 +65,7 @@ impl Regional {
         self.proofs.note(key, version, asked, &answer);
         let doubts = &self.region.doubts;
         let is_suspected = doubts.standing(key) == Standing::Suspected;
-        let borrowed = is_suspected && doubts.can_judge(&version.etag);
+        let borrowed = is_suspected && doubts.can_judge(key, &version.etag);
         answer.map(|body| Body { borrowed, ..body })
     }
 
@@ -130,22 +130,29 @@ impl Origin for Regional {
         version: &Version,
         range: Range<u64>,
     ) -> Result<Body, OriginError> {
+        if version.size > AT_ONCE_MAX || !self.region.doubts.can_judge(key, &version.etag) {
+            return self.ask(key, version, range).await;
+        }
+        if range != (0..version.size) {
+            // What cannot be compared before it is shown is the origin's.
+            return self.get_of_origin(key, version, range).await;
+        }
         let body = self.ask(key, version, range.clone()).await?;
-        if !body.borrowed || range != (0..version.size) || version.size > AT_ONCE_MAX {
+        if !body.borrowed {
             return Ok(body);
         }
         let bytes = all_of(body).await?;
-        if self.judge(key, version, are_of(&version.etag, &bytes)) {
+        if self.judge(key, version, compared(&version.etag, &bytes, false)) {
             return Ok(whole(version, bytes));
         }
         // The region is not asked for it any more.
-        let bytes = all_of(self.ask(key, version, range).await?).await?;
-        self.judge(key, version, are_of(&version.etag, &bytes));
+        let bytes = all_of(self.get_of_origin(key, version, range).await?).await?;
+        self.judge(key, version, compared(&version.etag, &bytes, true));
         Ok(whole(version, bytes))
     }
 
-    fn judge(&self, key: &str, version: &Version, is_right: bool) -> bool {
-        self.region.judge(key, &version.etag, is_right)
+    fn judge(&self, key: &str, version: &Version, compared: Compared) -> bool {
+        self.region.judge(key, &version.etag, compared)
     }
 
     async fn allows(&self, key: &str, version: &Version) -> Result<(), OriginError> {

@@ -234,7 +234,7 @@ async fn what_is_asked_and_said_beside_bytes_passes_the_layer_of_conditions() {
     origin.credentials_changed();
     world.wan.inject_once(Op::Get, denied());
     assert!(matches!(world.read("k", &version).await, Err(OriginError::Denied(_))));
-    assert!(!origin.judge("k", &version, false));
+    assert!(!origin.judge("k", &version, WRONG));
     assert_eq!(world.region.doubts.standing("k"), Standing::Suspected);
 }
 
@@ -255,6 +255,7 @@ async fn the_nodes_own_credentials_are_asked_for_once_until_something_is_refused
 }
 
 const SMALL: usize = 100_000;
+const WRONG: Compared = Compared::Different { of_origin: false };
 
 /// All bytes of a small one.
 async fn read_small(world: &World, version: &Version) -> Vec<u8> {
@@ -299,7 +300,7 @@ async fn tags_that_are_no_md5s_accuse_nobody_but_once() {
     world.wan.inject_nth(Op::Get, 2, Fault::FlipBit);
     assert!(read_small(&world, &version).await != bytes(1)[..SMALL]);
     assert_eq!(world.region.doubts.standing("s"), Standing::Open);
-    assert!(!world.region.doubts.can_judge(&version.etag));
+    assert!(!world.region.doubts.can_judge("s", &version.etag));
     assert!(read_small(&world, &version).await == bytes(1)[..SMALL]);
     assert_eq!(world.outcome("given"), 2);
 }
@@ -315,14 +316,14 @@ async fn larger_bytes_are_to_be_compared_by_who_has_them_all() {
         borrowed
     };
     assert!(borrowed().await);
-    assert!(!world.regional.judge("k", &version, false), "they are to be dropped");
+    assert!(!world.regional.judge("k", &version, WRONG), "they are to be dropped");
     assert!(borrowed().await, "the origin's own are compared, too");
-    assert!(world.regional.judge("k", &version, true));
+    assert!(world.regional.judge("k", &version, Compared::Equal));
     assert!(!borrowed().await);
     assert_eq!((world.outcome("given"), world.region.metrics.region_wrong_objects.get()), (1, 1));
     // A tag of several parts says nothing of the bytes.
     let parts = Version { etag: ETag::new("0-2").unwrap(), size: 1 };
-    assert!(!world.region.doubts.can_judge(&parts.etag));
+    assert!(!world.region.doubts.can_judge("k", &parts.etag));
 }
 
 #[tokio::test]
