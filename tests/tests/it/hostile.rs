@@ -51,7 +51,8 @@ fn object(question: &Question, name: &str) -> Answer {
     match question.range {
         Some((from, to)) => {
             let body = vec![b'x'; usize::try_from(to - from + 1).unwrap()];
-            hostile::answer(&tag, &body)
+            let range = format!("Content-Range: bytes {from}-{to}/{size}\r\n");
+            hostile::answer(&format!("{tag}{range}"), &body)
         }
         None => hostile::answer(&format!("{tag}Content-Length: {size}\r\n"), b""),
     }
