@@ -37,6 +37,13 @@ fn bytes_of_region(mount: &Mount) -> f64 {
     mount.metrics().get("weir_region_fetched_bytes_total").copied().unwrap_or_default()
 }
 
+/// How often the region was asked, whatever came of it.
+fn asked_of_region(mount: &Mount) -> f64 {
+    let metrics = mount.metrics();
+    let asked = metrics.iter().filter(|(name, _)| name.starts_with("weir_region_requests_total"));
+    asked.map(|(_, count)| count).sum()
+}
+
 fn wrong_objects(mount: &Mount) -> f64 {
     mount.metrics().get("weir_region_wrong_objects_total").copied().unwrap_or_default()
 }
@@ -92,6 +99,7 @@ fn what_the_region_answers_otherwise_than_it_should_is_not_read() {
         let mount = world.mount("");
         assert!(fs::read(mount.join(&name)).unwrap() == random_bytes(n, SIZE), "{manners:?}");
         assert_eq!(bytes_of_region(&mount), 0.0, "{manners:?}");
+        assert!(asked_of_region(&mount) > 0.0, "{manners:?}");
     }
 }
 
@@ -105,6 +113,7 @@ fn a_body_of_the_region_that_is_cut_or_goes_on_ends_with_bytes_of_the_origin() {
         world.region.behave(manners.clone());
         let mount = world.mount("");
         assert!(fs::read(mount.join(&name)).unwrap() == random_bytes(n, SIZE), "{manners:?}");
+        assert!(bytes_of_region(&mount) > 0.0, "{manners:?}");
     }
 }
 
