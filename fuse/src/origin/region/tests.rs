@@ -1,8 +1,10 @@
 //! A region before an origin, both in memory.
 
+mod faults;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use futures_util::StreamExt;
+use futures_util::{StreamExt, stream};
 
 use super::body::all_of;
 use super::doubts::Standing;
@@ -17,10 +19,44 @@ use crate::origin::uploads::MemoryUploads;
 
 const SIZE: usize = 300_000;
 
+/// How a region's bodies come.
+#[derive(Clone, Copy, Default)]
+enum Manner {
+    #[default]
+    AsTheyShould,
+    /// A byte now and then.
+    InTrickles,
+    /// With an error after the last byte.
+    WithAnErrorBehind,
+}
+
+impl Manner {
+    async fn of(self, mut body: Body) -> Result<Body, OriginError> {
+        body.pieces = match self {
+            Self::AsTheyShould => body.pieces,
+            Self::InTrickles => {
+                let piece = body.pieces.next().await.unwrap()?;
+                let bytes = (0..piece.len()).map(move |at| piece.slice(at..=at));
+                let late = async |byte| {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    Ok(byte)
+                };
+                stream::iter(bytes).then(late).boxed()
+            }
+            Self::WithAnErrorBehind => {
+                let error = Err(OriginError::BadBody("no end".into()));
+                body.pieces.chain(stream::iter([error])).boxed()
+            }
+        };
+        Ok(body)
+    }
+}
+
 /// A store as a region's: it knows no version but the one it has.
 struct Store {
     origin: Arc<Faulty>,
     memory: Arc<MemoryOrigin>,
+    manner: Arc<Mutex<Manner>>,
     asked: Arc<AtomicU64>,
     told: Arc<AtomicU64>,
 }
@@ -41,7 +77,8 @@ impl Replica for Store {
         if self.memory.bytes(key).is_none() {
             return Err(OriginError::NotFound);
         }
-        self.origin.get(key, version, range).await
+        let manner = *unpoisoned(self.manner.lock());
+        manner.of(self.origin.get(key, version, range).await?).await
     }
 
     async fn forget(&self, _: &str) -> Result<(), OriginError> {
@@ -59,6 +96,7 @@ struct World {
     /// What the region has.
     cached: Arc<MemoryOrigin>,
     edge: Arc<Faulty>,
+    manner: Arc<Mutex<Manner>>,
     asked: Arc<AtomicU64>,
     told: Arc<AtomicU64>,
     region: Arc<Region>,
@@ -74,19 +112,26 @@ fn world() -> World {
 }
 
 fn world_of(scope: ProofScope) -> World {
+    world_at(scope, Arc::default())
+}
+
+/// A bucket at a region's server.
+fn world_at(scope: ProofScope, server: Arc<Breaker>) -> World {
     let metrics = Arc::new(Metrics::new().unwrap());
     let (origin, cached) = (Arc::new(MemoryOrigin::new("b")), Arc::new(MemoryOrigin::new("b")));
     let (wan, edge) =
         (Arc::new(Faulty::new(origin.clone())), Arc::new(Faulty::new(cached.clone())));
     let (asked, told) = <(Arc<AtomicU64>, Arc<AtomicU64>)>::default();
     let (memory, counted, heard) = (cached.clone(), asked.clone(), told.clone());
-    let store = Store { origin: edge.clone(), memory, asked: counted, told: heard };
-    let region = Region::new(Box::new(store), Arc::default(), metrics.clone());
+    let manner = Arc::<Mutex<Manner>>::default();
+    let store =
+        Store { origin: edge.clone(), memory, manner: manner.clone(), asked: counted, told: heard };
+    let region = Region::new(Box::new(store), server, metrics.clone());
     let measured = Arc::new(Measured::new(wan.clone(), metrics));
     let last = measured.last_answer();
     let lifetime = Duration::from_secs(600);
     let regional = Arc::new(Regional::new(measured, region.clone(), (scope, lifetime)));
-    World { origin, wan, last, cached, edge, asked, told, region, regional }
+    World { origin, wan, last, cached, edge, manner, asked, told, region, regional }
 }
 
 impl World {
@@ -103,6 +148,30 @@ impl World {
             all.extend_from_slice(&piece?);
         }
         Ok(all)
+    }
+
+    /// The region fails so often with this error, and what is read is right all the same.
+    async fn fails(&self, times: usize, error: &OriginError) {
+        let version = self.both("k", 1);
+        for _ in 0..times {
+            self.edge.inject_once(Op::Get, Fault::Fail(error.clone()));
+            assert!(self.read("k", &version).await.unwrap() == bytes(1));
+        }
+    }
+
+    /// Whether it is asked for bytes of something else, and gives them.
+    async fn gives(&self) -> bool {
+        let (version, before) = (self.both("other", 2), self.outcome("given"));
+        assert!(self.read("other", &version).await.unwrap() == bytes(2));
+        self.outcome("given") > before
+    }
+
+    fn shut(&self) -> i64 {
+        self.region.metrics.regions_shut.get()
+    }
+
+    fn asked(&self) -> u64 {
+        self.asked.load(Ordering::Relaxed)
     }
 
     fn outcome(&self, label: &str) -> u64 {
@@ -334,4 +403,8 @@ async fn a_region_that_never_answers_is_not_waited_for_without_end() {
     let read = timeout(Duration::from_secs(60), world.read("k", &version));
     assert!(read.await.unwrap().unwrap() == bytes(1));
     assert_eq!(world.outcome("failed"), 1);
+    // It may be fetching it: others are asked for there meanwhile.
+    assert!(world.read("k", &version).await.unwrap() == bytes(1));
+    assert!(world.gives().await);
+    assert_eq!(world.asked(), 2);
 }
