@@ -154,12 +154,12 @@ fn a_region_is_asked_with_what_its_values_name_and_without_a_url_there_is_none()
             "secretName: ais-token\n",
             "- --region-ca-bundle=/etc/weir/region/ca/ca.crt\n",
             "- {name: region-ca, mountPath: /etc/weir/region/ca, readOnly: true}\n",
-            "name: ais-ca\n",
+            "name: ais-ca",
         ],
     );
     has(
         &node(&format!("{all},region.tokenAudience=ais")),
-        &["- --region-token-file=/etc/weir/region/token/token\n", "audience: ais\n"],
+        &["- --region-token-file=/etc/weir/region/token/token\n", "audience: ais"],
     );
     has(
         &node("region.url=http://s3,region.kind=s3,region.credentialsSecretName=keys"),
@@ -167,7 +167,7 @@ fn a_region_is_asked_with_what_its_values_name_and_without_a_url_there_is_none()
             "- --region-kind=s3\n",
             "- --region-profile=region\n",
             "- {name: AWS_SHARED_CREDENTIALS_FILE, value: /etc/weir/region/keys/credentials}\n",
-            "secretName: keys\n",
+            "secretName: keys",
         ],
     );
     let both = "region.url=http://a,region.tokenSecretName=t,region.tokenAudience=a";

@@ -55,6 +55,9 @@ fn files_are_read_from_the_region_and_the_origin_is_asked_for_a_byte() {
     for (n, name) in (0..).zip(names) {
         world.bucket.put(name, random_bytes(n, SIZE));
     }
+    for n in 0..10 {
+        world.bucket.put(&format!("more-{n}"), random_bytes(n, 4096));
+    }
     let mount = world.mount("");
     for (n, name) in (0..).zip(names) {
         assert!(fs::read(mount.join(name)).unwrap() == random_bytes(n, SIZE), "{name}");
@@ -73,7 +76,6 @@ fn files_are_read_from_the_region_and_the_origin_is_asked_for_a_byte() {
     world.region.behave(Manners { fails_with: Some(500), ..Manners::default() });
     for n in 0..10 {
         let name = format!("more-{n}");
-        world.bucket.put(&name, random_bytes(n, 4096));
         assert!(fs::read(mount.join(&name)).unwrap() == random_bytes(n, 4096), "{name}");
     }
     assert!(mount.status().region.unwrap().is_shut);
