@@ -26,8 +26,10 @@ pub struct Metrics {
     pub cache_bypassed_bytes: IntCounter,
     /// Bytes that opens found in the cache.
     pub saved_bytes: IntCounter,
-    /// Bytes fetched from the origin.
+    /// Bytes fetched for readers, wherever they came from.
     pub fetched_bytes: IntCounter,
+    /// Bytes of objects that the origin has given: those of questions and of second GETs, too.
+    pub origin_fetched_bytes: IntCounter,
     /// Bytes stored at the origin.
     pub stored_bytes: IntCounter,
     /// Of these, bytes that the endpoint copied from the version before.
@@ -113,7 +115,14 @@ impl Metrics {
                 "weir_cache_saved_bytes_total",
                 "Bytes that opens found in the node cache instead of the origin.",
             )?,
-            fetched_bytes: counter("weir_s3_fetched_bytes_total", "Bytes fetched.")?,
+            fetched_bytes: counter(
+                "weir_s3_fetched_bytes_total",
+                "Bytes fetched for readers, from the origin or a region.",
+            )?,
+            origin_fetched_bytes: counter(
+                "weir_origin_fetched_bytes_total",
+                "Bytes of objects that the origin gave, for questions and second GETs, too.",
+            )?,
             stored_bytes: counter("weir_s3_stored_bytes_total", "Bytes stored.")?,
             copied_bytes: counter(
                 "weir_s3_copied_bytes_total",

@@ -714,3 +714,44 @@ fn of_several_tenants_each_has_half_of_a_disk_for_what_it_writes() {
     second.reserve(&may(), free() * 3 / 4).unwrap();
     cache.close(&may());
 }
+
+#[test]
+fn what_comes_while_a_version_is_checked_is_not_trusted_for_that() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = cache(dir.path(), u64::MAX, 0);
+    let version = cache.acquire(&may(), &key("k", 2 * BLOCK), &[]);
+    version.note_borrowed();
+    store(&cache, &version, 0);
+    assert!(!version.note_checked(version.doubts()), "it is not whole");
+    store(&cache, &version, 1);
+    let looked_at = version.doubts();
+    version.note_borrowed();
+    assert!(!version.note_checked(looked_at) && version.is_borrowed() && !version.is_trusted());
+    assert!(version.note_checked(version.doubts()) && version.is_trusted());
+    drop(version);
+    cache.close(&may());
+}
+
+/// Of what is fetched some is kept in memory alone for a while, and stored by whoever has the version then.
+#[test]
+fn a_version_that_the_index_trusts_is_not_trusted_with_what_may_come_to_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = CacheSettings::one(dir.path(), u64::MAX, 0);
+    let first = open(&settings);
+    let version = first.acquire(&may(), &key("k", 2 * BLOCK), &[]);
+    store(&first, &version, 0);
+    first.flush(&may());
+    version.note_borrowed();
+    drop(version);
+    first.close(&may());
+    drop(first);
+    let later = open(&settings);
+    let version = later.acquire(&may(), &key("k", 2 * BLOCK), &[]);
+    assert!(version.has(0) && version.is_borrowed());
+    store(&later, &version, 1);
+    assert!(!version.is_trusted());
+    version.give_up(&may());
+    assert!(version.was_given_up() && !version.is_borrowed() && !version.has(0));
+    drop(version);
+    later.close(&may());
+}

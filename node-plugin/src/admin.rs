@@ -38,6 +38,9 @@ pub struct NodeStatus {
     /// Files in its cache directories that could not be stored.
     #[serde(default)]
     pub lost: LostTotal,
+    /// The region before its origin, if there is one.
+    #[serde(default)]
+    pub region: Option<RegionStatus>,
 }
 
 /// One mount.
@@ -52,6 +55,15 @@ pub struct MountStatus {
     pub session: SessionStatus,
 }
 
+/// A region.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RegionStatus {
+    /// URL of its endpoint.
+    pub url: String,
+    /// Whether it is left alone, since it fails.
+    pub is_shut: bool,
+}
+
 /// Totals since the process started.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Counters {
@@ -61,8 +73,14 @@ pub struct Counters {
     pub cache_misses: u64,
     /// Bytes that opens found in the cache.
     pub saved_bytes: u64,
-    /// Bytes fetched.
+    /// Bytes fetched for readers.
     pub fetched_bytes: u64,
+    /// Bytes that came from the origin, those of questions and of second GETs among them.
+    #[serde(default)]
+    pub origin_bytes: u64,
+    /// Bytes that came from the region.
+    #[serde(default)]
+    pub region_bytes: u64,
     /// Bytes stored.
     pub stored_bytes: u64,
     /// Uploads under way.
@@ -146,12 +164,15 @@ mod tests {
                 cache_misses: 0,
                 saved_bytes: 0,
                 fetched_bytes: 0,
+                origin_bytes: 0,
+                region_bytes: 0,
                 stored_bytes: 0,
                 uploads_in_flight: 0,
                 memory_used: 0,
                 memory_target: 0,
             },
             lost: LostTotal::default(),
+            region: None,
         }
     }
 

@@ -160,6 +160,15 @@ fn describe(node: &NodeStatus) -> String {
         node.pid,
         shown(&node.version),
     ));
+    if let Some(region) = &node.region {
+        let stands = if region.is_shut { "fails, and is left alone" } else { "is asked first" };
+        out.push_str(&format!(
+            "  region     {} {stands}; {} from it, {} from the origin\n",
+            shown(&region.url),
+            Size(counters.region_bytes),
+            Size(counters.origin_bytes),
+        ));
+    }
     if node.lost.files > 0 {
         out.push_str(&format!(
             "  LOST       {} files ({}) could not be stored; see weir lost list\n",

@@ -45,6 +45,10 @@ pub(super) struct State {
     pub(super) held_bytes: u64,
     /// The unclean-boot epoch in which every checksum was last checked.
     pub(super) verified_epoch: u32,
+    /// How often it was doubted what is held, by this process.
+    pub(super) doubts: u64,
+    /// Whether what was held was given up, so that what is here now came after that.
+    pub(super) was_given_up: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -91,7 +95,16 @@ impl Body {
     ) -> Self {
         let held_bytes = map.held_blocks().map(|block| blocks::len_of(block, size) as u64).sum();
         let life = if map.held() > 0 { Life::Present } else { Life::Absent };
-        let state = State { life, incarnation: 0, file: None, map, held_bytes, verified_epoch };
+        let state = State {
+            life,
+            incarnation: 0,
+            file: None,
+            map,
+            held_bytes,
+            verified_epoch,
+            doubts: 0,
+            was_given_up: false,
+        };
         Self { folder, name, size, state: Mutex::new(state), settled: Condvar::new() }
     }
 
@@ -245,6 +258,11 @@ impl State {
     /// Whether no file counts.
     pub(super) fn is_absent(&self) -> bool {
         self.life == Life::Absent
+    }
+
+    /// Which of the files that there were one after the other it is.
+    pub(super) fn incarnation(&self) -> u64 {
+        self.incarnation
     }
 
     /// Begins a new incarnation, as yet absent.

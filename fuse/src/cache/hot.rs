@@ -42,7 +42,15 @@ impl HotBlocks {
 
     /// Adds consecutive blocks.
     pub fn insert(&self, id: u64, first: u32, data: &[Block]) {
+        self.insert_if(id, first, data, || true);
+    }
+
+    /// As [`HotBlocks::insert`], if that is still right when nobody else adds or drops any.
+    pub fn insert_if(&self, id: u64, first: u32, data: &[Block], is_right: impl FnOnce() -> bool) {
         let mut inner = self.lock();
+        if !is_right() {
+            return;
+        }
         for (block, data) in (first..).zip(data) {
             inner.bytes += data.weight();
             if let Some((_, old)) = inner.blocks.push((id, block), data.clone()) {

@@ -103,8 +103,31 @@ impl CachedVersion {
 
     /// Notes that bytes come that are not the origin's own: all are to be compared with the tag before the
     /// version is trusted. To be called before any of them is stored.
-    pub fn note_borrowed(&self) {
-        self.body.state().verified_epoch = BORROWED;
+    pub fn note_borrowed(self: &Arc<Self>) {
+        let mut state = self.body.state();
+        state.doubts += 1;
+        let is_new = std::mem::replace(&mut state.verified_epoch, BORROWED) != BORROWED;
+        let is_noted = state.held_bytes > 0;
+        drop(state);
+        // What is stored later, by another process perhaps, comes to what the index trusts.
+        if is_new && is_noted {
+            self.queue(0..0);
+        }
+    }
+
+    /// How often it was doubted so far what is held.
+    pub fn doubts(&self) -> u64 {
+        self.body.state().doubts
+    }
+
+    /// Whether what is held was given up before: what is here now came later.
+    pub fn was_given_up(&self) -> bool {
+        self.body.state().was_given_up
+    }
+
+    /// Which of the files that there were one after the other is here now.
+    pub fn incarnation(&self) -> u64 {
+        self.body.state().incarnation()
     }
 
     /// Whether some bytes are not the origin's own, and were not compared with the tag.
@@ -318,10 +341,17 @@ impl CachedVersion {
         right
     }
 
-    /// Notes that every block was checked, and right.
-    pub fn note_checked(self: &Arc<Self>) {
-        self.body.state().verified_epoch = self.shared.epoch;
+    /// Notes that every block was checked, and right, unless it was doubted again since there were so many
+    /// `doubts`. Says whether it is trusted now.
+    pub fn note_checked(self: &Arc<Self>, doubts: u64) -> bool {
+        let mut state = self.body.state();
+        if state.doubts != doubts || !state.map.is_complete() {
+            return false;
+        }
+        state.verified_epoch = self.shared.epoch;
+        drop(state);
         self.queue(0..0);
+        true
     }
 
     /// Opens the file for the kernel to read. Only for a trusted version.
@@ -366,7 +396,9 @@ impl CachedVersion {
         {
             tracing::warn!(%error, "a cache file that is not used any more cannot be removed");
         }
-        self.body.state().verified_epoch = self.shared.epoch;
+        let mut state = self.body.state();
+        (state.verified_epoch, state.was_given_up) = (self.shared.epoch, true);
+        drop(state);
         self.account(lost);
         self.queue(0..blocks::count(self.size()));
     }
@@ -388,9 +420,10 @@ impl CachedVersion {
     /// Notes that bytes may not have reached the disk: all of them are checked before the kernel
     /// may read them by itself.
     pub(super) fn distrust(&self) {
-        let epoch = &mut self.body.state().verified_epoch;
-        if *epoch != BORROWED {
-            *epoch = UNVERIFIED;
+        let mut state = self.body.state();
+        state.doubts += 1;
+        if state.verified_epoch != BORROWED {
+            state.verified_epoch = UNVERIFIED;
         }
     }
 

@@ -402,8 +402,9 @@ impl Session {
         let (io_mode, label) = match mode {
             Mode::Cached(backing) => (IoMode::Passthrough(backing), "passthrough"),
             Mode::Streaming => {
-                let was_wrong = |source: &Source| self.engine.reader.was_wrong(&source.version.key);
-                let drops = source.as_ref().is_some_and(was_wrong);
+                let reader = &self.engine.reader;
+                let drops = |source: &Source| reader.has_doubtful_pages(&source.version);
+                let drops = source.as_ref().is_some_and(drops);
                 (if drops { IoMode::DropCache } else { IoMode::KeepCache }, "streaming")
             }
             Mode::Draft(_) => (IoMode::DropCache, "staging"),

@@ -5,8 +5,8 @@ use std::ops::Range;
 use async_trait::async_trait;
 
 use super::{
-    Body, Condition, CopySource, ListPage, ListRequest, Origin, OriginError, Part, PartKind,
-    PendingUpload, Stored, UploadBody, WriteIntent, is_begun,
+    Body, Compared, Condition, CopySource, ListPage, ListRequest, Origin, OriginError, Part,
+    PartKind, PendingUpload, Stored, UploadBody, WriteIntent, is_begun,
 };
 use crate::model::version::{BucketId, ObjectInfo, Version};
 
@@ -30,8 +30,8 @@ pub(super) trait ReadLayer: Send + Sync + 'static {
     }
 
     /// As [`Origin::judge`].
-    fn judge(&self, _key: &str, _version: &Version, is_right: bool) -> bool {
-        is_right
+    fn judge(&self, _key: &str, _version: &Version, compared: Compared) -> bool {
+        compared == Compared::Equal
     }
 
     /// As [`Origin::credentials_changed`].
@@ -69,8 +69,8 @@ impl<L: ReadLayer> Origin for L {
         ReadLayer::allows(self, key, version).await
     }
 
-    fn judge(&self, key: &str, version: &Version, is_right: bool) -> bool {
-        ReadLayer::judge(self, key, version, is_right)
+    fn judge(&self, key: &str, version: &Version, compared: Compared) -> bool {
+        ReadLayer::judge(self, key, version, compared)
     }
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage, OriginError> {

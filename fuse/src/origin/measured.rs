@@ -152,10 +152,11 @@ impl Origin for Measured {
         range: Range<u64>,
     ) -> Result<Body, OriginError> {
         let mut body = self.timed("GetObject", self.inner.get(key, version, range)).await?;
-        let last = self.last.clone();
+        let (last, metrics) = (self.last.clone(), self.metrics.clone());
         let count = move |piece: &Result<Bytes, OriginError>| {
             let bytes = piece.as_ref().map_or(0, |piece| piece.len() as u64);
             last.fetched_bytes.fetch_add(bytes, Ordering::Relaxed);
+            metrics.origin_fetched_bytes.inc_by(bytes);
         };
         body.pieces = body.pieces.inspect(count).boxed();
         Ok(body)

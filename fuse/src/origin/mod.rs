@@ -43,6 +43,18 @@ pub const SETTLING: Duration = Duration::from_secs(30);
 /// Metadata name of the nonce by which a writer recognises its own object after a lost reply.
 pub const WRITER_METADATA: &str = "weir-writer";
 
+/// What comes of comparing all bytes of a version with its tag.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Compared {
+    /// They are what the tag says.
+    Equal,
+    /// They are not.
+    Different {
+        /// Whether all of them are the origin's own.
+        of_origin: bool,
+    },
+}
+
 /// An object store, as far as a file system needs one.
 ///
 /// Every method may be cancelled by dropping its future. Implementations retry what is worth
@@ -78,10 +90,10 @@ pub trait Origin: Send + Sync + 'static {
         is_begun(self.get(key, version, 0..1).await?, version).await
     }
 
-    /// Takes notice of whether all bytes of a version, some of which were [`Body::borrowed`], are what its
-    /// tag says. Returns whether they are to be kept.
-    fn judge(&self, _key: &str, _version: &Version, is_right: bool) -> bool {
-        is_right
+    /// Takes notice of what came of comparing all bytes of a version, some of which were
+    /// [`Body::borrowed`], with its tag. Returns whether they are to be kept.
+    fn judge(&self, _key: &str, _version: &Version, compared: Compared) -> bool {
+        compared == Compared::Equal
     }
 
     /// Lists one page.

@@ -9,7 +9,7 @@ use super::{Purpose, Reader, Source};
 use crate::cache::CachedVersion;
 use crate::logged::LoggedName;
 use crate::model::blocks::{self, BLOCK};
-use crate::model::version::VersionKey;
+use crate::origin::Compared;
 
 /// Blocks that are checked in one turn at the disk: 8 MiB.
 const CHECKED: usize = 64;
@@ -88,31 +88,35 @@ impl Reader {
     /// them are what its tag says.
     async fn is_right(&self, source: &Source) -> bool {
         let version = &source.version;
+        let doubts = version.doubts();
         let md5 = version.key.version.etag.md5().filter(|_| version.is_borrowed());
         let right = match md5 {
             None => self.is_held_right(version, CHECKED, |_| ()).await,
             Some(md5) => {
                 let mut digest = Md5::new();
                 let held = self.is_held_right(version, DIGESTED, |bytes| digest.update(bytes));
-                if !held.await || !version.is_complete() {
+                if !held.await || !version.is_complete() || version.doubts() != doubts {
                     return false;
                 }
+                let compared = match *digest.finalize() == md5 {
+                    true => Compared::Equal,
+                    false => Compared::Different { of_origin: version.was_given_up() },
+                };
                 let place = self.cache.place_of(&version.key);
                 let place = place.as_ref().unwrap_or(&version.key);
-                let is_right = *digest.finalize() == md5;
-                source.origin.judge(&place.key, &version.key.version, is_right)
+                source.origin.judge(&place.key, &version.key.version, compared)
                     || self.give_up(version).await
             }
         };
-        if right {
-            version.note_checked();
+        let trusted = right && version.note_checked(doubts);
+        if trusted {
+            self.doubted.settle(&version.key);
         }
-        right
+        trusted
     }
 
     /// Gives up what is held of a version, and is not its bytes. Returns `false`.
     async fn give_up(&self, version: &Arc<CachedVersion>) -> bool {
-        self.wrong.note(&version.key);
         version.stores().in_place(|may| version.give_up(may)).await;
         for block in self.hot.blocks_of(version.number) {
             self.hot.forget(version.number, block);
@@ -120,9 +124,10 @@ impl Reader {
         false
     }
 
-    /// Whether processes may have been shown bytes of a version that were not its own.
-    pub fn was_wrong(&self, version: &VersionKey) -> bool {
-        self.wrong.has(version)
+    /// Whether the kernel's page cache may have bytes of a version that is opened now which are not its
+    /// own: some were shown before all were compared with its tag.
+    pub fn has_doubtful_pages(&self, version: &CachedVersion) -> bool {
+        self.doubted.opened(&version.key) || version.is_borrowed()
     }
 
     /// Checks a version that has become whole, and of which some bytes are not the origin's own; what is
@@ -142,7 +147,7 @@ impl Reader {
         let (reader, source) = (self.clone(), source.clone());
         self.runtime.spawn(async move {
             let version = &source.version;
-            let is_new = version.is_borrowed();
+            let (is_new, doubts) = (version.is_borrowed(), version.doubts());
             let right = reader.is_right(&source).await;
             let mib = version.size() / (8 * BLOCK);
             let key = LoggedName(&version.key.key);
@@ -153,6 +158,10 @@ impl Reader {
             reader.completing().remove(&version.number);
             if !right && is_new {
                 reader.complete(&source);
+            }
+            // Something came meanwhile that was not looked at.
+            if version.doubts() != doubts {
+                reader.settle(&source);
             }
         });
     }

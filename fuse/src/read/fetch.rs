@@ -140,6 +140,7 @@ impl Reader {
         let mut body = body.ok_or(Interruption::Slow)??;
         if body.borrowed {
             source.version.note_borrowed();
+            self.doubted.note(&source.version.key);
         }
         loop {
             let (needs, piece) = (filler.needs(), body.pieces.next());

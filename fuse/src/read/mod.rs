@@ -1,11 +1,11 @@
 //! Reading: from memory, from the cache's disk, or from the origin, each range fetched once.
 
 pub mod complete;
+mod doubted;
 pub mod fetch;
 pub mod lane;
 mod late;
 pub mod window;
-mod wrong;
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -44,7 +44,7 @@ pub struct Reader {
     part_blocks: u32,
     completing: Mutex<HashSet<u64>>,
     late: late::LateStores,
-    wrong: wrong::WrongVersions,
+    doubted: doubted::DoubtedVersions,
 }
 
 /// What bytes are read for.
@@ -95,7 +95,7 @@ impl Reader {
             part_blocks: u32::try_from(part_bytes / BLOCK).unwrap_or(u32::MAX),
             completing: Mutex::default(),
             late: late::LateStores::default(),
-            wrong: wrong::WrongVersions::default(),
+            doubted: doubted::DoubtedVersions::default(),
         })
     }
 
@@ -309,10 +309,14 @@ impl Reader {
             }
             let missing = in_memory[place..].iter().take_while(|data| data.is_none()).count();
             let end = (at + missing as u32).min(at + RUN);
+            let incarnation = version.incarnation();
             let run = self.read_run(may?, version, at..end)?;
             for (block, data) in (at..).zip(&run) {
                 if !is_done(block) {
-                    self.hot.insert(version.number, block, std::slice::from_ref(data));
+                    // Of a file that was given up meanwhile nothing is kept.
+                    let is_right = || version.incarnation() == incarnation;
+                    let data = std::slice::from_ref(data);
+                    self.hot.insert_if(version.number, block, data, is_right);
                 }
             }
             found.extend(run);

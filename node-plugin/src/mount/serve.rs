@@ -17,7 +17,7 @@ use weir_fuse::origin::region::{ProofScope, Regions};
 
 use super::background::Ready;
 use super::preflight::{self, Start, Unfit, Wanted};
-use crate::admin::{AdminSocket, Counters, MountStatus, NodeStatus};
+use crate::admin::{AdminSocket, Counters, MountStatus, NodeStatus, RegionStatus};
 use crate::assembly::Near;
 use crate::cli::LogArgs;
 use crate::config::mount::MountConfig;
@@ -36,6 +36,8 @@ pub struct Service {
     cache: Arc<NodeCache>,
     mounted: Mounted,
     source: String,
+    /// Of what is asked for bytes before the origin.
+    region_url: Option<String>,
     /// How long its end may take.
     grace: Duration,
 }
@@ -131,7 +133,8 @@ impl Service {
             passthrough = mounted.passthrough(),
             "mounted"
         );
-        Ok(Self { session, cache, mounted, source, grace: config.grace })
+        let region_url = config.region.as_ref().map(|region| region.url.clone());
+        Ok(Self { session, cache, mounted, source, region_url, grace: config.grace })
     }
 
     /// Where it is mounted.
@@ -196,8 +199,12 @@ impl Service {
     pub fn serve_admin(&self, metrics: Option<SocketAddr>) -> Option<AdminSocket> {
         let (session, source) = (self.session.clone(), self.source.clone());
         let mountpoint = self.mountpoint();
-        let status =
-            move |may: &_| NodeStatus { metrics, ..status_of(may, &session, &source, &mountpoint) };
+        let region_url = self.region_url.clone();
+        let status = move |may: &_| {
+            let is_shut = session.engine().metrics.regions_shut.get() > 0;
+            let region = region_url.clone().map(|url| RegionStatus { url, is_shut });
+            NodeStatus { metrics, region, ..status_of(may, &session, &source, &mountpoint) }
+        };
         let serve = || {
             let name = format!("weir-{}.sock", std::process::id());
             let dir = run_dir::make().map_err(|error| error.to_string())?;
@@ -305,11 +312,14 @@ fn status_of(
         }],
         cache,
         lost,
+        region: None,
         counters: Counters {
             cache_hits: counted.cache_hits.get(),
             cache_misses: counted.cache_misses.get(),
             saved_bytes: counted.saved_bytes.get(),
             fetched_bytes: counted.fetched_bytes.get(),
+            origin_bytes: counted.origin_fetched_bytes.get(),
+            region_bytes: counted.region_fetched_bytes.get(),
             stored_bytes: counted.stored_bytes.get(),
             uploads_in_flight: counted.uploads.get(),
             memory_used: engine.memory_used(),

@@ -131,6 +131,53 @@ fn kubelet_is_asked_for_the_tokens_that_a_value_names_and_no_other() {
 }
 
 #[test]
+fn a_region_is_asked_with_what_its_values_name_and_without_a_url_there_is_none() {
+    let node = |values: &str| {
+        let all = template(&["--set", values]).unwrap();
+        object(&all, "DaemonSet", "weir-node").unwrap().to_owned()
+    };
+    let has = |node: &str, wanted: &[&str]| {
+        wanted.iter().for_each(|wanted| assert!(node.contains(wanted), "{wanted}: {node}"));
+    };
+    let without = node("region.tokenSecretName=t,region.caConfigMap=ca");
+    assert!(!without.contains("region"), "{without}");
+    let plain = node("region.url=http://ais:51080");
+    has(&plain, &["- --region-url=http://ais:51080\n", "- --region-kind=aistore\n"]);
+    assert!(!plain.contains("/etc/weir/region"), "{plain}");
+    let all = "region.url=https://ais,region.allow={t1,t2:51081},region.caConfigMap=ais-ca";
+    has(
+        &node(&format!("{all},region.tokenSecretName=ais-token")),
+        &[
+            "- --region-allow=t1,t2:51081\n",
+            "- --region-token-file=/etc/weir/region/token/token\n",
+            "- {name: region-token, mountPath: /etc/weir/region/token, readOnly: true}\n",
+            "secretName: ais-token\n",
+            "- --region-ca-bundle=/etc/weir/region/ca/ca.crt\n",
+            "- {name: region-ca, mountPath: /etc/weir/region/ca, readOnly: true}\n",
+            "name: ais-ca",
+        ],
+    );
+    has(
+        &node(&format!("{all},region.tokenAudience=ais")),
+        &["- --region-token-file=/etc/weir/region/token/token\n", "audience: ais"],
+    );
+    has(
+        &node("region.url=http://s3,region.kind=s3,region.credentialsSecretName=keys"),
+        &[
+            "- --region-kind=s3\n",
+            "- --region-profile=region\n",
+            "- {name: AWS_SHARED_CREDENTIALS_FILE, value: /etc/weir/region/keys/credentials}\n",
+            "secretName: keys",
+        ],
+    );
+    let both = "region.url=http://a,region.tokenSecretName=t,region.tokenAudience=a";
+    assert!(template(&["--set", both]).unwrap_err().contains("one of them"));
+    for bad in ["region.kind=swift", "region.url=ais", "region.allow={http://t/}"] {
+        template(&["--set", bad]).unwrap_err();
+    }
+}
+
+#[test]
 fn service_accounts_are_read_where_a_value_says_so_alone() {
     let of = |value: &str| {
         let all = template(&["--set", value]).unwrap();

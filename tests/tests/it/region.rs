@@ -37,6 +37,13 @@ fn bytes_of_region(mount: &Mount) -> f64 {
     mount.metrics().get("weir_region_fetched_bytes_total").copied().unwrap_or_default()
 }
 
+/// How often the region was asked, whatever came of it.
+fn asked_of_region(mount: &Mount) -> f64 {
+    let metrics = mount.metrics();
+    let asked = metrics.iter().filter(|(name, _)| name.starts_with("weir_region_requests_total"));
+    asked.map(|(_, count)| count).sum()
+}
+
 fn wrong_objects(mount: &Mount) -> f64 {
     mount.metrics().get("weir_region_wrong_objects_total").copied().unwrap_or_default()
 }
@@ -48,6 +55,9 @@ fn files_are_read_from_the_region_and_the_origin_is_asked_for_a_byte() {
     for (n, name) in (0..).zip(names) {
         world.bucket.put(name, random_bytes(n, SIZE));
     }
+    for n in 0..10 {
+        world.bucket.put(&format!("more-{n}"), random_bytes(n, 4096));
+    }
     let mount = world.mount("");
     for (n, name) in (0..).zip(names) {
         assert!(fs::read(mount.join(name)).unwrap() == random_bytes(n, SIZE), "{name}");
@@ -56,6 +66,19 @@ fn files_are_read_from_the_region_and_the_origin_is_asked_for_a_byte() {
     assert_eq!(world.region.fetched_bytes() as usize, names.len() * SIZE);
     let of_origin = mount.fetched() as usize - bytes_of_region(&mount) as usize;
     assert_eq!(of_origin, 0, "bytes came from the origin");
+    // One byte was asked for, for all.
+    let status = mount.status();
+    let counters = &status.counters;
+    assert_eq!((counters.origin_bytes, counters.region_bytes as usize), (1, names.len() * SIZE));
+    let region = status.region.unwrap();
+    assert_eq!((region.url, region.is_shut), (world.region.url(), false));
+    // While it fails it says so.
+    world.region.behave(Manners { fails_with: Some(500), ..Manners::default() });
+    for n in 0..10 {
+        let name = format!("more-{n}");
+        assert!(fs::read(mount.join(&name)).unwrap() == random_bytes(n, 4096), "{name}");
+    }
+    assert!(mount.status().region.unwrap().is_shut);
 }
 
 #[test]
@@ -78,6 +101,7 @@ fn what_the_region_answers_otherwise_than_it_should_is_not_read() {
         let mount = world.mount("");
         assert!(fs::read(mount.join(&name)).unwrap() == random_bytes(n, SIZE), "{manners:?}");
         assert_eq!(bytes_of_region(&mount), 0.0, "{manners:?}");
+        assert!(asked_of_region(&mount) > 0.0, "{manners:?}");
     }
 }
 
@@ -91,6 +115,7 @@ fn a_body_of_the_region_that_is_cut_or_goes_on_ends_with_bytes_of_the_origin() {
         world.region.behave(manners.clone());
         let mount = world.mount("");
         assert!(fs::read(mount.join(&name)).unwrap() == random_bytes(n, SIZE), "{manners:?}");
+        assert!(bytes_of_region(&mount) > 0.0, "{manners:?}");
     }
 }
 

@@ -52,6 +52,65 @@ app.kubernetes.io/component: {{ .role }}
 {{- end }}
 {{- end -}}
 
+{{- define "weir.regionArgs" -}}
+{{- with .Values.region }}
+{{- if .url }}
+- --region-url={{ .url }}
+- --region-kind={{ .kind }}
+{{- with .allow }}
+- --region-allow={{ join "," . }}
+{{- end }}
+{{- if or .tokenSecretName .tokenAudience }}
+- --region-token-file=/etc/weir/region/token/token
+{{- end }}
+{{- if .credentialsSecretName }}
+- --region-profile=region
+{{- end }}
+{{- if .caConfigMap }}
+- --region-ca-bundle=/etc/weir/region/ca/ca.crt
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- /* Volumes with files for the region, as a list of name, path and source. A folder is mounted, and no
+     file in it: kubelet replaces what is in it while the node plugin runs. */ -}}
+{{- define "weir.regionFiles" -}}
+{{- with .Values.region }}
+{{- if and .tokenSecretName .tokenAudience }}
+{{- fail "region.tokenSecretName and region.tokenAudience: one of them" }}
+{{- end }}
+{{- if not .url }}
+[]
+{{- else }}
+{{- $any := false }}
+{{- if .tokenSecretName }}{{ $any = true }}
+- name: region-token
+  path: /etc/weir/region/token
+  source: {secret: {secretName: {{ .tokenSecretName }}}}
+{{- end }}
+{{- if .tokenAudience }}{{ $any = true }}
+- name: region-token
+  path: /etc/weir/region/token
+  source: {projected: {sources: [{serviceAccountToken: {audience: {{ .tokenAudience }}, path: token}}]}}
+{{- end }}
+{{- if .credentialsSecretName }}{{ $any = true }}
+- name: region-keys
+  path: /etc/weir/region/keys
+  source: {secret: {secretName: {{ .credentialsSecretName }}}}
+{{- end }}
+{{- if .caConfigMap }}{{ $any = true }}
+- name: region-ca
+  path: /etc/weir/region/ca
+  source: {configMap: {name: {{ .caConfigMap }}}}
+{{- end }}
+{{- if not $any }}
+[]
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
 {{- define "weir.credentialsEnv" -}}
 {{- with .Values.credentials.secretName }}
 - name: AWS_ACCESS_KEY_ID

@@ -23,8 +23,8 @@ use futures_util::future::BoxFuture;
 
 use super::uploads::UploadLog;
 use super::{
-    Body, Condition, ConditionKind, CopySource, ListPage, ListRequest, Origin, OriginError, Part,
-    PartKind, PendingUpload, Stored, UploadBody, WriteIntent,
+    Body, Compared, Condition, ConditionKind, CopySource, ListPage, ListRequest, Origin,
+    OriginError, Part, PartKind, PendingUpload, Stored, UploadBody, WriteIntent,
 };
 use crate::model::key::{DirPrefix, PROBE_COPY_NAME, PROBE_NAME};
 use crate::model::version::{BucketId, ObjectInfo, Version};
@@ -262,8 +262,8 @@ impl Origin for Conditional {
         self.inner.allows(key, version).await
     }
 
-    fn judge(&self, key: &str, version: &Version, is_right: bool) -> bool {
-        self.inner.judge(key, version, is_right)
+    fn judge(&self, key: &str, version: &Version, compared: Compared) -> bool {
+        self.inner.judge(key, version, compared)
     }
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage, OriginError> {

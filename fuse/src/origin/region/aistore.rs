@@ -1,9 +1,13 @@
 //! A cluster of NVIDIA AIStore before the origin, by its S3 and its native API.
 
 mod exchange;
+mod lately;
+
+#[cfg(test)]
+mod tests;
 
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -17,8 +21,8 @@ use crate::blocking::MayBlock;
 use crate::model::version::{ETag, Version};
 use crate::origin::s3::DirectClient;
 use crate::origin::{Body, OriginError, content_range, pieces};
-use crate::sync::unpoisoned;
-use exchange::{Exchange, Question};
+use exchange::{Exchange, Question, is_an_answer};
+use lately::Lately;
 
 /// How long a bucket that was registered is not registered again.
 const REGISTER_AGAIN: Duration = Duration::from_secs(60);
@@ -27,9 +31,9 @@ const PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_')
 
 /// A bucket of the origin as a cluster has it.
 pub(super) struct AiStore {
-    exchange: Exchange,
+    exchange: Arc<Exchange>,
     bucket: String,
-    registered: Mutex<Option<Instant>>,
+    registered: Lately,
 }
 
 impl AiStore {
@@ -43,26 +47,23 @@ impl AiStore {
         let client = DirectClient::new(may, &settings.url, settings.ca_bundle.as_deref())?;
         let token = settings.token_file.clone().map(TokenFile::new);
         Ok(Self {
-            exchange: Exchange::new(client, &settings.url, token, &settings.allow),
+            exchange: Arc::new(Exchange::new(client, &settings.url, token, &settings.allow)),
             bucket: bucket.to_owned(),
-            registered: Mutex::default(),
+            registered: Lately::new(REGISTER_AGAIN),
         })
     }
 
     /// Has the cluster know the bucket as one of its origin's: until then it has no object of it.
-    /// Returns whether it may have been that.
-    async fn register(&self) -> bool {
-        {
-            let (mut registered, now) = (unpoisoned(self.registered.lock()), Instant::now());
-            if registered.is_some_and(|at| now < at + REGISTER_AGAIN) {
-                return false;
-            }
-            *registered = Some(now);
-        }
+    /// Returns whether it knows it since `since`, and may not have known it then.
+    async fn register(&self, since: Instant) -> bool {
         let target = format!("/v1/buckets/{}?provider=aws", self.bucket);
-        let question = Question { method: "HEAD", target, ..Question::default() };
-        let answer = self.exchange.ask(&question).await;
-        answer.is_ok_and(|answer| answer.status().is_success())
+        let exchange = self.exchange.clone();
+        let registers = async move {
+            let question = Question { method: "HEAD", target, ..Question::default() };
+            let answer = exchange.ask(&question).await.ok()?;
+            is_an_answer(&answer).then(|| answer.status().is_success())
+        };
+        self.registered.ask(since, registers).await
     }
 
     async fn get_once(
@@ -123,8 +124,9 @@ impl Replica for AiStore {
         version: &Version,
         range: Range<u64>,
     ) -> Result<Body, OriginError> {
+        let asked = Instant::now();
         match self.get_once(key, version, &range).await {
-            Err(OriginError::NotFound) if self.register().await => {
+            Err(OriginError::NotFound) if self.register(asked).await => {
                 self.get_once(key, version, &range).await
             }
             answer => answer,

@@ -55,7 +55,6 @@ impl Breaker {
     }
 
     /// Whether nobody is sent there, but to see.
-    #[cfg(test)]
     pub(super) fn is_shut(&self) -> bool {
         self.state().shut.is_some()
     }
@@ -77,24 +76,39 @@ impl Pass {
 
     /// It failed. Returns whether it is shut for that.
     pub(super) fn failed(mut self, now: Instant) -> bool {
+        let is_probe = self.is_probe;
+        let mut state = self.count();
+        let pause = match &state.shut {
+            Some(shut) if is_probe => shut.pause * 2,
+            None if state.failures >= FAILURES => PAUSE,
+            _ => return false,
+        };
+        state.shut_for(pause, now)
+    }
+
+    /// It turned whoever asked away, as it will do for some time. Returns whether it is shut for that.
+    pub(super) fn refused(mut self, now: Instant) -> bool {
+        let is_probe = self.is_probe;
+        let mut state = self.count();
+        match state.shut.is_none() || is_probe {
+            true => state.shut_for(PAUSE_MAX, now),
+            false => false,
+        }
+    }
+
+    fn count(&mut self) -> MutexGuard<'_, State> {
         self.told = true;
         let mut state = self.breaker.state();
-        let State { failures, shut } = &mut *state;
-        *failures = failures.saturating_add(1);
-        match shut {
-            Some(shut) => {
-                if self.is_probe {
-                    shut.pause = (shut.pause * 2).min(PAUSE_MAX);
-                    (shut.until, shut.probed) = (now + shut.pause, false);
-                }
-                false
-            }
-            None if *failures < FAILURES => false,
-            None => {
-                *shut = Some(Shut { until: now + PAUSE, pause: PAUSE, probed: false });
-                true
-            }
-        }
+        state.failures = state.failures.saturating_add(1);
+        state
+    }
+}
+
+impl State {
+    /// Returns whether it was open.
+    fn shut_for(&mut self, pause: Duration, now: Instant) -> bool {
+        let pause = pause.min(PAUSE_MAX);
+        self.shut.replace(Shut { until: now + pause, pause, probed: false }).is_none()
     }
 }
 
@@ -136,6 +150,20 @@ mod tests {
         // Who went away has seen nothing.
         assert!(breaker.enter(now).unwrap().answered());
         assert!(!breaker.is_shut() && breaker.enter(now).is_some());
+    }
+
+    #[test]
+    fn who_is_turned_away_once_does_not_come_again_soon() {
+        let now = Instant::now();
+        let breaker = Arc::new(Breaker::default());
+        let late = breaker.enter(now).unwrap();
+        assert!(breaker.enter(now).unwrap().refused(now) && breaker.is_shut());
+        assert!(breaker.enter(now + PAUSE_MAX / 2).is_none());
+        assert!(!late.refused(now + PAUSE_MAX / 2), "who was sent before keeps it shut");
+        let now = now + PAUSE_MAX;
+        assert!(!breaker.enter(now).unwrap().refused(now));
+        assert!(breaker.enter(now + PAUSE_MAX / 2).is_none());
+        assert!(breaker.enter(now + PAUSE_MAX).unwrap().answered() && !breaker.is_shut());
     }
 
     #[test]

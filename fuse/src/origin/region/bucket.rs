@@ -11,7 +11,7 @@ use super::{RegionSettings, Replica};
 use crate::blocking::aside;
 use crate::model::version::Version;
 use crate::origin::s3::{DirectClient, S3Origin, S3Settings};
-use crate::origin::{Body, Origin, OriginError};
+use crate::origin::{Body, OriginError};
 
 /// How long the server is waited for when it is asked what it is.
 const ASKING: Duration = Duration::from_secs(2);
@@ -66,11 +66,36 @@ impl Replica for ReplicaBucket {
         version: &Version,
         range: Range<u64>,
     ) -> Result<Body, OriginError> {
-        self.0.get(key, version, range).await
+        self.0.get_of_replica(key, version, range).await
     }
 
     /// A cache asks its origin for what is asked of it, and a replica is nobody's to change.
     async fn forget(&self, _: &str) -> Result<(), OriginError> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::RegionKind;
+    use super::super::scripted::{answer, serve, settings};
+    use super::*;
+    use crate::model::version::ETag;
+
+    #[tokio::test]
+    async fn a_key_that_it_does_not_have_is_absent_and_one_that_it_has_otherwise_is_stale() {
+        let server = serve(|request| async move {
+            let error = |code| format!("<Error><Code>{code}</Code></Error>");
+            match request.starts_with("GET /b/absent") {
+                true => answer(404, "", &error("NoSuchKey")),
+                false => answer(412, "", &error("PreconditionFailed")),
+            }
+        });
+        let settings = settings(RegionKind::S3, format!("http://{}", server.await));
+        let replica = ReplicaBucket::new(&settings, "b").await.unwrap();
+        let version = Version { etag: ETag::new("a").unwrap(), size: 1 };
+        let error = async |key| replica.get(key, &version, 0..1).await.err().unwrap();
+        assert!(matches!(error("absent").await, OriginError::NotFound));
+        assert!(matches!(error("stale").await, OriginError::Changed));
     }
 }

@@ -10,10 +10,13 @@ mod body;
 mod breaker;
 mod bucket;
 mod doubts;
+mod late;
 mod proof;
 mod regional;
 mod token;
 
+#[cfg(test)]
+mod scripted;
 #[cfg(test)]
 mod tests;
 
@@ -27,7 +30,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
-use super::{Body, OriginError};
+use super::{Body, Compared, OriginError};
 use crate::blocking::aside;
 use crate::logged::LoggedName;
 use crate::metrics::Metrics;
@@ -37,6 +40,7 @@ use aistore::AiStore;
 use breaker::{Breaker, Pass};
 use bucket::ReplicaBucket;
 use doubts::{Doubts, Finding};
+use late::LateKeys;
 pub use proof::ProofScope;
 pub use regional::Regional;
 
@@ -106,8 +110,14 @@ enum Verdict {
     Absent,
     /// It has no room for it.
     Full,
-    /// It does not work.
+    /// It serves nobody of this node, or has no such bucket.
+    Refused,
+    /// It answered otherwise than it should.
     Failed,
+    /// It did not answer.
+    Silent,
+    /// It was not asked: too much is under way.
+    Unasked,
 }
 
 impl Verdict {
@@ -116,6 +126,11 @@ impl Verdict {
             OriginError::Changed => Self::Stale,
             OriginError::NotFound => Self::Absent,
             OriginError::NoSpace(_) => Self::Full,
+            // That is about the object.
+            error if error.is_archived() => Self::Absent,
+            OriginError::Denied(_) | OriginError::NoSuchBucket => Self::Refused,
+            OriginError::Unreachable(_) | OriginError::TimedOut => Self::Silent,
+            OriginError::Busy(_) => Self::Unasked,
             _ => Self::Failed,
         }
     }
@@ -126,23 +141,26 @@ impl Verdict {
             Self::Stale => "stale",
             Self::Absent => "absent",
             Self::Full => "full",
-            Self::Failed => "failed",
+            Self::Refused | Self::Failed | Self::Silent | Self::Unasked => "failed",
         }
     }
 }
 
+/// What there is of a bucket at the region, as long as somebody uses it. Locked while it is made.
+type Slot = Arc<tokio::sync::Mutex<Weak<Region>>>;
+
 /// The region of a node.
 pub struct Regions {
     settings: RegionSettings,
-    breaker: Arc<Breaker>,
+    server: Arc<Breaker>,
     metrics: Arc<Metrics>,
-    by_bucket: tokio::sync::Mutex<HashMap<Box<str>, Weak<Region>>>,
+    by_bucket: Mutex<HashMap<Box<str>, Slot>>,
 }
 
 impl Regions {
     /// Sends nothing.
     pub fn new(settings: RegionSettings, metrics: Arc<Metrics>) -> Self {
-        Self { settings, breaker: Arc::default(), metrics, by_bucket: Default::default() }
+        Self { settings, server: Arc::default(), metrics, by_bucket: Mutex::default() }
     }
 
     /// What it has of a bucket.
@@ -150,66 +168,114 @@ impl Regions {
     /// # Errors
     /// [`OriginError::Invalid`] where a file that is named cannot be used, or it is of another kind.
     pub async fn of(&self, bucket: &str) -> Result<Arc<Region>, OriginError> {
-        let mut by_bucket = self.by_bucket.lock().await;
-        if let Some(region) = by_bucket.get(bucket).and_then(Weak::upgrade) {
+        let slot = self.slot(bucket);
+        let mut region = slot.lock().await;
+        if let Some(region) = region.upgrade() {
             return Ok(region);
         }
-        let replica: Box<dyn Replica> = match self.settings.kind {
+        let replica = self.replica(bucket).await?;
+        let new = Region::new(replica, self.server.clone(), self.metrics.clone());
+        *region = Arc::downgrade(&new);
+        Ok(new)
+    }
+
+    fn slot(&self, bucket: &str) -> Slot {
+        let mut by_bucket = unpoisoned(self.by_bucket.lock());
+        // One that is locked, or waited for, somebody else has, too.
+        by_bucket.retain(|_, slot| {
+            Arc::strong_count(slot) > 1
+                || slot.try_lock().is_ok_and(|region| region.strong_count() > 0)
+        });
+        by_bucket.entry(bucket.into()).or_default().clone()
+    }
+
+    async fn replica(&self, bucket: &str) -> Result<Box<dyn Replica>, OriginError> {
+        Ok(match self.settings.kind {
             RegionKind::AiStore => {
                 let (settings, bucket) = (self.settings.clone(), bucket.to_owned());
                 Box::new(aside(move |may| AiStore::new(may, &settings, &bucket)).await?)
             }
             RegionKind::S3 => Box::new(ReplicaBucket::new(&self.settings, bucket).await?),
-        };
-        let region = Region::new(replica, self.breaker.clone(), self.metrics.clone());
-        by_bucket.retain(|_, region| region.strong_count() > 0);
-        by_bucket.insert(bucket.into(), Arc::downgrade(&region));
-        Ok(region)
+        })
     }
 }
 
 /// The region of a node, for one bucket.
 pub struct Region {
     replica: Box<dyn Replica>,
+    /// Of the region's server, for all buckets: it is there, or not.
+    server: Arc<Breaker>,
+    /// Of the bucket: what the server answers about it.
     breaker: Arc<Breaker>,
     metrics: Arc<Metrics>,
     doubts: Doubts,
+    late: LateKeys,
     /// When it was told to forget a key.
     forgotten: Mutex<HashMap<Box<str>, Instant>>,
 }
 
+/// Leave to ask the region for something of one bucket.
+struct Leave {
+    server: Pass,
+    bucket: Pass,
+}
+
 impl Region {
-    fn new(replica: Box<dyn Replica>, breaker: Arc<Breaker>, metrics: Arc<Metrics>) -> Arc<Self> {
-        let (doubts, forgotten) = (Doubts::default(), Mutex::default());
-        Arc::new(Self { replica, breaker, metrics, doubts, forgotten })
+    fn new(replica: Box<dyn Replica>, server: Arc<Breaker>, metrics: Arc<Metrics>) -> Arc<Self> {
+        let (breaker, doubts, late) = <(Arc<Breaker>, Doubts, LateKeys)>::default();
+        let forgotten = Mutex::default();
+        Arc::new(Self { replica, server, breaker, metrics, doubts, late, forgotten })
+    }
+
+    /// Leave to ask, unless it, or the bucket, is left alone.
+    fn enter(&self, now: Instant) -> Option<Leave> {
+        let bucket = self.breaker.enter(now)?;
+        Some(Leave { server: self.server.enter(now)?, bucket })
     }
 
     /// Takes notice of what came of a request: an error, or what was asked for.
-    fn told(&self, pass: Pass, error: Option<&OriginError>) -> Verdict {
+    fn told(&self, leave: Leave, error: Option<&OriginError>) -> Verdict {
         let verdict = error.map_or(Verdict::Given, Verdict::of);
         self.metrics.region_requests.with_label_values(&[verdict.label()]).inc();
+        let (Leave { server, bucket }, now) = (leave, Instant::now());
         match verdict {
+            Verdict::Unasked => {}
+            Verdict::Silent => self.note_shut(server.failed(now), "server", error),
             Verdict::Failed => {
-                if pass.failed(Instant::now()) {
-                    self.metrics.regions_shut.inc();
-                    let error = error.map(ToString::to_string);
-                    tracing::warn!(error, "the region fails; bytes come from the origin meanwhile");
-                }
+                self.note_open(server.answered());
+                self.note_shut(bucket.failed(now), "bucket", error);
+            }
+            Verdict::Refused => {
+                self.note_open(server.answered());
+                self.note_shut(bucket.refused(now), "bucket", error);
             }
             Verdict::Given | Verdict::Stale | Verdict::Absent | Verdict::Full => {
-                if pass.answered() {
-                    self.metrics.regions_shut.dec();
-                    tracing::info!("the region answers again");
-                }
+                self.note_open(server.answered());
+                self.note_open(bucket.answered());
             }
         }
         verdict
     }
 
-    /// Takes notice of whether all bytes of a version are what its tag says; says whether they are to be
-    /// kept.
-    fn judge(self: &Arc<Self>, key: &str, etag: &ETag, is_right: bool) -> bool {
-        let finding = self.doubts.judge(key, etag, is_right);
+    fn note_shut(&self, is_shut_for_it: bool, what: &str, error: Option<&OriginError>) {
+        if is_shut_for_it {
+            self.metrics.regions_shut.inc();
+            let error = error.map(ToString::to_string);
+            tracing::warn!(what, error, "the region fails; bytes come from the origin meanwhile");
+        }
+    }
+
+    fn note_open(&self, is_open_again: bool) {
+        if is_open_again {
+            self.metrics.regions_shut.dec();
+            tracing::info!("the region answers again");
+        }
+    }
+
+    /// Takes notice of what came of comparing all bytes of a version with its tag; says whether they are to
+    /// be kept.
+    fn judge(self: &Arc<Self>, key: &str, etag: &ETag, compared: Compared) -> bool {
+        let finding = self.doubts.judge(key, etag, compared);
         let name = LoggedName(key);
         match finding {
             Finding::Right => {}
@@ -222,7 +288,7 @@ impl Region {
                 tracing::warn!(key = %name, %etag, "the origin's bytes are what the object's tag says: the region's were wrong");
             }
             Finding::Opaque => {
-                tracing::warn!(key = %name, %etag, "the origin's bytes are not what the object's tag says, either: tags of its bucket are no MD5s, and the region's bytes are not compared with them");
+                tracing::warn!(key = %name, %etag, "the origin's bytes are not what the object's tag says, either: it is no MD5, and the region's bytes are not compared with it");
             }
         }
         finding != Finding::Wrong
@@ -250,5 +316,14 @@ impl Region {
                 Err(_) => tracing::debug!(%key, "the region is not told in time"),
             }
         });
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        // Nobody asks it for the bucket any more.
+        if self.breaker.is_shut() {
+            self.metrics.regions_shut.dec();
+        }
     }
 }

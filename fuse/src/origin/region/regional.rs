@@ -8,12 +8,12 @@ use async_trait::async_trait;
 use tokio::time::timeout;
 
 use super::body::{Rest, all_of, whole, with_origin_behind};
-use super::doubts::{Standing, are_of};
+use super::doubts::{Standing, compared};
 use super::proof::Proofs;
-use super::{FIRST_BYTE, ProofScope, Region, Verdict};
+use super::{FIRST_BYTE, Leave, ProofScope, Region, Verdict};
 use crate::model::blocks::BLOCK;
 use crate::model::version::Version;
-use crate::origin::{Body, Origin, OriginError, layer};
+use crate::origin::{Body, Compared, Origin, OriginError, layer};
 
 /// Objects of up to so many bytes, which are read in one piece, are compared with their tag before
 /// anybody sees them.
@@ -23,7 +23,7 @@ const AT_ONCE_MAX: u64 = BLOCK;
 pub struct Regional {
     inner: Arc<dyn Origin>,
     region: Arc<Region>,
-    proofs: Proofs,
+    proofs: Arc<Proofs>,
 }
 
 impl Regional {
@@ -33,7 +33,7 @@ impl Regional {
         region: Arc<Region>,
         (scope, lifetime): (ProofScope, Duration),
     ) -> Self {
-        Self { inner, region, proofs: Proofs::new(scope, lifetime) }
+        Self { inner, region, proofs: Arc::new(Proofs::new(scope, lifetime)) }
     }
 
     /// Asks the origin for one byte, unless it let whoever asks have the version not long ago.
@@ -62,7 +62,7 @@ impl Regional {
         self.proofs.note(key, version, asked, &answer);
         let doubts = &self.region.doubts;
         let is_suspected = doubts.standing(key) == Standing::Suspected;
-        let borrowed = is_suspected && doubts.can_judge(&version.etag);
+        let borrowed = is_suspected && doubts.can_judge(key, &version.etag);
         answer.map(|body| Body { borrowed, ..body })
     }
 
@@ -74,35 +74,50 @@ impl Regional {
         range: Range<u64>,
     ) -> Result<Body, OriginError> {
         let region = &self.region;
-        let serves = version.etag.is_strong()
-            && !version.etag.is_any()
-            && region.doubts.standing(key) == Standing::Open;
-        let pass = match serves && region.replica.can_have(key) {
-            true => region.breaker.enter(Instant::now()),
-            false => None,
+        let Some(leave) = self.leave(key, version) else {
+            return self.get_of_origin(key, version, range).await;
         };
-        let Some(pass) = pass else { return self.get_of_origin(key, version, range).await };
         let asked = timeout(FIRST_BYTE, region.replica.get(key, version, range.clone()));
         let (answer, proof) = tokio::join!(asked, self.prove(key, version));
+        let answer = answer.unwrap_or_else(|_| {
+            region.late.note(key, Instant::now());
+            Err(OriginError::TimedOut)
+        });
         proof?;
-        let error = match answer.unwrap_or(Err(OriginError::TimedOut)) {
+        let error = match answer {
             Ok(body) => {
                 let rest = Rest {
+                    patience: Rest::patience(&range),
                     region: region.clone(),
                     origin: self.inner.clone(),
+                    proofs: self.proofs.clone(),
                     key: key.into(),
                     version: version.clone(),
                     range,
                 };
-                return Ok(with_origin_behind(rest, body.pieces, pass));
+                return Ok(with_origin_behind(rest, body.pieces, leave));
             }
             Err(error) => error,
         };
         tracing::debug!(key, %error, "the origin is asked for what the region does not give");
-        if region.told(pass, Some(&error)) == Verdict::Stale {
+        let is_stale = region.told(leave, Some(&error)) == Verdict::Stale;
+        let answer = self.get_of_origin(key, version, range).await;
+        // Else it may be the version that is old, and the region's the new one.
+        if is_stale && answer.is_ok() {
             region.refresh(key);
         }
-        self.get_of_origin(key, version, range).await
+        answer
+    }
+
+    /// Leave to ask the region for a version that it may have, and gives in time.
+    fn leave(&self, key: &str, version: &Version) -> Option<Leave> {
+        let (region, now) = (&self.region, Instant::now());
+        let serves = version.etag.is_strong()
+            && !version.etag.is_any()
+            && region.doubts.standing(key) == Standing::Open
+            && region.replica.can_have(key)
+            && !region.late.has(key, now);
+        if serves { region.enter(now) } else { None }
     }
 }
 
@@ -123,22 +138,29 @@ impl layer::ReadLayer for Regional {
         version: &Version,
         range: Range<u64>,
     ) -> Result<Body, OriginError> {
+        if version.size > AT_ONCE_MAX || !self.region.doubts.can_judge(key, &version.etag) {
+            return self.ask(key, version, range).await;
+        }
+        if range != (0..version.size) {
+            // What cannot be compared before it is shown is the origin's.
+            return self.get_of_origin(key, version, range).await;
+        }
         let body = self.ask(key, version, range.clone()).await?;
-        if !body.borrowed || range != (0..version.size) || version.size > AT_ONCE_MAX {
+        if !body.borrowed {
             return Ok(body);
         }
         let bytes = all_of(body).await?;
-        if self.region.judge(key, &version.etag, are_of(&version.etag, &bytes)) {
+        if self.judge(key, version, compared(&version.etag, &bytes, false)) {
             return Ok(whole(version, bytes));
         }
         // The region is not asked for it any more.
-        let bytes = all_of(self.ask(key, version, range).await?).await?;
-        self.region.judge(key, &version.etag, are_of(&version.etag, &bytes));
+        let bytes = all_of(self.get_of_origin(key, version, range).await?).await?;
+        self.judge(key, version, compared(&version.etag, &bytes, true));
         Ok(whole(version, bytes))
     }
 
-    fn judge(&self, key: &str, version: &Version, is_right: bool) -> bool {
-        self.region.judge(key, &version.etag, is_right)
+    fn judge(&self, key: &str, version: &Version, compared: Compared) -> bool {
+        self.region.judge(key, &version.etag, compared)
     }
 
     async fn allows(&self, key: &str, version: &Version) -> Result<(), OriginError> {

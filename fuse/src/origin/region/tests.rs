@@ -1,5 +1,7 @@
 //! A region before an origin, both in memory.
 
+mod faults;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::body::all_of;
@@ -15,10 +17,44 @@ use crate::origin::uploads::MemoryUploads;
 
 const SIZE: usize = 300_000;
 
+/// How a region's bodies come.
+#[derive(Clone, Copy, Default)]
+enum Manner {
+    #[default]
+    AsTheyShould,
+    /// A byte now and then.
+    InTrickles,
+    /// With an error after the last byte.
+    WithAnErrorBehind,
+}
+
+impl Manner {
+    async fn of(self, mut body: Body) -> Result<Body, OriginError> {
+        body.pieces = match self {
+            Self::AsTheyShould => body.pieces,
+            Self::InTrickles => {
+                let piece = body.pieces.next().await.unwrap()?;
+                let bytes = (0..piece.len()).map(move |at| piece.slice(at..=at));
+                let late = async |byte| {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    Ok(byte)
+                };
+                stream::iter(bytes).then(late).boxed()
+            }
+            Self::WithAnErrorBehind => {
+                let error = Err(OriginError::BadBody("no end".into()));
+                body.pieces.chain(stream::iter([error])).boxed()
+            }
+        };
+        Ok(body)
+    }
+}
+
 /// A store as a region's: it knows no version but the one it has.
 struct Store {
     origin: Arc<Faulty>,
     memory: Arc<MemoryOrigin>,
+    manner: Arc<Mutex<Manner>>,
     asked: Arc<AtomicU64>,
     told: Arc<AtomicU64>,
 }
@@ -39,7 +75,8 @@ impl Replica for Store {
         if self.memory.bytes(key).is_none() {
             return Err(OriginError::NotFound);
         }
-        self.origin.get(key, version, range).await
+        let manner = *unpoisoned(self.manner.lock());
+        manner.of(self.origin.get(key, version, range).await?).await
     }
 
     async fn forget(&self, _: &str) -> Result<(), OriginError> {
@@ -57,6 +94,7 @@ struct World {
     /// What the region has.
     cached: Arc<MemoryOrigin>,
     edge: Arc<Faulty>,
+    manner: Arc<Mutex<Manner>>,
     asked: Arc<AtomicU64>,
     told: Arc<AtomicU64>,
     region: Arc<Region>,
@@ -72,19 +110,26 @@ fn world() -> World {
 }
 
 fn world_of(scope: ProofScope) -> World {
+    world_at(scope, Arc::default())
+}
+
+/// A bucket at a region's server.
+fn world_at(scope: ProofScope, server: Arc<Breaker>) -> World {
     let metrics = Arc::new(Metrics::new().unwrap());
     let (origin, cached) = (Arc::new(MemoryOrigin::new("b")), Arc::new(MemoryOrigin::new("b")));
     let (wan, edge) =
         (Arc::new(Faulty::new(origin.clone())), Arc::new(Faulty::new(cached.clone())));
     let (asked, told) = <(Arc<AtomicU64>, Arc<AtomicU64>)>::default();
     let (memory, counted, heard) = (cached.clone(), asked.clone(), told.clone());
-    let store = Store { origin: edge.clone(), memory, asked: counted, told: heard };
-    let region = Region::new(Box::new(store), Arc::default(), metrics.clone());
+    let manner = Arc::<Mutex<Manner>>::default();
+    let store =
+        Store { origin: edge.clone(), memory, manner: manner.clone(), asked: counted, told: heard };
+    let region = Region::new(Box::new(store), server, metrics.clone());
     let measured = Arc::new(Measured::new(wan.clone(), metrics));
     let last = measured.last_answer();
     let lifetime = Duration::from_secs(600);
     let regional = Arc::new(Regional::new(measured, region.clone(), (scope, lifetime)));
-    World { origin, wan, last, cached, edge, asked, told, region, regional }
+    World { origin, wan, last, cached, edge, manner, asked, told, region, regional }
 }
 
 impl World {
@@ -96,6 +141,30 @@ impl World {
 
     async fn read(&self, key: &str, version: &Version) -> Result<Vec<u8>, OriginError> {
         all_of(self.regional.get(key, version, 0..version.size).await?).await
+    }
+
+    /// The region fails so often with this error, and what is read is right all the same.
+    async fn fails(&self, times: usize, error: &OriginError) {
+        let version = self.both("k", 1);
+        for _ in 0..times {
+            self.edge.inject_once(Op::Get, Fault::Fail(error.clone()));
+            assert!(self.read("k", &version).await.unwrap() == bytes(1));
+        }
+    }
+
+    /// Whether it is asked for bytes of something else, and gives them.
+    async fn gives(&self) -> bool {
+        let (version, before) = (self.both("other", 2), self.outcome("given"));
+        assert!(self.read("other", &version).await.unwrap() == bytes(2));
+        self.outcome("given") > before
+    }
+
+    fn shut(&self) -> i64 {
+        self.region.metrics.regions_shut.get()
+    }
+
+    fn asked(&self) -> u64 {
+        self.asked.load(Ordering::Relaxed)
     }
 
     fn outcome(&self, label: &str) -> u64 {
@@ -227,7 +296,7 @@ async fn what_is_asked_and_said_beside_bytes_passes_the_layer_of_conditions() {
     origin.credentials_changed();
     world.wan.inject_once(Op::Get, denied());
     assert!(matches!(world.read("k", &version).await, Err(OriginError::Denied(_))));
-    assert!(!origin.judge("k", &version, false));
+    assert!(!origin.judge("k", &version, WRONG));
     assert_eq!(world.region.doubts.standing("k"), Standing::Suspected);
 }
 
@@ -248,6 +317,7 @@ async fn the_nodes_own_credentials_are_asked_for_once_until_something_is_refused
 }
 
 const SMALL: usize = 100_000;
+const WRONG: Compared = Compared::Different { of_origin: false };
 
 /// All bytes of a small one.
 async fn read_small(world: &World, version: &Version) -> Vec<u8> {
@@ -292,7 +362,7 @@ async fn tags_that_are_no_md5s_accuse_nobody_but_once() {
     world.wan.inject_nth(Op::Get, 2, Fault::FlipBit);
     assert!(read_small(&world, &version).await != bytes(1)[..SMALL]);
     assert_eq!(world.region.doubts.standing("s"), Standing::Open);
-    assert!(!world.region.doubts.can_judge(&version.etag));
+    assert!(!world.region.doubts.can_judge("s", &version.etag));
     assert!(read_small(&world, &version).await == bytes(1)[..SMALL]);
     assert_eq!(world.outcome("given"), 2);
 }
@@ -308,14 +378,14 @@ async fn larger_bytes_are_to_be_compared_by_who_has_them_all() {
         borrowed
     };
     assert!(borrowed().await);
-    assert!(!world.regional.judge("k", &version, false), "they are to be dropped");
+    assert!(!world.regional.judge("k", &version, WRONG), "they are to be dropped");
     assert!(borrowed().await, "the origin's own are compared, too");
-    assert!(world.regional.judge("k", &version, true));
+    assert!(world.regional.judge("k", &version, Compared::Equal));
     assert!(!borrowed().await);
     assert_eq!((world.outcome("given"), world.region.metrics.region_wrong_objects.get()), (1, 1));
     // A tag of several parts says nothing of the bytes.
     let parts = Version { etag: ETag::new("0-2").unwrap(), size: 1 };
-    assert!(!world.region.doubts.can_judge(&parts.etag));
+    assert!(!world.region.doubts.can_judge("k", &parts.etag));
 }
 
 #[tokio::test]
@@ -326,4 +396,8 @@ async fn a_region_that_never_answers_is_not_waited_for_without_end() {
     let read = timeout(Duration::from_secs(60), world.read("k", &version));
     assert!(read.await.unwrap().unwrap() == bytes(1));
     assert_eq!(world.outcome("failed"), 1);
+    // It may be fetching it: others are asked for there meanwhile.
+    assert!(world.read("k", &version).await.unwrap() == bytes(1));
+    assert!(world.gives().await);
+    assert_eq!(world.asked(), 2);
 }

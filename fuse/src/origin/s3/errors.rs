@@ -17,6 +17,8 @@ pub(super) enum Request {
     Read,
     /// GET with If-Match.
     Pinned,
+    /// As `Pinned`, of a server that need not have the object.
+    Replica,
     /// A listing: an unknown 404 is no S3 answer.
     List,
     /// Copy of a whole object.
@@ -100,7 +102,9 @@ fn of_status(
         (404, _) if request == Request::List => OriginError::Invalid(label),
         (404, _) if request == Request::Pinned => OriginError::Changed,
         (404, _) => OriginError::NotFound,
-        (304 | 412 | 416, _) if request == Request::Pinned => OriginError::Changed,
+        (304 | 412 | 416, _) if matches!(request, Request::Pinned | Request::Replica) => {
+            OriginError::Changed
+        }
         (412, _) => OriginError::Conflict,
         (301 | 307, _) | (_, "AuthorizationHeaderMalformed" | "PermanentRedirect") => {
             OriginError::WrongRegion(region)

@@ -78,6 +78,17 @@ impl S3Origin {
         }
     }
 
+    /// As [`Origin::get`], of a server that is not the origin and need not have the object: fails with
+    /// [`OriginError::NotFound`] where it has none.
+    pub(in crate::origin) async fn get_of_replica(
+        &self,
+        key: &str,
+        version: &Version,
+        range: Range<u64>,
+    ) -> Result<Body, OriginError> {
+        read::get(self, Request::Replica, key, version, range).await
+    }
+
     /// Sends a request and bounds the wait for its answer. The SDK's futures are tens of KiB:
     /// boxed, they do not weigh on every future that waits for them.
     fn within<T, E>(
@@ -154,7 +165,7 @@ impl Origin for S3Origin {
         version: &Version,
         range: Range<u64>,
     ) -> Result<Body, OriginError> {
-        read::get(self, key, version, range).await
+        read::get(self, Request::Pinned, key, version, range).await
     }
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage, OriginError> {

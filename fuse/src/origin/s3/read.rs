@@ -35,8 +35,10 @@ pub(super) async fn head(origin: &S3Origin, key: &str) -> Result<ObjectInfo, Ori
     })
 }
 
+/// `kind` says what it means that the object is not there.
 pub(super) async fn get(
     origin: &S3Origin,
+    kind: Request,
     key: &str,
     version: &Version,
     range: Range<u64>,
@@ -54,7 +56,7 @@ pub(super) async fn get(
         .set_request_payer(origin.payer())
         .set_expected_bucket_owner(origin.owner())
         .send();
-    let reply = S3Origin::within(REPLY_DEADLINE, Request::Pinned, request).await?;
+    let reply = S3Origin::within(REPLY_DEADLINE, kind, request).await?;
     // A server that ignores If-Match must not slip in another version.
     let got = reply.e_tag().and_then(ETag::new);
     if got.as_ref() != Some(etag) {

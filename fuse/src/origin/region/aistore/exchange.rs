@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::ops::Range;
 use std::pin::pin;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
@@ -13,6 +13,7 @@ use http_body_util::BodyExt;
 use serde::Deserialize;
 
 use super::super::token::TokenFile;
+use super::lately::Lately;
 use crate::origin::OriginError;
 use crate::origin::error::chain;
 use crate::origin::s3::DirectClient;
@@ -33,14 +34,9 @@ pub(super) struct Exchange {
     token: Option<TokenFile>,
     /// Hosts that a redirect may lead to, as their configuration names them, `HOST` or `HOST:PORT`.
     allowed: HashSet<String>,
-    nodes: Mutex<Nodes>,
-}
-
-/// What the cluster said of its nodes.
-#[derive(Default)]
-struct Nodes {
-    authorities: HashSet<String>,
-    asked: Option<Instant>,
+    /// Hosts that the cluster said are its nodes.
+    nodes: Mutex<HashSet<String>>,
+    map: Lately,
 }
 
 /// A question.
@@ -63,14 +59,18 @@ impl Exchange {
     ) -> Self {
         let allowed = allowed.iter().map(|host| host.to_ascii_lowercase()).collect();
         let proxy = proxy.trim_end_matches('/').to_owned();
-        Self { client, proxy, token, allowed, nodes: Mutex::default() }
+        let (nodes, map) = (Mutex::default(), Lately::new(MAP_AGAIN));
+        Self { client, proxy, token, allowed, nodes, map }
     }
 
     /// Asks, and follows one redirect. Returns once the head of the answer is there.
     ///
     /// # Errors
     /// What keeps it from being asked, a redirect that is not followed among it. Statuses are answers.
-    pub(super) async fn ask(&self, question: &Question<'_>) -> Result<HttpResponse, OriginError> {
+    pub(super) async fn ask(
+        self: &Arc<Self>,
+        question: &Question<'_>,
+    ) -> Result<HttpResponse, OriginError> {
         let mut answer = self.send(&format!("{}{}", self.proxy, question.target), question).await?;
         if !is_redirect(&answer) {
             return Ok(answer);
@@ -112,7 +112,7 @@ impl Exchange {
 
     /// Where a redirect leads. The token goes nowhere that the cluster or the configuration does not
     /// name, and never by plain HTTP where the proxy is reached by TLS.
-    async fn followed(&self, location: &[u8]) -> Result<String, OriginError> {
+    async fn followed(self: &Arc<Self>, location: &[u8]) -> Result<String, OriginError> {
         let url = escaped(location);
         let refused = |why: &str| OriginError::NotS3(format!("a redirect of the region {why}"));
         let (scheme, authority) = parts(&url).ok_or_else(|| refused("leads to no URL"))?;
@@ -120,7 +120,8 @@ impl Exchange {
             return Err(refused("leads to another scheme"));
         }
         if !self.is_known(&authority) {
-            self.ask_nodes().await;
+            let exchange = self.clone();
+            self.map.ask(Instant::now(), async move { exchange.ask_nodes().await }).await;
             if !self.is_known(&authority) {
                 let text =
                     format!("leads to {authority}, which is none of its nodes and not allowed");
@@ -135,33 +136,34 @@ impl Exchange {
         parts(&self.proxy).is_some_and(|(_, own)| own == authority)
             || self.allowed.contains(authority)
             || self.allowed.contains(host)
-            || self.nodes().authorities.contains(authority)
+            || self.nodes().contains(authority)
     }
 
-    /// Asks the cluster for its nodes, at most once in a while.
-    async fn ask_nodes(&self) {
-        {
-            let (mut nodes, now) = (self.nodes(), Instant::now());
-            if nodes.asked.is_some_and(|at| now < at + MAP_AGAIN) {
-                return;
-            }
-            nodes.asked = Some(now);
-        }
+    /// Asks the cluster for its nodes. Returns whether it said them; `None` where it did not answer.
+    async fn ask_nodes(&self) -> Option<bool> {
         let url = format!("{}/v1/daemon?what=smap", self.proxy);
         let question = Question { method: "GET", ..Question::default() };
-        let Ok(mut answer) = self.send(&url, &question).await else { return };
+        let mut answer = self.send(&url, &question).await.ok()?;
         if !answer.status().is_success() {
-            return;
+            return is_an_answer(&answer).then_some(false);
         }
-        let Ok(map) = text(&mut answer, MAP_MAX).await else { return };
-        if let Some(authorities) = authorities_in(&map) {
-            self.nodes().authorities = authorities;
+        let map = text(&mut answer, MAP_MAX).await.ok()?;
+        let authorities = authorities_in(&map);
+        let is_a_map = authorities.is_some();
+        if let Some(authorities) = authorities {
+            *self.nodes() = authorities;
         }
+        Some(is_a_map)
     }
 
-    fn nodes(&self) -> MutexGuard<'_, Nodes> {
+    fn nodes(&self) -> MutexGuard<'_, HashSet<String>> {
         unpoisoned(self.nodes.lock())
     }
+}
+
+/// Whether a server has said something of what it was asked, and not that it fails.
+pub(super) fn is_an_answer(answer: &HttpResponse) -> bool {
+    answer.status().as_u16() < 500
 }
 
 fn is_redirect(answer: &HttpResponse) -> bool {
@@ -249,10 +251,12 @@ pub(super) async fn text(answer: &mut HttpResponse, most: usize) -> Result<Vec<u
 mod tests {
     use super::*;
 
-    fn exchange(proxy: &str, allowed: &[&str]) -> Exchange {
+    /// One that has just asked for its nodes.
+    fn exchange(proxy: &str, allowed: &[&str]) -> Arc<Exchange> {
         let client = DirectClient::new(crate::blocking::MAY, "http://proxy", None).unwrap();
         let allowed: Vec<_> = allowed.iter().map(|host| (*host).to_owned()).collect();
-        Exchange::new(client, proxy, None, &allowed)
+        let map = Lately::asked_now(Duration::from_secs(3600));
+        Arc::new(Exchange { map, ..Exchange::new(client, proxy, None, &allowed) })
     }
 
     #[tokio::test]
@@ -260,8 +264,7 @@ mod tests {
         let region = exchange("http://proxy:51080/", &["Gate", "edge:8080"]);
         let map = br#"{"tmap": {"t1": {"public_net": {"direct_url": "http://10.0.0.7:51081"}},
             "t2": {"public_net": {"node_hostname": "T2", "daemon_port": "51081"}}}}"#;
-        region.nodes().authorities = authorities_in(map).unwrap();
-        region.nodes().asked = Some(Instant::now());
+        *region.nodes() = authorities_in(map).unwrap();
         for url in [
             "http://10.0.0.7:51081/s3/b/k?pid=p1&utm=1",
             "http://t2:51081/s3/b/k",
@@ -284,7 +287,6 @@ mod tests {
             region.followed(url.as_bytes()).await.unwrap_err();
         }
         let secure = exchange("https://proxy", &["gate"]);
-        secure.nodes().asked = Some(Instant::now());
         secure.followed(b"http://gate/s3").await.unwrap_err();
         secure.followed(b"https://gate/s3").await.unwrap();
     }
