@@ -29,6 +29,7 @@ mod promises;
 mod reading;
 mod rights;
 mod sanity;
+mod servers;
 mod silence;
 mod spare;
 mod storms;
@@ -51,6 +52,11 @@ macro_rules! on_each_server {
                 #[test]
                 fn minio() {
                     check(weir_tests::bucket::Bucket::new(weir_tests::bucket::Server::Minio));
+                }
+
+                #[test]
+                fn versitygw() {
+                    check(weir_tests::bucket::Bucket::new(weir_tests::bucket::Server::Versitygw));
                 }
 
                 #[test]

@@ -118,7 +118,8 @@ impl Origin for MemoryOrigin {
 
     async fn head(&self, key: &str) -> Result<ObjectInfo, OriginError> {
         let state = self.lock();
-        let mut info = state.objects.get(key).map(Object::info).ok_or(OriginError::NotFound)?;
+        let object = state.objects.get(key).ok_or(OriginError::NotFound)?;
+        let mut info = state.behaviour.told(object.info());
         info.etag = info.etag.filter(|_| !state.behaviour.tags_untold);
         Ok(info)
     }

@@ -28,6 +28,7 @@ pub(super) struct Object {
     pub(super) etag: ETag,
     /// The tag in listings, where it is another.
     listed: Option<ETag>,
+    is_of_parts: bool,
     mtime: SystemTime,
     pub(super) writer: Option<Box<str>>,
 }
@@ -44,7 +45,7 @@ impl Object {
     /// One that was stored by a single request.
     pub(super) fn whole(bytes: Bytes, writer: Option<Box<str>>) -> Self {
         let etag = quoted(&hex(&Md5::digest(&bytes)));
-        Self { bytes, etag, listed: None, mtime: SystemTime::now(), writer }
+        Self { bytes, etag, listed: None, is_of_parts: false, mtime: SystemTime::now(), writer }
     }
 
     /// One that was made of parts: its tag is the digest of their digests, and their number.
@@ -52,7 +53,7 @@ impl Object {
         let digests: Vec<u8> = parts.iter().flat_map(Md5::digest).collect();
         let etag = quoted(&format!("{}-{}", hex(&Md5::digest(&digests)), parts.len()));
         let bytes = parts.concat().into();
-        Self { bytes, etag, listed: None, mtime: SystemTime::now(), writer }
+        Self { bytes, etag, listed: None, is_of_parts: true, mtime: SystemTime::now(), writer }
     }
 
     pub(super) fn info(&self) -> ObjectInfo {
@@ -120,6 +121,9 @@ impl State {
         let object = self.objects.get(&source.key).ok_or(OriginError::Changed)?;
         if source.etag.is_any() {
             return Ok(object);
+        }
+        if self.behaviour.multipart_sources_refused && object.is_of_parts {
+            return Err(OriginError::Changed);
         }
         let condition = Condition::Matches(source.etag.clone());
         match self.allow(Some(kind), &condition, Some(object)) {
@@ -248,7 +252,9 @@ impl State {
             last = shown.to_owned();
             match group {
                 Some(prefix) => page.prefixes.push(prefix.to_owned()),
-                None => page.objects.push((key.clone(), object.listed_info())),
+                None => {
+                    page.objects.push((key.clone(), self.behaviour.told(object.listed_info())));
+                }
             }
         }
         page
