@@ -389,9 +389,11 @@ async fn an_object_that_is_listed_under_another_tag_is_used_as_any_other() {
     session.rename(ROOT, "moved", ROOT, "to", false).await.unwrap();
     assert!(node.memory.bytes("to").unwrap() == bytes && node.memory.bytes("moved").is_none());
 
-    let ino = session.lookup(ROOT, "replaced").await.unwrap().attr.ino;
-    let over = OpenRequest { write: true, truncate: true, ..OpenRequest::default() };
-    let fh = session.open(ino, &over).await.unwrap().fh;
+    let over = OpenRequest { write: true, truncate: true, thread: 7, ..OpenRequest::default() };
+    let lookup = || async { session.lookup(ROOT, "replaced").await.unwrap().attr.ino };
+    // What others may read gets a new inode: the kernel looks again.
+    assert_eq!(session.open(lookup().await, &over).await.err(), Some(Errno::STALE));
+    let fh = session.open(lookup().await, &over).await.unwrap().fh;
     session.put(fh, 0, b"new").unwrap();
     session.fsync(fh, 0).await.unwrap();
     session.release(fh).await;
