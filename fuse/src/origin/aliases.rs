@@ -11,7 +11,7 @@ mod tests;
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use futures_util::FutureExt;
@@ -26,8 +26,15 @@ use known::Known;
 
 /// A little longer than what times of modification are told in.
 const TICK: Duration = Duration::from_millis(1100);
+/// How exact the time of modification is that HEAD tells (RFC 9110, section 5.6.7).
+const EXACT: Duration = Duration::from_secs(1);
 /// A copy may have to learn about its source and about its target.
 const WAYS_MAX: u32 = 3;
+
+/// Whether two times of modification can be the same, one of them rounded.
+fn is_about(a: SystemTime, b: SystemTime) -> bool {
+    a.max(b).duration_since(a.min(b)).is_ok_and(|apart| apart < EXACT)
+}
 
 /// Wraps an origin; nobody above meets a tag that only listings tell.
 pub struct Aliases {
@@ -54,7 +61,8 @@ impl Aliases {
     /// The own tag of the version that listings call `listed`, if that is no tag of its own.
     ///
     /// Two HEADs agree before and after the listing, and on a time of modification that was over when
-    /// it was listed: so it was listed as it is, and was not another version for a moment.
+    /// it was listed: so it was not another version for a moment. That the listing has the same size
+    /// and time, too, tells it from one that is late.
     async fn find(&self, key: &str, listed: &ETag) -> Option<ETag> {
         let is_alias = |row: &ObjectInfo| row.etag.as_ref() == Some(listed);
         if listed.is_any() || !self.listed(key).await.is_some_and(|row| is_alias(&row)) {
@@ -65,7 +73,8 @@ impl Aliases {
         tokio::time::sleep(self.tick).await;
         let row = self.listed(key).await?;
         let after = self.inner.head(key).await.ok()?;
-        if !is_alias(&row) || after != before || row.size != after.size {
+        let is_late = row.size != after.size || !is_about(row.mtime, after.mtime);
+        if !is_alias(&row) || after != before || is_late {
             return None;
         }
         tracing::debug!(%listed, %own, "an object has another tag in listings");

@@ -170,6 +170,22 @@ async fn versions_that_take_turns_are_no_aliases_of_each_other() {
     assert!(matches!(asked, Err(OriginError::Changed)), "{asked:?}");
 }
 
+/// Listings of OpenStack Swift come to know of a change some time after it.
+#[tokio::test]
+async fn a_listing_that_is_late_makes_no_lost_update() {
+    let memory = Arc::new(MemoryOrigin::new("bucket"));
+    let origin = Aliases { tick: Duration::ZERO, ..Aliases::new(memory.clone()) };
+    let old = memory.insert("k", "old");
+    tokio::time::sleep(EXACT).await;
+    for new in ["new", "of another size"] {
+        memory.insert_unlisted("k", new);
+        let lost = origin.put("k", UploadBody::of("x"), &write(matches(&old))).await;
+        assert!(matches!(lost, Err(OriginError::Conflict)), "{lost:?}");
+        assert!(matches!(origin.get("k", &old, 0..3).await, Err(OriginError::Changed)));
+        assert_eq!(memory.bytes("k").unwrap(), new);
+    }
+}
+
 #[tokio::test]
 async fn what_is_refused_on_an_endpoint_of_one_tag_costs_one_listing() {
     let memory = Arc::new(MemoryOrigin::new("bucket"));

@@ -66,6 +66,15 @@ impl MemoryOrigin {
         etag
     }
 
+    /// As [`MemoryOrigin::insert`], where listings tell of what was there before still.
+    pub fn insert_unlisted(&self, key: &str, bytes: impl Into<Bytes>) -> ETag {
+        let mut state = self.lock();
+        let object = Object::whole(bytes.into(), None).listed_as(state.objects.get(key));
+        let etag = object.etag.clone();
+        state.objects.insert(key.into(), object);
+        etag
+    }
+
     /// Removes an object as somebody else would.
     pub fn remove(&self, key: &str) {
         self.lock().objects.remove(key);

@@ -26,8 +26,8 @@ pub(super) struct State {
 pub(super) struct Object {
     pub(super) bytes: Bytes,
     pub(super) etag: ETag,
-    /// The tag in listings, where it is another.
-    listed: Option<ETag>,
+    /// What listings say of it, where that is not what HEAD does.
+    listed: Option<ObjectInfo>,
     is_of_parts: bool,
     mtime: SystemTime,
     pub(super) writer: Option<Box<str>>,
@@ -67,8 +67,13 @@ impl Object {
     }
 
     fn listed_info(&self) -> ObjectInfo {
-        let etag = self.listed.as_ref().unwrap_or(&self.etag).clone();
-        ObjectInfo { etag: Some(etag), writer: None, ..self.info() }
+        let listed = self.listed.clone().unwrap_or_else(|| self.info());
+        ObjectInfo { writer: None, ..listed }
+    }
+
+    /// Listed as the one before it still.
+    pub(super) fn listed_as(self, before: Option<&Self>) -> Self {
+        Self { listed: before.map(Self::listed_info), ..self }
     }
 
     fn stored(&self) -> Stored {
@@ -166,7 +171,7 @@ impl State {
         let from = self.source(source, ConditionKind::CopySource)?.clone();
         let mut copy = Object::whole(from.bytes, from.writer);
         if self.behaviour.copies_listed_otherwise && copy.etag != from.etag {
-            copy.listed = Some(from.etag);
+            copy.listed = Some(ObjectInfo { etag: Some(from.etag), ..copy.info() });
         }
         self.put(to, copy, ConditionKind::of_copy(condition), condition)
     }
