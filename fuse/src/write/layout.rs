@@ -209,8 +209,8 @@ mod tests {
     #[test]
     fn changes_fit_where_an_upload_has_few_parts_and_a_large_object_is_copied_all_the_same() {
         let few = crate::write::parts::PARTS_FEW;
-        for changes in [150, 600, 5000] {
-            let size = changes * 40 * MIB;
+        for changes in [150, 495, 600, 5000] {
+            let size = changes * 40 * MIB + 1024 * MIB;
             let unchanged: Vec<_> =
                 (0..changes).map(|n| n * 40 * MIB + 1..(n + 1) * 40 * MIB).collect();
             let layout = Layout::over(plan(), &unchanged, Some(size));

@@ -133,8 +133,8 @@ async fn a_version_that_was_replaced_has_changed_whatever_it_was_called() {
             world.read(&world.listed).await.unwrap();
         }
         let new = world.memory.insert(COPY, "of somebody else's");
-        assert!(matches!(world.read(&world.listed).await, Err(OriginError::Changed)));
         assert_eq!(world.shown().await, new);
+        assert!(matches!(world.read(&world.listed).await, Err(OriginError::Changed)));
         let over = write(matches(&world.listed));
         let lost = world.origin.put(COPY, UploadBody::of("x"), &over).await;
         assert!(matches!(lost, Err(OriginError::Conflict)), "{lost:?}");
