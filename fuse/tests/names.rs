@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures_util::future::poll_immediate;
-use node::{MIB, Node, ROOT, denied, open, read, unavailable};
+use node::{InPlace, MIB, Node, ROOT, denied, open, read, unavailable};
 use rustix::io::Errno;
 use weir_fuse::blocking::MayBlock;
 use weir_fuse::engine::Session;
@@ -20,6 +20,8 @@ use weir_fuse::engine::open::{IoMode, OpenRequest};
 use weir_fuse::engine::resent::Delivery;
 use weir_fuse::namespace::dir::kernel_cache::CacheUse;
 use weir_fuse::origin::faulty::{Fault, Faulty, Gate, Op};
+use weir_fuse::origin::memory::{Behaviour, MemoryOrigin};
+use weir_fuse::origin::{Condition, CopySource, Origin, PartKind, UploadBody, WriteIntent};
 
 /// Longer than anything here takes, unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -352,4 +354,51 @@ async fn all_opens_of_a_cached_version_share_one_backing_id() {
     assert_eq!(kernel.open.lock().unwrap().len(), 1);
     session.shut_down(Instant::now() + Duration::from_secs(5)).await;
     assert!(kernel.open.lock().unwrap().is_empty());
+}
+
+/// Stores an object of two parts, and has the server copy it to these keys.
+async fn copy_in_the_server(memory: &MemoryOrigin, bytes: &[u8], keys: &[&str]) {
+    let id = memory.create_upload("from", "w", PartKind::Sent).await.unwrap();
+    let mut parts = Vec::new();
+    for (number, piece) in (1..).zip(bytes.chunks(5 * MIB)) {
+        let body = UploadBody::of(piece.to_vec());
+        parts.push(memory.upload_part("from", &id, number, body).await.unwrap());
+    }
+    let always = WriteIntent { condition: Condition::Always, writer: "w".into() };
+    let stored = memory.complete_upload("from", &id, &parts, &always).await.unwrap();
+    let size = bytes.len() as u64;
+    let source = CopySource { key: "from".into(), etag: stored.etag.unwrap(), size };
+    for key in keys {
+        memory.copy(&source, key, &Condition::Always).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_that_is_listed_under_another_tag_is_used_as_any_other() {
+    let node = Node::new();
+    node.memory.behave(Behaviour { copies_listed_otherwise: true, ..Behaviour::default() });
+    let bytes = bytes(6 * MIB);
+    copy_in_the_server(&node.memory, &bytes, &["read", "moved", "replaced", "removed"]).await;
+    let session = node.session();
+    let (fh, _) = session.opendir(ROOT).await.unwrap();
+    assert_eq!(listed(&session, fh), ["from", "moved", "read", "removed", "replaced"]);
+
+    let fh = open(&session, ROOT, "read").await;
+    assert!(read(&session, fh, 0, bytes.len() as u64).await.unwrap() == bytes);
+
+    session.rename(ROOT, "moved", ROOT, "to", false).await.unwrap();
+    assert!(node.memory.bytes("to").unwrap() == bytes && node.memory.bytes("moved").is_none());
+
+    let over = OpenRequest { write: true, truncate: true, thread: 7, ..OpenRequest::default() };
+    let lookup = || async { session.lookup(ROOT, "replaced").await.unwrap().attr.ino };
+    // What others may read gets a new inode: the kernel looks again.
+    assert_eq!(session.open(lookup().await, &over).await.err(), Some(Errno::STALE));
+    let fh = session.open(lookup().await, &over).await.unwrap().fh;
+    session.put(fh, 0, b"new").unwrap();
+    session.fsync(fh, 0).await.unwrap();
+    session.release(fh).await;
+    assert_eq!(node.memory.bytes("replaced").unwrap(), "new");
+
+    session.unlink(ROOT, "removed").await.unwrap();
+    assert!(node.memory.bytes("removed").is_none());
 }

@@ -13,14 +13,16 @@ use weir_fuse::origin::s3::{S3Origin, S3Settings};
 use weir_fuse::origin::{Condition, ListRequest, Origin, OriginError, UploadBody, WriteIntent};
 use weir_node::demo::server::EmbeddedS3;
 
-use crate::minio::Minio;
-use crate::{minio, runtime};
+use crate::servers::Running;
+use crate::{minio, runtime, versitygw};
 
 /// The kinds of servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Server {
     /// MinIO, in a process of its own.
     Minio,
+    /// versitygw over a folder, in a process of its own.
+    Versitygw,
     /// The server that the demo brings, in this process.
     Embedded,
 }
@@ -45,6 +47,11 @@ impl Bucket {
     pub fn new(server: Server) -> Self {
         match server {
             Server::Minio => Self::on(minio::shared()),
+            Server::Versitygw => {
+                let gateway = versitygw::shared();
+                let keys = (versitygw::USER, versitygw::PASSWORD);
+                Self::make(gateway.url.clone(), &gateway.data, keys, None)
+            }
             Server::Embedded => {
                 let dir = tempfile::tempdir_in("/var/tmp").unwrap();
                 let s3 = runtime().block_on(EmbeddedS3::start(dir.path())).unwrap();
@@ -57,12 +64,12 @@ impl Bucket {
     }
 
     /// An empty bucket on this MinIO.
-    pub fn on(minio: &Minio) -> Self {
+    pub fn on(minio: &Running) -> Self {
         Self::make(minio.url.clone(), &minio.data, (minio::USER, minio::PASSWORD), None)
     }
 
     /// An empty bucket on this MinIO, whose certificate is of this authority.
-    pub fn over_tls(minio: &Minio, authority: &Path) -> Self {
+    pub fn over_tls(minio: &Running, authority: &Path) -> Self {
         let keys = (minio::USER, minio::PASSWORD);
         Self::make(minio.url.clone(), &minio.data, keys, Some(authority.to_owned()))
     }

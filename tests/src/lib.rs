@@ -24,12 +24,14 @@ pub mod mount;
 pub mod node;
 pub mod nvml;
 pub mod oidc;
+pub mod servers;
 pub mod shell;
 pub mod storm;
 pub mod sts;
 pub mod suite;
 pub mod tmpfs;
 pub mod tools;
+pub mod versitygw;
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};

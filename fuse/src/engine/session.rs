@@ -30,6 +30,7 @@ use crate::namespace::refresh::DirNames;
 use crate::namespace::stream::StreamedName;
 use crate::namespace::{AccessSettings, LookupError, Namespace, Node};
 use crate::origin::Origin;
+use crate::origin::aliases::Aliases;
 use crate::origin::conditional::Conditional;
 use crate::read::Source;
 use crate::read::lane::Lane;
@@ -112,7 +113,7 @@ impl Session {
         let live = engine.live_uploads.clone();
         let uploads = Arc::new(LoneUploads::new(engine.cache.clone(), owner, live.clone()));
         let origin = Conditional::new(origin, &settings.names.prefix, verdicts, uploads);
-        let origin = Arc::new(origin);
+        let origin = Arc::new(Aliases::new(Arc::new(origin)));
         let memory = engine.name_memory.clone();
         let names =
             Namespace::new(origin, engine.cache.clone(), memory, hidden, settings.names.clone());

@@ -14,8 +14,11 @@ pub(super) const COPY_MAX: u64 = 5_000_000_000;
 const PART_MIN: u64 = 512 << 20;
 /// Sizes of parts are multiples of this many bytes.
 const PART_STEP: u64 = 1 << 20;
-/// Most parts of an upload (Amazon S3 user guide, "Multipart upload limits").
-const PARTS_MAX: u64 = 10_000;
+/// The largest, in bytes (Amazon S3 user guide, "Multipart upload limits").
+const PART_MAX: u64 = 5 << 30;
+/// Most parts, as far as [`PART_MAX`] lets it: some endpoints take fewer than S3's 10,000 (OpenStack Swift,
+/// `max_upload_part_num` of s3api).
+const PARTS_MAX: u64 = 1000;
 /// Parts under way at once.
 const PARTS_AT_ONCE: usize = 4;
 
@@ -64,7 +67,7 @@ async fn fill(
 
 /// The bytes of each part.
 fn ranges(size: u64) -> impl Iterator<Item = Range<u64>> {
-    let part = size.div_ceil(PARTS_MAX).next_multiple_of(PART_STEP).max(PART_MIN);
+    let part = size.div_ceil(PARTS_MAX).next_multiple_of(PART_STEP).clamp(PART_MIN, PART_MAX);
     (0..size.div_ceil(part)).map(move |n| n * part..((n + 1) * part).min(size))
 }
 
@@ -74,17 +77,19 @@ mod tests {
 
     #[test]
     fn the_parts_of_a_copy_are_every_byte_once_and_never_too_many() {
-        for size in [1, PART_MIN, PART_MIN + 1, 5 << 30, 5 << 40] {
+        let most = PARTS_MAX * PART_MAX;
+        for size in [1, PART_MIN, PART_MIN + 1, 5 << 30, 1 << 40, most, 5 << 40] {
             let mut end = 0;
             let mut count = 0;
             for range in ranges(size) {
                 assert_eq!(range.start, end);
-                assert!(range.end > range.start && range.end - range.start <= 5 << 30);
+                assert!(range.end > range.start && range.end - range.start <= PART_MAX);
                 end = range.end;
                 count += 1;
             }
             assert_eq!(end, size);
-            assert!(count <= PARTS_MAX, "{size}: {count} parts");
+            let most = if size > most { 10_000 } else { PARTS_MAX };
+            assert!(count <= most, "{size}: {count} parts");
         }
     }
 }

@@ -1,9 +1,11 @@
 //! The origin: the object store that alone decides what is true.
 //!
 //! One narrow trait. [`s3`] is real, [`memory`] stands in for it in tests. The others wrap one:
-//! [`conditional`] sees to conditions, [`hedge`] sends late GETs again, [`region`] has bytes from nearer
-//! by, [`measured`] counts, and [`faulty`] misbehaves on command.
+//! [`aliases`] knows versions that are listed under another tag, [`conditional`] sees to conditions,
+//! [`hedge`] sends late GETs again, [`region`] has bytes from nearer by, [`measured`] counts, and [`faulty`]
+//! misbehaves on command.
 
+pub mod aliases;
 mod condition;
 pub mod conditional;
 mod content_range;

@@ -8,8 +8,9 @@ use super::parts::PartPlan;
 /// The largest part, in bytes: 5 GiB (Amazon S3 user guide, "Multipart upload limits"); less, so
 /// that what is left over of a division fits, too.
 const COPY_MAX: u64 = 4 << 30;
-/// Most parts before those of the plan, which needs the others for the largest object.
-const HEAD_MAX: usize = 1000;
+/// Most parts before those of the plan, but for what must be copied in several pieces: of the few that some
+/// endpoints take, the plan gets more than half.
+const HEAD_MAX: usize = 400;
 
 /// The parts of an upload, from part 1 on: first some that follow what did not change, then,
 /// without end, those of the plan.
@@ -32,9 +33,10 @@ impl Layout {
         if size.is_some_and(|size| size < min) {
             return Self::plain(plan);
         }
+        let pieces = unchanged.last().map_or(0, |range| range.end / COPY_MAX) as usize;
         loop {
             let head = head(&plan, unchanged, size, min);
-            if head.len() <= HEAD_MAX {
+            if head.len() <= HEAD_MAX + pieces {
                 return Self { head, plan };
             }
             min *= 2;
@@ -87,7 +89,7 @@ impl Layout {
     fn count(&self, size: u64) -> u32 {
         let start = self.plan_start();
         let head = self.head.partition_point(|range| range.start < size);
-        // At most HEAD_MAX.
+        // At most HEAD_MAX, and a few for each TiB.
         head as u32 + self.plan.count(size.saturating_sub(start))
     }
 }
@@ -202,5 +204,22 @@ mod tests {
         let layout = Layout::over(plan(), &unchanged, Some(size));
         assert!(layout.count(size) <= crate::write::parts::PARTS_MAX);
         assert!(layout.parts(size).all(|part| part.end - part.start <= 5 << 30));
+    }
+
+    #[test]
+    fn changes_fit_where_an_upload_has_few_parts_and_a_large_object_is_copied_all_the_same() {
+        let few = crate::write::parts::PARTS_FEW;
+        for changes in [150, 495, 600, 5000] {
+            let size = changes * 40 * MIB + 1024 * MIB;
+            let unchanged: Vec<_> =
+                (0..changes).map(|n| n * 40 * MIB + 1..(n + 1) * 40 * MIB).collect();
+            let layout = Layout::over(plan(), &unchanged, Some(size));
+            assert!(layout.count(size) <= few, "{changes}: {}", layout.count(size));
+            assert!(layout.has_copies() || changes > 150);
+        }
+        let size = 1 << 40;
+        let grown = Layout::over(plan(), &[0..size], Some(size + 100 * 1024 * MIB));
+        assert!(grown.count(size + 100 * 1024 * MIB) <= few);
+        assert!(Layout::over(plan(), &[0..5 << 40], Some(5 << 40)).has_copies());
     }
 }

@@ -10,10 +10,13 @@ pub const OBJECT_MAX: u64 = 5 << 40;
 pub const PART_MIN: u64 = 5 << 20;
 /// Most parts of an upload (same page).
 pub const PARTS_MAX: u32 = 10_000;
+/// Most parts where an endpoint takes fewer than S3 (OpenStack Swift, `max_upload_part_num` of s3api).
+pub const PARTS_FEW: u32 = 1000;
 /// The largest part planned, in bytes; S3 takes 5 GiB.
-const PART_MAX: u64 = 2 << 30;
-/// After so many parts the size of a part doubles.
-const STEP: u32 = 500;
+const PART_MAX: u64 = 4 << 30;
+/// After so many parts the size of a part doubles: so soon that [`PARTS_FEW`] of them are a TiB, and so late
+/// that what is left to send at a close is a small part of the whole.
+const STEP: u32 = 80;
 
 /// Sizes of the parts of an upload whose final size is not known when it begins: the first ones
 /// are small, so that they leave early; later ones grow, so that the largest object fits.
@@ -92,7 +95,7 @@ mod tests {
 
     #[test]
     fn every_byte_is_in_exactly_one_part_and_the_largest_object_fits() {
-        for base in [PART_MIN, 8 << 20, 100 << 20] {
+        for base in [PART_MIN, 8 << 20, 100 << 20, PART_MAX] {
             let plan = PartPlan::new(base);
             let mut end = 0;
             for number in 1..=2100 {
@@ -107,5 +110,18 @@ mod tests {
         }
         assert_eq!(PartPlan::new(8 << 20).count(0), 0);
         assert_eq!(PartPlan::new(1).base(), PART_MIN);
+    }
+
+    #[test]
+    fn a_tebibyte_fits_where_an_upload_has_few_parts_and_the_last_ones_are_small_beside_it() {
+        for base in [PART_MIN, 8 << 20, 100 << 20] {
+            let plan = PartPlan::new(base);
+            assert!(plan.count(1 << 40) <= PARTS_FEW, "{base}: {}", plan.count(1 << 40));
+            for number in STEP..PARTS_FEW {
+                let range = plan.range(number);
+                let part = range.end - range.start;
+                assert!(part <= range.start / 40 + base, "{base}: part {number} of {part} bytes");
+            }
+        }
     }
 }

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::process::Output;
 
 use weir_tests::bucket::{Bucket, Server};
-use weir_tests::minio::free_port;
 use weir_tests::mount::{Mount, cache_dir, is_mounted, weir};
+use weir_tests::servers::free_port;
 use weir_tests::tmpfs::Tmpfs;
 
 /// What is wrong with a call.

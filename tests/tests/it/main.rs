@@ -30,6 +30,7 @@ mod reading;
 mod region;
 mod rights;
 mod sanity;
+mod servers;
 mod silence;
 mod spare;
 mod storms;
@@ -52,6 +53,11 @@ macro_rules! on_each_server {
                 #[test]
                 fn minio() {
                     check(weir_tests::bucket::Bucket::new(weir_tests::bucket::Server::Minio));
+                }
+
+                #[test]
+                fn versitygw() {
+                    check(weir_tests::bucket::Bucket::new(weir_tests::bucket::Server::Versitygw));
                 }
 
                 #[test]

@@ -244,6 +244,30 @@ async fn a_copy_goes_by_parts_where_only_these_obey() {
     assert_eq!(world.memory.bytes("empty").unwrap(), "");
 }
 
+/// As OpenStack Swift 2.30 does: what was found out with an object of one part does not hold for it.
+#[tokio::test]
+async fn a_multipart_object_whose_tag_is_refused_is_copied_all_the_same() {
+    let behaviour = Behaviour::default().with_part_min(1);
+    let world = world(Behaviour { multipart_sources_refused: true, ..behaviour });
+    let always = intent(Condition::Always);
+    let id = world.origin.create_upload("from", "w", PartKind::Sent).await.unwrap();
+    let parts = [world.origin.upload_part("from", &id, 1, UploadBody::of("bytes")).await.unwrap()];
+    let stored = world.origin.complete_upload("from", &id, &parts, &always).await.unwrap();
+    let source = source("from", stored.etag.unwrap(), 5);
+    world.origin.copy(&source, "to", &Condition::Absent).await.unwrap();
+    assert_eq!(world.memory.bytes("to").unwrap(), "bytes");
+
+    let id = world.origin.create_copy(&source, "parts").await.unwrap();
+    let part = world.origin.copy_part(&source, 0..5, "parts", &id, 1).await.unwrap();
+    world.origin.complete_upload("parts", &id, &[part], &always).await.unwrap();
+    assert_eq!(world.memory.bytes("parts").unwrap(), "bytes");
+
+    world.memory.insert("from", "other");
+    let copied = world.origin.copy(&source, "third", &Condition::Absent).await;
+    assert!(matches!(copied, Err(OriginError::Changed)), "{copied:?}");
+    assert!(world.memory.bytes("third").is_none());
+}
+
 /// Whoever ends before it, as a process that is killed does, leaves what tells of the upload.
 #[tokio::test]
 async fn an_upload_of_a_copy_is_remembered_until_it_is_gone() {

@@ -1,7 +1,9 @@
 //! In what an origin in memory is to be unlike S3, as real endpoints are.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
 
+use crate::model::version::ObjectInfo;
 use crate::origin::condition::ConditionKind;
 
 /// What becomes of a condition.
@@ -33,8 +35,12 @@ pub struct Behaviour {
     pub every_part_named: bool,
     /// Whether a multipart object that was copied has another tag in listings than by HEAD.
     pub copies_listed_otherwise: bool,
+    /// Whether an object of several parts is never what the source of a copy is to be, whatever its tag.
+    pub multipart_sources_refused: bool,
     /// Whether HEAD tells no tag.
     pub tags_untold: bool,
+    /// Whether times of modification are whole seconds.
+    pub times_in_seconds: bool,
     /// The smallest part but the last, in bytes.
     pub part_min: u64,
 }
@@ -46,7 +52,9 @@ impl Default for Behaviour {
             checksums_obeyed: true,
             every_part_named: false,
             copies_listed_otherwise: false,
+            multipart_sources_refused: false,
             tags_untold: false,
+            times_in_seconds: false,
             // Amazon S3 user guide, "Multipart upload limits".
             part_min: 5 << 20,
         }
@@ -70,6 +78,18 @@ impl Behaviour {
     pub fn with_part_min(mut self, part_min: u64) -> Self {
         self.part_min = part_min;
         self
+    }
+
+    /// What is told of an object.
+    pub(super) fn told(&self, info: ObjectInfo) -> ObjectInfo {
+        let since = info.mtime.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        match self.times_in_seconds {
+            true => {
+                let mtime = SystemTime::UNIX_EPOCH + Duration::from_secs(since.as_secs());
+                ObjectInfo { mtime, ..info }
+            }
+            false => info,
+        }
     }
 
     pub(super) fn obedience(&self, kind: ConditionKind) -> Obedience {

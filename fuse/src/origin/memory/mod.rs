@@ -66,6 +66,15 @@ impl MemoryOrigin {
         etag
     }
 
+    /// As [`MemoryOrigin::insert`], where listings tell of what was there before still.
+    pub fn insert_unlisted(&self, key: &str, bytes: impl Into<Bytes>) -> ETag {
+        let mut state = self.lock();
+        let object = Object::whole(bytes.into(), None).listed_as(state.objects.get(key));
+        let etag = object.etag.clone();
+        state.objects.insert(key.into(), object);
+        etag
+    }
+
     /// Removes an object as somebody else would.
     pub fn remove(&self, key: &str) {
         self.lock().objects.remove(key);
@@ -118,7 +127,8 @@ impl Origin for MemoryOrigin {
 
     async fn head(&self, key: &str) -> Result<ObjectInfo, OriginError> {
         let state = self.lock();
-        let mut info = state.objects.get(key).map(Object::info).ok_or(OriginError::NotFound)?;
+        let object = state.objects.get(key).ok_or(OriginError::NotFound)?;
+        let mut info = state.behaviour.told(object.info());
         info.etag = info.etag.filter(|_| !state.behaviour.tags_untold);
         Ok(info)
     }

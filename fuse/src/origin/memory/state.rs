@@ -26,8 +26,9 @@ pub(super) struct State {
 pub(super) struct Object {
     pub(super) bytes: Bytes,
     pub(super) etag: ETag,
-    /// The tag in listings, where it is another.
-    listed: Option<ETag>,
+    /// What listings say of it, where that is not what HEAD does.
+    listed: Option<ObjectInfo>,
+    is_of_parts: bool,
     mtime: SystemTime,
     pub(super) writer: Option<Box<str>>,
 }
@@ -44,7 +45,7 @@ impl Object {
     /// One that was stored by a single request.
     pub(super) fn whole(bytes: Bytes, writer: Option<Box<str>>) -> Self {
         let etag = quoted(&hex(&Md5::digest(&bytes)));
-        Self { bytes, etag, listed: None, mtime: SystemTime::now(), writer }
+        Self { bytes, etag, listed: None, is_of_parts: false, mtime: SystemTime::now(), writer }
     }
 
     /// One that was made of parts: its tag is the digest of their digests, and their number.
@@ -52,7 +53,7 @@ impl Object {
         let digests: Vec<u8> = parts.iter().flat_map(Md5::digest).collect();
         let etag = quoted(&format!("{}-{}", hex(&Md5::digest(&digests)), parts.len()));
         let bytes = parts.concat().into();
-        Self { bytes, etag, listed: None, mtime: SystemTime::now(), writer }
+        Self { bytes, etag, listed: None, is_of_parts: true, mtime: SystemTime::now(), writer }
     }
 
     pub(super) fn info(&self) -> ObjectInfo {
@@ -66,8 +67,13 @@ impl Object {
     }
 
     fn listed_info(&self) -> ObjectInfo {
-        let etag = self.listed.as_ref().unwrap_or(&self.etag).clone();
-        ObjectInfo { etag: Some(etag), writer: None, ..self.info() }
+        let listed = self.listed.clone().unwrap_or_else(|| self.info());
+        ObjectInfo { writer: None, ..listed }
+    }
+
+    /// Listed as the one before it still.
+    pub(super) fn listed_as(self, before: Option<&Self>) -> Self {
+        Self { listed: before.map(Self::listed_info), ..self }
     }
 
     fn stored(&self) -> Stored {
@@ -121,6 +127,9 @@ impl State {
         if source.etag.is_any() {
             return Ok(object);
         }
+        if self.behaviour.multipart_sources_refused && object.is_of_parts {
+            return Err(OriginError::Changed);
+        }
         let condition = Condition::Matches(source.etag.clone());
         match self.allow(Some(kind), &condition, Some(object)) {
             Ok(()) => Ok(object),
@@ -162,7 +171,7 @@ impl State {
         let from = self.source(source, ConditionKind::CopySource)?.clone();
         let mut copy = Object::whole(from.bytes, from.writer);
         if self.behaviour.copies_listed_otherwise && copy.etag != from.etag {
-            copy.listed = Some(from.etag);
+            copy.listed = Some(ObjectInfo { etag: Some(from.etag), ..copy.info() });
         }
         self.put(to, copy, ConditionKind::of_copy(condition), condition)
     }
@@ -248,7 +257,9 @@ impl State {
             last = shown.to_owned();
             match group {
                 Some(prefix) => page.prefixes.push(prefix.to_owned()),
-                None => page.objects.push((key.clone(), object.listed_info())),
+                None => {
+                    page.objects.push((key.clone(), self.behaviour.told(object.listed_info())));
+                }
             }
         }
         page

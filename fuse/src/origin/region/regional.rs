@@ -150,12 +150,12 @@ impl layer::ReadLayer for Regional {
             return Ok(body);
         }
         let bytes = all_of(body).await?;
-        if self.judge(key, version, compared(&version.etag, &bytes, false)) {
+        if self.region.judge(key, &version.etag, compared(&version.etag, &bytes, false)) {
             return Ok(whole(version, bytes));
         }
         // The region is not asked for it any more.
         let bytes = all_of(self.get_of_origin(key, version, range).await?).await?;
-        self.judge(key, version, compared(&version.etag, &bytes, true));
+        self.region.judge(key, &version.etag, compared(&version.etag, &bytes, true));
         Ok(whole(version, bytes))
     }
 

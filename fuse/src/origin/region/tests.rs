@@ -4,6 +4,8 @@ mod faults;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use futures_util::{StreamExt, stream};
+
 use super::body::all_of;
 use super::doubts::Standing;
 use super::*;

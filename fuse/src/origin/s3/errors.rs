@@ -84,6 +84,20 @@ where
     }
 }
 
+/// No endpoint is known that takes no more parts than this.
+const PARTS_SURE: u32 = 100;
+
+/// A failed part, of this number.
+pub(super) fn of_part(number: u32, error: OriginError) -> OriginError {
+    match error {
+        OriginError::Invalid(label) if number > PARTS_SURE => OriginError::Invalid(format!(
+            "{label}: part {number} of an upload; where the endpoint takes no more parts, set a \
+             larger --write-part-size"
+        )),
+        error => error,
+    }
+}
+
 fn of_status(
     request: Request,
     status: u16,
@@ -173,6 +187,17 @@ mod tests {
             assert!(error.is_transient() && error.is_digest_mismatch(), "{error}");
             assert!(!error.is_outage(), "{error}");
         }
+    }
+
+    #[test]
+    fn a_part_beyond_what_an_endpoint_takes_says_what_to_do() {
+        let refused = |number| {
+            let error = of_status(Request::Write, 400, Some("InvalidArgument"), None);
+            of_part(number, error).to_string()
+        };
+        assert!(refused(1001).contains("InvalidArgument: part 1001"), "{}", refused(1001));
+        assert!(refused(1001).contains("--write-part-size"), "{}", refused(1001));
+        assert!(!refused(1).contains("--write-part-size"));
     }
 
     #[test]

@@ -159,7 +159,8 @@ pub(super) async fn upload_part(
         .body(stream)
         .customize()
         .interceptor(signing);
-    let reply = sent(progress, request.send()).await?;
+    let reply = sent(progress, request.send()).await;
+    let reply = reply.map_err(|error| errors::of_part(number, error))?;
     let etag = reply.e_tag().map(str::to_owned);
     let etag = etag.ok_or_else(|| OriginError::NotS3("no ETag for a part".into()))?;
     let checksum = reply.checksum_crc32_c().map(str::to_owned);
