@@ -42,6 +42,8 @@ pub struct Metrics {
     pub region_requests: IntCounterVec,
     /// Objects of which regions gave other bytes than their tags say.
     pub region_wrong_objects: IntCounter,
+    /// Large objects that regions were asked whether they have, by what came of it.
+    pub region_prefetches: IntCounterVec,
     /// Regions that are left alone since they fail.
     pub regions_shut: IntGauge,
     /// Keys that no file system can show, by reason.
@@ -141,6 +143,11 @@ impl Metrics {
             region_wrong_objects: counter(
                 "weir_region_wrong_objects_total",
                 "Objects of which a region gave bytes that are not what the object's tag says.",
+            )?,
+            region_prefetches: counters(
+                "weir_region_prefetches_total",
+                "Large objects that a region was asked for, by outcome: it had them, or fetched them.",
+                "outcome",
             )?,
             regions_shut: gauge("weir_regions_shut", "Regions left alone while they fail.")?,
             hidden_keys: counters(

@@ -45,6 +45,12 @@ pub struct Manners {
     pub token: Option<String>,
     /// It forgets nothing that it is told to.
     pub keeps_all: bool,
+    /// Bytes a second that it fetches of its origin.
+    pub rate: Option<u64>,
+    /// Jobs that are to fetch something fail.
+    pub fails_jobs: bool,
+    /// It knows of no job that was begun.
+    pub forgets_jobs: bool,
 }
 
 /// An object as it was when it was fetched.
@@ -72,6 +78,10 @@ struct Shared {
     /// Bytes that it gave out, and that it fetched.
     given: AtomicU64,
     fetched: AtomicU64,
+    /// Who fetches an object is waited for by all who want it.
+    flights: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// Jobs to fetch something, and whether each has ended.
+    jobs: Mutex<Vec<bool>>,
     /// Keys that it was told to forget.
     told: Mutex<Vec<String>>,
     /// Values of `authorization` that it was sent.
@@ -97,6 +107,8 @@ impl AiStore {
             asked: AtomicU64::new(0),
             given: AtomicU64::new(0),
             fetched: AtomicU64::new(0),
+            flights: Mutex::default(),
+            jobs: Mutex::default(),
             told: Mutex::default(),
             tokens: Mutex::default(),
         });
@@ -135,6 +147,11 @@ impl AiStore {
         lock(&self.shared.objects).contains_key(key)
     }
 
+    /// Jobs to fetch something that were begun.
+    pub fn jobs(&self) -> usize {
+        lock(&self.shared.jobs).len()
+    }
+
     /// Keys that it was told to forget, in order.
     pub fn told(&self) -> Vec<String> {
         lock(&self.shared.told).clone()
@@ -169,7 +186,7 @@ fn status(code: u16) -> Response<Body> {
 }
 
 impl Shared {
-    async fn answer(&self, role: Role, request: Request<Incoming>) -> Response<Body> {
+    async fn answer(self: &Arc<Self>, role: Role, request: Request<Incoming>) -> Response<Body> {
         let manners = lock(&self.manners).clone();
         let said = request.headers().get("authorization").and_then(|value| value.to_str().ok());
         if let Some(said) = said {
@@ -184,7 +201,14 @@ impl Shared {
         }
         match (request.method(), path.as_str()) {
             (&Method::GET, "/v1/daemon") => Response::new(full(self.map())),
+            (&Method::GET, "/v1/cluster") => self.of_job(request, &manners).await,
             (_, path) if path.starts_with("/v1/buckets/") => self.of_bucket(request).await,
+            (&Method::HEAD, path) => {
+                match path.strip_prefix(&format!("/v1/objects/{}/", self.bucket)) {
+                    Some(key) => self.presence(role, &request, key, &manners),
+                    None => status(404),
+                }
+            }
             (&Method::GET, "/s3" | "/") => status(200),
             (&Method::GET, path) => match path.strip_prefix(&format!("/s3/{}/", self.bucket)) {
                 Some(key) => self.object(role, &request, key, &manners).await,
@@ -208,7 +232,67 @@ impl Shared {
         serde_json::json!({"tmap": nodes, "pmap": {}, "version": "3"}).to_string()
     }
 
-    async fn of_bucket(&self, request: Request<Incoming>) -> Response<Body> {
+    /// How far a job is.
+    async fn of_job(&self, request: Request<Incoming>, manners: &Manners) -> Response<Body> {
+        assert_eq!(request.uri().query(), Some("what=status"));
+        let asked = json_of(request).await;
+        let number = asked["id"].as_str().and_then(|id| id.strip_prefix("job-")).unwrap();
+        let ended = lock(&self.jobs)[number.parse::<usize>().unwrap()];
+        if manners.forgets_jobs {
+            return status(404);
+        }
+        let end = if ended { 1_700_000_000_000_000_000_u64 } else { 0 };
+        let said = serde_json::json!({
+            "kind": "prefetch-listrange", "uuid": asked["id"], "err": "", "end_time": end,
+            "aborted": false,
+        });
+        Response::new(full(said.to_string()))
+    }
+
+    /// Whether a target has an object.
+    fn presence(
+        &self,
+        role: Role,
+        request: &Request<Incoming>,
+        raw: &str,
+        manners: &Manners,
+    ) -> Response<Body> {
+        let query = request.uri().query().unwrap_or_default();
+        assert!(query.contains("provider=aws") && query.contains("presence=2"), "{query}");
+        if let Some(code) = manners.fails_with {
+            return status(code);
+        }
+        if role == Role::Proxy {
+            return self.redirect("v1/objects", raw, query, manners);
+        }
+        match lock(&self.objects).contains_key(&percent_decode(raw)) {
+            true => Response::new(full("")),
+            false => status(404),
+        }
+    }
+
+    /// Fetches objects in the background.
+    fn begin_job(self: &Arc<Self>, keys: Vec<String>) -> Response<Body> {
+        let number = {
+            let mut jobs = lock(&self.jobs);
+            jobs.push(false);
+            jobs.len() - 1
+        };
+        let shared = self.clone();
+        tokio::spawn(async move {
+            let manners = lock(&shared.manners).clone();
+            for key in &keys {
+                if !manners.fails_jobs {
+                    // What fails is missing afterwards.
+                    let _ = shared.fetched(key, &manners).await;
+                }
+            }
+            lock(&shared.jobs)[number] = true;
+        });
+        Response::new(full(format!("job-{number}")))
+    }
+
+    async fn of_bucket(self: &Arc<Self>, request: Request<Incoming>) -> Response<Body> {
         let bucket = request.uri().path().trim_start_matches("/v1/buckets/").to_owned();
         match *request.method() {
             Method::HEAD if bucket == self.bucket => {
@@ -216,17 +300,24 @@ impl Shared {
                 Response::new(full(""))
             }
             Method::DELETE => {
-                let body = request.into_body().collect().await.unwrap().to_bytes();
-                let asked: serde_json::Value = serde_json::from_slice(&body).unwrap();
+                let asked = json_of(request).await;
                 assert_eq!(asked["action"], "evict-listrange", "nothing else is to be done here");
-                for name in asked["value"]["objnames"].as_array().unwrap() {
-                    let name = name.as_str().unwrap();
-                    lock(&self.told).push(name.to_owned());
+                for name in names_in(&asked) {
                     if !lock(&self.manners).keeps_all {
-                        lock(&self.objects).remove(name);
+                        lock(&self.objects).remove(&name);
                     }
+                    lock(&self.told).push(name);
                 }
                 Response::new(full("job"))
+            }
+            Method::POST => {
+                let asked = json_of(request).await;
+                assert_eq!(asked["action"], "prefetch-listrange", "nothing else is begun here");
+                assert_eq!(asked["value"]["latest-ver"], true);
+                match lock(&self.registered).contains(&self.bucket) {
+                    true => self.begin_job(names_in(&asked)),
+                    false => status(404),
+                }
             }
             _ => status(404),
         }
@@ -249,7 +340,7 @@ impl Shared {
             return status(404);
         }
         if role == Role::Proxy {
-            return self.redirect(raw, manners);
+            return self.redirect("s3", raw, "", manners);
         }
         if !request.uri().query().unwrap_or_default().contains("pid=") {
             return status(400);
@@ -265,12 +356,13 @@ impl Shared {
     }
 
     /// To the target that has it, by a name as it may stand in a header, with what the target wants.
-    fn redirect(&self, raw: &str, manners: &Manners) -> Response<Body> {
+    /// `query` is what was asked with.
+    fn redirect(&self, api: &str, raw: &str, query: &str, manners: &Manners) -> Response<Body> {
         let targets = lock(&self.targets).clone();
         let target = targets[raw.len() % targets.len()];
         let base = manners.redirects_to.clone().unwrap_or_else(|| format!("http://{target}"));
         let name = percent_decode(raw).replace(' ', "%20").replace('?', "%3F").replace('#', "%23");
-        let location = format!("{base}/s3/{}/{name}?pid=p1&utm=1&vm=1", self.bucket);
+        let location = format!("{base}/{api}/{}/{name}?pid=p1&utm=1&vm=1&{query}", self.bucket);
         let mut answer = status(307);
         let location = hyper::header::HeaderValue::from_bytes(location.as_bytes()).unwrap();
         answer.headers_mut().insert("location", location);
@@ -279,6 +371,8 @@ impl Shared {
 
     /// What it has, or else all of what its origin has, which it keeps for ever.
     async fn fetched(&self, key: &str, manners: &Manners) -> Result<Object, u16> {
+        let flight = lock(&self.flights).entry(key.to_owned()).or_default().clone();
+        let _alone = flight.lock().await;
         if let Some(object) = lock(&self.objects).get(key) {
             return Ok(object.clone());
         }
@@ -298,6 +392,9 @@ impl Shared {
             while let Some(piece) = body.pieces.next().await {
                 bytes.extend_from_slice(&piece.map_err(|_| 500_u16)?);
             }
+        }
+        if let Some(rate) = manners.rate {
+            tokio::time::sleep(Duration::from_millis(version.size * 1000 / rate)).await;
         }
         self.fetched.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         let object = Object { bytes: bytes.into(), tag: version.etag.as_str().to_owned() };
@@ -337,6 +434,15 @@ impl Shared {
         let piece = futures_util::stream::iter([Ok(Frame::data(bytes))]);
         answer.body(BodyExt::boxed(StreamBody::new(piece))).unwrap()
     }
+}
+
+async fn json_of(request: Request<Incoming>) -> serde_json::Value {
+    serde_json::from_slice(&request.into_body().collect().await.unwrap().to_bytes()).unwrap()
+}
+
+fn names_in(asked: &serde_json::Value) -> Vec<String> {
+    let names = asked["value"]["objnames"].as_array().unwrap().iter();
+    names.map(|name| name.as_str().unwrap().to_owned()).collect()
 }
 
 fn parse(range: &str, size: u64) -> Option<Range<u64>> {

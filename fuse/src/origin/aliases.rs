@@ -203,6 +203,11 @@ impl Origin for Aliases {
         self.by_tag(key, &version.etag, send).await
     }
 
+    fn may_fetch_ahead(&self, key: &str, version: &Version) -> bool {
+        let etag = self.known.own_tag(key, &version.etag).unwrap_or_else(|| version.etag.clone());
+        self.inner.may_fetch_ahead(key, &Version { etag, ..*version })
+    }
+
     fn judge(&self, key: &str, version: &Version, compared: Compared) -> bool {
         self.inner.judge(key, version, compared)
     }

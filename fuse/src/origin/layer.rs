@@ -29,6 +29,11 @@ pub(super) trait ReadLayer: Send + Sync + 'static {
         is_begun(self.get(key, version, 0..1).await?, version).await
     }
 
+    /// As [`Origin::may_fetch_ahead`].
+    fn may_fetch_ahead(&self, key: &str, version: &Version) -> bool {
+        self.below().may_fetch_ahead(key, version)
+    }
+
     /// As [`Origin::judge`].
     fn judge(&self, _key: &str, _version: &Version, compared: Compared) -> bool {
         compared == Compared::Equal
@@ -67,6 +72,10 @@ impl<L: ReadLayer> Origin for L {
 
     async fn allows(&self, key: &str, version: &Version) -> Result<(), OriginError> {
         ReadLayer::allows(self, key, version).await
+    }
+
+    fn may_fetch_ahead(&self, key: &str, version: &Version) -> bool {
+        ReadLayer::may_fetch_ahead(self, key, version)
     }
 
     fn judge(&self, key: &str, version: &Version, compared: Compared) -> bool {

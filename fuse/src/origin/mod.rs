@@ -92,6 +92,12 @@ pub trait Origin: Send + Sync + 'static {
         is_begun(self.get(key, version, 0..1).await?, version).await
     }
 
+    /// Whether bytes of a version that nobody waits for yet are worth asking for now: not while they come
+    /// to be nearer by.
+    fn may_fetch_ahead(&self, _key: &str, _version: &Version) -> bool {
+        true
+    }
+
     /// Takes notice of what came of comparing all bytes of a version, some of which were
     /// [`Body::borrowed`], with its tag. Returns whether they are to be kept.
     fn judge(&self, _key: &str, _version: &Version, compared: Compared) -> bool {

@@ -2,6 +2,7 @@
 //! what is held of a whole one.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use md5::{Digest, Md5};
 
@@ -15,6 +16,9 @@ use crate::origin::Compared;
 const CHECKED: usize = 64;
 /// The same where they are digested, too, which takes longer than to read them: 1 MiB.
 const DIGESTED: usize = 8;
+
+/// How often it is seen whether bytes are worth asking for now.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 impl Reader {
     /// Fetches what is missing of a version, in the background, once at a time.
@@ -37,6 +41,9 @@ impl Reader {
         for run in version.missing(all) {
             let mut at = run.start;
             while at < run.end {
+                while !self.may_fetch_ahead(source) {
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                }
                 let end = (at + self.part_blocks).min(run.end);
                 let bytes = blocks::bytes_of(&(at..end), version.size());
                 // Reading one byte of each block's part waits for the whole flight.

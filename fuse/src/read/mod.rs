@@ -202,6 +202,7 @@ impl Reader {
         let version = &source.version;
         let asker = AskerId::of(&source.origin);
         let longest = self.longest(wanted.len() as u32);
+        let extra = if self.may_fetch_ahead(source) { extra } else { 0 };
         let more = u32::try_from(extra / BLOCK).unwrap_or(u32::MAX).min(longest);
         let end = wanted.end.saturating_add(more).min(blocks::count(version.size()));
         let held = |block| version.has(block) || self.hot.get(version.number, block).is_some();
@@ -222,8 +223,19 @@ impl Reader {
         }
     }
 
-    /// Fetches `wanted` for later, as far as memory is free. Starts whole parts only.
+    /// Whether bytes of a version that nobody waits for yet are to be asked for now.
+    pub fn may_fetch_ahead(&self, source: &Source) -> bool {
+        let place = self.cache.place_of(&source.version.key);
+        let place = place.as_ref().unwrap_or(&source.version.key);
+        source.origin.may_fetch_ahead(&place.key, &place.version)
+    }
+
+    /// Fetches `wanted` for later, as far as memory is free and it is worth asking for now. Starts whole
+    /// parts only.
     pub fn prefetch(self: &Arc<Self>, source: &Source, wanted: Range<u64>) {
+        if wanted.is_empty() || !self.may_fetch_ahead(source) {
+            return;
+        }
         let version = &source.version;
         let asker = AskerId::of(&source.origin);
         let size = version.size();

@@ -281,3 +281,67 @@ fn a_region_of_another_kind_is_refused_with_the_word_to_use() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && said.contains("aistore"), "{said}");
 }
+
+/// A range of an object that the region does not have would have it fetch all of it first.
+#[test]
+fn a_large_object_comes_from_the_origin_where_somebody_waits_until_the_region_has_it() {
+    const LARGE: usize = 80 * MIB;
+    for manners in [
+        Manners { rate: Some(40 * MIB as u64), ..Manners::default() },
+        Manners { rate: Some(40 * MIB as u64), forgets_jobs: true, ..Manners::default() },
+    ] {
+        let world = world();
+        let bytes = random_bytes(1, LARGE);
+        world.bucket.put("model.bin", bytes.clone());
+        world.region.behave(manners);
+        let mount = world.mount("");
+        let file = fs::File::open(mount.join("model.bin")).unwrap();
+        let mut start = vec![0; 4 * MIB];
+        file.read_exact_at(&mut start, 0).unwrap();
+        assert!(start == bytes[..start.len()]);
+        eventually("the region has it", || world.region.has("model.bin"));
+        eventually("the mount knows", || {
+            mount.metrics().contains_key("weir_region_prefetches_total{outcome=\"fetched\"}")
+        });
+        assert!(fs::read(mount.join("model.bin")).unwrap() == bytes);
+        let counters = mount.status().counters;
+        assert!(counters.origin_bytes <= LARGE as u64 / 4, "{}", counters.origin_bytes);
+        assert!(counters.region_bytes >= LARGE as u64 * 3 / 4, "{}", counters.region_bytes);
+        assert_eq!(world.region.jobs(), 1);
+        assert_eq!(world.region.fetched_bytes(), LARGE as u64);
+    }
+}
+
+#[test]
+fn a_large_object_that_the_region_does_not_come_to_have_is_the_origins() {
+    const LARGE: usize = 80 * MIB;
+    let world = world();
+    let bytes = random_bytes(1, LARGE);
+    world.bucket.put("model.bin", bytes.clone());
+    world.region.behave(Manners { fails_jobs: true, ..Manners::default() });
+    let mount = world.mount("");
+    for _ in 0..2 {
+        assert!(fs::read(mount.join("model.bin")).unwrap() == bytes);
+    }
+    assert_eq!((bytes_of_region(&mount), world.region.jobs()), (0.0, 1));
+}
+
+/// It was thought to fetch it in less than a second.
+#[test]
+fn a_region_that_is_slower_than_was_thought_is_asked_how_far_it_is() {
+    const SIZE: usize = 40 * MIB;
+    let world = world();
+    let bytes = random_bytes(1, SIZE);
+    world.bucket.put("model.bin", bytes.clone());
+    world.region.behave(Manners { rate: Some(8 * MIB as u64), ..Manners::default() });
+    let mount = world.mount("");
+    let file = fs::File::open(mount.join("model.bin")).unwrap();
+    let mut start = vec![0; MIB];
+    file.read_exact_at(&mut start, 0).unwrap();
+    assert!(start == bytes[..MIB]);
+    eventually("the region has it", || world.region.has("model.bin"));
+    assert!(fs::read(mount.join("model.bin")).unwrap() == bytes);
+    // It has fetched it once, whoever wanted it.
+    assert_eq!(world.region.fetched_bytes(), SIZE as u64);
+    assert!(world.region.jobs() <= 1);
+}

@@ -262,6 +262,10 @@ impl Origin for Conditional {
         self.inner.allows(key, version).await
     }
 
+    fn may_fetch_ahead(&self, key: &str, version: &Version) -> bool {
+        self.inner.may_fetch_ahead(key, version)
+    }
+
     fn judge(&self, key: &str, version: &Version, compared: Compared) -> bool {
         self.inner.judge(key, version, compared)
     }

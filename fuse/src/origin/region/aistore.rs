@@ -1,6 +1,7 @@
 //! A cluster of NVIDIA AIStore before the origin, by its S3 and its native API.
 
 mod exchange;
+mod jobs;
 mod lately;
 
 #[cfg(test)]
@@ -14,9 +15,10 @@ use async_trait::async_trait;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_smithy_types::body::SdkBody;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::json;
 
 use super::token::TokenFile;
-use super::{RegionSettings, Replica, STALL};
+use super::{FetchJobs, RegionSettings, Replica, STALL};
 use crate::blocking::MayBlock;
 use crate::model::version::{ETag, Version};
 use crate::origin::s3::DirectClient;
@@ -72,9 +74,7 @@ impl AiStore {
         version: &Version,
         range: &Range<u64>,
     ) -> Result<Body, OriginError> {
-        let path: Vec<_> = key.split('/').map(|part| utf8_percent_encode(part, PATH)).collect();
-        let path = path.iter().map(ToString::to_string).collect::<Vec<_>>().join("/");
-        let target = format!("/s3/{}/{path}", self.bucket);
+        let target = format!("/s3/{}/{}", self.bucket, in_path(key));
         let question =
             Question { method: "GET", target, range: Some(range.clone()), ..Question::default() };
         let mut answer = self.exchange.ask(&question).await?;
@@ -111,6 +111,13 @@ impl AiStore {
     }
 }
 
+/// A key as it stands in the path of a URL.
+fn in_path(key: &str) -> String {
+    let parts: Vec<_> =
+        key.split('/').map(|part| utf8_percent_encode(part, PATH).to_string()).collect();
+    parts.join("/")
+}
+
 #[async_trait]
 impl Replica for AiStore {
     /// It takes `a//b` for `a/b`, `a/../b` for `b`, and a slash away at the end.
@@ -134,17 +141,10 @@ impl Replica for AiStore {
     }
 
     async fn forget(&self, key: &str) -> Result<(), OriginError> {
-        let evict = serde_json::json!({"action": "evict-listrange", "value": {"objnames": [key]}});
-        let question = Question {
-            method: "DELETE",
-            target: format!("/v1/buckets/{}?provider=aws", self.bucket),
-            json: Some(evict.to_string()),
-            ..Question::default()
-        };
-        let answer = self.exchange.ask(&question).await?;
-        match answer.status().is_success() {
-            true => Ok(()),
-            false => Err(OriginError::Unavailable(format!("HTTP {}", answer.status().as_u16()))),
-        }
+        self.begin_job("DELETE", "evict-listrange", json!({"objnames": [key]})).await.map(|_| ())
+    }
+
+    fn jobs(&self) -> Option<&dyn FetchJobs> {
+        Some(self)
     }
 }

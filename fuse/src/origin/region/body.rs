@@ -88,7 +88,7 @@ impl Rest {
         match item {
             // The region has answered.
             Err(_) | Ok(Some(Err(OriginError::TimedOut))) => {
-                self.region.late.note(&self.key, Instant::now());
+                self.region.was_late(&self.key, &self.version);
                 Err(OriginError::Unavailable("its body is late".into()))
             }
             Ok(None) => Err(OriginError::BadBody(format!("{left} bytes are missing"))),

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
 use tokio::time::timeout;
 
-use super::{RegionSettings, Replica};
+use super::{FetchJobs, RegionSettings, Replica};
 use crate::blocking::aside;
 use crate::model::version::Version;
 use crate::origin::s3::{DirectClient, S3Origin, S3Settings};
@@ -72,6 +72,10 @@ impl Replica for ReplicaBucket {
     /// A cache asks its origin for what is asked of it, and a replica is nobody's to change.
     async fn forget(&self, _: &str) -> Result<(), OriginError> {
         Ok(())
+    }
+
+    fn jobs(&self) -> Option<&dyn FetchJobs> {
+        None
     }
 }
 

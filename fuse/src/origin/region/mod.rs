@@ -9,6 +9,7 @@ mod aistore;
 mod body;
 mod breaker;
 mod bucket;
+mod cold;
 mod doubts;
 mod late;
 mod proof;
@@ -39,6 +40,7 @@ use crate::sync::unpoisoned;
 use aistore::AiStore;
 use breaker::{Breaker, Pass};
 use bucket::ReplicaBucket;
+use cold::ColdObjects;
 use doubts::{Doubts, Finding};
 use late::LateKeys;
 pub use proof::ProofScope;
@@ -97,6 +99,23 @@ trait Replica: Send + Sync {
 
     /// Has it forget what it has of an object.
     async fn forget(&self, key: &str) -> Result<(), OriginError>;
+
+    /// Whether it can be had to fetch objects; `None`: a range of one that it does not have costs it no
+    /// more than the range.
+    fn jobs(&self) -> Option<&dyn FetchJobs>;
+}
+
+/// Something that fetches objects whole.
+#[async_trait]
+trait FetchJobs: Send + Sync {
+    /// Whether it has an object now.
+    async fn has(&self, key: &str) -> Result<bool, OriginError>;
+
+    /// Has it fetch an object, or join who does. Returns the job's name.
+    async fn fetch(&self, key: &str) -> Result<String, OriginError>;
+
+    /// Whether a job has ended, in whatever way; `None` where it is not known.
+    async fn has_ended(&self, job: &str) -> Result<Option<bool>, OriginError>;
 }
 
 /// What came of asking a region.
@@ -210,6 +229,7 @@ pub struct Region {
     metrics: Arc<Metrics>,
     doubts: Doubts,
     late: LateKeys,
+    cold: ColdObjects,
     /// When it was told to forget a key.
     forgotten: Mutex<HashMap<Box<str>, Instant>>,
 }
@@ -222,15 +242,27 @@ struct Leave {
 
 impl Region {
     fn new(replica: Box<dyn Replica>, server: Arc<Breaker>, metrics: Arc<Metrics>) -> Arc<Self> {
-        let (breaker, doubts, late) = <(Arc<Breaker>, Doubts, LateKeys)>::default();
-        let forgotten = Mutex::default();
-        Arc::new(Self { replica, server, breaker, metrics, doubts, late, forgotten })
+        let (breaker, doubts) = <(Arc<Breaker>, Doubts)>::default();
+        let (late, cold, forgotten) = Default::default();
+        Arc::new(Self { replica, server, breaker, metrics, doubts, late, cold, forgotten })
     }
 
     /// Leave to ask, unless it, or the bucket, is left alone.
     fn enter(&self, now: Instant) -> Option<Leave> {
         let bucket = self.breaker.enter(now)?;
         Some(Leave { server: self.server.enter(now)?, bucket })
+    }
+
+    /// Whether it, or the bucket, is left alone.
+    fn is_shut(&self) -> bool {
+        self.server.is_shut() || self.breaker.is_shut()
+    }
+
+    /// Takes notice that it was late with a version.
+    fn was_late(&self, key: &str, version: &Version) {
+        if self.replica.jobs().is_none() || self.cold.was_late(key, version.size) {
+            self.late.note(key, Instant::now());
+        }
     }
 
     /// Takes notice of what came of a request: an error, or what was asked for.

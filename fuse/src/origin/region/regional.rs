@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use tokio::time::timeout;
 
 use super::body::{Rest, all_of, whole, with_origin_behind};
+use super::cold::Presence;
 use super::doubts::{Standing, compared};
 use super::proof::Proofs;
 use super::{FIRST_BYTE, Leave, ProofScope, Region, Verdict};
@@ -77,10 +78,16 @@ impl Regional {
         let Some(leave) = self.leave(key, version) else {
             return self.get_of_origin(key, version, range).await;
         };
+        if self.is_slow_to_come(version) {
+            self.prove(key, version).await?;
+            if !region.has(key, version).await {
+                return self.get_of_origin(key, version, range).await;
+            }
+        }
         let asked = timeout(FIRST_BYTE, region.replica.get(key, version, range.clone()));
         let (answer, proof) = tokio::join!(asked, self.prove(key, version));
         let answer = answer.unwrap_or_else(|_| {
-            region.late.note(key, Instant::now());
+            region.was_late(key, version);
             Err(OriginError::TimedOut)
         });
         proof?;
@@ -100,10 +107,13 @@ impl Regional {
             Err(error) => error,
         };
         tracing::debug!(key, %error, "the origin is asked for what the region does not give");
-        let is_stale = region.told(leave, Some(&error)) == Verdict::Stale;
+        let verdict = region.told(leave, Some(&error));
+        if matches!(verdict, Verdict::Stale | Verdict::Absent | Verdict::Full) {
+            region.cold.forget(key);
+        }
         let answer = self.get_of_origin(key, version, range).await;
         // Else it may be the version that is old, and the region's the new one.
-        if is_stale && answer.is_ok() {
+        if verdict == Verdict::Stale && answer.is_ok() {
             region.refresh(key);
         }
         answer
@@ -111,13 +121,21 @@ impl Regional {
 
     /// Leave to ask the region for a version that it may have, and gives in time.
     fn leave(&self, key: &str, version: &Version) -> Option<Leave> {
-        let (region, now) = (&self.region, Instant::now());
-        let serves = version.etag.is_strong()
+        let now = Instant::now();
+        if self.may_have(key, version, now) { self.region.enter(now) } else { None }
+    }
+
+    fn may_have(&self, key: &str, version: &Version, now: Instant) -> bool {
+        version.etag.is_strong()
             && !version.etag.is_any()
-            && region.doubts.standing(key) == Standing::Open
-            && region.replica.can_have(key)
-            && !region.late.has(key, now);
-        if serves { region.enter(now) } else { None }
+            && self.region.doubts.standing(key) == Standing::Open
+            && self.region.replica.can_have(key)
+            && !self.region.late.has(key, now)
+    }
+
+    /// Whether the region would have to fetch all of it, which takes long, before it gives any.
+    fn is_slow_to_come(&self, version: &Version) -> bool {
+        self.region.replica.jobs().is_some() && !self.region.cold.is_soon_there(version.size)
     }
 }
 
@@ -157,6 +175,19 @@ impl layer::ReadLayer for Regional {
         let bytes = all_of(self.get_of_origin(key, version, range).await?).await?;
         self.region.judge(key, &version.etag, compared(&version.etag, &bytes, true));
         Ok(whole(version, bytes))
+    }
+
+    /// Not of the origin, while the region may come to have it.
+    fn may_fetch_ahead(&self, key: &str, version: &Version) -> bool {
+        let now = Instant::now();
+        if !self.is_slow_to_come(version)
+            || self.region.is_shut()
+            || !self.may_have(key, version, now)
+        {
+            return true;
+        }
+        let presence = self.region.cold.presence(key, &version.etag, now);
+        matches!(presence, Some(Presence::Present(_) | Presence::Absent(_)))
     }
 
     fn judge(&self, key: &str, version: &Version, compared: Compared) -> bool {

@@ -1,8 +1,9 @@
 //! A region before an origin, both in memory.
 
+mod cold;
 mod faults;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use futures_util::{StreamExt, stream};
 
@@ -59,6 +60,35 @@ struct Store {
     manner: Arc<Mutex<Manner>>,
     asked: Arc<AtomicU64>,
     told: Arc<AtomicU64>,
+    jobs: Option<Arc<Jobs>>,
+}
+
+/// Jobs of a store's that fetch objects.
+#[derive(Default)]
+struct Jobs {
+    has: AtomicBool,
+    ended: AtomicBool,
+    is_sick: AtomicBool,
+    begun: AtomicU64,
+}
+
+#[async_trait]
+impl FetchJobs for Jobs {
+    async fn has(&self, _: &str) -> Result<bool, OriginError> {
+        match self.is_sick.load(Ordering::Relaxed) {
+            true => Err(OriginError::TimedOut),
+            false => Ok(self.has.load(Ordering::Relaxed)),
+        }
+    }
+
+    async fn fetch(&self, key: &str) -> Result<String, OriginError> {
+        self.begun.fetch_add(1, Ordering::Relaxed);
+        Ok(key.to_owned())
+    }
+
+    async fn has_ended(&self, _: &str) -> Result<Option<bool>, OriginError> {
+        Ok(Some(self.ended.load(Ordering::Relaxed)))
+    }
 }
 
 #[async_trait]
@@ -84,6 +114,10 @@ impl Replica for Store {
     async fn forget(&self, _: &str) -> Result<(), OriginError> {
         self.told.fetch_add(1, Ordering::Relaxed);
         Ok(())
+    }
+
+    fn jobs(&self) -> Option<&dyn FetchJobs> {
+        self.jobs.as_ref().map(|jobs| &**jobs as &dyn FetchJobs)
     }
 }
 
@@ -117,6 +151,10 @@ fn world_of(scope: ProofScope) -> World {
 
 /// A bucket at a region's server.
 fn world_at(scope: ProofScope, server: Arc<Breaker>) -> World {
+    world_with(scope, server, None)
+}
+
+fn world_with(scope: ProofScope, server: Arc<Breaker>, jobs: Option<Arc<Jobs>>) -> World {
     let metrics = Arc::new(Metrics::new().unwrap());
     let (origin, cached) = (Arc::new(MemoryOrigin::new("b")), Arc::new(MemoryOrigin::new("b")));
     let (wan, edge) =
@@ -124,8 +162,14 @@ fn world_at(scope: ProofScope, server: Arc<Breaker>) -> World {
     let (asked, told) = <(Arc<AtomicU64>, Arc<AtomicU64>)>::default();
     let (memory, counted, heard) = (cached.clone(), asked.clone(), told.clone());
     let manner = Arc::<Mutex<Manner>>::default();
-    let store =
-        Store { origin: edge.clone(), memory, manner: manner.clone(), asked: counted, told: heard };
+    let store = Store {
+        origin: edge.clone(),
+        memory,
+        manner: manner.clone(),
+        asked: counted,
+        told: heard,
+        jobs,
+    };
     let region = Region::new(Box::new(store), server, metrics.clone());
     let measured = Arc::new(Measured::new(wan.clone(), metrics));
     let last = measured.last_answer();
