@@ -24,6 +24,10 @@ pub struct Metrics {
     pub cache_damaged_bytes: IntCounter,
     /// Bytes fetched that were not kept: no room, or a failing disk.
     pub cache_bypassed_bytes: IntCounter,
+    /// Bytes that the daemon gave to readers out of memory.
+    pub served_memory_bytes: IntCounter,
+    /// The same, off the cache's disk.
+    pub served_disk_bytes: IntCounter,
     /// Bytes that opens found in the cache.
     pub saved_bytes: IntCounter,
     /// Bytes fetched for readers, wherever they came from.
@@ -95,7 +99,14 @@ impl Metrics {
             registry.register(Box::new(metric.clone()))?;
             Ok::<_, prometheus::Error>(metric)
         };
+        let served = counters(
+            "weir_served_bytes_total",
+            "Bytes that the daemon gave to readers, by where they were; the kernel reads others itself.",
+            "source",
+        )?;
         Ok(Self {
+            served_memory_bytes: served.with_label_values(&["memory"]),
+            served_disk_bytes: served.with_label_values(&["disk"]),
             cache_hits: counter("weir_cache_hits_total", "Opens served from the node cache.")?,
             cache_misses: counter("weir_cache_misses_total", "Opens that waited for the origin.")?,
             cache_evictions: counter("weir_cache_evictions_total", "Versions evicted.")?,

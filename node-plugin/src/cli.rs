@@ -339,6 +339,12 @@ pub struct StatusArgs {
     /// How to print it.
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     pub output: Output,
+    /// What a GiB read from the origin costs, such as 0.09: says what was saved.
+    #[arg(long, value_name = "PRICE", value_parser = crate::status::price)]
+    pub price_per_gib: Option<f64>,
+    /// What a GiB read from the region costs.
+    #[arg(long, value_name = "PRICE", value_parser = crate::status::price, requires = "price_per_gib", default_value = "0")]
+    pub region_price_per_gib: f64,
 }
 
 /// Options of `weir topology`.

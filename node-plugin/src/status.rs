@@ -15,6 +15,8 @@ use crate::cli::{Output, StatusArgs};
 use crate::config::size::Size;
 use crate::exit::{Failure, Kind};
 use crate::run_dir;
+use egress::Prices;
+pub(crate) use egress::price;
 
 /// How long a process may take to answer, from first to last.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -34,7 +36,11 @@ pub fn run(args: &StatusArgs) -> Result<(), Failure> {
             println!("{text}");
         }
         Output::Text if nodes.is_empty() => println!("nothing is mounted"),
-        Output::Text => nodes.iter().for_each(|node| print!("{}", describe(node))),
+        Output::Text => {
+            let region = args.region_price_per_gib;
+            let prices = args.price_per_gib.map(|origin| Prices { origin, region });
+            nodes.iter().for_each(|node| print!("{}", describe(node, prices)));
+        }
     }
     Ok(())
 }
@@ -111,7 +117,7 @@ fn shown(text: impl Display) -> String {
     shown
 }
 
-fn describe(node: &NodeStatus) -> String {
+fn describe(node: &NodeStatus, prices: Option<Prices>) -> String {
     let mut out = String::new();
     for mount in &node.mounts {
         out.push_str(&describe_mount(mount));
@@ -149,10 +155,8 @@ fn describe(node: &NodeStatus) -> String {
     }
     out.push_str(&format!(
         "  hits       {ratio}\n  \
-         saved      {} found in the cache, {} fetched, {} stored\n  \
+         stored     {}\n  \
          uploads    {} in flight\n  memory     {} of {}\n  process    {} (weir {})\n",
-        Size(counters.saved_bytes),
-        Size(counters.fetched_bytes),
         Size(counters.stored_bytes),
         counters.uploads_in_flight,
         Size(counters.memory_used),
@@ -160,14 +164,10 @@ fn describe(node: &NodeStatus) -> String {
         node.pid,
         shown(&node.version),
     ));
+    out.push_str(&egress::describe(counters, prices));
     if let Some(region) = &node.region {
         let stands = if region.is_shut { "fails, and is left alone" } else { "is asked first" };
-        out.push_str(&format!(
-            "  region     {} {stands}; {} from it, {} from the origin\n",
-            shown(&region.url),
-            Size(counters.region_bytes),
-            Size(counters.origin_bytes),
-        ));
+        out.push_str(&format!("  region     {} {stands}\n", shown(&region.url)));
     }
     if node.lost.files > 0 {
         out.push_str(&format!(
@@ -198,6 +198,7 @@ fn describe_mount(mount: &MountStatus) -> String {
     out
 }
 
+mod egress;
 #[cfg(test)]
 mod fuzz;
 

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -97,9 +97,19 @@ enum Role {
 impl AiStore {
     /// Before this bucket, of which it knows nothing yet.
     pub fn before(bucket: &Bucket) -> Self {
+        Self::before_origin(&bucket.name, bucket.origin())
+    }
+
+    /// Before a bucket that it reaches in this way.
+    pub fn before_origin(bucket: &str, origin: Arc<dyn Origin>) -> Self {
+        Self::on(bucket, origin, || TcpListener::bind("127.0.0.1:0").unwrap())
+    }
+
+    /// The same, on listeners of these.
+    pub fn on(bucket: &str, origin: Arc<dyn Origin>, listen: impl Fn() -> TcpListener) -> Self {
         let shared = Arc::new(Shared {
-            bucket: bucket.name.clone(),
-            origin: bucket.origin(),
+            bucket: bucket.to_owned(),
+            origin,
             targets: Mutex::default(),
             objects: Mutex::default(),
             registered: Mutex::default(),
@@ -112,14 +122,19 @@ impl AiStore {
             told: Mutex::default(),
             tokens: Mutex::default(),
         });
-        let targets = (0..2).map(|_| listen(shared.clone(), Role::Target)).collect();
+        let targets = (0..2).map(|_| serve(listen(), shared.clone(), Role::Target)).collect();
         *lock(&shared.targets) = targets;
-        Self { proxy: listen(shared.clone(), Role::Proxy), shared }
+        Self { proxy: serve(listen(), shared.clone(), Role::Proxy), shared }
     }
 
     /// URL of its proxy.
     pub fn url(&self) -> String {
         format!("http://{}", self.proxy)
+    }
+
+    /// Addresses of its proxy, and of one of its targets, each of which has all that it has.
+    pub fn addresses(&self) -> (SocketAddr, SocketAddr) {
+        (self.proxy, lock(&self.shared.targets)[0])
     }
 
     /// From now on it behaves so.
@@ -167,8 +182,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn listen(shared: Arc<Shared>, role: Role) -> SocketAddr {
-    http::serve(move |request| {
+fn serve(listener: TcpListener, shared: Arc<Shared>, role: Role) -> SocketAddr {
+    http::serve_on(listener, move |request| {
         let shared = shared.clone();
         async move { Ok(shared.answer(role, request).await) }
     })

@@ -23,9 +23,21 @@ pub fn serve<F>(
 where
     F: Future<Output = io::Result<Response<Body>>> + Send + 'static,
 {
-    let listener = runtime().block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+    serve_on(std::net::TcpListener::bind("127.0.0.1:0").unwrap(), answer)
+}
+
+/// The same, where somebody listens already.
+pub fn serve_on<F>(
+    listener: std::net::TcpListener,
+    answer: impl Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+) -> SocketAddr
+where
+    F: Future<Output = io::Result<Response<Body>>> + Send + 'static,
+{
     let address = listener.local_addr().unwrap();
+    listener.set_nonblocking(true).unwrap();
     runtime().spawn(async move {
+        let listener = TcpListener::from_std(listener).unwrap();
         while let Ok((client, _)) = listener.accept().await {
             let answer = service_fn(answer.clone());
             tokio::spawn(async move {

@@ -337,11 +337,31 @@ impl Reader {
         if late {
             self.store_late(version);
         }
+        if purpose == Purpose::Serve {
+            self.count_served(&asked, (wanted.start..).zip(&in_memory), size);
+        }
         let start = u64::from(wanted.start) * BLOCK;
         let joined = Block::join(&found);
         let from = asked.start.saturating_sub(start) as usize;
         let to = asked.end.min(size).saturating_sub(start) as usize;
         Some(joined.slice(from.min(to)..to))
+    }
+
+    /// Counts what of `asked` was in memory, and what on the disk.
+    fn count_served<'a>(
+        &self,
+        asked: &Range<u64>,
+        blocks: impl Iterator<Item = (u32, &'a Option<Block>)>,
+        size: u64,
+    ) {
+        let [mut memory, mut disk] = [0; 2];
+        for (block, data) in blocks {
+            let bytes = blocks::bytes_of(&(block..block + 1), size);
+            let part = bytes.end.min(asked.end).saturating_sub(bytes.start.max(asked.start));
+            *if data.is_some() { &mut memory } else { &mut disk } += part;
+        }
+        self.metrics.served_memory_bytes.inc_by(memory);
+        self.metrics.served_disk_bytes.inc_by(disk);
     }
 
     fn read_run(

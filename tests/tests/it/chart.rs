@@ -329,3 +329,12 @@ fn a_cache_that_is_to_have_a_disk_of_its_own_sees_it_once_it_is_mounted() {
         assert!(own.contains(&mount), "{own}");
     }
 }
+
+#[test]
+fn the_values_of_the_edge_example_name_a_region() {
+    let values = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/edge/weir-values.yaml");
+    let all = template(&["--values", values.to_str().unwrap()]).unwrap();
+    let node = object(&all, "DaemonSet", "weir-node").unwrap();
+    assert!(node.contains("--region-url=http://10.20.0.16:51080"), "{node}");
+    assert!(node.contains("10.20.0.18:51081"), "{node}");
+}

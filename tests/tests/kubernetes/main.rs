@@ -1,6 +1,7 @@
 //! A real kubelet and API server, the real chart, and pods that read and write.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
+mod edge;
 mod gpus;
 mod lifecycle;
 mod rights;

@@ -49,6 +49,16 @@ impl Kind {
     }
 }
 
+/// What is mounted, and where.
+pub(crate) struct Place {
+    /// URL of the server.
+    pub(crate) url: String,
+    /// The bucket.
+    pub(crate) bucket: String,
+    /// The mountpoint, which is made.
+    pub(crate) mountpoint: PathBuf,
+}
+
 /// A mounted contestant.
 pub(crate) struct Contestant {
     /// What it is.
@@ -72,13 +82,25 @@ impl Contestant {
         flags: &[&str],
         cache: tempfile::TempDir,
     ) -> (Self, Duration) {
-        let mountpoint = stage.path("mnt");
+        let (url, bucket) = (stage.url.clone(), stage.bucket.clone());
+        let place = Place { url, bucket, mountpoint: stage.path("mnt") };
+        Self::mount_at(&place, kind, flags, cache)
+    }
+
+    /// Mounts what is there, over a cache.
+    pub(crate) fn mount_at(
+        place: &Place,
+        kind: Kind,
+        flags: &[&str],
+        cache: tempfile::TempDir,
+    ) -> (Self, Duration) {
+        let mountpoint = place.mountpoint.clone();
         fs::create_dir_all(&mountpoint).unwrap();
         let cgroup = Cgroup::new(kind.name().split(',').next().unwrap());
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "sh", "-c"]);
         command.arg(format!("{} exec \"$@\"", cgroup.enter())).arg("sh");
-        program(&mut command, stage, kind, &mountpoint, cache.path());
+        program(&mut command, place, kind, cache.path());
         command.args(flags).stdin(Stdio::null()).stdout(Stdio::null());
         if std::env::var_os("WEIR_BENCH_LOG").is_none() {
             command.stderr(Stdio::null());
@@ -177,7 +199,8 @@ fn weir() -> PathBuf {
     std::env::current_exe().unwrap().with_file_name("weir")
 }
 
-fn program(command: &mut Command, stage: &Stage, kind: Kind, mountpoint: &Path, cache: &Path) {
+fn program(command: &mut Command, place: &Place, kind: Kind, cache: &Path) {
+    let Place { url, bucket, mountpoint } = place;
     command
         .env("AWS_ACCESS_KEY_ID", minio::USER)
         .env("AWS_SECRET_ACCESS_KEY", minio::PASSWORD)
@@ -187,9 +210,9 @@ fn program(command: &mut Command, stage: &Stage, kind: Kind, mountpoint: &Path, 
         Kind::Weir | Kind::WeirNoPassthrough => {
             command
                 .arg(weir())
-                .args(["mount", &format!("s3://{}", stage.bucket)])
+                .args(["mount", &format!("s3://{bucket}")])
                 .arg(mountpoint)
-                .args(["--foreground", "--endpoint-url", &stage.url, "--metadata-ttl", "60"])
+                .args(["--foreground", "--endpoint-url", url, "--metadata-ttl", "60"])
                 .arg("--cache-dir")
                 .arg(cache)
                 .env("WEIR_RUN_DIR", cache.join("run"));
@@ -199,8 +222,7 @@ fn program(command: &mut Command, stage: &Stage, kind: Kind, mountpoint: &Path, 
         }
         Kind::Rclone => {
             let remote = format!(
-                ":s3,provider=Minio,env_auth=true,region=us-east-1,endpoint='{}':{}",
-                stage.url, stage.bucket
+                ":s3,provider=Minio,env_auth=true,region=us-east-1,endpoint='{url}':{bucket}"
             );
             command.args(["rclone", "mount", &remote]).arg(mountpoint);
             command.args(["--vfs-cache-mode", "full", "--vfs-write-back", "0s"]);
@@ -213,8 +235,8 @@ fn program(command: &mut Command, stage: &Stage, kind: Kind, mountpoint: &Path, 
             fs::set_permissions(&password, mode).unwrap();
             let store = cache.join("store");
             fs::create_dir_all(&store).unwrap();
-            command.args(["s3fs", "-f", &stage.bucket]).arg(mountpoint);
-            command.args(["-o", &format!("url={},use_path_request_style", stage.url)]);
+            command.args(["s3fs", "-f", bucket]).arg(mountpoint);
+            command.args(["-o", &format!("url={url},use_path_request_style")]);
             command.args(["-o", &format!("passwd_file={}", password.display())]);
             command.args(["-o", &format!("use_cache={}", store.display())]);
             command.args(["-o", "parallel_count=8,multipart_size=8,max_stat_cache_size=200000"]);

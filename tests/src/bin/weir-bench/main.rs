@@ -16,6 +16,7 @@ mod scale;
 mod special;
 mod stage;
 mod usage;
+mod wan;
 mod works;
 
 use std::path::PathBuf;
@@ -37,6 +38,9 @@ enum Part {
     Special,
     /// Limits: a million keys, ten thousand open files, two hundred mounts.
     Scale,
+    /// Sites far from the bucket, with a regional cache each, beside nginx as one (not among the parts that
+    /// are run unless they are named).
+    Wan,
 }
 
 #[derive(Parser, Debug)]
@@ -57,7 +61,13 @@ struct Args {
     /// Keys of the bucket in the part `scale`; a million takes ten minutes to put.
     #[arg(long, default_value_t = 100_000)]
     keys: usize,
-    /// Works whose name contains this.
+    /// Sites of the part `wan`.
+    #[arg(long, default_value_t = 3)]
+    sites: usize,
+    /// Nodes of each of them.
+    #[arg(long, default_value_t = 4)]
+    nodes: usize,
+    /// Works whose name contains this; of the part `wan`, contestants.
     #[arg(long)]
     only: Option<String>,
     /// Write all figures to this file.
@@ -104,5 +114,6 @@ fn run(part: Part, args: &Args) -> Report {
             let tiny = Sizes { big: 8 << 20, small: 60, written: 0 };
             scale::run(&Stage::new(tiny, false, args.keys), args.keys, only)
         }
+        Part::Wan => wan::run(args.sites, args.nodes, only),
     }
 }

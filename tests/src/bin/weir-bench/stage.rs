@@ -185,16 +185,25 @@ fn write_raw(path: &Path, bytes: &[u8]) {
     fs::write(path, bytes).unwrap();
 }
 
-fn client(url: &str) -> Client {
-    let config = aws_sdk_s3::Config::builder()
+/// A bare client.
+pub(crate) fn client(url: &str) -> Client {
+    let keys = Credentials::new(minio::USER, minio::PASSWORD, None, None, "bench");
+    Client::from_conf(config(url).credentials_provider(keys).build())
+}
+
+/// A bare client that signs nothing.
+pub(crate) fn client_unsigned(url: &str) -> Client {
+    Client::from_conf(config(url).allow_no_auth().build())
+}
+
+fn config(url: &str) -> aws_sdk_s3::config::Builder {
+    aws_sdk_s3::Config::builder()
         .behavior_version_latest()
         .region(Region::new("us-east-1"))
-        .credentials_provider(Credentials::new(minio::USER, minio::PASSWORD, None, None, "bench"))
         .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
         .http_client(aws_smithy_http_client::Builder::new().build_http())
         .force_path_style(true)
-        .endpoint_url(url);
-    Client::from_conf(config.build())
+        .endpoint_url(url)
 }
 
 /// A bare multipart upload, eight parts in flight, nothing of it signed or summed but the
