@@ -90,7 +90,7 @@ mod tests {
         // 100 x 0.09 and 50 x 0.08; 50 x 0.09 and 50 x 0.01.
         assert!(text.contains("13.00 saved, 5.00 spent"), "{text}");
         let text = describe(&counters(0, 0, 2 * GIB), None);
-        assert_eq!(text, "  bytes      100.0 % from the origin (2 GiB)\n");
+        assert_eq!(text, "  bytes      100.0 % from the origin (2.0 GiB)\n");
         assert_eq!(describe(&counters(0, 0, 0), Some(prices)), "");
     }
 

@@ -59,6 +59,6 @@ fn what_any_process_answers_is_shown_in_lines_that_a_terminal_shows_as_they_are(
         let shown = describe(&node, None);
         assert!(!shown.chars().any(|c| c.is_control() && c != '\n'), "{shown:?}");
         let of_mounts: usize = node.mounts.iter().map(|m| 4 + m.session.writing.len()).sum();
-        assert!(shown.lines().count() <= of_mounts + 3 * node.cache.disks.len() + 8, "{shown}");
+        assert!(shown.lines().count() <= of_mounts + 3 * node.cache.disks.len() + 9, "{shown}");
     });
 }

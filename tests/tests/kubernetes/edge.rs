@@ -22,7 +22,7 @@ fn the_edge_example_reads_through_the_region_and_goes_on_without_it() {
     let manifest = example("edge/volume.yaml", &bucket);
     cluster.apply(&manifest);
     cluster.until_ready("edge");
-    cluster.eventually("the pod has played", |_| bucket.get("results/score").is_ok());
+    cluster.eventually("the pod has played", |_| bucket.get("results/score").is_some());
     assert!(region.has("models/board"));
     let read = |n: u64| {
         let read = cluster.exec("edge", &format!("md5sum /models/part-{n}")).unwrap();

@@ -21,7 +21,7 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 /// connection gets.
 const RATE: u64 = 64 << 20;
 /// The least that is believed of what was seen.
-const RATE_MIN: u64 = 1 << 20;
+const RATE_MIN: u64 = BLOCK;
 /// How long a region has what it had.
 const PRESENT: Duration = Duration::from_secs(300);
 /// How long it is not asked to fetch what it did not.

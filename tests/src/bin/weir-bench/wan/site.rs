@@ -125,10 +125,10 @@ impl Origin {
 /// A site: its WAN, and what it has in common.
 pub(super) struct Site {
     wan: Link,
-    region: AiStore,
+    _region: AiStore,
     /// To the region's proxy, and to its target.
     lan: [Link; 2],
-    nginx: Nginx,
+    _nginx: Nginx,
     nginx_lan: Link,
 }
 
@@ -157,7 +157,7 @@ impl Site {
         });
         let nginx = Nginx::start(wan.address);
         let nginx_lan = link(nginx.address, LAN);
-        Self { wan, region, lan, nginx, nginx_lan }
+        Self { wan, _region: region, lan, _nginx: nginx, nginx_lan }
     }
 
     /// URL of the origin, over the WAN.
