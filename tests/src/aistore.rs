@@ -280,9 +280,12 @@ impl Shared {
         if role == Role::Proxy {
             return self.redirect("v1/objects", raw, query, manners);
         }
-        match lock(&self.objects).contains_key(&percent_decode(raw)) {
-            true => Response::new(full("")),
-            false => status(404),
+        match lock(&self.objects).get(&percent_decode(raw)) {
+            Some(object) => Response::builder()
+                .header("etag", object.tag.trim_matches('"'))
+                .body(full(""))
+                .unwrap(),
+            None => status(404),
         }
     }
 
@@ -298,6 +301,7 @@ impl Shared {
             let manners = lock(&shared.manners).clone();
             for key in &keys {
                 if !manners.fails_jobs {
+                    shared.drop_old(key).await;
                     // What fails is missing afterwards.
                     let _ = shared.fetched(key, &manners).await;
                 }
@@ -305,6 +309,16 @@ impl Shared {
             lock(&shared.jobs)[number] = true;
         });
         Response::new(full(format!("job-{number}")))
+    }
+
+    /// Drops what it has of an object where its origin has another version.
+    async fn drop_old(&self, key: &str) {
+        let now = self.origin.head(key).await.ok().and_then(|info| info.etag);
+        let mut objects = lock(&self.objects);
+        let tag = now.as_ref().map(|etag| etag.as_str());
+        if objects.get(key).is_some_and(|object| Some(object.tag.as_str()) != tag) {
+            objects.remove(key);
+        }
     }
 
     async fn of_bucket(self: &Arc<Self>, request: Request<Incoming>) -> Response<Body> {
@@ -376,7 +390,10 @@ impl Shared {
         let targets = lock(&self.targets).clone();
         let target = targets[raw.len() % targets.len()];
         let base = manners.redirects_to.clone().unwrap_or_else(|| format!("http://{target}"));
-        let name = percent_decode(raw).replace(' ', "%20").replace('?', "%3F").replace('#', "%23");
+        let name = percent_decode(raw).replace(' ', "%20").replace('#', "%23");
+        // What comes after a question mark it takes for parameters.
+        let (name, rest) = name.split_once('?').unwrap_or((&name, ""));
+        let query = [rest, query].join("&");
         let location = format!("{base}/{api}/{}/{name}?pid=p1&utm=1&vm=1&{query}", self.bucket);
         let mut answer = status(307);
         let location = hyper::header::HeaderValue::from_bytes(location.as_bytes()).unwrap();

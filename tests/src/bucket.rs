@@ -25,6 +25,8 @@ pub enum Server {
     Versitygw,
     /// The server that the demo brings, in this process.
     Embedded,
+    /// The one that `WEIR_SERVER_URL`, `WEIR_SERVER_KEY` and `WEIR_SERVER_SECRET` name.
+    Named,
 }
 
 /// A bucket, and what reaches it past any mount.
@@ -52,6 +54,16 @@ impl Bucket {
                 let keys = (versitygw::USER, versitygw::PASSWORD);
                 Self::make(gateway.url.clone(), &gateway.data, keys, None)
             }
+            Server::Named => {
+                let of = |name: &str| {
+                    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set"))
+                };
+                let (key, secret) = (of("WEIR_SERVER_KEY"), of("WEIR_SERVER_SECRET"));
+                let bucket = Self::of(of("WEIR_SERVER_URL"), "".as_ref(), (&key, &secret), None);
+                let made = bucket.client().create_bucket().bucket(&bucket.name).send();
+                runtime().block_on(made).unwrap();
+                bucket
+            }
             Server::Embedded => {
                 let dir = tempfile::tempdir_in("/var/tmp").unwrap();
                 let s3 = runtime().block_on(EmbeddedS3::start(dir.path())).unwrap();
@@ -74,7 +86,14 @@ impl Bucket {
         Self::make(minio.url.clone(), &minio.data, keys, Some(authority.to_owned()))
     }
 
-    fn make(
+    fn make(url: String, data: &Path, keys: (&str, &str), ca_bundle: Option<PathBuf>) -> Self {
+        let bucket = Self::of(url, data, keys, ca_bundle);
+        fs::create_dir(&bucket.folder).unwrap();
+        bucket
+    }
+
+    /// One that is not there yet.
+    fn of(
         url: String,
         data: &Path,
         (access_key, secret_key): (&str, &str),
@@ -82,7 +101,6 @@ impl Bucket {
     ) -> Self {
         let name = format!("test-{:016x}", rand::random::<u64>());
         let folder = data.join(&name);
-        fs::create_dir(&folder).unwrap();
         let settings = S3Settings {
             bucket: name.clone(),
             endpoint_url: Some(url.clone()),
@@ -187,6 +205,11 @@ impl Bucket {
 
     /// Multipart uploads of a key that are under way (MinIO lists them by whole keys alone).
     pub fn uploads_of(&self, key: &str) -> usize {
+        let listed = self.client().list_multipart_uploads().bucket(&self.name).prefix(key).send();
+        runtime().block_on(listed).unwrap().uploads().len()
+    }
+
+    fn client(&self) -> aws_sdk_s3::Client {
         let config = aws_sdk_s3::Config::builder()
             .behavior_version_latest()
             .http_client(aws_smithy_http_client::Builder::new().build_http())
@@ -201,9 +224,7 @@ impl Bucket {
             .endpoint_url(&self.url)
             .force_path_style(true)
             .build();
-        let client = aws_sdk_s3::Client::from_conf(config);
-        let listed = client.list_multipart_uploads().bucket(&self.name).prefix(key).send();
-        runtime().block_on(listed).unwrap().uploads().len()
+        aws_sdk_s3::Client::from_conf(config)
     }
 
     /// All keys.

@@ -61,6 +61,12 @@ macro_rules! on_each_server {
                 }
 
                 #[test]
+                #[cfg(feature = "named-server")]
+                fn named() {
+                    check(weir_tests::bucket::Bucket::new(weir_tests::bucket::Server::Named));
+                }
+
+                #[test]
                 fn embedded() {
                     check(weir_tests::bucket::Bucket::new(weir_tests::bucket::Server::Embedded));
                 }

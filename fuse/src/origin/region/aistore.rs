@@ -120,9 +120,10 @@ fn in_path(key: &str) -> String {
 
 #[async_trait]
 impl Replica for AiStore {
-    /// It takes `a//b` for `a/b`, `a/../b` for `b`, and a slash away at the end.
+    /// It takes `a//b` for `a/b`, `a/../b` for `b`, a slash away at the end, and what comes after a
+    /// question mark for none of the key.
     fn can_have(&self, key: &str) -> bool {
-        key.split('/').all(|part| !matches!(part, "" | "." | ".."))
+        !key.contains('?') && key.split('/').all(|part| !matches!(part, "" | "." | ".."))
     }
 
     async fn get(

@@ -162,19 +162,20 @@ impl Region {
         let (sender, presence) = watch::channel(Presence::Unknown);
         let object = Object { etag: version.etag.clone(), presence: presence.clone() };
         state.objects.put(key.into(), object);
-        let (region, key, size) = (self.clone(), Box::<str>::from(key), version.size);
-        tokio::spawn(async move { region.watch(&key, size, sender).await });
+        let (region, key, version) = (self.clone(), Box::<str>::from(key), version.clone());
+        tokio::spawn(async move { region.watch(&key, &version, sender).await });
         presence
     }
 
     /// Finds out whether it has an object, and else has it fetch it.
-    async fn watch(&self, key: &str, size: u64, presence: watch::Sender<Presence>) {
-        let outcome = match self.has_now(key).await {
+    async fn watch(&self, key: &str, version: &Version, presence: watch::Sender<Presence>) {
+        let size = version.size;
+        let outcome = match self.has_now(key, &version.etag).await {
             Ok(true) => "present",
             Ok(false) => {
                 presence.send_replace(Presence::Coming);
                 let began = Instant::now();
-                match timeout(self.cold.patience(size), self.fetched(key)).await {
+                match timeout(self.cold.patience(size), self.fetched(key, &version.etag)).await {
                     Ok(Ok(true)) => {
                         self.cold.took(size, began.elapsed());
                         "fetched"
@@ -202,13 +203,13 @@ impl Region {
         });
     }
 
-    async fn has_now(&self, key: &str) -> Result<bool, OriginError> {
+    async fn has_now(&self, key: &str, etag: &ETag) -> Result<bool, OriginError> {
         let Some(jobs) = self.replica.jobs() else { return Ok(true) };
-        in_time(jobs.has(key)).await
+        in_time(jobs.has(key, etag)).await
     }
 
     /// Has it fetch an object; returns whether it has it then.
-    async fn fetched(&self, key: &str) -> Result<bool, OriginError> {
+    async fn fetched(&self, key: &str, etag: &ETag) -> Result<bool, OriginError> {
         let Some(jobs) = self.replica.jobs() else { return Ok(true) };
         let job = in_time(jobs.fetch(key)).await?;
         let (mut pause, mut failures) = (POLL, 0);
@@ -216,8 +217,8 @@ impl Region {
             sleep(pause).await;
             pause = (pause * 5 / 4).min(POLL_MAX);
             match in_time(jobs.has_ended(&job)).await {
-                Ok(Some(true)) => return self.has_now(key).await,
-                Ok(None) if self.has_now(key).await? => return Ok(true),
+                Ok(Some(true)) => return self.has_now(key, etag).await,
+                Ok(None) if self.has_now(key, etag).await? => return Ok(true),
                 Ok(_) => failures = 0,
                 Err(error) if failures == FAILURES_MAX => return Err(error),
                 Err(_) => failures += 1,

@@ -108,10 +108,10 @@ trait Replica: Send + Sync {
 /// Something that fetches objects whole.
 #[async_trait]
 trait FetchJobs: Send + Sync {
-    /// Whether it has an object now.
-    async fn has(&self, key: &str) -> Result<bool, OriginError>;
+    /// Whether it has this very version now, as far as it says.
+    async fn has(&self, key: &str, etag: &ETag) -> Result<bool, OriginError>;
 
-    /// Has it fetch an object, or join who does. Returns the job's name.
+    /// Has it fetch an object as it is now, or join who does. Returns the job's name.
     async fn fetch(&self, key: &str) -> Result<String, OriginError>;
 
     /// Whether a job has ended, in whatever way; `None` where it is not known.

@@ -74,7 +74,7 @@ struct Jobs {
 
 #[async_trait]
 impl FetchJobs for Jobs {
-    async fn has(&self, _: &str) -> Result<bool, OriginError> {
+    async fn has(&self, _: &str, _: &ETag) -> Result<bool, OriginError> {
         match self.is_sick.load(Ordering::Relaxed) {
             true => Err(OriginError::TimedOut),
             false => Ok(self.has.load(Ordering::Relaxed)),

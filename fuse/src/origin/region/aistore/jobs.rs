@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::exchange::{Question, text};
 use super::{AiStore, FetchJobs, in_path};
+use crate::model::version::ETag;
 use crate::origin::OriginError;
 
 /// Longest answer to a question about a job, in bytes.
@@ -62,14 +63,17 @@ fn failure(answer: &HttpResponse) -> OriginError {
 
 #[async_trait]
 impl FetchJobs for AiStore {
-    async fn has(&self, key: &str) -> Result<bool, OriginError> {
+    async fn has(&self, key: &str, etag: &ETag) -> Result<bool, OriginError> {
         // "present, and where it belongs" (`api/apc/query.go`).
         let target =
             format!("/v1/objects/{}/{}?provider=aws&presence=2", self.bucket, in_path(key));
         let question = Question { method: "HEAD", target, ..Question::default() };
         let answer = self.exchange.ask(&question).await?;
         match answer.status().as_u16() {
-            200 => Ok(true),
+            200 => {
+                let other = answer.headers().get("etag").and_then(ETag::new);
+                Ok(other.is_none_or(|other| other == *etag))
+            }
             404 => Ok(false),
             _ => Err(failure(&answer)),
         }

@@ -56,3 +56,15 @@ async fn first_requests_at_once_wait_for_what_the_cluster_is_asked_beside() {
     }
     assert!(matches!(store.get("gone", &version, 0..3).await, Err(OriginError::NotFound)));
 }
+
+#[tokio::test]
+async fn keys_that_it_takes_for_others_it_cannot_have() {
+    let settings = settings(RegionKind::AiStore, "http://127.0.0.1:9".into());
+    let store = AiStore::new(crate::blocking::MAY, &settings, "b").unwrap();
+    for key in ["a", "a/b", "a b/\u{e4}+%#", ".a/b.", "a...b"] {
+        assert!(store.can_have(key), "{key}");
+    }
+    for key in ["a//b", "/a", "a/", "./a", "a/../b", "a/..", "a?b", "a/b?"] {
+        assert!(!store.can_have(key), "{key}");
+    }
+}
