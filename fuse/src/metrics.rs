@@ -42,6 +42,10 @@ pub struct Metrics {
     pub region_requests: IntCounterVec,
     /// Objects of which regions gave other bytes than their tags say.
     pub region_wrong_objects: IntCounter,
+    /// Keys that regions were told to forget, by what came of it.
+    pub region_evictions: IntCounterVec,
+    /// Keys that they are to be told to forget.
+    pub region_evictions_pending: IntGauge,
     /// Regions that are left alone since they fail.
     pub regions_shut: IntGauge,
     /// Keys that no file system can show, by reason.
@@ -141,6 +145,16 @@ impl Metrics {
             region_wrong_objects: counter(
                 "weir_region_wrong_objects_total",
                 "Objects of which a region gave bytes that are not what the object's tag says.",
+            )?,
+            region_evictions: counters(
+                "weir_region_evictions_total",
+                "Keys that a region was told to forget, by outcome: forgotten, failed (to be told \
+                 again) or dropped, since too many waited.",
+                "outcome",
+            )?,
+            region_evictions_pending: gauge(
+                "weir_region_evictions_pending",
+                "Keys that a region is to be told to forget.",
             )?,
             regions_shut: gauge("weir_regions_shut", "Regions left alone while they fail.")?,
             hidden_keys: counters(

@@ -45,6 +45,10 @@ pub struct Manners {
     pub token: Option<String>,
     /// It forgets nothing that it is told to.
     pub keeps_all: bool,
+    /// What tells it to forget something is not answered while this is so.
+    pub hangs_when_told: bool,
+    /// What tells it to forget something is answered with this.
+    pub refuses_when_told: Option<u16>,
 }
 
 /// An object as it was when it was fetched.
@@ -72,8 +76,12 @@ struct Shared {
     /// Bytes that it gave out, and that it fetched.
     given: AtomicU64,
     fetched: AtomicU64,
-    /// Keys that it was told to forget.
-    told: Mutex<Vec<String>>,
+    /// Lists of keys that it was told to forget: a job each.
+    told: Mutex<Vec<Vec<String>>>,
+    /// How many of these jobs have ended.
+    ended: Mutex<HashSet<String>>,
+    /// Lists that came while it hangs.
+    held: AtomicU64,
     /// Values of `authorization` that it was sent.
     tokens: Mutex<HashSet<String>>,
 }
@@ -98,6 +106,8 @@ impl AiStore {
             given: AtomicU64::new(0),
             fetched: AtomicU64::new(0),
             told: Mutex::default(),
+            ended: Mutex::default(),
+            held: AtomicU64::new(0),
             tokens: Mutex::default(),
         });
         let targets = (0..2).map(|_| listen(shared.clone(), Role::Target)).collect();
@@ -137,7 +147,17 @@ impl AiStore {
 
     /// Keys that it was told to forget, in order.
     pub fn told(&self) -> Vec<String> {
+        self.lists().concat()
+    }
+
+    /// The lists in which it was told so.
+    pub fn lists(&self) -> Vec<Vec<String>> {
         lock(&self.shared.told).clone()
+    }
+
+    /// Lists that came while it hangs.
+    pub fn held(&self) -> u64 {
+        self.shared.held.load(Ordering::Relaxed)
     }
 
     /// What it was sent as `authorization`.
@@ -169,7 +189,7 @@ fn status(code: u16) -> Response<Body> {
 }
 
 impl Shared {
-    async fn answer(&self, role: Role, request: Request<Incoming>) -> Response<Body> {
+    async fn answer(self: Arc<Self>, role: Role, request: Request<Incoming>) -> Response<Body> {
         let manners = lock(&self.manners).clone();
         let said = request.headers().get("authorization").and_then(|value| value.to_str().ok());
         if let Some(said) = said {
@@ -184,6 +204,7 @@ impl Shared {
         }
         match (request.method(), path.as_str()) {
             (&Method::GET, "/v1/daemon") => Response::new(full(self.map())),
+            (&Method::GET, "/v1/cluster") => self.of_job(request).await,
             (_, path) if path.starts_with("/v1/buckets/") => self.of_bucket(request).await,
             (&Method::GET, "/s3" | "/") => status(200),
             (&Method::GET, path) => match path.strip_prefix(&format!("/s3/{}/", self.bucket)) {
@@ -208,7 +229,7 @@ impl Shared {
         serde_json::json!({"tmap": nodes, "pmap": {}, "version": "3"}).to_string()
     }
 
-    async fn of_bucket(&self, request: Request<Incoming>) -> Response<Body> {
+    async fn of_bucket(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
         let bucket = request.uri().path().trim_start_matches("/v1/buckets/").to_owned();
         match *request.method() {
             Method::HEAD if bucket == self.bucket => {
@@ -216,20 +237,53 @@ impl Shared {
                 Response::new(full(""))
             }
             Method::DELETE => {
-                let body = request.into_body().collect().await.unwrap().to_bytes();
-                let asked: serde_json::Value = serde_json::from_slice(&body).unwrap();
+                let Ok(body) = request.into_body().collect().await else { return status(400) };
+                let asked: serde_json::Value = serde_json::from_slice(&body.to_bytes()).unwrap();
                 assert_eq!(asked["action"], "evict-listrange", "nothing else is to be done here");
-                for name in asked["value"]["objnames"].as_array().unwrap() {
-                    let name = name.as_str().unwrap();
-                    lock(&self.told).push(name.to_owned());
-                    if !lock(&self.manners).keeps_all {
-                        lock(&self.objects).remove(name);
-                    }
-                }
-                Response::new(full("job"))
+                let names = asked["value"]["objnames"].as_array().unwrap();
+                let names = names.iter().map(|name| name.as_str().unwrap().to_owned()).collect();
+                self.forget(names).await
             }
             _ => status(404),
         }
+    }
+
+    /// It says that it will, and does so later.
+    async fn forget(self: Arc<Self>, names: Vec<String>) -> Response<Body> {
+        if lock(&self.manners).hangs_when_told {
+            self.held.fetch_add(1, Ordering::Relaxed);
+        }
+        while lock(&self.manners).hangs_when_told {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        if let Some(code) = lock(&self.manners).refuses_when_told {
+            return status(code);
+        }
+        let job = {
+            let mut told = lock(&self.told);
+            told.push(names.clone());
+            format!("job-{}", told.len())
+        };
+        let id = job.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            if !lock(&self.manners).keeps_all {
+                lock(&self.objects).retain(|name, _| !names.contains(name));
+            }
+            lock(&self.ended).insert(id);
+        });
+        Response::new(full(job))
+    }
+
+    async fn of_job(&self, request: Request<Incoming>) -> Response<Body> {
+        let Ok(body) = request.into_body().collect().await else { return status(400) };
+        let asked: serde_json::Value = serde_json::from_slice(&body.to_bytes()).unwrap();
+        let id = asked["id"].as_str().unwrap();
+        let end_time = i64::from(lock(&self.ended).contains(id));
+        let says = serde_json::json!({
+            "uuid": id, "kind": "evict-listrange", "err": "", "end_time": end_time, "aborted": false,
+        });
+        Response::new(full(says.to_string()))
     }
 
     async fn object(

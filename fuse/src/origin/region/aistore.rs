@@ -1,6 +1,7 @@
 //! A cluster of NVIDIA AIStore before the origin, by its S3 and its native API.
 
 mod exchange;
+mod job;
 mod lately;
 
 #[cfg(test)]
@@ -64,6 +65,24 @@ impl AiStore {
             is_an_answer(&answer).then(|| answer.status().is_success())
         };
         self.registered.ask(since, registers).await
+    }
+
+    /// Has the cluster begin to forget what it has of these. Returns the job that does it.
+    async fn evict(&self, keys: &[&str]) -> Result<String, OriginError> {
+        let evict = serde_json::json!({"action": "evict-listrange", "value": {"objnames": keys}});
+        let question = Question {
+            method: "DELETE",
+            target: format!("/v1/buckets/{}?provider=aws", self.bucket),
+            json: Some(evict.to_string()),
+            ..Question::default()
+        };
+        let (status, text) = self.exchange.told(&question).await?;
+        match status {
+            200..=299 => Ok(String::from_utf8_lossy(&text).trim().to_owned()),
+            401 | 403 => Err(OriginError::Denied(format!("HTTP {status}"))),
+            404 => Err(OriginError::NotFound),
+            _ => Err(OriginError::Unavailable(format!("HTTP {status}"))),
+        }
     }
 
     async fn get_once(
@@ -133,18 +152,16 @@ impl Replica for AiStore {
         }
     }
 
-    async fn forget(&self, key: &str) -> Result<(), OriginError> {
-        let evict = serde_json::json!({"action": "evict-listrange", "value": {"objnames": [key]}});
-        let question = Question {
-            method: "DELETE",
-            target: format!("/v1/buckets/{}?provider=aws", self.bucket),
-            json: Some(evict.to_string()),
-            ..Question::default()
+    fn can_forget(&self, key: &str) -> bool {
+        self.can_have(key)
+    }
+
+    async fn forget(&self, keys: &[&str]) -> Result<(), OriginError> {
+        let asked = Instant::now();
+        let job = match self.evict(keys).await {
+            Err(OriginError::NotFound) if self.register(asked).await => self.evict(keys).await,
+            job => job,
         };
-        let answer = self.exchange.ask(&question).await?;
-        match answer.status().is_success() {
-            true => Ok(()),
-            false => Err(OriginError::Unavailable(format!("HTTP {}", answer.status().as_u16()))),
-        }
+        job::until_ended(&self.exchange, &job?).await
     }
 }
