@@ -48,6 +48,10 @@ pub struct Metrics {
     pub region_wrong_objects: IntCounter,
     /// Large objects that regions were asked whether they have, by what came of it.
     pub region_prefetches: IntCounterVec,
+    /// Keys that regions were told to forget, by what came of it.
+    pub region_evictions: IntCounterVec,
+    /// Keys that they are to be told to forget.
+    pub region_evictions_pending: IntGauge,
     /// Regions that are left alone since they fail.
     pub regions_shut: IntGauge,
     /// Keys that no file system can show, by reason.
@@ -159,6 +163,16 @@ impl Metrics {
                 "weir_region_prefetches_total",
                 "Large objects that a region was asked for, by outcome: it had them, or fetched them.",
                 "outcome",
+            )?,
+            region_evictions: counters(
+                "weir_region_evictions_total",
+                "Keys that a region was told to forget, by outcome: forgotten, failed (to be told \
+                 again) or dropped, since too many waited.",
+                "outcome",
+            )?,
+            region_evictions_pending: gauge(
+                "weir_region_evictions_pending",
+                "Keys that a region is to be told to forget.",
             )?,
             regions_shut: gauge("weir_regions_shut", "Regions left alone while they fail.")?,
             hidden_keys: counters(

@@ -51,6 +51,10 @@ pub struct Manners {
     pub fails_jobs: bool,
     /// It knows of no job that was begun.
     pub forgets_jobs: bool,
+    /// What tells it to forget something is not answered while this is so.
+    pub hangs_when_told: bool,
+    /// What tells it to forget something is answered with this.
+    pub refuses_when_told: Option<u16>,
 }
 
 /// An object as it was when it was fetched.
@@ -80,10 +84,13 @@ struct Shared {
     fetched: AtomicU64,
     /// Who fetches an object is waited for by all who want it.
     flights: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
-    /// Jobs to fetch something, and whether each has ended.
-    jobs: Mutex<Vec<bool>>,
-    /// Keys that it was told to forget.
-    told: Mutex<Vec<String>>,
+    /// Objects that it was told to fetch, and lists of keys that it was told to forget: a job each.
+    fetches: AtomicU64,
+    told: Mutex<Vec<Vec<String>>>,
+    /// Jobs that have ended.
+    ended: Mutex<HashSet<String>>,
+    /// Lists that came while it hangs.
+    held: AtomicU64,
     /// Values of `authorization` that it was sent.
     tokens: Mutex<HashSet<String>>,
 }
@@ -118,8 +125,10 @@ impl AiStore {
             given: AtomicU64::new(0),
             fetched: AtomicU64::new(0),
             flights: Mutex::default(),
-            jobs: Mutex::default(),
+            fetches: AtomicU64::new(0),
             told: Mutex::default(),
+            ended: Mutex::default(),
+            held: AtomicU64::new(0),
             tokens: Mutex::default(),
         });
         let targets = (0..2).map(|_| serve(listen(), shared.clone(), Role::Target)).collect();
@@ -163,13 +172,23 @@ impl AiStore {
     }
 
     /// Jobs to fetch something that were begun.
-    pub fn jobs(&self) -> usize {
-        lock(&self.shared.jobs).len()
+    pub fn jobs(&self) -> u64 {
+        self.shared.fetches.load(Ordering::Relaxed)
     }
 
     /// Keys that it was told to forget, in order.
     pub fn told(&self) -> Vec<String> {
+        self.lists().concat()
+    }
+
+    /// The lists in which it was told so.
+    pub fn lists(&self) -> Vec<Vec<String>> {
         lock(&self.shared.told).clone()
+    }
+
+    /// Lists that came while it hangs.
+    pub fn held(&self) -> u64 {
+        self.shared.held.load(Ordering::Relaxed)
     }
 
     /// What it was sent as `authorization`.
@@ -250,18 +269,16 @@ impl Shared {
     /// How far a job is.
     async fn of_job(&self, request: Request<Incoming>, manners: &Manners) -> Response<Body> {
         assert_eq!(request.uri().query(), Some("what=status"));
-        let asked = json_of(request).await;
-        let number = asked["id"].as_str().and_then(|id| id.strip_prefix("job-")).unwrap();
-        let ended = lock(&self.jobs)[number.parse::<usize>().unwrap()];
+        let Some(asked) = json_of(request).await else { return status(400) };
+        let id = asked["id"].as_str().unwrap();
         if manners.forgets_jobs {
             return status(404);
         }
-        let end = if ended { 1_700_000_000_000_000_000_u64 } else { 0 };
-        let said = serde_json::json!({
-            "kind": "prefetch-listrange", "uuid": asked["id"], "err": "", "end_time": end,
-            "aborted": false,
+        let end_time = i64::from(lock(&self.ended).contains(id));
+        let says = serde_json::json!({
+            "uuid": id, "kind": "a job", "err": "", "end_time": end_time, "aborted": false,
         });
-        Response::new(full(said.to_string()))
+        Response::new(full(says.to_string()))
     }
 
     /// Whether a target has an object.
@@ -290,13 +307,9 @@ impl Shared {
     }
 
     /// Fetches objects in the background.
-    fn begin_job(self: &Arc<Self>, keys: Vec<String>) -> Response<Body> {
-        let number = {
-            let mut jobs = lock(&self.jobs);
-            jobs.push(false);
-            jobs.len() - 1
-        };
-        let shared = self.clone();
+    fn fetch_later(self: &Arc<Self>, keys: Vec<String>) -> Response<Body> {
+        let id = format!("fetch-{}", self.fetches.fetch_add(1, Ordering::Relaxed));
+        let (shared, job) = (self.clone(), id.clone());
         tokio::spawn(async move {
             let manners = lock(&shared.manners).clone();
             for key in &keys {
@@ -306,9 +319,9 @@ impl Shared {
                     let _ = shared.fetched(key, &manners).await;
                 }
             }
-            lock(&shared.jobs)[number] = true;
+            lock(&shared.ended).insert(job);
         });
-        Response::new(full(format!("job-{number}")))
+        Response::new(full(id))
     }
 
     /// Drops what it has of an object where its origin has another version.
@@ -329,27 +342,48 @@ impl Shared {
                 Response::new(full(""))
             }
             Method::DELETE => {
-                let asked = json_of(request).await;
+                let Some(asked) = json_of(request).await else { return status(400) };
                 assert_eq!(asked["action"], "evict-listrange", "nothing else is to be done here");
-                for name in names_in(&asked) {
-                    if !lock(&self.manners).keeps_all {
-                        lock(&self.objects).remove(&name);
-                    }
-                    lock(&self.told).push(name);
-                }
-                Response::new(full("job"))
+                self.clone().forget(names_in(&asked)).await
             }
             Method::POST => {
-                let asked = json_of(request).await;
+                let Some(asked) = json_of(request).await else { return status(400) };
                 assert_eq!(asked["action"], "prefetch-listrange", "nothing else is begun here");
                 assert_eq!(asked["value"]["latest-ver"], true);
                 match lock(&self.registered).contains(&self.bucket) {
-                    true => self.begin_job(names_in(&asked)),
+                    true => self.fetch_later(names_in(&asked)),
                     false => status(404),
                 }
             }
             _ => status(404),
         }
+    }
+
+    /// It says that it will, and does so later.
+    async fn forget(self: Arc<Self>, names: Vec<String>) -> Response<Body> {
+        if lock(&self.manners).hangs_when_told {
+            self.held.fetch_add(1, Ordering::Relaxed);
+        }
+        while lock(&self.manners).hangs_when_told {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        if let Some(code) = lock(&self.manners).refuses_when_told {
+            return status(code);
+        }
+        let job = {
+            let mut told = lock(&self.told);
+            told.push(names.clone());
+            format!("job-{}", told.len())
+        };
+        let id = job.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            if !lock(&self.manners).keeps_all {
+                lock(&self.objects).retain(|name, _| !names.contains(name));
+            }
+            lock(&self.ended).insert(id);
+        });
+        Response::new(full(job))
     }
 
     async fn object(
@@ -468,8 +502,10 @@ impl Shared {
     }
 }
 
-async fn json_of(request: Request<Incoming>) -> serde_json::Value {
-    serde_json::from_slice(&request.into_body().collect().await.unwrap().to_bytes()).unwrap()
+/// What a request says; `None` where it is cut off.
+async fn json_of(request: Request<Incoming>) -> Option<serde_json::Value> {
+    let body = request.into_body().collect().await.ok()?;
+    Some(serde_json::from_slice(&body.to_bytes()).unwrap())
 }
 
 fn names_in(asked: &serde_json::Value) -> Vec<String> {

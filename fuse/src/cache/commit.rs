@@ -3,7 +3,7 @@
 //! The rows of a batch are taken before their bytes are synced, so that the index never names a
 //! block whose bytes that did not cover. What the index does not take stays queued.
 
-mod batch;
+pub(super) mod batch;
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
@@ -188,6 +188,11 @@ impl Committer {
         if queue.failing {
             queue.changes.versions.retain(|_, (version, _)| Arc::strong_count(version) > 1);
         }
+    }
+
+    /// Whether the last batch was made: then the index is closed for good.
+    fn is_closed(&self) -> bool {
+        self.lock().closed
     }
 
     /// Asks the thread to make its last batch and end.

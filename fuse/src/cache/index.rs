@@ -1,6 +1,7 @@
 //! The index: which versions are held, which of their blocks, and what listings said.
 
 mod opening;
+mod region_evictions;
 mod signers;
 
 use std::io;
@@ -9,6 +10,7 @@ use std::sync::{Arc, PoisonError};
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 
+pub use region_evictions::RegionEviction;
 pub use signers::{FORMER_MAX, Signer, Standing, former};
 
 use super::dir::INDEX;

@@ -35,7 +35,7 @@ mod fuzz;
 
 pub use disk::{DiskSettings, DiskStats, Held, Pressure, Room};
 pub use error::CacheError;
-pub use index::{FORMER_MAX, Signer, former};
+pub use index::{FORMER_MAX, RegionEviction, Signer, former};
 pub use lost::LostRow;
 pub use node::{ANSWERS, CacheSettings, CacheStats, NodeCache, Preference, StagingDisk};
 pub use share::Share;

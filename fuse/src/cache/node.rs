@@ -6,6 +6,7 @@
 
 mod entering;
 mod placement;
+mod region_evictions;
 
 pub use entering::ANSWERS;
 

@@ -20,6 +20,7 @@ pub mod open;
 mod open_write;
 pub mod owner;
 mod permission;
+mod region_evictions;
 pub mod resent;
 mod reservations;
 mod retries;
@@ -42,12 +43,14 @@ use crate::model::attr::Ownership;
 use crate::namespace::NamespaceSettings;
 use crate::namespace::memory::NameMemory;
 use crate::origin::conditional::Verdicts;
+use crate::origin::region::EvictionLog;
 use crate::origin::s3::{answers_held, limit_answers};
 use crate::read::Reader;
 use crate::write::draft::LiveUploads;
 use crate::write::leftovers::Leftovers;
 use allowed::Permissions;
 use owner::Processes;
+use region_evictions::KeptEvictions;
 use verdicts::KeptVerdicts;
 
 pub use away::Answer;
@@ -73,6 +76,8 @@ pub struct Engine {
     /// What earlier runs were writing when they ended.
     pub(crate) leftovers: Leftovers,
     pub(crate) verdicts: Arc<dyn Verdicts>,
+    /// What regions are to forget.
+    pub region_evictions: Arc<dyn EvictionLog>,
     /// What this run sends by parts.
     pub(crate) live_uploads: Arc<LiveUploads>,
     /// What its mounts remember of what origins have allowed.
@@ -106,6 +111,7 @@ impl Engine {
         let leftovers = Leftovers::of(may, &cache);
         let answers_total = limit_answers(memory);
         let verdicts = Arc::new(KeptVerdicts::new(cache.clone()));
+        let region_evictions = KeptEvictions::new(cache.clone(), leftovers.keys());
         runtime.spawn(show_health(Arc::downgrade(&cache)));
         let waiting = WaitingThreads::new("weir-waits", cache.threads())?;
         Ok(Arc::new(Self {
@@ -120,6 +126,7 @@ impl Engine {
             processes,
             leftovers,
             verdicts,
+            region_evictions: Arc::new(region_evictions),
             live_uploads: Arc::default(),
             permissions: Arc::default(),
         }))

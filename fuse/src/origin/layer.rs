@@ -1,4 +1,4 @@
-//! What answers for reads in an origin's place, and leaves all else to it.
+//! What answers for reads in an origin's place, leaves all else to it, and sees what is changed.
 
 use std::ops::Range;
 
@@ -41,6 +41,21 @@ pub(super) trait ReadLayer: Send + Sync + 'static {
 
     /// As [`Origin::credentials_changed`].
     fn credentials_changed(&self) {}
+
+    /// Sends a request that changes what a key names. Where `is_recorded`, whoever sends it has the key
+    /// in a record that outlives the process until he is answered.
+    async fn change<T, R>(
+        &self,
+        _key: &str,
+        _is_recorded: bool,
+        request: R,
+    ) -> Result<T, OriginError>
+    where
+        T: Send,
+        R: Future<Output = Result<T, OriginError>> + Send,
+    {
+        request.await
+    }
 }
 
 #[async_trait]
@@ -92,7 +107,9 @@ impl<L: ReadLayer> Origin for L {
         body: UploadBody,
         write: &WriteIntent,
     ) -> Result<Stored, OriginError> {
-        self.below().put(key, body, write).await
+        // A file under change has a record from its first byte on.
+        let is_recorded = !body.is_empty();
+        self.change(key, is_recorded, self.below().put(key, body, write)).await
     }
 
     async fn create_upload(
@@ -140,7 +157,9 @@ impl<L: ReadLayer> Origin for L {
         parts: &[Part],
         write: &WriteIntent,
     ) -> Result<Stored, OriginError> {
-        self.below().complete_upload(key, upload_id, parts, write).await
+        let completes = self.below().complete_upload(key, upload_id, parts, write);
+        // Each upload has one.
+        self.change(key, true, completes).await
     }
 
     async fn abort_upload(&self, key: &str, upload_id: &str) -> Result<(), OriginError> {
@@ -152,7 +171,7 @@ impl<L: ReadLayer> Origin for L {
     }
 
     async fn delete(&self, key: &str, condition: &Condition) -> Result<(), OriginError> {
-        self.below().delete(key, condition).await
+        self.change(key, false, self.below().delete(key, condition)).await
     }
 
     async fn copy(
@@ -161,6 +180,6 @@ impl<L: ReadLayer> Origin for L {
         to: &str,
         condition: &Condition,
     ) -> Result<Stored, OriginError> {
-        self.below().copy(source, to, condition).await
+        self.change(to, false, self.below().copy(source, to, condition)).await
     }
 }

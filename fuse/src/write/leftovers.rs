@@ -54,6 +54,20 @@ impl Leftovers {
         Self { files: Mutex::new(known), renames: by_owner(may, renames), clean }
     }
 
+    /// Bucket and key of each file that was being written, and of each upload.
+    pub(crate) fn keys(&self) -> Vec<(String, String)> {
+        let mut keys = Vec::new();
+        for left in &*self.files() {
+            let Some(owner) = &left.owner else { continue };
+            let Some((_, bucket)) = owner.bucket.split_once('\u{1f}') else { continue };
+            let begun = left.upload.as_ref().map(|upload| &upload.key);
+            let of_it = [Some(&left.key), begun].into_iter().flatten();
+            let named = of_it.filter(|key| !key.is_empty());
+            keys.extend(named.map(|key| (bucket.to_owned(), key.clone())));
+        }
+        keys
+    }
+
     /// Whether the kernel has this handle of a mount from an earlier engine, and the origin holds
     /// all that was written through it.
     pub fn is_clean(&self, mount: &str, fh: u64) -> bool {

@@ -98,7 +98,7 @@ impl Service {
             Ok(engine) => engine,
             Err(failure) => {
                 // What is wrong with the bucket is said first.
-                let (_, looked) = connected?;
+                let (_, looked, _) = connected?;
                 return Err(looked.map_or_else(|unfit| unfit.explain(&config.s3), |()| failure));
             }
         };
@@ -214,8 +214,8 @@ impl Service {
     }
 }
 
-/// An origin, and what it says of what is to be mounted.
-type Connected = (Arc<dyn Origin>, Result<(), Unfit>);
+/// An origin, what it says of what is to be mounted, and what is before it.
+type Connected = (Arc<dyn Origin>, Result<(), Unfit>, Option<Regions>);
 
 async fn connect(config: &MountConfig, counted: &Arc<Metrics>) -> Result<Connected, Failure> {
     let explain = |error| preflight::explain(&error, &config.s3);
@@ -227,7 +227,7 @@ async fn connect(config: &MountConfig, counted: &Arc<Metrics>) -> Result<Connect
     let origin = assembly::origin(config.s3.clone(), counted, near).await;
     let (origin, _) = origin.map_err(explain)?;
     let looked = preflight::look(&*origin, &config.session.names.prefix).await;
-    Ok((origin, looked))
+    Ok((origin, looked, regions))
 }
 
 async fn begin(
@@ -235,7 +235,7 @@ async fn begin(
     engine: Arc<Engine>,
     connected: Result<Connected, Failure>,
 ) -> Result<Arc<Session>, Failure> {
-    let (origin, looked) = connected?;
+    let (origin, looked, regions) = connected?;
     let names = &config.session.names;
     let wanted = Wanted {
         engine: &engine,
@@ -245,6 +245,9 @@ async fn begin(
         policy: config.policy,
     };
     let start = wanted.start(std::future::ready(looked)).await?;
+    if let Some(regions) = regions {
+        regions.remember(engine.region_evictions.clone()).await;
+    }
     // There is no other tenant.
     let session = Session::new(engine, origin.clone(), config.session.clone(), "").await;
     if let Start::Away(error) = start {

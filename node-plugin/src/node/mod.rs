@@ -140,6 +140,9 @@ pub fn run(args: &NodeArgs) -> Result<(), Failure> {
         place.was_registered(kept.last().map(|info| info.segments));
         let pods = PodGpus::new(&args.pod_resources_socket, &cache.dirs);
         let regions = region.map(|region| Regions::new(region, counted.clone()));
+        if let Some(regions) = &regions {
+            regions.remember(engine.region_evictions.clone()).await;
+        }
         let maker = session::Maker::new(engine.clone(), mounter.clone(), exchange, regions)
             .map_err(|e| Failure::new(Kind::Other, format!("threads: {e}")))?;
         let sessions = sessions::Sessions::new(

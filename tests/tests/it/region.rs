@@ -1,7 +1,7 @@
 //! A regional cache before the origin: bytes come from it, and it decides nothing.
 
 use std::fs;
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
@@ -130,6 +130,112 @@ fn a_version_that_the_region_kept_is_not_read_and_it_is_told_to_forget_it() {
     assert!(fs::read(mount.join("f")).unwrap() == random_bytes(2, SIZE));
     eventually("the region is told", || world.region.told() == ["f"]);
     assert_eq!(wrong_objects(&mount), 0.0);
+}
+
+impl World {
+    /// The region has what the bucket has under these names.
+    fn warm(&self, mount: &Mount, names: &[&str]) {
+        for name in names {
+            self.bucket.put(name, random_bytes(1, SIZE));
+            assert!(fs::read(mount.join(name)).unwrap() == random_bytes(1, SIZE));
+            assert!(self.region.has(name), "{name}");
+        }
+    }
+
+    fn was_told(&self, names: &[&str]) -> bool {
+        let told = self.region.told();
+        names.iter().all(|name| told.iter().any(|of| of == name))
+    }
+
+    fn forgets(&self, names: &[&str]) {
+        eventually("the region is told", || self.was_told(names));
+        eventually("it has forgotten", || !names.iter().any(|name| self.region.has(name)));
+    }
+}
+
+#[test]
+fn what_is_changed_through_a_mount_the_region_forgets() {
+    let world = world();
+    let mount = world.mount("");
+    let names = ["overwritten", "removed", "from", "replaced", "kept"];
+    world.warm(&mount, &names);
+    fs::write(mount.join("new"), "new").unwrap();
+    fs::write(mount.join("large"), random_bytes(3, 20 * MIB)).unwrap();
+    fs::write(mount.join("empty"), "").unwrap();
+    fs::write(mount.join("overwritten"), "new").unwrap();
+    fs::remove_file(mount.join("removed")).unwrap();
+    fs::rename(mount.join("from"), mount.join("replaced")).unwrap();
+    let changed = ["new", "large", "empty", "overwritten", "removed", "from", "replaced"];
+    world.forgets(&changed);
+    let forgotten = "weir_region_evictions_total{outcome=\"forgotten\"}";
+    let says_so = || mount.metrics().get(forgotten).is_some_and(|n| *n >= changed.len() as f64);
+    eventually("that is counted", says_so);
+    assert!(world.region.has("kept") && !world.was_told(&["kept"]));
+    assert!(fs::read(mount.join("replaced")).unwrap() == random_bytes(1, SIZE));
+}
+
+#[test]
+fn a_region_that_hangs_delays_no_change_and_is_told_later_in_one_list() {
+    let world = world();
+    let mount = world.mount("");
+    let files: Vec<_> = (0..20).map(|n| format!("dir/{n}")).collect();
+    for name in &files {
+        world.bucket.put(name, vec![7; 1000]);
+    }
+    world.warm(&mount, &["removed"]);
+    world.region.behave(Manners { hangs_when_told: true, ..Manners::default() });
+    fs::write(mount.join("f"), "new").unwrap();
+    eventually("it is being told", || world.region.held() > 0);
+    fs::write(mount.join("g"), "new").unwrap();
+    fs::remove_file(mount.join("removed")).unwrap();
+    fs::rename(mount.join("dir"), mount.join("moved")).unwrap();
+    assert!(world.region.told().is_empty() && world.region.has("removed"), "it has answered");
+    world.region.behave(Manners::default());
+    let moved = files.iter().map(|name| name.replace("dir/", "moved/"));
+    let all: Vec<_> = files.iter().cloned().chain(moved).collect();
+    let is_of_it = |name: &&String| all.contains(name);
+    eventually("the region is told", || world.region.told().iter().filter(is_of_it).count() == 40);
+    let lists = world.region.lists();
+    assert_eq!(lists.iter().filter(|list| list.iter().any(|name| all.contains(name))).count(), 1);
+    world.forgets(&["f", "g", "removed"]);
+}
+
+#[test]
+fn what_the_region_was_not_told_before_a_crash_it_is_told_after_it() {
+    let world = world();
+    let cache = cache_dir();
+    let flags = format!("--region-url {}", world.region.url());
+    let mount = || Mount::with(&world.bucket, &Options::flags(&flags).cache(cache.path()));
+    let first = mount();
+    world.warm(&first, &["overwritten", "removed", "from"]);
+    world.region.behave(Manners { refuses_when_told: Some(503), ..Manners::default() });
+    fs::write(first.join("overwritten"), "new").unwrap();
+    fs::remove_file(first.join("removed")).unwrap();
+    fs::rename(first.join("from"), first.join("to")).unwrap();
+    // Nobody has closed it.
+    let mut open = fs::File::create(first.join("open")).unwrap();
+    open.write_all(b"new").unwrap();
+    open.sync_all().unwrap();
+    first.kill();
+    assert!(world.region.told().is_empty());
+    world.region.behave(Manners::default());
+    let _second = mount();
+    world.forgets(&["overwritten", "removed", "from", "to", "open"]);
+}
+
+#[test]
+fn a_node_that_was_killed_tells_the_region_what_it_had_not_when_it_comes_back() {
+    let world = world();
+    let node_flags = vec![format!("--region-url={}", world.region.url())];
+    let node = CsiNode::with(&world.bucket, Setup { node_flags, ..Setup::default() });
+    let target = node.publish(&TestVolume::new(&world.bucket, "one")).unwrap();
+    world.region.behave(Manners { refuses_when_told: Some(503), ..Manners::default() });
+    fs::write(target.join("f"), "new").unwrap();
+    node.take_node().kill();
+    assert!(world.region.told().is_empty());
+    world.region.behave(Manners::default());
+    node.start_node();
+    eventually("the region is told", || world.was_told(&["f"]));
 }
 
 /// Objects whose tag is the MD5 of their bytes.

@@ -44,7 +44,7 @@ pub(super) fn commit(
     batch.listings.extend(changes.listings.iter().map(|(name, row)| (&name[..], row.as_ref())));
     batch.uploads.extend(changes.uploads.iter().map(|(id, row)| (&id[..], row.as_ref())));
     batch.verdicts.extend(changes.verdicts.iter().map(|(of, row)| (of.as_str(), &row[..])));
-    let done = apply(may, shared, index, &batch);
+    let done = apply(may, shared, index, |index| index.apply(may, &batch));
     shared.space.set_index(index.bytes(may));
     if done.is_ok() && !closing {
         reserve::take(may, &shared.dir, shared.space.limits().min_free);
@@ -72,17 +72,20 @@ fn sync(may: &MayBlock, shared: &Shared, changes: &Changes) -> io::Result<()> {
 /// redb refuses everything after its first I/O error (`StorageError::PreviousIo`), until it is
 /// opened again. What is kept for the index may be all that was missing; if not, it can at least be
 /// read until it is tried again.
-fn apply(
+pub(in crate::cache) fn apply(
     may: &MayBlock,
     shared: &Shared,
     index: &Index,
-    batch: &Batch<'_>,
+    act: impl Fn(&Index) -> Result<(), redb::Error>,
 ) -> Result<(), redb::Error> {
-    let Err(error) = index.apply(may, batch) else { return Ok(()) };
+    let Err(error) = act(index) else { return Ok(()) };
+    if shared.committer.is_closed() {
+        return Err(error);
+    }
     let given = reserve::give(may, &shared.dir);
     tracing::warn!(%error, given, "index not written; opening it again");
     index.reopen(may)?;
-    let again = index.apply(may, batch);
+    let again = act(index);
     if again.is_err() {
         index.reopen(may)?;
     }

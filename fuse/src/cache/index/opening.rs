@@ -8,7 +8,7 @@ use rustix::fs::OFlags;
 
 use super::{
     BOOT, Index, LISTINGS, META, OBJECTS, SEGMENTS, UPLOADS, VERDICTS, VERSIONS, quick_write,
-    signers,
+    region_evictions, signers,
 };
 use crate::blocking::MayBlock;
 use crate::cache::dir::{CacheDir, INDEX};
@@ -108,6 +108,7 @@ fn take_over(
     txn.open_table(UPLOADS)?;
     signers::take_over(&txn, now_secs())?;
     txn.open_table(VERDICTS)?;
+    region_evictions::make(&txn)?;
     txn.commit()?;
     let epoch = u32::try_from(epoch).unwrap_or(u32::MAX - 1);
     let db = RwLock::new(Some(db));

@@ -141,8 +141,13 @@ impl Replica for AiStore {
         }
     }
 
-    async fn forget(&self, key: &str) -> Result<(), OriginError> {
-        self.begin_job("DELETE", "evict-listrange", json!({"objnames": [key]})).await.map(|_| ())
+    fn can_forget(&self, key: &str) -> bool {
+        self.can_have(key)
+    }
+
+    async fn forget(&self, keys: &[&str]) -> Result<(), OriginError> {
+        let job = self.begin_job("DELETE", "evict-listrange", json!({"objnames": keys})).await?;
+        self.until_ended(&job).await
     }
 
     fn jobs(&self) -> Option<&dyn FetchJobs> {

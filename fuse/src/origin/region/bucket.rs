@@ -1,4 +1,5 @@
-//! A bucket of an S3-compatible server before the origin: a cache, or a replica.
+//! A bucket of an S3-compatible server before the origin: a cache, or a replica. It is told to forget
+//! nothing: a cache asks its origin for what is asked of it, and a replica is nobody's to change.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -67,11 +68,6 @@ impl Replica for ReplicaBucket {
         range: Range<u64>,
     ) -> Result<Body, OriginError> {
         self.0.get_of_replica(key, version, range).await
-    }
-
-    /// A cache asks its origin for what is asked of it, and a replica is nobody's to change.
-    async fn forget(&self, _: &str) -> Result<(), OriginError> {
-        Ok(())
     }
 
     fn jobs(&self) -> Option<&dyn FetchJobs> {

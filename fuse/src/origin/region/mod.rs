@@ -11,6 +11,8 @@ mod breaker;
 mod bucket;
 mod cold;
 mod doubts;
+mod evictions;
+mod forgetting;
 mod late;
 mod proof;
 mod regional;
@@ -29,7 +31,6 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use tokio::time::timeout;
 
 use super::{Body, Compared, OriginError};
 use crate::blocking::aside;
@@ -42,6 +43,9 @@ use breaker::{Breaker, Pass};
 use bucket::ReplicaBucket;
 use cold::ColdObjects;
 use doubts::{Doubts, Finding};
+use evictions::Evictions;
+pub use forgetting::EvictionLog;
+use forgetting::Log;
 use late::LateKeys;
 pub use proof::ProofScope;
 pub use regional::Regional;
@@ -50,10 +54,6 @@ pub use regional::Regional;
 const FIRST_BYTE: Duration = Duration::from_secs(2);
 /// Longest wait for the next piece of a body of a region's.
 const STALL: Duration = Duration::from_secs(5);
-/// How often a region is told to forget one key.
-const FORGET_AGAIN: Duration = Duration::from_secs(60);
-/// Keys of which is known when it was told so.
-const FORGOTTEN_MAX: usize = 4096;
 
 /// What kind of server a region is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -97,8 +97,15 @@ trait Replica: Send + Sync {
         range: Range<u64>,
     ) -> Result<Body, OriginError>;
 
-    /// Has it forget what it has of an object.
-    async fn forget(&self, key: &str) -> Result<(), OriginError>;
+    /// Whether it is to be told that what it has of this key is not the origin's any more.
+    fn can_forget(&self, _key: &str) -> bool {
+        false
+    }
+
+    /// Has it forget what it has of these; returns once it has, as far as it says so.
+    async fn forget(&self, _keys: &[&str]) -> Result<(), OriginError> {
+        Ok(())
+    }
 
     /// Whether it can be had to fetch objects; `None`: a range of one that it does not have costs it no
     /// more than the range.
@@ -174,12 +181,34 @@ pub struct Regions {
     server: Arc<Breaker>,
     metrics: Arc<Metrics>,
     by_bucket: Mutex<HashMap<Box<str>, Slot>>,
+    log: Log,
+    /// What earlier processes left to be forgotten, of buckets that nobody has asked for yet.
+    found: Mutex<HashMap<Box<str>, Vec<Box<str>>>>,
 }
 
 impl Regions {
     /// Sends nothing.
     pub fn new(settings: RegionSettings, metrics: Arc<Metrics>) -> Self {
-        Self { settings, server: Arc::default(), metrics, by_bucket: Mutex::default() }
+        let (server, by_bucket, log, found) = Default::default();
+        Self { settings, server, metrics, by_bucket, log, found }
+    }
+
+    /// From now on what regions are to forget is in this log, too. What earlier processes left there is
+    /// sent.
+    pub async fn remember(&self, log: Arc<dyn EvictionLog>) {
+        let mut found: HashMap<Box<str>, Vec<Box<str>>> = HashMap::new();
+        for (bucket, key) in log.found().await {
+            found.entry(bucket).or_default().push(key);
+        }
+        let buckets: Vec<_> = found.keys().cloned().collect();
+        *unpoisoned(self.found.lock()) = found;
+        // Nobody else sets one.
+        let _ = self.log.set(log);
+        for bucket in buckets {
+            if let Err(error) = self.of(&bucket).await {
+                tracing::warn!(%bucket, %error, "the region is not told yet what it is to forget");
+            }
+        }
     }
 
     /// What it has of a bucket.
@@ -188,14 +217,22 @@ impl Regions {
     /// [`OriginError::Invalid`] where a file that is named cannot be used, or it is of another kind.
     pub async fn of(&self, bucket: &str) -> Result<Arc<Region>, OriginError> {
         let slot = self.slot(bucket);
-        let mut region = slot.lock().await;
-        if let Some(region) = region.upgrade() {
-            return Ok(region);
+        let mut known = slot.lock().await;
+        let region = match known.upgrade() {
+            Some(region) => region,
+            None => {
+                let replica = self.replica(bucket).await?;
+                let (server, metrics) = (self.server.clone(), self.metrics.clone());
+                Region::new(bucket, replica, server, metrics, self.log.clone())
+            }
+        };
+        *known = Arc::downgrade(&region);
+        if self.log.get().is_some()
+            && let Some(keys) = unpoisoned(self.found.lock()).remove(bucket)
+        {
+            region.take_over(keys);
         }
-        let replica = self.replica(bucket).await?;
-        let new = Region::new(replica, self.server.clone(), self.metrics.clone());
-        *region = Arc::downgrade(&new);
-        Ok(new)
+        Ok(region)
     }
 
     fn slot(&self, bucket: &str) -> Slot {
@@ -221,6 +258,7 @@ impl Regions {
 
 /// The region of a node, for one bucket.
 pub struct Region {
+    bucket: Box<str>,
     replica: Box<dyn Replica>,
     /// Of the region's server, for all buckets: it is there, or not.
     server: Arc<Breaker>,
@@ -230,8 +268,8 @@ pub struct Region {
     doubts: Doubts,
     late: LateKeys,
     cold: ColdObjects,
-    /// When it was told to forget a key.
-    forgotten: Mutex<HashMap<Box<str>, Instant>>,
+    evictions: Evictions,
+    log: Log,
 }
 
 /// Leave to ask the region for something of one bucket.
@@ -241,10 +279,27 @@ struct Leave {
 }
 
 impl Region {
-    fn new(replica: Box<dyn Replica>, server: Arc<Breaker>, metrics: Arc<Metrics>) -> Arc<Self> {
-        let (breaker, doubts) = <(Arc<Breaker>, Doubts)>::default();
-        let (late, cold, forgotten) = Default::default();
-        Arc::new(Self { replica, server, breaker, metrics, doubts, late, cold, forgotten })
+    fn new(
+        bucket: &str,
+        replica: Box<dyn Replica>,
+        server: Arc<Breaker>,
+        metrics: Arc<Metrics>,
+        log: Log,
+    ) -> Arc<Self> {
+        let evictions = Evictions::new(metrics.clone());
+        let (breaker, doubts, late, cold) = Default::default();
+        Arc::new(Self {
+            bucket: bucket.into(),
+            replica,
+            server,
+            breaker,
+            metrics,
+            doubts,
+            late,
+            cold,
+            evictions,
+            log,
+        })
     }
 
     /// Leave to ask, unless it, or the bucket, is left alone.
@@ -265,10 +320,15 @@ impl Region {
         }
     }
 
-    /// Takes notice of what came of a request: an error, or what was asked for.
+    /// Takes notice of what came of a GET: an error, or what was asked for.
     fn told(&self, leave: Leave, error: Option<&OriginError>) -> Verdict {
         let verdict = error.map_or(Verdict::Given, Verdict::of);
         self.metrics.region_requests.with_label_values(&[verdict.label()]).inc();
+        self.note(leave, verdict, error);
+        verdict
+    }
+
+    fn note(&self, leave: Leave, verdict: Verdict, error: Option<&OriginError>) {
         let (Leave { server, bucket }, now) = (leave, Instant::now());
         match verdict {
             Verdict::Unasked => {}
@@ -286,7 +346,6 @@ impl Region {
                 self.note_open(bucket.answered());
             }
         }
-        verdict
     }
 
     fn note_shut(&self, is_shut_for_it: bool, what: &str, error: Option<&OriginError>) {
@@ -324,30 +383,6 @@ impl Region {
             }
         }
         finding != Finding::Wrong
-    }
-
-    /// Has the region forget what it has of a key, in the background; at most once in a while.
-    fn refresh(self: &Arc<Self>, key: &str) {
-        {
-            let (mut forgotten, now) = (unpoisoned(self.forgotten.lock()), Instant::now());
-            if forgotten.get(key).is_some_and(|at| now < *at + FORGET_AGAIN) {
-                return;
-            }
-            forgotten.retain(|_, at| now < *at + FORGET_AGAIN);
-            if forgotten.len() >= FORGOTTEN_MAX {
-                return;
-            }
-            forgotten.insert(key.into(), now);
-        }
-        let (region, key) = (self.clone(), Box::<str>::from(key));
-        tokio::spawn(async move {
-            let forgets = region.replica.forget(&key);
-            match timeout(STALL, forgets).await {
-                Ok(Ok(())) => tracing::debug!(%key, "the region forgets a version that is gone"),
-                Ok(Err(error)) => tracing::debug!(%key, %error, "the region keeps what is gone"),
-                Err(_) => tracing::debug!(%key, "the region is not told in time"),
-            }
-        });
     }
 }
 

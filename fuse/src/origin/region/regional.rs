@@ -194,6 +194,25 @@ impl layer::ReadLayer for Regional {
         self.region.judge(key, &version.etag, compared)
     }
 
+    /// The region forgets the key after the change, and nobody waits for that. A record covers the time
+    /// until the log has the key: the request is under way meanwhile.
+    async fn change<T, R>(&self, key: &str, is_recorded: bool, request: R) -> Result<T, OriginError>
+    where
+        T: Send,
+        R: Future<Output = Result<T, OriginError>> + Send,
+    {
+        let Some(change) = self.region.change(key) else { return request.await };
+        let outcome = match is_recorded {
+            true => tokio::join!(request, change.note()).0,
+            false => {
+                change.note().await;
+                request.await
+            }
+        };
+        change.end(&outcome);
+        outcome
+    }
+
     async fn allows(&self, key: &str, version: &Version) -> Result<(), OriginError> {
         let asked = Instant::now();
         let answer = self.inner.allows(key, version).await;

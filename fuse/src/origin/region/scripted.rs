@@ -40,7 +40,12 @@ where
                     head.push(byte);
                 }
                 let head = String::from_utf8(head).unwrap();
-                let (request, _) = head.split_once(" HTTP/1.1\r\n").unwrap();
+                let (request, headers) = head.split_once(" HTTP/1.1\r\n").unwrap();
+                let length = headers.lines().find_map(|line| line.strip_prefix("content-length: "));
+                let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
+                if client.read_exact(&mut body).await.is_err() {
+                    return;
+                }
                 let answer = answers(request.to_owned()).await;
                 // Whoever went away wants none.
                 let _ = client.write_all(answer.as_bytes()).await;

@@ -2,21 +2,23 @@
 
 mod cold;
 mod faults;
+mod forgetting;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use futures_util::{StreamExt, stream};
+use tokio::time::timeout;
 
 use super::body::all_of;
 use super::doubts::Standing;
 use super::*;
 use crate::model::key::DirPrefix;
-use crate::origin::Origin;
 use crate::origin::conditional::{Conditional, MemoryVerdicts};
 use crate::origin::faulty::{Fault, Faulty, Op};
 use crate::origin::measured::Measured;
 use crate::origin::memory::MemoryOrigin;
 use crate::origin::uploads::MemoryUploads;
+use crate::origin::{Condition, Origin};
 
 const SIZE: usize = 300_000;
 
@@ -59,7 +61,7 @@ struct Store {
     memory: Arc<MemoryOrigin>,
     manner: Arc<Mutex<Manner>>,
     asked: Arc<AtomicU64>,
-    told: Arc<AtomicU64>,
+    told: Told,
     jobs: Option<Arc<Jobs>>,
 }
 
@@ -91,6 +93,9 @@ impl FetchJobs for Jobs {
     }
 }
 
+/// The lists that it was told to forget.
+type Told = Arc<Mutex<Vec<Vec<String>>>>;
+
 #[async_trait]
 impl Replica for Store {
     fn can_have(&self, key: &str) -> bool {
@@ -111,8 +116,16 @@ impl Replica for Store {
         manner.of(self.origin.get(key, version, range).await?).await
     }
 
-    async fn forget(&self, _: &str) -> Result<(), OriginError> {
-        self.told.fetch_add(1, Ordering::Relaxed);
+    fn can_forget(&self, key: &str) -> bool {
+        self.can_have(key)
+    }
+
+    async fn forget(&self, keys: &[&str]) -> Result<(), OriginError> {
+        for key in keys {
+            self.origin.delete(key, &Condition::Always).await?;
+        }
+        let keys = keys.iter().map(|key| (*key).to_owned()).collect();
+        unpoisoned(self.told.lock()).push(keys);
         Ok(())
     }
 
@@ -132,7 +145,8 @@ struct World {
     edge: Arc<Faulty>,
     manner: Arc<Mutex<Manner>>,
     asked: Arc<AtomicU64>,
-    told: Arc<AtomicU64>,
+    told: Told,
+    log: Log,
     region: Arc<Region>,
     regional: Arc<Regional>,
 }
@@ -159,7 +173,7 @@ fn world_with(scope: ProofScope, server: Arc<Breaker>, jobs: Option<Arc<Jobs>>) 
     let (origin, cached) = (Arc::new(MemoryOrigin::new("b")), Arc::new(MemoryOrigin::new("b")));
     let (wan, edge) =
         (Arc::new(Faulty::new(origin.clone())), Arc::new(Faulty::new(cached.clone())));
-    let (asked, told) = <(Arc<AtomicU64>, Arc<AtomicU64>)>::default();
+    let (asked, told, log) = <(Arc<AtomicU64>, Told, Log)>::default();
     let (memory, counted, heard) = (cached.clone(), asked.clone(), told.clone());
     let manner = Arc::<Mutex<Manner>>::default();
     let store = Store {
@@ -170,12 +184,14 @@ fn world_with(scope: ProofScope, server: Arc<Breaker>, jobs: Option<Arc<Jobs>>) 
         told: heard,
         jobs,
     };
-    let region = Region::new(Box::new(store), server, metrics.clone());
+    let region = Region::new("b", Box::new(store), server, metrics.clone(), log.clone());
+    // Lists are sent as tests say.
+    assert!(region.evictions.follow());
     let measured = Arc::new(Measured::new(wan.clone(), metrics));
     let last = measured.last_answer();
     let lifetime = Duration::from_secs(600);
     let regional = Arc::new(Regional::new(measured, region.clone(), (scope, lifetime)));
-    World { origin, wan, last, cached, edge, manner, asked, told, region, regional }
+    World { origin, wan, last, cached, edge, manner, asked, told, log, region, regional }
 }
 
 impl World {
@@ -209,6 +225,12 @@ impl World {
         self.region.metrics.regions_shut.get()
     }
 
+    /// The lists that the region was told to forget, with what is due now.
+    async fn told(&self) -> Vec<Vec<String>> {
+        self.region.send_list().await;
+        unpoisoned(self.told.lock()).clone()
+    }
+
     fn asked(&self) -> u64 {
         self.asked.load(Ordering::Relaxed)
     }
@@ -238,8 +260,11 @@ async fn another_version_of_the_region_is_never_read_and_forgotten_there_once() 
     for _ in 0..3 {
         assert!(world.read("k", &version).await.unwrap() == bytes(2));
     }
-    tokio::task::yield_now().await;
-    assert_eq!((world.outcome("stale"), world.told.load(Ordering::Relaxed)), (3, 1));
+    assert_eq!((world.outcome("stale"), world.told().await), (3, vec![vec!["k".to_owned()]]));
+    // More may be said of it soon, and it is told once.
+    world.both("k", 1);
+    assert!(world.read("k", &version).await.is_err());
+    assert_eq!(world.told().await.len(), 1);
     assert!(!world.region.breaker.is_shut(), "to be behind is no fault");
 }
 
@@ -388,9 +413,7 @@ async fn wrong_bytes_of_a_small_object_are_shown_to_nobody_and_the_region_is_not
     for _ in 0..3 {
         assert!(read_small(&world, &version).await == bytes(1)[..SMALL]);
     }
-    tokio::task::yield_now().await;
-    let counts = [&world.asked, &world.told].map(|count| count.load(Ordering::Relaxed));
-    assert_eq!(counts, [2, 1]);
+    assert_eq!((world.asked(), world.told().await), (2, vec![vec!["s".to_owned()]]));
     assert_eq!(world.region.metrics.region_wrong_objects.get(), 1);
     assert_eq!(world.region.doubts.standing("s"), Standing::Guilty);
     // Others are asked for there.

@@ -11,7 +11,9 @@ use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
 use aws_smithy_types::body::SdkBody;
 use http_body_util::BodyExt;
 use serde::Deserialize;
+use tokio::time::timeout;
 
+use super::super::STALL;
 use super::super::token::TokenFile;
 use super::lately::Lately;
 use crate::origin::OriginError;
@@ -84,6 +86,21 @@ impl Exchange {
             true => Err(OriginError::NotS3("the region redirects twice".into())),
             false => Ok(answer),
         }
+    }
+
+    /// Asks for something that is no object's bytes. Returns status and body.
+    ///
+    /// # Errors
+    /// As [`Exchange::ask`], that it takes too long, or that the answer is too long.
+    pub(super) async fn told(
+        self: &Arc<Self>,
+        question: &Question<'_>,
+    ) -> Result<(u16, Vec<u8>), OriginError> {
+        let asked = async {
+            let mut answer = self.ask(question).await?;
+            Ok((answer.status().as_u16(), text(&mut answer, ANSWER_MAX).await?))
+        };
+        timeout(STALL, asked).await.unwrap_or(Err(OriginError::TimedOut))
     }
 
     async fn send(&self, url: &str, question: &Question<'_>) -> Result<HttpResponse, OriginError> {

@@ -1,28 +1,40 @@
 //! What a cluster is asked by its native API: whether it has an object, and to fetch or forget some.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::time::sleep;
 
-use super::exchange::{Question, text};
+use super::exchange::Question;
 use super::{AiStore, FetchJobs, in_path};
 use crate::model::version::ETag;
 use crate::origin::OriginError;
 
-/// Longest answer to a question about a job, in bytes.
-const STATUS_MAX: usize = 64 << 10;
+/// How often it is asked what became of a job, first and at last.
+const PAUSE: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// How long a job is waited for.
+const MOST: Duration = Duration::from_secs(30);
 
-/// How far a job is (`nl/listener.go`).
+/// What a cluster says of a job (`nl/listener.go`, `Status`). What could not be done of it stands in another
+/// field: an object that is not there cannot be forgotten.
 #[derive(Deserialize)]
 struct JobStatus {
-    /// Nanoseconds since 1970; 0 while it runs.
-    #[serde(default)]
+    /// Nanoseconds since 1970; 0 until it has ended.
     end_time: i64,
     #[serde(default)]
     aborted: bool,
+}
+
+/// How far a job is.
+enum Job {
+    Runs,
+    Ended,
+    Aborted,
+    /// The cluster says nothing of it, or nothing to who asks.
+    Unknown,
 }
 
 impl AiStore {
@@ -33,30 +45,70 @@ impl AiStore {
         action: &str,
         objects: Value,
     ) -> Result<String, OriginError> {
-        let question = || Question {
+        let question = Question {
             method,
             target: format!("/v1/buckets/{}?provider=aws", self.bucket),
             json: Some(json!({"action": action, "value": objects}).to_string()),
             ..Question::default()
         };
         let asked = Instant::now();
-        let mut answer = self.exchange.ask(&question()).await?;
-        if answer.status().as_u16() == 404 && self.register(asked).await {
-            answer = self.exchange.ask(&question()).await?;
+        let mut told = self.exchange.told(&question).await?;
+        if told.0 == 404 && self.register(asked).await {
+            told = self.exchange.told(&question).await?;
         }
-        if !answer.status().is_success() {
-            return Err(failure(&answer));
+        match told {
+            // Some answer with a string of JSON.
+            (200..=299, name) => {
+                Ok(String::from_utf8_lossy(&name).trim().trim_matches('"').to_owned())
+            }
+            (status, _) => Err(failure(status)),
         }
-        let name = text(&mut answer, STATUS_MAX).await?;
-        // Some answer with a string of JSON.
-        Ok(String::from_utf8_lossy(&name).trim().trim_matches('"').to_owned())
+    }
+
+    async fn job(&self, id: &str) -> Result<Job, OriginError> {
+        let question = Question {
+            method: "GET",
+            target: "/v1/cluster?what=status".into(),
+            json: Some(json!({"id": id}).to_string()),
+            ..Question::default()
+        };
+        let (status, text) = self.exchange.told(&question).await?;
+        Ok(match (status, serde_json::from_slice::<JobStatus>(&text)) {
+            (500.., _) => return Err(failure(status)),
+            (200, Ok(job)) if job.aborted => Job::Aborted,
+            (200, Ok(job)) if job.end_time == 0 => Job::Runs,
+            (200, Ok(_)) => Job::Ended,
+            _ => Job::Unknown,
+        })
+    }
+
+    /// Waits for the end of a job. Of one of which it says nothing the cluster's word counts that it would
+    /// do it.
+    ///
+    /// # Errors
+    /// That it was aborted, or has not ended in time, or that the cluster does not answer.
+    pub(super) async fn until_ended(&self, id: &str) -> Result<(), OriginError> {
+        let (began, mut pause) = (Instant::now(), PAUSE);
+        while began.elapsed() < MOST {
+            match self.job(id).await? {
+                Job::Runs => {}
+                Job::Aborted => {
+                    return Err(OriginError::Unavailable(format!("the job {id} was aborted")));
+                }
+                Job::Ended | Job::Unknown => return Ok(()),
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+        Err(OriginError::Busy(format!("the job {id} goes on")))
     }
 }
 
-fn failure(answer: &HttpResponse) -> OriginError {
-    let code = format!("HTTP {}", answer.status().as_u16());
-    match answer.status().as_u16() {
+fn failure(status: u16) -> OriginError {
+    let code = format!("HTTP {status}");
+    match status {
         401 | 403 => OriginError::Denied(code),
+        404 => OriginError::NotFound,
         _ => OriginError::Unavailable(code),
     }
 }
@@ -75,7 +127,7 @@ impl FetchJobs for AiStore {
                 Ok(other.is_none_or(|other| other == *etag))
             }
             404 => Ok(false),
-            _ => Err(failure(&answer)),
+            status => Err(failure(status)),
         }
     }
 
@@ -85,23 +137,10 @@ impl FetchJobs for AiStore {
     }
 
     async fn has_ended(&self, job: &str) -> Result<Option<bool>, OriginError> {
-        let question = Question {
-            method: "GET",
-            target: "/v1/cluster?what=status".into(),
-            json: Some(json!({"id": job}).to_string()),
-            ..Question::default()
-        };
-        let mut answer = self.exchange.ask(&question).await?;
-        match answer.status().as_u16() {
-            200 => {
-                let status = text(&mut answer, STATUS_MAX).await?;
-                let status: JobStatus = serde_json::from_slice(&status)
-                    .map_err(|_| OriginError::NotS3("the region says nothing of a job".into()))?;
-                Ok(Some(status.end_time != 0 || status.aborted))
-            }
-            // It is too new, or too old.
-            404 => Ok(None),
-            _ => Err(failure(&answer)),
-        }
+        Ok(match self.job(job).await? {
+            Job::Runs => Some(false),
+            Job::Ended | Job::Aborted => Some(true),
+            Job::Unknown => None,
+        })
     }
 }
