@@ -38,9 +38,9 @@ pub struct NodeStatus {
     /// Files in its cache directories that could not be stored.
     #[serde(default)]
     pub lost: LostTotal,
-    /// The region before its origin, if there is one.
+    /// The regions before its origin.
     #[serde(default)]
-    pub region: Option<RegionStatus>,
+    pub regions: Vec<RegionStatus>,
 }
 
 /// One mount.
@@ -172,7 +172,7 @@ mod tests {
                 memory_target: 0,
             },
             lost: LostTotal::default(),
-            region: None,
+            regions: Vec::new(),
         }
     }
 

@@ -13,7 +13,7 @@ use weir_fuse::engine::owner::Processes;
 use weir_fuse::metrics::Metrics;
 use weir_fuse::origin::hedge::Hedged;
 use weir_fuse::origin::measured::{LastAnswer, Measured};
-use weir_fuse::origin::region::{ProofScope, Regional, Regions};
+use weir_fuse::origin::region::{ProofScope, RegionSettings, Regional, Regions};
 use weir_fuse::origin::s3::{S3Origin, S3Settings};
 use weir_fuse::origin::{Origin, OriginError};
 
@@ -108,7 +108,15 @@ pub(crate) fn engine(
         .map_err(|e| Failure::new(Kind::Other, format!("threads: {e}")))
 }
 
-/// A region before an origin, for some credentials.
+/// The regions of a process; `None` where none are named.
+pub(crate) fn regions(
+    settings: Vec<RegionSettings>,
+    counted: &Arc<Metrics>,
+) -> Option<Arc<Regions>> {
+    (!settings.is_empty()).then(|| Arc::new(Regions::new(settings, counted.clone())))
+}
+
+/// Regions before an origin, for some credentials.
 pub(crate) struct Near<'a> {
     pub(crate) regions: &'a Regions,
     /// What the origin's word to them is good for, and how long.
@@ -126,7 +134,7 @@ pub(crate) async fn origin(
     counted: &Arc<Metrics>,
     near: Option<Near<'_>>,
 ) -> Result<(Arc<dyn Origin>, Arc<LastAnswer>), OriginError> {
-    let region = match &near {
+    let regions = match &near {
         Some(near) => Some((near.regions.of(&settings.bucket).await?, near.proof)),
         None => None,
     };
@@ -135,8 +143,8 @@ pub(crate) async fn origin(
     let measured = Arc::new(Measured::new(Arc::new(s3), counted.clone()));
     let last = measured.last_answer();
     let origin = Arc::new(Hedged::new(measured, move || hedges.hedges.inc()));
-    Ok(match region {
-        Some((region, proof)) => (Arc::new(Regional::new(origin, region, proof)), last),
+    Ok(match regions {
+        Some((regions, proof)) => (Arc::new(Regional::new(origin, regions, proof)), last),
         None => (origin, last),
     })
 }

@@ -202,9 +202,10 @@ impl From<RegionKind> for weir_fuse::origin::region::RegionKind {
 /// A cache before the origin, from which bytes come that it has.
 #[derive(Args, Debug, Clone, Default)]
 pub struct RegionArgs {
-    /// URL of a regional cache before the origin, with a bucket of the same name.
+    /// URL of a regional cache before the origin, with a bucket of the same name. May be given several
+    /// times: the soonest is asked first, and the next where it fails or is late.
     #[arg(long, value_name = "URL")]
-    pub region_url: Option<String>,
+    pub region_url: Vec<String>,
     /// What kind of server it is.
     #[arg(long, value_enum, default_value_t = RegionKind::Aistore)]
     pub region_kind: RegionKind,

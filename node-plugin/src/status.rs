@@ -165,7 +165,7 @@ fn describe(node: &NodeStatus, prices: Option<Prices>) -> String {
         shown(&node.version),
     ));
     out.push_str(&egress::describe(counters, prices));
-    if let Some(region) = &node.region {
+    for region in &node.regions {
         let stands = if region.is_shut { "fails, and is left alone" } else { "is asked first" };
         out.push_str(&format!("  region     {} {stands}\n", shown(&region.url)));
     }

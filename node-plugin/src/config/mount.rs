@@ -42,8 +42,8 @@ impl Environment {
 pub struct MountConfig {
     /// The bucket.
     pub s3: S3Settings,
-    /// The regional cache before it.
-    pub region: Option<RegionSettings>,
+    /// The regional caches before it.
+    pub regions: Vec<RegionSettings>,
     /// The mountpoint as given.
     pub mountpoint: PathBuf,
     /// How it is shown.
@@ -76,7 +76,7 @@ impl MountConfig {
         };
         Ok(Self {
             s3,
-            region: region::region_settings(&args.region)?,
+            regions: region::region_settings(&args.region)?,
             mountpoint: args.mountpoint.clone(),
             session,
             policy: args.mount_policy,

@@ -7,13 +7,13 @@ use super::usage;
 use crate::cli::{RegionArgs, RegionKind};
 use crate::exit::Failure;
 
-/// Checks the options of a region; `None` where there is none.
+/// Checks the options of regions; empty where there are none.
 ///
 /// # Errors
 /// A usage failure that names the option.
-pub fn region_settings(args: &RegionArgs) -> Result<Option<RegionSettings>, Failure> {
+pub fn region_settings(args: &RegionArgs) -> Result<Vec<RegionSettings>, Failure> {
     let RegionArgs { region_url, region_kind, region_token_file, region_profile, .. } = args;
-    let Some(url) = region_url else {
+    if region_url.is_empty() {
         let given = [
             ("--region-token-file", region_token_file.is_some()),
             ("--region-profile", region_profile.is_some()),
@@ -22,10 +22,15 @@ pub fn region_settings(args: &RegionArgs) -> Result<Option<RegionSettings>, Fail
         ];
         return match given.iter().find(|(_, is_given)| *is_given) {
             Some((option, _)) => Err(usage(format!("{option} needs --region-url"))),
-            None => Ok(None),
+            None => Ok(Vec::new()),
         };
-    };
-    check_endpoint("--region-url", url)?;
+    }
+    for (n, url) in region_url.iter().enumerate() {
+        check_endpoint("--region-url", url)?;
+        if region_url[..n].contains(url) {
+            return Err(usage(format!("--region-url {url} is given twice")));
+        }
+    }
     match region_kind {
         RegionKind::Aistore if region_profile.is_some() => {
             return Err(usage("--region-profile is for --region-kind s3: AIStore takes a token"));
@@ -41,14 +46,15 @@ pub fn region_settings(args: &RegionArgs) -> Result<Option<RegionSettings>, Fail
     if let Some(host) = args.region_allow.iter().find(|host| !is_host(host)) {
         return Err(usage(format!("--region-allow {host}: it is HOST or HOST:PORT")));
     }
-    Ok(Some(RegionSettings {
+    let settings = |url: &String| RegionSettings {
         url: url.clone(),
         kind: (*region_kind).into(),
         token_file: region_token_file.clone(),
         profile: region_profile.clone(),
         ca_bundle: args.region_ca_bundle.clone(),
         allow: args.region_allow.clone(),
-    }))
+    };
+    Ok(region_url.iter().map(settings).collect())
 }
 
 fn is_host(text: &str) -> bool {
@@ -69,19 +75,26 @@ mod tests {
         region: RegionArgs,
     }
 
-    fn settings(flags: &str) -> Result<Option<RegionSettings>, Failure> {
+    fn settings(flags: &str) -> Result<Vec<RegionSettings>, Failure> {
         region_settings(&Given::try_parse_from(flags.split_whitespace()).unwrap().region)
     }
 
     #[test]
     fn a_region_is_checked_and_none_is_none() {
-        assert_eq!(settings("").unwrap(), None);
+        assert_eq!(settings("").unwrap(), []);
         let region = settings("--region-url http://ais:51080 --region-allow t1,t2:51081").unwrap();
-        assert_eq!(region.unwrap().allow, ["t1", "t2:51081"]);
+        assert_eq!(region[0].allow, ["t1", "t2:51081"]);
+        let both = settings("--region-url http://a --region-url http://b").unwrap();
+        assert_eq!(
+            both.iter().map(|region| &*region.url).collect::<Vec<_>>(),
+            ["http://a", "http://b"]
+        );
         for (flags, word) in [
             ("--region-token-file /t", "--region-url"),
             ("--region-allow t1", "--region-url"),
             ("--region-url ais:51080", "http://"),
+            ("--region-url http://a --region-url ais:51080", "http://"),
+            ("--region-url http://a --region-url http://a", "twice"),
             ("--region-url http://KEY:HUSH@ais", "names a user"),
             ("--region-url http://ais --region-profile p", "--region-kind s3"),
             ("--region-url http://s3 --region-kind s3 --region-token-file /t", "aistore"),

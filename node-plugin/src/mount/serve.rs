@@ -13,7 +13,7 @@ use weir_fuse::engine::owner::Proc;
 use weir_fuse::engine::{Engine, Session};
 use weir_fuse::metrics::Metrics;
 use weir_fuse::origin::Origin;
-use weir_fuse::origin::region::{ProofScope, Regions};
+use weir_fuse::origin::region::{ProofScope, RegionState, Regions};
 
 use super::background::Ready;
 use super::preflight::{self, Start, Unfit, Wanted};
@@ -36,8 +36,8 @@ pub struct Service {
     cache: Arc<NodeCache>,
     mounted: Mounted,
     source: String,
-    /// Of what is asked for bytes before the origin.
-    region_url: Option<String>,
+    /// What is asked for bytes before the origin.
+    regions: Option<Arc<Regions>>,
     /// How long its end may take.
     grace: Duration,
 }
@@ -103,6 +103,7 @@ impl Service {
             }
         };
         let cache = engine.cache.clone();
+        let regions = connected.as_ref().ok().and_then(|(_, _, regions)| regions.clone());
         let session = match begin(config, engine, connected).await {
             Ok(session) => session,
             Err(failure) => {
@@ -133,8 +134,7 @@ impl Service {
             passthrough = mounted.passthrough(),
             "mounted"
         );
-        let region_url = config.region.as_ref().map(|region| region.url.clone());
-        Ok(Self { session, cache, mounted, source, region_url, grace: config.grace })
+        Ok(Self { session, cache, mounted, source, regions, grace: config.grace })
     }
 
     /// Where it is mounted.
@@ -199,11 +199,12 @@ impl Service {
     pub fn serve_admin(&self, metrics: Option<SocketAddr>) -> Option<AdminSocket> {
         let (session, source) = (self.session.clone(), self.source.clone());
         let mountpoint = self.mountpoint();
-        let region_url = self.region_url.clone();
+        let regions = self.regions.clone();
         let status = move |may: &_| {
-            let is_shut = session.engine().metrics.regions_shut.get() > 0;
-            let region = region_url.clone().map(|url| RegionStatus { url, is_shut });
-            NodeStatus { metrics, region, ..status_of(may, &session, &source, &mountpoint) }
+            let states = regions.iter().flat_map(|regions| regions.states());
+            let status = |RegionState { url, is_shut }| RegionStatus { url, is_shut };
+            let regions = states.map(status).collect();
+            NodeStatus { metrics, regions, ..status_of(may, &session, &source, &mountpoint) }
         };
         let serve = || {
             let name = format!("weir-{}.sock", std::process::id());
@@ -215,15 +216,15 @@ impl Service {
 }
 
 /// An origin, what it says of what is to be mounted, and what is before it.
-type Connected = (Arc<dyn Origin>, Result<(), Unfit>, Option<Regions>);
+type Connected = (Arc<dyn Origin>, Result<(), Unfit>, Option<Arc<Regions>>);
 
 async fn connect(config: &MountConfig, counted: &Arc<Metrics>) -> Result<Connected, Failure> {
     let explain = |error| preflight::explain(&error, &config.s3);
     let names = &config.session.names;
-    let regions = config.region.clone().map(|region| Regions::new(region, counted.clone()));
+    let regions = assembly::regions(config.regions.clone(), counted);
     // The user's own keys are all there are.
     let proof = (ProofScope::Mount, names.permission_lifetime());
-    let near = regions.as_ref().map(|regions| Near { regions, proof });
+    let near = regions.as_deref().map(|regions| Near { regions, proof });
     let origin = assembly::origin(config.s3.clone(), counted, near).await;
     let (origin, _) = origin.map_err(explain)?;
     let looked = preflight::look(&*origin, &config.session.names.prefix).await;
@@ -315,7 +316,7 @@ fn status_of(
         }],
         cache,
         lost,
-        region: None,
+        regions: Vec::new(),
         counters: Counters {
             cache_hits: counted.cache_hits.get(),
             cache_misses: counted.cache_misses.get(),

@@ -37,7 +37,6 @@ use std::time::{Duration, Instant};
 use weir_csi::server::Services;
 use weir_fuse::blocking::{aside, in_place};
 use weir_fuse::cache::dir::on_one_file_system;
-use weir_fuse::origin::region::Regions;
 
 use crate::cli::node::NodeArgs;
 use crate::config::cache::CacheConfig;
@@ -69,7 +68,7 @@ pub fn run(args: &NodeArgs) -> Result<(), Failure> {
     }
     assembly::raise_file_limit();
     let configured = configured(args)?;
-    let region = region_settings(&args.region)?;
+    let regions = region_settings(&args.region)?;
     let cache = CacheConfig::new(&args.cache, &Environment::of_process())?;
     let kubelet = args.sockets.csi_socket.parent().unwrap_or(Path::new("/")).to_owned();
     let cache = CacheConfig {
@@ -139,7 +138,7 @@ pub fn run(args: &NodeArgs) -> Result<(), Failure> {
         // By an earlier run: kubelet does not ask again because this process started.
         place.was_registered(kept.last().map(|info| info.segments));
         let pods = PodGpus::new(&args.pod_resources_socket, &cache.dirs);
-        let regions = region.map(|region| Regions::new(region, counted.clone()));
+        let regions = assembly::regions(regions, &counted);
         if let Some(regions) = &regions {
             regions.remember(engine.region_evictions.clone()).await;
         }
@@ -223,7 +222,7 @@ fn defaults(args: &NodeArgs, client: Option<&kube::Client>) -> volume::Defaults 
     volume::Defaults {
         s3: args.s3.clone(),
         inline_driver_credentials: args.inline_driver_credentials,
-        has_region: args.region.region_url.is_some(),
+        has_region: !args.region.region_url.is_empty(),
         tokens: credentials::Tokens {
             audience: args.pods.sts_audience.clone(),
             has_agent: args.pods.pod_identity_agent_url.is_some(),

@@ -49,7 +49,7 @@ pub(super) struct Maker {
     pub(super) mounter: Arc<Mounter>,
     exchange: Exchange,
     /// What is before the origins of volumes that name none of their own.
-    regions: Option<Regions>,
+    regions: Option<Arc<Regions>>,
     endings: WaitingThreads,
 }
 
@@ -100,7 +100,7 @@ impl Maker {
         engine: Arc<Engine>,
         mounter: Arc<Mounter>,
         exchange: Exchange,
-        regions: Option<Regions>,
+        regions: Option<Arc<Regions>>,
     ) -> io::Result<Self> {
         let endings = WaitingThreads::new("weir-ending", ENDING_THREADS)?;
         Ok(Self { engine, mounter, exchange, regions, endings })
@@ -118,7 +118,7 @@ impl Maker {
             s3.credentials = Some(SharedCredentialsProvider::new(provider));
         }
         let explained = |error| failed(preflight::explain(&error, &settings.s3));
-        let regions = self.regions.as_ref().filter(|_| settings.near);
+        let regions = self.regions.as_deref().filter(|_| settings.near);
         let near = regions.map(|regions| Near { regions, proof: proof(settings) });
         let origin = assembly::origin(s3, &self.engine.metrics, near).await;
         let (origin, last) = origin.map_err(explained)?;

@@ -47,7 +47,7 @@ fn node() -> NodeStatus {
         cache: weir_fuse::cache::CacheStats { used_bytes: 5 << 30, versions: 3, disks: vec![disk] },
         counters,
         lost: LostTotal { files: 1, bytes: 5 },
-        region: Some(RegionStatus { url: "http://ais:51080".into(), is_shut: true }),
+        regions: vec![RegionStatus { url: "http://ais:51080".into(), is_shut: true }],
     }
 }
 
@@ -59,6 +59,10 @@ fn what_any_process_answers_is_shown_in_lines_that_a_terminal_shows_as_they_are(
         let shown = describe(&node, None);
         assert!(!shown.chars().any(|c| c.is_control() && c != '\n'), "{shown:?}");
         let of_mounts: usize = node.mounts.iter().map(|m| 4 + m.session.writing.len()).sum();
-        assert!(shown.lines().count() <= of_mounts + 3 * node.cache.disks.len() + 9, "{shown}");
+        assert!(
+            shown.lines().count()
+                <= of_mounts + 3 * node.cache.disks.len() + node.regions.len() + 8,
+            "{shown}"
+        );
     });
 }

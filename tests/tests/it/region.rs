@@ -70,7 +70,7 @@ fn files_are_read_from_the_region_and_the_origin_is_asked_for_a_byte() {
     let status = mount.status();
     let counters = &status.counters;
     assert_eq!((counters.origin_bytes, counters.region_bytes as usize), (1, names.len() * SIZE));
-    let region = status.region.unwrap();
+    let region = status.regions[0].clone();
     assert_eq!((region.url, region.is_shut), (world.region.url(), false));
     // While it fails it says so.
     world.region.behave(Manners { fails_with: Some(500), ..Manners::default() });
@@ -78,7 +78,7 @@ fn files_are_read_from_the_region_and_the_origin_is_asked_for_a_byte() {
         let name = format!("more-{n}");
         assert!(fs::read(mount.join(&name)).unwrap() == random_bytes(n, 4096), "{name}");
     }
-    assert!(mount.status().region.unwrap().is_shut);
+    assert!(mount.status().regions[0].is_shut);
 }
 
 #[test]

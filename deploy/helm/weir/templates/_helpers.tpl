@@ -56,6 +56,9 @@ app.kubernetes.io/component: {{ .role }}
 {{- with .Values.region }}
 {{- if .url }}
 - --region-url={{ .url }}
+{{- range .moreUrls }}
+- --region-url={{ . }}
+{{- end }}
 - --region-kind={{ .kind }}
 {{- with .allow }}
 - --region-allow={{ join "," . }}

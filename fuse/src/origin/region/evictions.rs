@@ -217,6 +217,12 @@ impl Evictions {
         !state.followed
     }
 
+    /// Those that wait.
+    #[cfg(test)]
+    pub(super) fn keys(&self) -> Vec<String> {
+        self.state().rows.keys().map(ToString::to_string).collect()
+    }
+
     fn count(&self, outcome: &str, keys: usize) {
         self.metrics.region_evictions.with_label_values(&[outcome]).inc_by(keys as u64);
     }

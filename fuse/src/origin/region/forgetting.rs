@@ -51,7 +51,7 @@ impl Change {
     /// Returns once the key is in the log, or that takes too long.
     pub(super) async fn note(&self) {
         let Some(log) = self.region.log.get().filter(|_| !self.is_kept) else { return };
-        if timeout(LOGGED, log.note(&self.region.bucket, &self.key)).await.is_ok() {
+        if timeout(LOGGED, log.note(&self.region.log_name, &self.key)).await.is_ok() {
             self.region.evictions.note_kept(&self.key);
         }
     }
@@ -106,7 +106,7 @@ impl Region {
 
     fn forget_logged(&self, keys: Vec<Box<str>>) {
         if let Some(log) = self.log.get().filter(|_| !keys.is_empty()) {
-            log.forget(&self.bucket, keys);
+            log.forget(&self.log_name, keys);
         }
     }
 

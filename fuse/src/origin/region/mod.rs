@@ -14,8 +14,12 @@ mod doubts;
 mod evictions;
 mod forgetting;
 mod late;
+mod pace;
 mod proof;
+mod race;
 mod regional;
+mod regions;
+mod server;
 mod token;
 
 #[cfg(test)]
@@ -23,32 +27,28 @@ mod scripted;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use super::{Body, Compared, OriginError};
-use crate::blocking::aside;
-use crate::logged::LoggedName;
+use super::{Body, OriginError};
 use crate::metrics::Metrics;
 use crate::model::version::{ETag, Version};
-use crate::sync::unpoisoned;
-use aistore::AiStore;
 use breaker::{Breaker, Pass};
-use bucket::ReplicaBucket;
 use cold::ColdObjects;
-use doubts::{Doubts, Finding};
+use doubts::{Doubts, Standing};
 use evictions::Evictions;
 pub use forgetting::EvictionLog;
 use forgetting::Log;
 use late::LateKeys;
+use pace::Pace;
 pub use proof::ProofScope;
 pub use regional::Regional;
+pub use regions::{RegionState, Regions};
 
 /// Longest wait for the head of a region's answer.
 const FIRST_BYTE: Duration = Duration::from_secs(2);
@@ -172,93 +172,11 @@ impl Verdict {
     }
 }
 
-/// What there is of a bucket at the region, as long as somebody uses it. Locked while it is made.
-type Slot = Arc<tokio::sync::Mutex<Weak<Region>>>;
-
-/// The region of a node.
-pub struct Regions {
-    settings: RegionSettings,
-    server: Arc<Breaker>,
-    metrics: Arc<Metrics>,
-    by_bucket: Mutex<HashMap<Box<str>, Slot>>,
-    log: Log,
-    /// What earlier processes left to be forgotten, of buckets that nobody has asked for yet.
-    found: Mutex<HashMap<Box<str>, Vec<Box<str>>>>,
-}
-
-impl Regions {
-    /// Sends nothing.
-    pub fn new(settings: RegionSettings, metrics: Arc<Metrics>) -> Self {
-        let (server, by_bucket, log, found) = Default::default();
-        Self { settings, server, metrics, by_bucket, log, found }
-    }
-
-    /// From now on what regions are to forget is in this log, too. What earlier processes left there is
-    /// sent.
-    pub async fn remember(&self, log: Arc<dyn EvictionLog>) {
-        let mut found: HashMap<Box<str>, Vec<Box<str>>> = HashMap::new();
-        for (bucket, key) in log.found().await {
-            found.entry(bucket).or_default().push(key);
-        }
-        let buckets: Vec<_> = found.keys().cloned().collect();
-        *unpoisoned(self.found.lock()) = found;
-        // Nobody else sets one.
-        let _ = self.log.set(log);
-        for bucket in buckets {
-            if let Err(error) = self.of(&bucket).await {
-                tracing::warn!(%bucket, %error, "the region is not told yet what it is to forget");
-            }
-        }
-    }
-
-    /// What it has of a bucket.
-    ///
-    /// # Errors
-    /// [`OriginError::Invalid`] where a file that is named cannot be used, or it is of another kind.
-    pub async fn of(&self, bucket: &str) -> Result<Arc<Region>, OriginError> {
-        let slot = self.slot(bucket);
-        let mut known = slot.lock().await;
-        let region = match known.upgrade() {
-            Some(region) => region,
-            None => {
-                let replica = self.replica(bucket).await?;
-                let (server, metrics) = (self.server.clone(), self.metrics.clone());
-                Region::new(bucket, replica, server, metrics, self.log.clone())
-            }
-        };
-        *known = Arc::downgrade(&region);
-        if self.log.get().is_some()
-            && let Some(keys) = unpoisoned(self.found.lock()).remove(bucket)
-        {
-            region.take_over(keys);
-        }
-        Ok(region)
-    }
-
-    fn slot(&self, bucket: &str) -> Slot {
-        let mut by_bucket = unpoisoned(self.by_bucket.lock());
-        // One that is locked, or waited for, somebody else has, too.
-        by_bucket.retain(|_, slot| {
-            Arc::strong_count(slot) > 1
-                || slot.try_lock().is_ok_and(|region| region.strong_count() > 0)
-        });
-        by_bucket.entry(bucket.into()).or_default().clone()
-    }
-
-    async fn replica(&self, bucket: &str) -> Result<Box<dyn Replica>, OriginError> {
-        Ok(match self.settings.kind {
-            RegionKind::AiStore => {
-                let (settings, bucket) = (self.settings.clone(), bucket.to_owned());
-                Box::new(aside(move |may| AiStore::new(may, &settings, &bucket)).await?)
-            }
-            RegionKind::S3 => Box::new(ReplicaBucket::new(&self.settings, bucket).await?),
-        })
-    }
-}
-
-/// The region of a node, for one bucket.
+/// A region of a node, for one bucket.
 pub struct Region {
     bucket: Box<str>,
+    /// What stands for it in the log of evictions.
+    log_name: Box<str>,
     replica: Box<dyn Replica>,
     /// Of the region's server, for all buckets: it is there, or not.
     server: Arc<Breaker>,
@@ -268,6 +186,7 @@ pub struct Region {
     doubts: Doubts,
     late: LateKeys,
     cold: ColdObjects,
+    pace: Pace,
     evictions: Evictions,
     log: Log,
 }
@@ -280,16 +199,17 @@ struct Leave {
 
 impl Region {
     fn new(
-        bucket: &str,
+        (bucket, log_name): (&str, &str),
         replica: Box<dyn Replica>,
         server: Arc<Breaker>,
         metrics: Arc<Metrics>,
         log: Log,
     ) -> Arc<Self> {
         let evictions = Evictions::new(metrics.clone());
-        let (breaker, doubts, late, cold) = Default::default();
+        let (breaker, doubts, late, cold, pace) = Default::default();
         Arc::new(Self {
             bucket: bucket.into(),
+            log_name: log_name.into(),
             replica,
             server,
             breaker,
@@ -297,6 +217,7 @@ impl Region {
             doubts,
             late,
             cold,
+            pace,
             evictions,
             log,
         })
@@ -311,6 +232,30 @@ impl Region {
     /// Whether it, or the bucket, is left alone.
     fn is_shut(&self) -> bool {
         self.server.is_shut() || self.breaker.is_shut()
+    }
+
+    /// Whether it may have a version, and gives it in time.
+    fn may_have(&self, key: &str, version: &Version, now: Instant) -> bool {
+        version.etag.is_strong()
+            && !version.etag.is_any()
+            && self.doubts.standing(key) == Standing::Open
+            && self.replica.can_have(key)
+            && !self.late.has(key, now)
+    }
+
+    /// Whether it would have to fetch all of a version, which takes long, before it gives any of it, unless
+    /// it has it.
+    fn is_slow_to_come(&self, version: &Version) -> bool {
+        self.replica.jobs().is_some() && !self.cold.is_soon_there(version.size)
+    }
+
+    /// Takes notice that it does not give something.
+    fn refused(&self, key: &str, leave: Leave, error: &OriginError) -> Verdict {
+        let verdict = self.told(leave, Some(error));
+        if matches!(verdict, Verdict::Stale | Verdict::Absent | Verdict::Full) {
+            self.cold.forget(key);
+        }
+        verdict
     }
 
     /// Takes notice that it was late with a version.
@@ -361,28 +306,6 @@ impl Region {
             self.metrics.regions_shut.dec();
             tracing::info!("the region answers again");
         }
-    }
-
-    /// Takes notice of what came of comparing all bytes of a version with its tag; says whether they are to
-    /// be kept.
-    fn judge(self: &Arc<Self>, key: &str, etag: &ETag, compared: Compared) -> bool {
-        let finding = self.doubts.judge(key, etag, compared);
-        let name = LoggedName(key);
-        match finding {
-            Finding::Right => {}
-            Finding::Wrong => {
-                self.metrics.region_wrong_objects.inc();
-                tracing::error!(key = %name, %etag, "the region's bytes are not what the object's tag says; they are dropped, and it is not asked for the object any more");
-                self.refresh(key);
-            }
-            Finding::Guilty => {
-                tracing::warn!(key = %name, %etag, "the origin's bytes are what the object's tag says: the region's were wrong");
-            }
-            Finding::Opaque => {
-                tracing::warn!(key = %name, %etag, "the origin's bytes are not what the object's tag says, either: it is no MD5, and the region's bytes are not compared with it");
-            }
-        }
-        finding != Finding::Wrong
     }
 }
 

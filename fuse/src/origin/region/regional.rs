@@ -1,40 +1,54 @@
-//! An origin with a region before it.
+//! An origin with regions before it.
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use tokio::time::timeout;
+use futures_util::future::join_all;
 
 use super::body::{Rest, all_of, whole, with_origin_behind};
 use super::cold::Presence;
-use super::doubts::{Standing, compared};
+use super::doubts::{Finding, Standing, compared};
+use super::forgetting::Change;
+use super::pace::Pace;
 use super::proof::Proofs;
-use super::{FIRST_BYTE, Leave, ProofScope, Region, Verdict};
+use super::race::{self, Outcome, Source};
+use super::{ProofScope, Region};
+use crate::logged::LoggedName;
 use crate::model::blocks::BLOCK;
 use crate::model::version::Version;
-use crate::origin::{Body, Compared, Origin, OriginError, layer};
+use crate::origin::layer::{self, ReadLayer};
+use crate::origin::{Body, Compared, Origin, OriginError};
 
 /// Objects of up to so many bytes, which are read in one piece, are compared with their tag before
 /// anybody sees them.
 const AT_ONCE_MAX: u64 = BLOCK;
 
-/// Wraps an origin; bytes come from the region where it has them.
+/// Once in so many times those are asked first that are not the soonest: they may have become it.
+const OTHERS_FIRST: u64 = 64;
+
+/// Wraps an origin; bytes come from regions where these have them.
 pub struct Regional {
     inner: Arc<dyn Origin>,
-    region: Arc<Region>,
+    /// In the order in which they were named; at least one.
+    regions: Vec<Arc<Region>>,
     proofs: Arc<Proofs>,
+    /// What is asked of the origin beside regions is a part of what they give.
+    pub(super) origin: Pace,
+    turns: AtomicU64,
 }
 
 impl Regional {
     /// For whoever `inner` signs as; what its word to him is good for, and how long.
     pub fn new(
         inner: Arc<dyn Origin>,
-        region: Arc<Region>,
+        regions: Vec<Arc<Region>>,
         (scope, lifetime): (ProofScope, Duration),
     ) -> Self {
-        Self { inner, region, proofs: Arc::new(Proofs::new(scope, lifetime)) }
+        let proofs = Arc::new(Proofs::new(scope, lifetime));
+        Self { inner, regions, proofs, origin: Pace::default(), turns: AtomicU64::new(0) }
     }
 
     /// Asks the origin for one byte, unless it let whoever asks have the version not long ago.
@@ -42,7 +56,7 @@ impl Regional {
         if self.proofs.holds(key, version, Instant::now()) {
             return Ok(());
         }
-        match self.allows(key, version).await {
+        match ReadLayer::allows(self, key, version).await {
             Err(error)
                 if error.is_outage() && self.proofs.outlasts(key, version, Instant::now()) =>
             {
@@ -61,41 +75,47 @@ impl Regional {
         let asked = Instant::now();
         let answer = self.inner.get(key, version, range).await;
         self.proofs.note(key, version, asked, &answer);
-        let doubts = &self.region.doubts;
-        let is_suspected = doubts.standing(key) == Standing::Suspected;
-        let borrowed = is_suspected && doubts.can_judge(key, &version.etag);
+        let is_suspected =
+            |region: &Arc<Region>| region.doubts.standing(key) == Standing::Suspected;
+        let borrowed = self.regions.iter().any(is_suspected) && self.can_judge(key, version);
         answer.map(|body| Body { borrowed, ..body })
     }
 
-    /// Asks the region, if that may have the version, and else the origin.
+    /// Whether a version's bytes can be compared with its tag.
+    fn can_judge(&self, key: &str, version: &Version) -> bool {
+        self.regions.iter().any(|region| region.doubts.can_judge(key, &version.etag))
+    }
+
+    /// Asks the regions that may have the version, and else the origin.
     async fn ask(
         &self,
         key: &str,
         version: &Version,
         range: Range<u64>,
     ) -> Result<Body, OriginError> {
-        let region = &self.region;
-        let Some(leave) = self.leave(key, version) else {
-            return self.get_of_origin(key, version, range).await;
-        };
-        if self.is_slow_to_come(version) {
+        let mut sources = self.sources(key, version);
+        if sources.iter().any(|source| source.region.is_slow_to_come(version)) {
             self.prove(key, version).await?;
-            if !region.has(key, version).await {
-                return self.get_of_origin(key, version, range).await;
-            }
+            sources = those_that_have_it(sources, key, version).await;
         }
-        let asked = timeout(FIRST_BYTE, region.replica.get(key, version, range.clone()));
-        let (answer, proof) = tokio::join!(asked, self.prove(key, version));
-        let answer = answer.unwrap_or_else(|_| {
-            region.was_late(key, version);
-            Err(OriginError::TimedOut)
-        });
+        if sources.is_empty() {
+            return self.get_of_origin(key, version, range).await;
+        }
+        let bytes = range.end.saturating_sub(range.start);
+        self.origin.ask(bytes);
+        let first = race::first(
+            sources,
+            (key, version, &range),
+            || self.origin.may_ask_beside(bytes),
+            || self.get_of_origin(key, version, range.clone()),
+        );
+        let (outcome, proof) = tokio::join!(first, self.prove(key, version));
         proof?;
-        let error = match answer {
-            Ok(body) => {
+        let stale = match outcome {
+            Outcome::Given(Source { region, leave }, body) => {
                 let rest = Rest {
                     patience: Rest::patience(&range),
-                    region: region.clone(),
+                    region,
                     origin: self.inner.clone(),
                     proofs: self.proofs.clone(),
                     key: key.into(),
@@ -104,39 +124,40 @@ impl Regional {
                 };
                 return Ok(with_origin_behind(rest, body.pieces, leave));
             }
-            Err(error) => error,
+            Outcome::OfOrigin(answer) => return answer,
+            Outcome::Nowhere(stale) => stale,
         };
-        tracing::debug!(key, %error, "the origin is asked for what the region does not give");
-        let verdict = region.told(leave, Some(&error));
-        if matches!(verdict, Verdict::Stale | Verdict::Absent | Verdict::Full) {
-            region.cold.forget(key);
-        }
         let answer = self.get_of_origin(key, version, range).await;
-        // Else it may be the version that is old, and the region's the new one.
-        if verdict == Verdict::Stale && answer.is_ok() {
-            region.refresh(key);
+        // Else it may be the version that is old, and a region's the new one.
+        if answer.is_ok() {
+            stale.iter().for_each(|region| region.refresh(key));
         }
         answer
     }
 
-    /// Leave to ask the region for a version that it may have, and gives in time.
-    fn leave(&self, key: &str, version: &Version) -> Option<Leave> {
+    /// The regions that may have a version, and give it in time, the soonest first.
+    fn sources(&self, key: &str, version: &Version) -> Vec<Source> {
         let now = Instant::now();
-        if self.may_have(key, version, now) { self.region.enter(now) } else { None }
+        let may_have = |region: &&Arc<Region>| region.may_have(key, version, now);
+        let mut regions: Vec<_> = self.regions.iter().filter(may_have).cloned().collect();
+        if regions.len() > 1 {
+            regions.sort_by_key(|region| region.pace.usual());
+            if self.turns.fetch_add(1, Ordering::Relaxed) % OTHERS_FIRST == OTHERS_FIRST - 1 {
+                regions.rotate_left(1);
+            }
+        }
+        let enter = |region: Arc<Region>| Some(Source { leave: region.enter(now)?, region });
+        regions.into_iter().filter_map(enter).collect()
     }
+}
 
-    fn may_have(&self, key: &str, version: &Version, now: Instant) -> bool {
-        version.etag.is_strong()
-            && !version.etag.is_any()
-            && self.region.doubts.standing(key) == Standing::Open
-            && self.region.replica.can_have(key)
-            && !self.region.late.has(key, now)
-    }
-
-    /// Whether the region would have to fetch all of it, which takes long, before it gives any.
-    fn is_slow_to_come(&self, version: &Version) -> bool {
-        self.region.replica.jobs().is_some() && !self.region.cold.is_soon_there(version.size)
-    }
+/// Leaves out those that would have to fetch it first, which takes long; they are asked to.
+async fn those_that_have_it(sources: Vec<Source>, key: &str, version: &Version) -> Vec<Source> {
+    let have = sources.iter().map(|source| async {
+        !source.region.is_slow_to_come(version) || source.region.has(key, version).await
+    });
+    let have = join_all(have).await;
+    sources.into_iter().zip(have).filter_map(|(source, has)| has.then_some(source)).collect()
 }
 
 #[async_trait]
@@ -156,7 +177,7 @@ impl layer::ReadLayer for Regional {
         version: &Version,
         range: Range<u64>,
     ) -> Result<Body, OriginError> {
-        if version.size > AT_ONCE_MAX || !self.region.doubts.can_judge(key, &version.etag) {
+        if version.size > AT_ONCE_MAX || !self.can_judge(key, version) {
             return self.ask(key, version, range).await;
         }
         if range != (0..version.size) {
@@ -168,48 +189,77 @@ impl layer::ReadLayer for Regional {
             return Ok(body);
         }
         let bytes = all_of(body).await?;
-        if self.region.judge(key, &version.etag, compared(&version.etag, &bytes, false)) {
+        if ReadLayer::judge(self, key, version, compared(&version.etag, &bytes, false)) {
             return Ok(whole(version, bytes));
         }
         // The region is not asked for it any more.
         let bytes = all_of(self.get_of_origin(key, version, range).await?).await?;
-        self.region.judge(key, &version.etag, compared(&version.etag, &bytes, true));
+        ReadLayer::judge(self, key, version, compared(&version.etag, &bytes, true));
         Ok(whole(version, bytes))
     }
 
-    /// Not of the origin, while the region may come to have it.
+    /// Not of the origin, while a region may come to have it.
     fn may_fetch_ahead(&self, key: &str, version: &Version) -> bool {
         let now = Instant::now();
-        if !self.is_slow_to_come(version)
-            || self.region.is_shut()
-            || !self.may_have(key, version, now)
-        {
-            return true;
+        let may_have =
+            |region: &&Arc<Region>| !region.is_shut() && region.may_have(key, version, now);
+        let mut comes = false;
+        for region in self.regions.iter().filter(may_have) {
+            if !region.is_slow_to_come(version) {
+                return true;
+            }
+            match region.cold.presence(key, &version.etag, now) {
+                Some(Presence::Present(_)) => return true,
+                Some(Presence::Absent(_)) => {}
+                None | Some(Presence::Unknown | Presence::Coming) => comes = true,
+            }
         }
-        let presence = self.region.cold.presence(key, &version.etag, now);
-        matches!(presence, Some(Presence::Present(_) | Presence::Absent(_)))
+        !comes
     }
 
+    /// Whose bytes were wrong is not known: each region is told that it may be the one.
     fn judge(&self, key: &str, version: &Version, compared: Compared) -> bool {
-        self.region.judge(key, &version.etag, compared)
+        let findings = self.regions.iter().map(|r| r.doubts.judge(key, &version.etag, compared));
+        // They see the same, and find the same.
+        let finding =
+            findings.fold(Finding::Right, |all, one| if one == Finding::Right { all } else { one });
+        let (name, etag) = (LoggedName(key), &version.etag);
+        match finding {
+            Finding::Right => {}
+            Finding::Wrong => {
+                tracing::error!(key = %name, %etag, "a region's bytes are not what the object's tag says; they are dropped, and no region is asked for the object any more");
+                self.regions.iter().for_each(|region| region.refresh(key));
+                if let Some(region) = self.regions.first() {
+                    region.metrics.region_wrong_objects.inc();
+                }
+            }
+            Finding::Guilty => {
+                tracing::warn!(key = %name, %etag, "the origin's bytes are what the object's tag says: a region's were wrong");
+            }
+            Finding::Opaque => {
+                tracing::warn!(key = %name, %etag, "the origin's bytes are not what the object's tag says, either: it is no MD5, and regions' bytes are not compared with it");
+            }
+        }
+        finding != Finding::Wrong
     }
 
-    /// The region forgets the key after the change, and nobody waits for that. A record covers the time
+    /// Regions forget the key after the change, and nobody waits for that. A record covers the time
     /// until the log has the key: the request is under way meanwhile.
     async fn change<T, R>(&self, key: &str, is_recorded: bool, request: R) -> Result<T, OriginError>
     where
         T: Send,
         R: Future<Output = Result<T, OriginError>> + Send,
     {
-        let Some(change) = self.region.change(key) else { return request.await };
+        let changes: Vec<_> = self.regions.iter().filter_map(|region| region.change(key)).collect();
+        let noted = join_all(changes.iter().map(Change::note));
         let outcome = match is_recorded {
-            true => tokio::join!(request, change.note()).0,
+            true => tokio::join!(request, noted).0,
             false => {
-                change.note().await;
+                noted.await;
                 request.await
             }
         };
-        change.end(&outcome);
+        changes.into_iter().for_each(|change| change.end(&outcome));
         outcome
     }
 

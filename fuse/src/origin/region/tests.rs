@@ -3,7 +3,9 @@
 mod cold;
 mod faults;
 mod forgetting;
+mod several;
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use futures_util::{StreamExt, stream};
@@ -12,13 +14,16 @@ use tokio::time::timeout;
 use super::body::all_of;
 use super::doubts::Standing;
 use super::*;
+use crate::metrics::Metrics;
 use crate::model::key::DirPrefix;
+use crate::origin::Compared;
 use crate::origin::conditional::{Conditional, MemoryVerdicts};
 use crate::origin::faulty::{Fault, Faulty, Op};
 use crate::origin::measured::Measured;
 use crate::origin::memory::MemoryOrigin;
 use crate::origin::uploads::MemoryUploads;
 use crate::origin::{Condition, Origin};
+use crate::sync::unpoisoned;
 
 const SIZE: usize = 300_000;
 
@@ -168,29 +173,49 @@ fn world_at(scope: ProofScope, server: Arc<Breaker>) -> World {
     world_with(scope, server, None)
 }
 
-fn world_with(scope: ProofScope, server: Arc<Breaker>, jobs: Option<Arc<Jobs>>) -> World {
-    let metrics = Arc::new(Metrics::new().unwrap());
-    let (origin, cached) = (Arc::new(MemoryOrigin::new("b")), Arc::new(MemoryOrigin::new("b")));
-    let (wan, edge) =
-        (Arc::new(Faulty::new(origin.clone())), Arc::new(Faulty::new(cached.clone())));
-    let (asked, told, log) = <(Arc<AtomicU64>, Told, Log)>::default();
-    let (memory, counted, heard) = (cached.clone(), asked.clone(), told.clone());
-    let manner = Arc::<Mutex<Manner>>::default();
+/// A region, and what it has.
+struct Edge {
+    cached: Arc<MemoryOrigin>,
+    faulty: Arc<Faulty>,
+    manner: Arc<Mutex<Manner>>,
+    asked: Arc<AtomicU64>,
+    told: Told,
+    region: Arc<Region>,
+}
+
+fn edge_of(
+    server: Arc<Breaker>,
+    metrics: &Arc<Metrics>,
+    log: &Log,
+    jobs: Option<Arc<Jobs>>,
+) -> Edge {
+    let cached = Arc::new(MemoryOrigin::new("b"));
+    let faulty = Arc::new(Faulty::new(cached.clone()));
+    let (asked, told, manner) = <(Arc<AtomicU64>, Told, Arc<Mutex<Manner>>)>::default();
     let store = Store {
-        origin: edge.clone(),
-        memory,
+        origin: faulty.clone(),
+        memory: cached.clone(),
         manner: manner.clone(),
-        asked: counted,
-        told: heard,
+        asked: asked.clone(),
+        told: told.clone(),
         jobs,
     };
-    let region = Region::new("b", Box::new(store), server, metrics.clone(), log.clone());
+    let region = Region::new(("b", "b"), Box::new(store), server, metrics.clone(), log.clone());
     // Lists are sent as tests say.
     assert!(region.evictions.follow());
+    Edge { cached, faulty, manner, asked, told, region }
+}
+
+fn world_with(scope: ProofScope, server: Arc<Breaker>, jobs: Option<Arc<Jobs>>) -> World {
+    let (metrics, log) = (Arc::new(Metrics::new().unwrap()), Log::default());
+    let origin = Arc::new(MemoryOrigin::new("b"));
+    let wan = Arc::new(Faulty::new(origin.clone()));
+    let Edge { cached, faulty: edge, manner, asked, told, region } =
+        edge_of(server, &metrics, &log, jobs);
     let measured = Arc::new(Measured::new(wan.clone(), metrics));
     let last = measured.last_answer();
     let lifetime = Duration::from_secs(600);
-    let regional = Arc::new(Regional::new(measured, region.clone(), (scope, lifetime)));
+    let regional = Arc::new(Regional::new(measured, vec![region.clone()], (scope, lifetime)));
     World { origin, wan, last, cached, edge, manner, asked, told, log, region, regional }
 }
 

@@ -137,7 +137,7 @@ impl EvictionLog for Found {
 async fn what_a_log_has_is_sent_though_nobody_uses_the_bucket() {
     let (url, [jobs, _]) = cluster_of_jobs(&[(404, "")]).await;
     let metrics = Arc::new(crate::metrics::Metrics::new().unwrap());
-    let regions = Regions::new(settings(RegionKind::AiStore, url), metrics.clone());
+    let regions = Regions::new(vec![settings(RegionKind::AiStore, url)], metrics.clone());
     let forgotten = Arc::<std::sync::Mutex<Vec<_>>>::default();
     regions.remember(Arc::new(Found(forgotten.clone()))).await;
     drop(regions);
@@ -157,7 +157,7 @@ async fn what_a_log_has_is_sent_though_nobody_uses_the_bucket() {
 async fn what_a_log_has_of_another_kind_of_region_is_forgotten() {
     let server = serve(|_| async { answer(404, "", "") }).await;
     let metrics = Arc::new(crate::metrics::Metrics::new().unwrap());
-    let regions = Regions::new(settings(RegionKind::S3, format!("http://{server}")), metrics);
+    let regions = Regions::new(vec![settings(RegionKind::S3, format!("http://{server}"))], metrics);
     let forgotten = Arc::<std::sync::Mutex<Vec<_>>>::default();
     regions.remember(Arc::new(Found(forgotten.clone()))).await;
     assert_eq!(forgotten.lock().unwrap().len(), 2);

@@ -90,10 +90,10 @@ async fn a_region_is_asked_what_it_is_once_a_bucket_and_for_all_of_them_at_once(
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let metrics = Arc::new(Metrics::new().unwrap());
-    let regions = Arc::new(Regions::new(scripted::settings(RegionKind::S3, url), metrics));
+    let regions = Arc::new(Regions::new(vec![scripted::settings(RegionKind::S3, url)], metrics));
     let of = |bucket: &'static str| {
         let regions = regions.clone();
-        tokio::spawn(async move { regions.of(bucket).await.unwrap() })
+        tokio::spawn(async move { regions.of(bucket).await.unwrap().remove(0) })
     };
     let all = [of("a"), of("a"), of("b")];
     // None is answered.
@@ -105,5 +105,5 @@ async fn a_region_is_asked_what_it_is_once_a_bucket_and_for_all_of_them_at_once(
     assert!(Arc::ptr_eq(&first, &same) && !Arc::ptr_eq(&first, &other));
     drop((first, same, other));
     regions.of("c").await.unwrap();
-    assert_eq!(unpoisoned(regions.by_bucket.lock()).len(), 1, "nobody uses the others");
+    assert_eq!(regions.buckets(), 1, "nobody uses the others");
 }
