@@ -18,4 +18,5 @@ pub mod origin;
 mod page_cache;
 pub mod read;
 mod sync;
+pub mod token_file;
 pub mod write;

@@ -187,6 +187,12 @@ impl Bucket {
 
     /// Multipart uploads of a key that are under way (MinIO lists them by whole keys alone).
     pub fn uploads_of(&self, key: &str) -> usize {
+        let client = self.client();
+        let listed = client.list_multipart_uploads().bucket(&self.name).prefix(key).send();
+        runtime().block_on(listed).unwrap().uploads().len()
+    }
+
+    fn client(&self) -> aws_sdk_s3::Client {
         let config = aws_sdk_s3::Config::builder()
             .behavior_version_latest()
             .http_client(aws_smithy_http_client::Builder::new().build_http())
@@ -201,9 +207,22 @@ impl Bucket {
             .endpoint_url(&self.url)
             .force_path_style(true)
             .build();
-        let client = aws_sdk_s3::Client::from_conf(config);
-        let listed = client.list_multipart_uploads().bucket(&self.name).prefix(key).send();
-        runtime().block_on(listed).unwrap().uploads().len()
+        aws_sdk_s3::Client::from_conf(config)
+    }
+
+    /// Has its server tell this target of objects that come and go.
+    pub fn notify(&self, target: &str) {
+        use aws_sdk_s3::types::{Event, NotificationConfiguration, QueueConfiguration};
+        let queue = QueueConfiguration::builder()
+            .queue_arn(target)
+            .events(Event::from("s3:ObjectCreated:*"))
+            .events(Event::from("s3:ObjectRemoved:*"))
+            .build()
+            .unwrap();
+        let wanted = NotificationConfiguration::builder().queue_configurations(queue).build();
+        let client = self.client();
+        let request = client.put_bucket_notification_configuration().bucket(&self.name);
+        runtime().block_on(request.notification_configuration(wanted).send()).unwrap();
     }
 
     /// All keys.

@@ -11,6 +11,7 @@ mod allowed;
 mod away;
 pub mod backing;
 pub mod end;
+mod expiry;
 pub mod handles;
 pub mod io;
 pub mod kernel;

@@ -11,6 +11,7 @@ use super::access::Access;
 use super::ahead::Walkers;
 use super::backing::BackingPool;
 use super::end::UnstoredFiles;
+use super::expiry::KernelNames;
 use super::handles::{Handle, Handles};
 use super::kernel::KernelPort;
 use super::modes::Modes;
@@ -52,6 +53,7 @@ pub struct Session {
     pub(super) modes: Modes,
     pub(super) handles: Handles,
     pub(super) backings: Arc<BackingPool>,
+    pub(super) kernel_names: Arc<KernelNames>,
     pub(super) walkers: Walkers,
     pub(super) retries: Retries,
     pub(super) reservations: Reservations,
@@ -136,6 +138,7 @@ impl Session {
             modes: Modes::default(),
             handles,
             backings: Arc::default(),
+            kernel_names: Arc::default(),
             walkers: Walkers::default(),
             retries: Retries::default(),
             reservations: Reservations::default(),

@@ -236,9 +236,15 @@ impl Dir {
         listed.into_iter().chain(entry).chain(absent).max()
     }
 
-    /// How long ago the name was asked for.
+    /// Whether a name was asked for, or told, so lately.
+    pub(crate) fn was_used_within(&self, age: Duration) -> bool {
+        self.state().used.elapsed() <= age
+    }
+
+    /// How long ago the name was asked for. Who is told uses it.
     pub fn age(&self, name: &str, now: Instant) -> Option<Duration> {
-        let state = self.state();
+        let mut state = self.state();
+        state.used = now;
         let checked = state.entries.get(name)?.checked;
         let checked = state.listed.map_or(checked, |l| l.started.max(checked));
         Some(now.saturating_duration_since(checked))

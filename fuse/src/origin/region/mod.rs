@@ -13,7 +13,6 @@ mod doubts;
 mod late;
 mod proof;
 mod regional;
-mod token;
 
 #[cfg(test)]
 mod scripted;

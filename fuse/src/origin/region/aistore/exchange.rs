@@ -12,12 +12,12 @@ use aws_smithy_types::body::SdkBody;
 use http_body_util::BodyExt;
 use serde::Deserialize;
 
-use super::super::token::TokenFile;
 use super::lately::Lately;
 use crate::origin::OriginError;
 use crate::origin::error::chain;
 use crate::origin::s3::DirectClient;
 use crate::sync::unpoisoned;
+use crate::token_file::TokenFile;
 
 /// Longest map of a cluster in bytes: a node in it takes less than a KiB.
 const MAP_MAX: usize = 4 << 20;
@@ -102,7 +102,9 @@ impl Exchange {
             headers.insert("content-type", "application/json");
         }
         if let Some(token) = &self.token {
-            headers.insert("authorization", token.bearer().await?.to_string());
+            let bearer = token.bearer().await;
+            let bearer = bearer.map_err(|why| OriginError::Invalid(why.to_string()))?;
+            headers.insert("authorization", bearer.to_string());
         }
         self.client.call(request).await.map_err(|error| match error {
             error if error.is_timeout() => OriginError::TimedOut,
