@@ -1,5 +1,6 @@
 //! The command line.
 
+mod feed_from;
 pub mod lost;
 pub mod node;
 mod rights;
@@ -13,6 +14,7 @@ use weir_fuse::model::ttl::MetadataTtl;
 
 use crate::config::size::{Amount, Size};
 use crate::mount::preflight::MountPolicy;
+pub use feed_from::FeedFromArgs;
 use lost::LostArgs;
 use node::{MounterArgs, NodeArgs, StandbyArgs};
 
