@@ -10,6 +10,7 @@ pub mod buffers;
 pub mod cache;
 pub mod chosen_file;
 pub mod engine;
+pub mod feed;
 pub mod logged;
 pub mod metrics;
 pub mod model;
