@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aws_sdk_s3::config::{Credentials, Region};
+use aws_sdk_s3::types::{Event, NotificationConfiguration, QueueConfiguration};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use tempfile::TempDir;
@@ -187,6 +188,25 @@ impl Bucket {
 
     /// Multipart uploads of a key that are under way (MinIO lists them by whole keys alone).
     pub fn uploads_of(&self, key: &str) -> usize {
+        let listed = self.client().list_multipart_uploads().bucket(&self.name).prefix(key).send();
+        runtime().block_on(listed).unwrap().uploads().len()
+    }
+
+    /// Has its server send an event of each change to a target of its own.
+    pub fn notify(&self, arn: &str) {
+        let queue = QueueConfiguration::builder()
+            .queue_arn(arn)
+            .events(Event::from("s3:ObjectCreated:*"))
+            .events(Event::from("s3:ObjectRemoved:*"))
+            .build()
+            .unwrap();
+        let configured = NotificationConfiguration::builder().queue_configurations(queue).build();
+        let asked = self.client().put_bucket_notification_configuration();
+        let asked = asked.bucket(&self.name).notification_configuration(configured);
+        runtime().block_on(asked.send()).unwrap();
+    }
+
+    fn client(&self) -> aws_sdk_s3::Client {
         let config = aws_sdk_s3::Config::builder()
             .behavior_version_latest()
             .http_client(aws_smithy_http_client::Builder::new().build_http())
@@ -201,9 +221,7 @@ impl Bucket {
             .endpoint_url(&self.url)
             .force_path_style(true)
             .build();
-        let client = aws_sdk_s3::Client::from_conf(config);
-        let listed = client.list_multipart_uploads().bucket(&self.name).prefix(key).send();
-        runtime().block_on(listed).unwrap().uploads().len()
+        aws_sdk_s3::Client::from_conf(config)
     }
 
     /// All keys.

@@ -21,6 +21,7 @@ pub mod link;
 pub mod minio;
 pub mod model;
 pub mod mount;
+pub mod nats;
 pub mod node;
 pub mod nvml;
 pub mod oidc;

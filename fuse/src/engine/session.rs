@@ -31,6 +31,7 @@ use crate::namespace::stream::StreamedName;
 use crate::namespace::{AccessSettings, LookupError, Namespace, Node};
 use crate::origin::Origin;
 use crate::origin::aliases::Aliases;
+use crate::origin::announced::Announced;
 use crate::origin::conditional::Conditional;
 use crate::read::Source;
 use crate::read::lane::Lane;
@@ -113,10 +114,15 @@ impl Session {
         let live = engine.live_uploads.clone();
         let uploads = Arc::new(LoneUploads::new(engine.cache.clone(), owner, live.clone()));
         let origin = Conditional::new(origin, &settings.names.prefix, verdicts, uploads);
-        let origin = Arc::new(Aliases::new(Arc::new(origin)));
+        let origin: Arc<dyn Origin> = Arc::new(Aliases::new(Arc::new(origin)));
+        let hearing = engine.hearing_of(origin.bucket_id(), &settings.names);
+        let origin = match &hearing {
+            Some(hearing) => Arc::new(Announced::new(origin, hearing.clone())),
+            None => origin,
+        };
         let memory = engine.name_memory.clone();
-        let names =
-            Namespace::new(origin, engine.cache.clone(), memory, hidden, settings.names.clone());
+        let (cache, shown) = (engine.cache.clone(), settings.names.clone());
+        let names = Namespace::new(origin, cache, memory, hidden, shown, hearing);
         let writer = Writer::new(
             names.clone(),
             engine.metrics.clone(),
@@ -153,6 +159,7 @@ impl Session {
     }
 
     fn start(self: &Arc<Self>) {
+        self.show_staleness();
         let pool: std::sync::Weak<BackingPool> = Arc::downgrade(&self.backings);
         self.engine.cache.on_pressure(pool);
         if !self.settings.read_only {
@@ -167,6 +174,7 @@ impl Session {
                 tokio::time::sleep(Duration::from_secs(10)).await;
                 let Some(session) = weak.upgrade() else { return };
                 session.backings.sweep();
+                session.show_staleness();
             }
         });
     }

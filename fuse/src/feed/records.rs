@@ -35,7 +35,7 @@ pub fn changes(message: &[u8]) -> Result<Vec<Change>, Unreadable> {
             Message::Records { records } => {
                 return records.into_iter().filter_map(of_record).collect();
             }
-            Message::Bridged { source, detail } => return of_bridge(&source, detail),
+            Message::Bridged { source, kind, detail } => return of_bridge(&source, &kind, detail),
             Message::Notification { message: inner } => message = inner.into_bytes(),
             Message::Test { .. } => return Ok(Vec::new()),
         }
@@ -56,7 +56,12 @@ enum Message {
         records: Vec<Record>,
     },
     /// Of EventBridge's.
-    Bridged { source: String, detail: serde_json::Value },
+    Bridged {
+        source: String,
+        #[serde(rename = "detail-type", default)]
+        kind: String,
+        detail: serde_json::Value,
+    },
     /// Of SNS's.
     Notification {
         #[serde(rename = "Message")]
@@ -93,29 +98,39 @@ struct Object {
     key: Box<str>,
 }
 
-/// Whether an event of this name leaves the object what it was. Both `s3:ObjectAccessed:Get`, as MinIO
-/// calls it, and `ObjectAccessed:Get` are such.
-fn changes_nothing(name: &str) -> bool {
-    name.trim_start_matches("s3:").starts_with("ObjectAccessed:")
+/// What an event of this name is about: `s3:ObjectAccessed:Get`, as MinIO calls it, and
+/// `ObjectAccessed:Get` are one.
+fn kind(name: &str) -> &str {
+    let name = name.strip_prefix("s3:").unwrap_or(name);
+    name.split(':').next().unwrap_or(name)
 }
 
 fn of_record(record: Record) -> Option<Result<Change, Unreadable>> {
     let about = record.s3?;
-    if changes_nothing(&record.event_name) {
+    let kind = kind(&record.event_name);
+    // It leaves the object what it was.
+    if kind == "ObjectAccessed" {
         return None;
     }
+    // Of what is not known it cannot be said that the object is there.
+    let gone = kind != "ObjectCreated";
     let spaced = about.object.key.replace('+', " ");
     let key = percent_decode_str(&spaced).decode_utf8();
-    let change = |key: &str| Change { bucket: about.bucket.name, key: key.into() };
+    let change = |key: &str| Change { bucket: about.bucket.name, key: key.into(), gone };
     Some(key.map(|key| change(&key)).map_err(|_| Unreadable::Key))
 }
 
-fn of_bridge(source: &str, detail: serde_json::Value) -> Result<Vec<Change>, Unreadable> {
+fn of_bridge(
+    source: &str,
+    kind: &str,
+    detail: serde_json::Value,
+) -> Result<Vec<Change>, Unreadable> {
     if source != "aws.s3" {
         return Ok(Vec::new());
     }
     let about: About = serde_json::from_value(detail).map_err(form)?;
-    Ok(vec![Change { bucket: about.bucket.name, key: about.object.key }])
+    let gone = kind != "Object Created";
+    Ok(vec![Change { bucket: about.bucket.name, key: about.object.key, gone }])
 }
 
 #[cfg(test)]
@@ -129,7 +144,11 @@ mod tests {
     }
 
     fn change(bucket: &str, key: &str) -> Change {
-        Change { bucket: bucket.into(), key: key.into() }
+        Change { bucket: bucket.into(), key: key.into(), gone: false }
+    }
+
+    fn removal(bucket: &str, key: &str) -> Change {
+        Change { gone: true, ..change(bucket, key) }
     }
 
     fn record(event: &str, key: &str) -> serde_json::Value {
@@ -167,7 +186,7 @@ mod tests {
                 record("s3:ObjectAccessed:Get", "three"), record("ObjectAccessed:Head", "three"),
             ],
         });
-        let expected = vec![change("b", "one"), change("b", "two")];
+        let expected = vec![change("b", "one"), removal("b", "two")];
         assert_eq!(read(&records), Ok(expected.clone()));
         let envelope =
             json!({ "Type": "Notification", "TopicArn": "t", "Message": records.to_string() });

@@ -15,6 +15,7 @@ mod demo;
 mod disk;
 mod disks;
 mod drive;
+mod feed;
 mod hostile;
 mod kernel;
 mod killed;
