@@ -76,7 +76,8 @@ impl Marks {
         let nanos = now.saturating_duration_since(self.started).as_nanos();
         let tick = u64::try_from(nanos).unwrap_or(u64::MAX - 1) + 1;
         let touch = |path: PathHash, what| {
-            let places = self.places.get_or_init(|| (0..PLACES).map(|_| AtomicU64::new(0)).collect());
+            let places =
+                self.places.get_or_init(|| (0..PLACES).map(|_| AtomicU64::new(0)).collect());
             places[path.place(what)].fetch_max(tick, Ordering::Relaxed);
         };
         let touch_dir = |path| {
@@ -86,7 +87,8 @@ impl Marks {
             }
         };
         // What the key lies in so far, and its path up to here.
-        let (mut dir, mut path) = (PathHash::of_bucket(&change.bucket), PathHash::of_bucket(&change.bucket));
+        let (mut dir, mut path) =
+            (PathHash::of_bucket(&change.bucket), PathHash::of_bucket(&change.bucket));
         let mut rest = &*change.key;
         while let Some((name, behind)) = rest.split_once('/') {
             path = path.then(name);

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use async_nats::{Client, ConnectOptions, Event, Subscriber};
@@ -110,9 +111,8 @@ pub async fn connect(
 async fn read(path: &Path) -> Result<String, FeedError> {
     let of = path.to_owned();
     let read = aside(move |_| chosen_file::read(&of, OFlags::empty(), FILE_MAX)).await;
-    let text = read.and_then(|bytes| {
-        String::from_utf8(bytes).map_err(|_| io::Error::other("it is not text"))
-    });
+    let text = read
+        .and_then(|bytes| String::from_utf8(bytes).map_err(|_| io::Error::other("it is not text")));
     text.map_err(|error| FeedError::File { path: path.to_owned(), error })
 }
 
@@ -144,8 +144,8 @@ impl Feed {
     ) -> Result<Arc<Self>, FeedError> {
         let FeedSettings { timeout, lifetime, .. } = settings;
         let (hearing, written) = Hearing::new(name, timeout, lifetime, metrics);
-        let heard = hearing.clone();
-        let client = connect(&settings, move |event| note(&heard, event)).await?;
+        let (heard, told) = (hearing.clone(), AtomicBool::new(false));
+        let client = connect(&settings, move |event| note(&heard, event, &told)).await?;
         let every = timeout / 3;
         let publisher =
             Publisher::start(client.clone(), &settings.subject, name, Role::Node, every);
@@ -172,16 +172,23 @@ impl Feed {
     }
 }
 
-fn note(hearing: &Hearing, event: &Event) {
+/// `told` is whether it was said that there is no connection.
+fn note(hearing: &Hearing, event: &Event, told: &AtomicBool) {
     match event {
-        Event::Connected => tracing::info!("connected to the feed"),
+        Event::Connected => {
+            told.store(false, Ordering::Relaxed);
+            tracing::info!("connected to the feed");
+        }
         Event::Disconnected | Event::Closed => {
             tracing::warn!("the connection to the feed is lost: names live for the short lifetime");
             hearing.lapse(Lapse::Disconnected, Instant::now());
         }
         Event::SlowConsumer(_) => hearing.lapse(Lapse::Overflow, Instant::now()),
         Event::ServerError(error) => tracing::warn!(%error, "the feed's server says"),
-        Event::ClientError(error) => tracing::warn!(%error, "the feed cannot be reached"),
+        Event::ClientError(error) if !told.swap(true, Ordering::Relaxed) => {
+            tracing::warn!(%error, "the feed cannot be reached; trying again");
+        }
+        Event::ClientError(error) => tracing::debug!(%error, "the feed cannot be reached"),
         Event::LameDuckMode | Event::Draining => {}
     }
 }

@@ -102,10 +102,12 @@ impl Publisher {
     pub async fn announce(&self, changes: Vec<Change>) -> Result<(), PublishError> {
         let connects = || self.client.statistics().connects.load(Ordering::Acquire);
         let before = connects();
-        self.send(changes).await?;
-        tokio::time::timeout(PATIENCE, self.confirmed())
-            .await
-            .map_err(|_| PublishError::Unconfirmed)??;
+        let sent = async {
+            self.send(changes).await?;
+            self.confirmed().await
+        };
+        // What is given up here before it is sent has a number, and is missed.
+        tokio::time::timeout(PATIENCE, sent).await.map_err(|_| PublishError::Unconfirmed)??;
         // What a connection held that was lost is not sent again.
         if connects() == before { Ok(()) } else { Err(PublishError::Reconnected) }
     }

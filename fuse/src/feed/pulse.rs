@@ -147,20 +147,20 @@ impl Pulse {
 
     fn hear_relay(&mut self, message: &Announcement, now: Instant) -> Option<Lapse> {
         let (name, clock) = (&message.publisher, Duration::from_millis(message.clock_ms));
-        let Some(relay) = self.relays.get_mut(name).filter(|r| r.heard.epoch == message.epoch) else {
+        let Some(relay) = self.relays.get_mut(name).filter(|r| r.heard.epoch == message.epoch)
+        else {
             return self.begin(message, clock, now);
         };
         let is_gap = relay.heard.take(message)?;
-        let was_late = now > relay.span.until;
+        let is_new = now > relay.span.until || !relay.lives;
         let sent = relay.clock.sent(clock, now);
         relay.span.until = relay.span.until.max(sent + self.timeout);
         relay.relays.clone_from(&message.relays);
-        let lapse = match () {
-            () if is_gap => Some(Lapse::Gap),
-            () if was_late || !relay.lives => relay.lives.then_some(Lapse::Silence),
-            () => None,
+        let lapse = match is_gap {
+            true => Some(Lapse::Gap),
+            false => (is_new && relay.lives).then_some(Lapse::Silence),
         };
-        if is_gap || was_late || !relay.lives {
+        if is_gap || is_new {
             // What it sent before is not known, or may have come too late.
             relay.span.since = now;
         }
@@ -201,8 +201,12 @@ impl Pulse {
 
     /// How many relays have fallen silent since it was asked last.
     pub fn fall_silent(&mut self, now: Instant) -> usize {
-        let silent = self.relays.values_mut().filter(|r| r.lives && now > r.span.until);
-        silent.map(|relay| relay.lives = false).count()
+        let mut fallen = 0;
+        for relay in self.relays.values_mut().filter(|r| r.lives && now > r.span.until) {
+            relay.lives = false;
+            fallen += 1;
+        }
+        fallen
     }
 
     /// Whether a relay is heard.
@@ -312,7 +316,8 @@ mod tests {
         let start = Instant::now();
         let now = start + Duration::from_secs(1);
         pulse.hear(&beat("p", 1, 0), start);
-        let node = |name: &str, epoch, sequence| Announcement::new(name, Role::Node, epoch, sequence);
+        let node =
+            |name: &str, epoch, sequence| Announcement::new(name, Role::Node, epoch, sequence);
         for n in 0..2 * NODES_MAX.get() {
             assert_eq!(pulse.hear(&node(&n.to_string(), 1, 5), now), None);
         }

@@ -94,7 +94,8 @@ impl World {
 
     fn deliver(&mut self) {
         let now = self.now;
-        let (come, rest) = std::mem::take(&mut self.under_way).into_iter().partition(|m| m.0 <= now);
+        let (come, rest) =
+            std::mem::take(&mut self.under_way).into_iter().partition(|m| m.0 <= now);
         self.under_way = rest;
         let mut come: Vec<(u64, Announcement)> = come;
         come.sort_by_key(|(comes, _)| *comes);

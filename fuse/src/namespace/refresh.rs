@@ -309,7 +309,8 @@ mod tests {
         origin.insert("a", "x");
         let hidden = HiddenKeys::new(metrics);
         let memory = NameMemory::new(0);
-        let names = Namespace::new(origin, cache, memory, hidden, NamespaceSettings::default(), None);
+        let names =
+            Namespace::new(origin, cache, memory, hidden, NamespaceSettings::default(), None);
         let dir = names.root().clone();
         for question in [Question::Cheap, Question::Head] {
             let lost = Cell::new(0);

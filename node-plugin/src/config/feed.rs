@@ -77,7 +77,9 @@ fn divided(url: &str) -> Result<(&str, Option<&str>), Failure> {
     let (host, subject) = rest.split_once('/').unwrap_or((rest, ""));
     let is_host = |byte: u8| byte.is_ascii_alphanumeric() || b"-.:[]_".contains(&byte);
     if host.is_empty() || !host.bytes().all(is_host) {
-        return Err(usage(format!("--feed {url}: must be {scheme}HOST:PORT or {scheme}HOST:PORT/SUBJECT")));
+        return Err(usage(format!(
+            "--feed {url}: must be {scheme}HOST:PORT or {scheme}HOST:PORT/SUBJECT"
+        )));
     }
     let is_token = |token: &str| {
         let allowed = |byte: u8| byte.is_ascii_graphic() && !b"*>/".contains(&byte);

@@ -24,8 +24,15 @@ const KNOWN: [&str; 10] = [
     "feed",
 ];
 /// Those that a volume gets as they are.
-const PASSED_ON: [&str; 7] =
-    ["endpointUrl", "region", "authenticationSource", "stsRegion", "roleArn", "mountPolicy", "feed"];
+const PASSED_ON: [&str; 7] = [
+    "endpointUrl",
+    "region",
+    "authenticationSource",
+    "stsRegion",
+    "roleArn",
+    "mountPolicy",
+    "feed",
+];
 /// What the provisioner adds begins so.
 const PROVISIONER: &str = "csi.storage.k8s.io/";
 

@@ -53,8 +53,10 @@ fn is_believed(mount: &Mount, name: &str) {
 
 /// A MinIO of its own, which sends its events to this server.
 fn minio_with_events(nats: &Nats) -> Bucket {
-    let data = tempfile::Builder::new().prefix("weir-minio-").tempdir_in("/var/tmp").unwrap().keep();
-    let setting = |name: &str, value: &str| (format!("MINIO_NOTIFY_NATS_{name}_FEED"), value.to_owned());
+    let data =
+        tempfile::Builder::new().prefix("weir-minio-").tempdir_in("/var/tmp").unwrap().keep();
+    let setting =
+        |name: &str, value: &str| (format!("MINIO_NOTIFY_NATS_{name}_FEED"), value.to_owned());
     let settings = vec![
         setting("ENABLE", "on"),
         setting("ADDRESS", &format!("127.0.0.1:{}", nats.port())),
@@ -279,7 +281,8 @@ fn a_change_in_one_cluster_is_seen_in_another_by_way_of_a_leaf_node() {
     let bucket = Bucket::new(Server::Minio);
     bucket.put("file", "1");
     let leaves = free_port();
-    let hub = Nats::start_at(free_port(), &format!("leafnodes {{ listen: \"127.0.0.1:{leaves}\" }}"));
+    let hub =
+        Nats::start_at(free_port(), &format!("leafnodes {{ listen: \"127.0.0.1:{leaves}\" }}"));
     let remote = format!("leafnodes {{ remotes: [ {{ url: \"nats://127.0.0.1:{leaves}\" }} ] }}");
     let leaf = Nats::start_at(free_port(), &remote);
     let (here, there) = (mounted(&bucket, &hub, ""), mounted(&bucket, &leaf, ""));
