@@ -41,11 +41,11 @@ impl Session {
     /// Makes the metric follow how long a change may go unseen.
     pub(super) fn show_staleness(&self) {
         let bound = self.names.staleness().as_secs_f64();
-        self.engine.metrics.staleness_bound.with_label_values(&[&self.source()]).set(bound);
+        self.engine.metrics.staleness_bound.with_label_values(&[&self.shown_source()]).set(bound);
     }
 
     /// What is mounted, as metrics call it.
-    fn source(&self) -> String {
+    fn shown_source(&self) -> String {
         format!("s3://{}/{}", self.bucket().name(), self.settings.names.prefix)
     }
 }
@@ -53,6 +53,6 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         // Another mount of the same sets it again within seconds.
-        let _ = self.engine.metrics.staleness_bound.remove_label_values(&[&self.source()]);
+        let _ = self.engine.metrics.staleness_bound.remove_label_values(&[&self.shown_source()]);
     }
 }

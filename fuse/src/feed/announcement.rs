@@ -29,7 +29,7 @@ pub enum Role {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Announcement {
     /// Form of the message; 1.
-    weir: u8,
+    pub weir: u8,
     /// Who sends it. Of a relay: what it relays, so that who takes its place has its name.
     pub publisher: Box<str>,
     /// What it publishes.

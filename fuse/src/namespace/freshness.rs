@@ -9,7 +9,7 @@ use crate::feed::lifetime::{Lifetime, Marked};
 use crate::feed::marks::PathHash;
 
 /// How long answers are taken as true at a time.
-pub struct Freshness<'a> {
+pub(super) struct Freshness<'a> {
     now: Instant,
     positive: Lifetime,
     negative: Lifetime,
