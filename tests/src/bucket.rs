@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aws_sdk_s3::config::{Credentials, Region};
+use aws_sdk_s3::types::{Event, NotificationConfiguration, QueueConfiguration};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use tempfile::TempDir;
@@ -187,9 +188,22 @@ impl Bucket {
 
     /// Multipart uploads of a key that are under way (MinIO lists them by whole keys alone).
     pub fn uploads_of(&self, key: &str) -> usize {
-        let client = self.client();
-        let listed = client.list_multipart_uploads().bucket(&self.name).prefix(key).send();
+        let listed = self.client().list_multipart_uploads().bucket(&self.name).prefix(key).send();
         runtime().block_on(listed).unwrap().uploads().len()
+    }
+
+    /// Has its server send an event of each change to a target of its own.
+    pub fn notify(&self, arn: &str) {
+        let queue = QueueConfiguration::builder()
+            .queue_arn(arn)
+            .events(Event::from("s3:ObjectCreated:*"))
+            .events(Event::from("s3:ObjectRemoved:*"))
+            .build()
+            .unwrap();
+        let configured = NotificationConfiguration::builder().queue_configurations(queue).build();
+        let asked = self.client().put_bucket_notification_configuration();
+        let asked = asked.bucket(&self.name).notification_configuration(configured);
+        runtime().block_on(asked.send()).unwrap();
     }
 
     fn client(&self) -> aws_sdk_s3::Client {
@@ -208,21 +222,6 @@ impl Bucket {
             .force_path_style(true)
             .build();
         aws_sdk_s3::Client::from_conf(config)
-    }
-
-    /// Has its server tell this target of objects that come and go.
-    pub fn notify(&self, target: &str) {
-        use aws_sdk_s3::types::{Event, NotificationConfiguration, QueueConfiguration};
-        let queue = QueueConfiguration::builder()
-            .queue_arn(target)
-            .events(Event::from("s3:ObjectCreated:*"))
-            .events(Event::from("s3:ObjectRemoved:*"))
-            .build()
-            .unwrap();
-        let wanted = NotificationConfiguration::builder().queue_configurations(queue).build();
-        let client = self.client();
-        let request = client.put_bucket_notification_configuration().bucket(&self.name);
-        runtime().block_on(request.notification_configuration(wanted).send()).unwrap();
     }
 
     /// All keys.

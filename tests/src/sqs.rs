@@ -91,13 +91,15 @@ impl Sqs {
         let request = Request::post(format!("{}/", self.url))
             .header("x-amz-target", format!("AmazonSQS.{action}"))
             .header("content-type", "application/x-amz-json-1.0")
-            .header("authorization", "AWS4-HMAC-SHA256 Credential=a/20200101/us-east-1/sqs/aws4_request")
+            .header(
+                "authorization",
+                "AWS4-HMAC-SHA256 Credential=a/20200101/us-east-1/sqs/aws4_request",
+            )
             .body(Full::new(Bytes::from(body.to_string())))
             .unwrap();
         runtime().block_on(async {
-            let client = hyper_util::client::legacy::Client::builder(
-                hyper_util::rt::TokioExecutor::new(),
-            );
+            let client =
+                hyper_util::client::legacy::Client::builder(hyper_util::rt::TokioExecutor::new());
             let answer = client.build_http().request(request).await.ok()?;
             let is_done = answer.status().is_success();
             let bytes = answer.into_body().collect().await.ok()?.to_bytes();
@@ -163,7 +165,8 @@ async fn answer(
 
 async fn receive(kept: &Mutex<Vec<Kept>>, asked: &Value) -> Vec<Value> {
     let most = asked["MaxNumberOfMessages"].as_u64().unwrap_or(1) as usize;
-    let until = Instant::now() + Duration::from_secs(asked["WaitTimeSeconds"].as_u64().unwrap_or(0));
+    let until =
+        Instant::now() + Duration::from_secs(asked["WaitTimeSeconds"].as_u64().unwrap_or(0));
     loop {
         let visible = |kept: &&mut Kept| {
             kept.hidden.is_none_or(|since: Instant| since.elapsed() >= VISIBLE_AGAIN)

@@ -2,11 +2,14 @@
 //! true while that has a lifetime.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::kernel::KernelPort;
 use super::session::Session;
+use crate::feed::Change;
+use crate::feed::hearing::Listener;
 use crate::namespace::Node;
 
 /// Longest time from the use of a directory to an answer that tells the kernel of one of its names.
@@ -20,10 +23,19 @@ const WAITING_MAX: usize = 1024;
 /// So nothing is told of a directory before what it asked of that is answered: who asks for another
 /// name there does not wait behind the first; and what was found out before the name was changed has
 /// reached the kernel by then, and is not believed any more.
-#[derive(Default)]
 pub(crate) struct KernelNames {
     port: OnceLock<Arc<dyn KernelPort>>,
     asked: Mutex<HashMap<u64, Asked>>,
+    started: Instant,
+    /// When it asked for a name last, in seconds from the start.
+    last: AtomicU64,
+}
+
+impl Default for KernelNames {
+    fn default() -> Self {
+        let (port, asked) = (OnceLock::new(), Mutex::default());
+        Self { port, asked, started: Instant::now(), last: AtomicU64::new(0) }
+    }
 }
 
 /// A directory of which something was asked.
@@ -46,8 +58,15 @@ impl KernelNames {
 
     fn begin(self: &Arc<Self>, parent: u64) -> Option<Asking> {
         self.port.get()?;
+        self.last.store(self.started.elapsed().as_secs(), Ordering::Relaxed);
         self.asked().entry(parent).or_default().requests += 1;
         Some(Asking { names: self.clone(), parent })
+    }
+
+    /// Whether it asked for a name so lately.
+    fn asked_within(&self, age: Duration) -> bool {
+        let last = Duration::from_secs(self.last.load(Ordering::Relaxed));
+        self.started.elapsed().saturating_sub(last) <= age
     }
 
     fn expire(&self, parent: u64, name: &str) {
@@ -99,9 +118,41 @@ impl Session {
     /// the kernel believes nothing any more.
     pub fn expire(&self, parent: u64, name: &str) {
         let Some(Node::Dir(dir)) = self.names.inodes.peek(parent) else { return };
-        let lifetime = self.names.ttl().max(self.negative_ttl());
-        if dir.was_used_within(lifetime.saturating_add(ANSWER_MAX)) {
+        if dir.was_used_within(self.belief()) {
             self.kernel_names.expire(parent, name);
+        }
+    }
+
+    /// How long the kernel may believe what it was told, from when its directory was used.
+    fn belief(&self) -> Duration {
+        self.names.ttl().max(self.negative_ttl()).saturating_add(ANSWER_MAX)
+    }
+}
+
+impl Listener for Session {
+    /// A name that the kernel knows may be that of the object, or of a directory that came with it, or is
+    /// gone with it.
+    fn changed(&self, change: &Change) {
+        let prefix = self.names.settings.prefix.as_str();
+        let Some(mut rest) = change.key.strip_prefix(prefix) else { return };
+        if !self.kernel_names.asked_within(self.belief()) {
+            return;
+        }
+        let mut dir = self.names.root().clone();
+        loop {
+            let (name, behind) = match rest.split_once('/') {
+                Some((name, behind)) => (name, Some(behind)),
+                None => (rest, None),
+            };
+            if name.is_empty() {
+                return;
+            }
+            let below = behind.and_then(|_| dir.shown_dir(name));
+            if below.is_none() || change.gone {
+                self.expire(dir.ino, name);
+            }
+            let (Some(below), Some(behind)) = (below, behind) else { return };
+            (dir, rest) = (below, behind);
         }
     }
 }

@@ -29,7 +29,7 @@ pub mod status;
 mod verdicts;
 pub mod xattr;
 
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -38,8 +38,10 @@ use tokio::runtime::Handle;
 use crate::blocking::{MayBlock, WaitingThreads};
 use crate::buffers::Buffers;
 use crate::cache::NodeCache;
+use crate::feed::hearing::{BucketHearing, Hearing};
 use crate::metrics::Metrics;
 use crate::model::attr::Ownership;
+use crate::model::version::BucketId;
 use crate::namespace::NamespaceSettings;
 use crate::namespace::memory::NameMemory;
 use crate::origin::conditional::Verdicts;
@@ -78,6 +80,8 @@ pub struct Engine {
     pub(crate) live_uploads: Arc<LiveUploads>,
     /// What its mounts remember of what origins have allowed.
     pub(crate) permissions: Arc<Permissions>,
+    /// What is heard of changes that others make.
+    hearing: OnceLock<Arc<Hearing>>,
 }
 
 impl Engine {
@@ -123,7 +127,19 @@ impl Engine {
             verdicts,
             live_uploads: Arc::default(),
             permissions: Arc::default(),
+            hearing: OnceLock::new(),
         }))
+    }
+
+    /// Mounts that are made from now on, and whose settings say so, know what is heard here.
+    pub fn follow(&self, hearing: Arc<Hearing>) {
+        let _ = self.hearing.set(hearing);
+    }
+
+    /// What is heard of a bucket, for mounts with these settings.
+    fn hearing_of(&self, bucket: &BucketId, names: &NamespaceSettings) -> Option<BucketHearing> {
+        let hearing = self.hearing.get().filter(|_| names.feed)?;
+        Some(hearing.of_bucket(bucket.name()))
     }
 
     /// Bytes taken of the memory for what others decide about.

@@ -1,7 +1,7 @@
 //! One mount: names, attributes and directories.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, Weak};
 use std::time::{Duration, SystemTime};
 
 use rustix::io::Errno;
@@ -32,6 +32,7 @@ use crate::namespace::stream::StreamedName;
 use crate::namespace::{AccessSettings, LookupError, Namespace, Node};
 use crate::origin::Origin;
 use crate::origin::aliases::Aliases;
+use crate::origin::announced::Announced;
 use crate::origin::conditional::Conditional;
 use crate::read::Source;
 use crate::read::lane::Lane;
@@ -115,10 +116,15 @@ impl Session {
         let live = engine.live_uploads.clone();
         let uploads = Arc::new(LoneUploads::new(engine.cache.clone(), owner, live.clone()));
         let origin = Conditional::new(origin, &settings.names.prefix, verdicts, uploads);
-        let origin = Arc::new(Aliases::new(Arc::new(origin)));
+        let origin: Arc<dyn Origin> = Arc::new(Aliases::new(Arc::new(origin)));
+        let hearing = engine.hearing_of(origin.bucket_id(), &settings.names);
+        let origin = match &hearing {
+            Some(hearing) => Arc::new(Announced::new(origin, hearing.clone())),
+            None => origin,
+        };
         let memory = engine.name_memory.clone();
-        let names =
-            Namespace::new(origin, engine.cache.clone(), memory, hidden, settings.names.clone());
+        let (cache, shown) = (engine.cache.clone(), settings.names.clone());
+        let names = Namespace::new(origin, cache, memory, hidden, shown, hearing.clone());
         let writer = Writer::new(
             names.clone(),
             engine.metrics.clone(),
@@ -152,11 +158,16 @@ impl Session {
             closes: Semaphore::new(CLOSES_MAX),
         });
         session.start();
+        if let Some(hearing) = hearing {
+            let listener: Weak<Self> = Arc::downgrade(&session);
+            hearing.listen(listener);
+        }
         session
     }
 
     fn start(self: &Arc<Self>) {
-        let pool: std::sync::Weak<BackingPool> = Arc::downgrade(&self.backings);
+        self.show_staleness();
+        let pool: Weak<BackingPool> = Arc::downgrade(&self.backings);
         self.engine.cache.on_pressure(pool);
         if !self.settings.read_only {
             let (writer, engine) = (self.writer.clone(), self.engine.clone());
@@ -170,6 +181,7 @@ impl Session {
                 tokio::time::sleep(Duration::from_secs(10)).await;
                 let Some(session) = weak.upgrade() else { return };
                 session.backings.sweep();
+                session.show_staleness();
             }
         });
     }

@@ -1,4 +1,4 @@
-//! What answers for reads in an origin's place, and leaves all else to it.
+//! What answers for reads in an origin's place, or takes notice of writes, and leaves all else to it.
 
 use std::ops::Range;
 
@@ -36,6 +36,37 @@ pub(super) trait ReadLayer: Send + Sync + 'static {
 
     /// As [`Origin::credentials_changed`].
     fn credentials_changed(&self) {}
+
+    /// Takes notice that an object may be another one by now, or may be gone: a request has ended, and it
+    /// was not refused.
+    fn changed(&self, _key: &str, _gone: bool) {}
+}
+
+/// A request that changes an object. Where nobody waits for its end any more it may have come through.
+struct Change<'a, L: ReadLayer> {
+    layer: &'a L,
+    key: &'a str,
+    gone: bool,
+    refused: bool,
+}
+
+impl<'a, L: ReadLayer> Change<'a, L> {
+    fn of(layer: &'a L, key: &'a str, gone: bool) -> Self {
+        Self { layer, key, gone, refused: false }
+    }
+
+    fn ended<T>(mut self, done: Result<T, OriginError>) -> Result<T, OriginError> {
+        self.refused = done.as_ref().is_err_and(|error| !error.is_transient());
+        done
+    }
+}
+
+impl<L: ReadLayer> Drop for Change<'_, L> {
+    fn drop(&mut self) {
+        if !self.refused {
+            self.layer.changed(self.key, self.gone);
+        }
+    }
 }
 
 #[async_trait]
@@ -83,7 +114,8 @@ impl<L: ReadLayer> Origin for L {
         body: UploadBody,
         write: &WriteIntent,
     ) -> Result<Stored, OriginError> {
-        self.below().put(key, body, write).await
+        let change = Change::of(self, key, false);
+        change.ended(self.below().put(key, body, write).await)
     }
 
     async fn create_upload(
@@ -131,7 +163,8 @@ impl<L: ReadLayer> Origin for L {
         parts: &[Part],
         write: &WriteIntent,
     ) -> Result<Stored, OriginError> {
-        self.below().complete_upload(key, upload_id, parts, write).await
+        let change = Change::of(self, key, false);
+        change.ended(self.below().complete_upload(key, upload_id, parts, write).await)
     }
 
     async fn abort_upload(&self, key: &str, upload_id: &str) -> Result<(), OriginError> {
@@ -143,7 +176,8 @@ impl<L: ReadLayer> Origin for L {
     }
 
     async fn delete(&self, key: &str, condition: &Condition) -> Result<(), OriginError> {
-        self.below().delete(key, condition).await
+        let change = Change::of(self, key, true);
+        change.ended(self.below().delete(key, condition).await)
     }
 
     async fn copy(
@@ -152,6 +186,7 @@ impl<L: ReadLayer> Origin for L {
         to: &str,
         condition: &Condition,
     ) -> Result<Stored, OriginError> {
-        self.below().copy(source, to, condition).await
+        let change = Change::of(self, to, false);
+        change.ended(self.below().copy(source, to, condition).await)
     }
 }

@@ -11,7 +11,7 @@ use crate::config::{s3, view};
 use crate::mount::preflight::MountPolicy;
 
 /// Parameters that a class may have.
-const KNOWN: [&str; 9] = [
+const KNOWN: [&str; 10] = [
     "bucketName",
     "prefix",
     "pathPattern",
@@ -21,10 +21,18 @@ const KNOWN: [&str; 9] = [
     "stsRegion",
     "roleArn",
     "mountPolicy",
+    "feed",
 ];
 /// Those that a volume gets as they are.
-const PASSED_ON: [&str; 6] =
-    ["endpointUrl", "region", "authenticationSource", "stsRegion", "roleArn", "mountPolicy"];
+const PASSED_ON: [&str; 7] = [
+    "endpointUrl",
+    "region",
+    "authenticationSource",
+    "stsRegion",
+    "roleArn",
+    "mountPolicy",
+    "feed",
+];
 /// What the provisioner adds begins so.
 const PROVISIONER: &str = "csi.storage.k8s.io/";
 

@@ -25,7 +25,7 @@ use crate::mount::preflight::{MountPolicy, Wanted};
 /// Attributes that mean nothing here but stand in volumes of other drivers.
 const FOREIGN: [&str; 3] = ["cache", "mountpoint", "storage.kubernetes.io/"];
 /// Attributes that a volume may have.
-const KNOWN: [&str; 9] = [
+const KNOWN: [&str; 10] = [
     "bucketName",
     "prefix",
     "authenticationSource",
@@ -35,9 +35,12 @@ const KNOWN: [&str; 9] = [
     "mountPolicy",
     "endpointUrl",
     "region",
+    "feed",
 ];
 /// Value of `region` for a volume whose bytes come from the origin alone.
 const NO_REGION: &str = "off";
+/// Value of `feed` for a volume whose changes the node's feed does not tell of.
+const NO_FEED: &str = "off";
 /// What kubelet adds begins so.
 const KUBELET: &str = "csi.storage.k8s.io/";
 
@@ -96,6 +99,8 @@ impl Settings {
             settings.session.names.access.identity.clear();
             settings.session.names.access.former.clear();
             settings.session.names.access.formerly = None;
+            // Names are as true with it as without.
+            settings.session.names.feed = false;
             settings.text()
         };
         text(self) == text(other)
@@ -169,6 +174,14 @@ impl Volume {
         credentials.add_to(&mut options.s3, inline)?;
         // The region has what is at the node's endpoint; at another one it is something else.
         let near = defaults.has_region && off.is_empty() && options.s3.endpoint_url.is_none();
+        let is_elsewhere = options.s3.endpoint_url.is_some();
+        let feed = match get("feed") {
+            None => !is_elsewhere,
+            Some(NO_FEED) => false,
+            Some(other) => {
+                return Err(Error::Invalid(format!("feed {other:?} is unknown; it is {NO_FEED}")));
+            }
+        };
         with_defaults(&mut options.s3, &defaults.s3);
         let bucket = get("bucketName")
             .ok_or_else(|| Error::Invalid("volumeAttributes: bucketName is missing".into()))?;
@@ -192,6 +205,7 @@ impl Volume {
         let mut session = view::session_settings(&options.view, prefix, (0, 0)).map_err(invalid)?;
         let s3 = s3::s3_settings(bucket.to_owned(), &options.s3).map_err(invalid)?;
         session.names.access = identity::access(&credentials, &s3);
+        session.names.feed = feed;
         if let Some(context) = &selinux_context
             && !mount::is_selinux_context(context)
         {

@@ -131,6 +131,41 @@ fn kubelet_is_asked_for_the_tokens_that_a_value_names_and_no_other() {
 }
 
 #[test]
+fn a_feed_is_followed_with_what_its_values_name_and_without_a_url_there_is_none() {
+    let node = |values: &str| {
+        let all = template(&["--set", values]).unwrap();
+        object(&all, "DaemonSet", "weir-node").unwrap().to_owned()
+    };
+    let without = node("feed.credentialsSecretName=k,feed.caConfigMap=ca");
+    assert!(!without.contains("feed"), "{without}");
+    let all = "feed.urls={nats://a:4222,tls://b/x.y},feed.timeoutSeconds=7";
+    let plain = node(all);
+    for wanted in [
+        "- --feed=nats://a:4222\n",
+        "- --feed=tls://b/x.y\n",
+        "- --feed-timeout=7\n",
+        "- --feed-metadata-ttl=300\n",
+    ] {
+        assert!(plain.contains(wanted), "{wanted}: {plain}");
+    }
+    assert!(!plain.contains("/etc/weir/feed"), "{plain}");
+    let full = node(&format!("{all},feed.credentialsSecretName=keys,feed.caConfigMap=nats-ca"));
+    for wanted in [
+        "- --feed-credentials-file=/etc/weir/feed/keys/credentials\n",
+        "- --feed-ca-bundle=/etc/weir/feed/ca/ca.crt\n",
+        "- {name: feed-keys, mountPath: /etc/weir/feed/keys, readOnly: true}\n",
+        "secretName: keys",
+        "- {name: feed-ca, mountPath: /etc/weir/feed/ca, readOnly: true}\n",
+        "name: nats-ca",
+    ] {
+        assert!(full.contains(wanted), "{wanted}: {full}");
+    }
+    for bad in ["feed.urls={http://a}", "feed.urls={nats://u:p@a}", "feed.timeoutSeconds=0"] {
+        template(&["--set", bad]).unwrap_err();
+    }
+}
+
+#[test]
 fn a_region_is_asked_with_what_its_values_name_and_without_a_url_there_is_none() {
     let node = |values: &str| {
         let all = template(&["--set", values]).unwrap();

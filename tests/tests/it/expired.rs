@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::mount::{MountFlags, UnmountFlags};
+use weir_fuse::feed::Change;
 use weir_fuse::model::ttl::MetadataTtl;
 use weir_fuse::origin::faulty::{Fault, Gate, Op};
 use weir_fuse::origin::memory::MemoryOrigin;
@@ -15,7 +16,8 @@ use weir_node::mounter::protocol::{Reply, Request, VERSION};
 use weir_node::mounter::wire;
 use weir_tests::bucket::{Bucket, Server};
 use weir_tests::csi_node::{CsiNode, TestVolume};
-use weir_tests::mount::cache_dir;
+use weir_tests::mount::{Mount, cache_dir};
+use weir_tests::nats::Nats;
 use weir_tests::node::{Node, NodeSettings};
 use weir_tests::{PATIENCE, eventually, runtime};
 
@@ -141,6 +143,42 @@ fn a_look_up_that_hangs_holds_up_no_other_where_a_name_expires() {
         size(&dir.join("f0"));
         lookups(&node) > before
     });
+}
+
+#[test]
+fn of_what_a_feed_tells_the_kernel_hears_and_of_nothing_else() {
+    let (bucket, nats) = (Bucket::new(Server::Minio), Nats::start());
+    for key in ["f", "other", "d/x", "gone/y"] {
+        bucket.put(key, "old");
+    }
+    let flags = format!("--metadata-ttl 6000 --feed {}", nats.url());
+    let mount = Mount::flags(&bucket, &flags);
+    let (relay, folder) = (nats.relay(&bucket.name), mount.join("d"));
+    let size = |name: &str| size(&mount.join(name));
+    let is_there = |name: &str| fs::metadata(mount.join(name)).is_ok();
+    assert_eq!((size("f"), size("other"), size("d/x"), size("gone/y")), (3, 3, 3, 3));
+    assert!(!is_there("new") && !is_there("d/new"));
+    let inside = Inside::mount(&folder);
+    for key in ["f", "other", "new/deep/x", "d/x"] {
+        bucket.put(key, "longer");
+    }
+    bucket.delete("gone/y");
+    let changes = |keys: &[&str], gone| {
+        let change =
+            |key: &&str| Change { bucket: bucket.name.as_str().into(), key: (*key).into(), gone };
+        keys.iter().map(change).collect::<Vec<_>>()
+    };
+    // It may not listen yet.
+    eventually("the kernel hears of it", || {
+        let told =
+            [changes(&["f", "new/deep/x", "d/x"], false), changes(&["gone/y"], true)].concat();
+        runtime().block_on(relay.announce(told)).unwrap();
+        size("f") == 6 && is_there("new/deep/x") && !is_there("gone")
+    });
+    assert_eq!(size("other"), 3);
+    assert!(inside.is_there());
+    drop(inside);
+    assert_eq!(size("d/x"), 6);
 }
 
 /// Says something to a mounter, as an engine.

@@ -16,6 +16,8 @@ mod disk;
 mod disks;
 mod drive;
 mod expired;
+mod feed;
+mod feed_from;
 mod hostile;
 mod kernel;
 mod killed;

@@ -111,6 +111,44 @@ app.kubernetes.io/component: {{ .role }}
 {{- end }}
 {{- end -}}
 
+{{- define "weir.feedArgs" -}}
+{{- with .Values.feed }}
+{{- range .urls }}
+- --feed={{ . }}
+{{- end }}
+{{- if .urls }}
+- --feed-timeout={{ int64 .timeoutSeconds }}
+- --feed-metadata-ttl={{ int64 .metadataTtlSeconds }}
+{{- if .credentialsSecretName }}
+- --feed-credentials-file=/etc/weir/feed/keys/credentials
+{{- end }}
+{{- if .caConfigMap }}
+- --feed-ca-bundle=/etc/weir/feed/ca/ca.crt
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- /* Volumes with files for the feed, as those for the region. */ -}}
+{{- define "weir.feedFiles" -}}
+{{- with .Values.feed }}
+{{- if not (and .urls (or .credentialsSecretName .caConfigMap)) }}
+[]
+{{- else }}
+{{- if .credentialsSecretName }}
+- name: feed-keys
+  path: /etc/weir/feed/keys
+  source: {secret: {secretName: {{ .credentialsSecretName }}}}
+{{- end }}
+{{- if .caConfigMap }}
+- name: feed-ca
+  path: /etc/weir/feed/ca
+  source: {configMap: {name: {{ .caConfigMap }}}}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
 {{- define "weir.credentialsEnv" -}}
 {{- with .Values.credentials.secretName }}
 - name: AWS_ACCESS_KEY_ID

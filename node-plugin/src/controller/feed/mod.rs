@@ -57,7 +57,10 @@ impl Relaying {
             let settings = s3_settings(place.bucket.clone(), s3)?;
             let origin = assembly::origin(settings, &counted, None).await;
             let (origin, _) = origin.map_err(|error| {
-                Failure::new(Kind::Endpoint, format!("--feed-canary s3://{}: {error}", place.bucket))
+                Failure::new(
+                    Kind::Endpoint,
+                    format!("--feed-canary s3://{}: {error}", place.bucket),
+                )
             })?;
             let canary = Canary::new(origin, place, from.canary_interval);
             tokio::spawn(canary.run(relay.clone()));

@@ -197,7 +197,11 @@ mod tests {
     fn endpoint_and_region_of_a_queue_are_read_from_its_url() {
         for (url, endpoint, region) in [
             ("https://sqs.eu-1.amazonaws.com/1/q", "https://sqs.eu-1.amazonaws.com", Some("eu-1")),
-            ("https://sqs.cn-1.amazonaws.com.cn/1/q", "https://sqs.cn-1.amazonaws.com.cn", Some("cn-1")),
+            (
+                "https://sqs.cn-1.amazonaws.com.cn/1/q",
+                "https://sqs.cn-1.amazonaws.com.cn",
+                Some("cn-1"),
+            ),
             ("http://127.0.0.1:9324/1/q", "http://127.0.0.1:9324", None),
             ("https://sqs.example", "https://sqs.example", None),
         ] {

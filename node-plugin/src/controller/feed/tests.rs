@@ -253,7 +253,10 @@ async fn who_shows_another_token_or_posts_too_much_is_refused_and_a_new_token_co
         assert_eq!(posted.post(token, &message).await, Some(401), "{token}");
     }
     assert_eq!(posted.send("POST /", &message).await, Some(401));
-    assert_eq!(posted.send(&format!("POST /|Authorization: Basic {TOKEN}"), &message).await, Some(401));
+    assert_eq!(
+        posted.send(&format!("POST /|Authorization: Basic {TOKEN}"), &message).await,
+        Some(401)
+    );
     let long = posted.post(TOKEN, &vec![b' '; 2 << 20]).await;
     assert!(long.is_none_or(|status| status == 413), "{long:?}");
     assert!(posted.kept.keys().is_empty());

@@ -162,9 +162,13 @@ mod tests {
 
     #[test]
     fn texts_are_the_same_where_every_byte_is() {
-        for (one, other, same) in
-            [("", "", true), ("a", "a", true), ("a", "b", false), ("a", "", false), ("ab", "a", false)]
-        {
+        for (one, other, same) in [
+            ("", "", true),
+            ("a", "a", true),
+            ("a", "b", false),
+            ("a", "", false),
+            ("ab", "a", false),
+        ] {
             assert_eq!(is_same(one.as_bytes(), other.as_bytes()), same, "{one} {other}");
         }
     }
