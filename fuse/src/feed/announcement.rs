@@ -9,7 +9,7 @@ use super::Change;
 /// Longest message that is read, in bytes: what a NATS server takes unless it is told otherwise.
 pub const MESSAGE_MAX: usize = 1 << 20;
 /// Longest name of a publisher that is heard, in bytes.
-const NAME_MAX: usize = 256;
+pub const NAME_MAX: usize = 256;
 /// Most buckets that one relay says it relays.
 const BUCKETS_MAX: usize = 1024;
 

@@ -12,6 +12,9 @@ pub struct FeedFromArgs {
     /// webhook://ADDRESS:PORT, to which the store posts them.
     #[arg(long, value_name = "SOURCE")]
     pub feed_from: Option<String>,
+    /// Name of this relay on the feed, which no other has [default: the source and the buckets].
+    #[arg(long, value_name = "NAME")]
+    pub feed_from_name: Option<String>,
     /// Bucket all of whose changes come from there; any number of times.
     #[arg(long = "feed-bucket", value_name = "BUCKET")]
     pub feed_buckets: Vec<String>,

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use sha2::{Digest, Sha256};
+use weir_fuse::feed::announcement::NAME_MAX;
 use weir_fuse::origin::s3::names_a_user;
 
 use super::s3::is_bucket_name;
@@ -17,6 +19,8 @@ const QUEUE_MAX: usize = 80;
 /// What is heard, of what, and how it is proven that it is.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct FeedFrom {
+    /// What this relay is called: nobody else, and whoever takes its place.
+    pub name: String,
     /// Where it comes from.
     pub source: Source,
     /// Buckets all of whose changes come from there.
@@ -85,6 +89,7 @@ impl Source {
 pub fn feed_from(args: &FeedFromArgs, has_feed: bool) -> Result<Option<FeedFrom>, Failure> {
     let Some(from) = args.feed_from.as_deref() else {
         let given = [
+            ("--feed-from-name", args.feed_from_name.is_some()),
             ("--feed-bucket", !args.feed_buckets.is_empty()),
             ("--feed-canary", !args.feed_canaries.is_empty()),
             ("--feed-webhook-token-file", args.feed_webhook_token_file.is_some()),
@@ -126,7 +131,21 @@ pub fn feed_from(args: &FeedFromArgs, has_feed: bool) -> Result<Option<FeedFrom>
         return Err(usage(format!("--feed-bucket {bucket}: no bucket has such a name")));
     }
     let canary_interval = Duration::from_secs(args.feed_canary_interval);
-    Ok(Some(FeedFrom { source, buckets, canaries, canary_interval }))
+    let name = match &args.feed_from_name {
+        None => name_of(&source, &buckets),
+        Some(name) if (1..=NAME_MAX).contains(&name.len()) => name.clone(),
+        Some(_) => return Err(usage(format!("--feed-from-name: it has 1 to {NAME_MAX} bytes"))),
+    };
+    Ok(Some(FeedFrom { name, source, buckets, canaries, canary_interval }))
+}
+
+/// What a relay is called that nobody has named.
+fn name_of(source: &Source, buckets: &[String]) -> String {
+    let name = format!("{} {}", source.name(), buckets.join(","));
+    if name.len() <= NAME_MAX {
+        return name;
+    }
+    Sha256::digest(name).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn queue_place(queue: &str, args: &FeedFromArgs) -> Result<QueuePlace, Failure> {
@@ -224,7 +243,12 @@ mod tests {
         );
         assert_eq!(from.buckets, ["abc", "some"]);
         assert_eq!(from.canaries, [CanaryPlace { bucket: "abc".into(), key: "d/e".into() }]);
-        assert_eq!(from.source.name(), "webhook://0.0.0.0:8443");
+        assert_eq!(from.name, "webhook://0.0.0.0:8443 abc,some");
+        let many: Vec<String> = (0..99).map(|n| format!("--feed-bucket bucket-{n}")).collect();
+        let flags = format!("--feed-from sqs://q {}", many.join(" "));
+        let name = |flags: &str| read(flags, true).unwrap().unwrap().name;
+        assert!(name(&flags).len() <= NAME_MAX && name(&flags) == name(&flags));
+        assert_eq!(name(&format!("{flags} --feed-from-name mine")), "mine");
     }
 
     #[test]
@@ -253,6 +277,7 @@ mod tests {
             ("--feed-from sqs://q --feed-canary s3://abc/d/".into(), true, "s3://BUCKET/KEY"),
             ("--feed-from sqs://q --feed-bucket a/b".into(), true, "no bucket"),
             ("--feed-from sqs://q --feed-canary-interval 0".into(), true, "at least"),
+            ("--feed-from sqs://q --feed-from-name=".into(), true, "1 to 256"),
         ] {
             let failure = read(&flags, has_feed).unwrap_err();
             assert!(failure.text.contains(said), "{flags}: {}", failure.text);

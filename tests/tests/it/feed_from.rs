@@ -109,7 +109,7 @@ fn events_in_a_queue_are_published_and_deleted_once_the_feed_has_them() {
     eventually("they are deleted", || sqs.len() == 1);
     let said = heard.0.lock().unwrap();
     let relay = said.last().unwrap();
-    assert_eq!((relay.role, &*relay.publisher), (Role::Relay, &*from));
+    assert!(relay.role == Role::Relay && relay.publisher.starts_with(&from), "{relay:?}");
     assert_eq!(relay.relays.get(&*bucket.name), Some(&None));
     drop(said);
 

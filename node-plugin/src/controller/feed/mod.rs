@@ -26,12 +26,13 @@ use crate::exit::{Failure, Kind};
 use canary::Canary;
 use relay::Relay;
 
-/// How long objects that are written for their events are waited for when the process ends.
+/// How long a goodbye may take.
 const GOODBYE: Duration = Duration::from_secs(5);
 
 /// What runs until the process ends.
 pub(super) struct Relaying {
     publisher: Arc<Publisher>,
+    relay: Arc<Relay>,
 }
 
 impl Relaying {
@@ -49,8 +50,8 @@ impl Relaying {
         let client = nats::connect(&to, |event| tracing::info!(%event, "feed"))
             .await
             .map_err(|error| usage(format!("--feed: {error}")))?;
-        let (name, every) = (from.source.name(), to.timeout / 3);
-        let publisher = Publisher::start(client, &to.subject, &name, Role::Relay, every);
+        let every = to.timeout / 3;
+        let publisher = Publisher::start(client, &to.subject, &from.name, Role::Relay, every);
         let relay = Arc::new(Relay::new(publisher.clone(), &from, counted.clone()));
         relay.tell();
         for place in from.canaries {
@@ -66,15 +67,16 @@ impl Relaying {
             tokio::spawn(canary.run(relay.clone()));
         }
         match from.source {
-            Source::Queue(place) => sqs::start(place, s3, relay).await?,
-            Source::Webhook(settings) => drop(webhook::start(&settings, relay).await?),
+            Source::Queue(place) => sqs::start(place, s3, relay.clone()).await?,
+            Source::Webhook(settings) => drop(webhook::start(&settings, relay.clone()).await?),
         }
-        tracing::info!(from = name, subject = to.subject, "changes are relayed");
-        Ok(Self { publisher })
+        tracing::info!(relay = from.name, subject = to.subject, "changes are relayed");
+        Ok(Self { publisher, relay })
     }
 
     /// Says that nothing more comes.
     pub(super) async fn end(&self) {
+        self.relay.end();
         let _ = tokio::time::timeout(GOODBYE, self.publisher.stop()).await;
     }
 }

@@ -1,6 +1,7 @@
 //! What comes from a store, published, and confirmed before it is said to be taken.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -59,16 +60,24 @@ pub(super) struct Relay {
     buckets: Mutex<BTreeMap<Box<str>, Option<u64>>>,
     waited: Mutex<Vec<Waited>>,
     counted: Arc<Metrics>,
+    /// Whether it takes nothing more.
+    has_ended: AtomicBool,
 }
 
 impl Relay {
     pub(super) fn new(to: Arc<dyn Announce>, from: &FeedFrom, counted: Arc<Metrics>) -> Self {
         let buckets = from.buckets.iter().map(|bucket| (bucket.as_str().into(), None)).collect();
-        Self { to, buckets: Mutex::new(buckets), waited: Mutex::default(), counted }
+        let (buckets, waited) = (Mutex::new(buckets), Mutex::default());
+        Self { to, buckets, waited, counted, has_ended: AtomicBool::new(false) }
     }
 
     fn waited(&self) -> MutexGuard<'_, Vec<Waited>> {
         self.waited.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes nothing from now on.
+    pub(super) fn end(&self) {
+        self.has_ended.store(true, Ordering::Relaxed);
     }
 
     /// Says whose changes are told.
@@ -85,6 +94,9 @@ impl Relay {
         &self,
         messages: &[&[u8]],
     ) -> Result<Vec<Result<(), Unreadable>>, PublishError> {
+        if self.has_ended.load(Ordering::Relaxed) {
+            return Err(PublishError::Client("this relay ends".into()));
+        }
         let count = |outcome, number: usize| {
             self.counted.feed_relayed.with_label_values(&[outcome]).inc_by(number as u64);
         };

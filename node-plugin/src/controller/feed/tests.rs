@@ -60,6 +60,7 @@ fn canary() -> CanaryPlace {
 
 fn relay() -> (Arc<Kept>, Relay, Arc<Metrics>) {
     let from = FeedFrom {
+        name: "relay".into(),
         source: Source::Queue(QueuePlace::Name("q".into())),
         buckets: vec!["b".into(), "c".into()],
         canaries: vec![canary()],
@@ -93,6 +94,9 @@ async fn a_message_is_taken_once_the_feed_has_it_and_one_that_cannot_be_read_is_
     assert_eq!(kept.skipped.load(Ordering::Relaxed), 1);
     let count = |outcome| counted.feed_relayed.with_label_values(&[outcome]).get();
     assert_eq!(["published", "unreadable", "unpublished"].map(count), [2, 1, 1]);
+    relay.end();
+    assert!(relay.take(&[&one]).await.is_err());
+    assert_eq!(kept.keys(), ["b/a b"]);
 }
 
 #[tokio::test]
