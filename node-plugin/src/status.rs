@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-
 use weir_fuse::model::ttl::MetadataTtl;
 
 use crate::admin::{MountStatus, NodeStatus};

@@ -15,7 +15,7 @@ use weir_fuse::origin::{Condition, ListRequest, Origin, OriginError, UploadBody,
 use weir_node::demo::server::EmbeddedS3;
 
 use crate::servers::Running;
-use crate::{minio, runtime, versitygw};
+use crate::{eventually, minio, runtime, versitygw};
 
 /// The kinds of servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -203,7 +203,10 @@ impl Bucket {
         let configured = NotificationConfiguration::builder().queue_configurations(queue).build();
         let asked = self.client().put_bucket_notification_configuration();
         let asked = asked.bucket(&self.name).notification_configuration(configured);
-        runtime().block_on(asked.send()).unwrap();
+        // It answers before it knows its targets.
+        eventually("the server has the target", || {
+            runtime().block_on(asked.clone().send()).is_ok()
+        });
     }
 
     fn client(&self) -> aws_sdk_s3::Client {

@@ -14,6 +14,18 @@ const SUBJECT: &str = "weir.changes";
 /// Longest time, in seconds.
 const LONGEST_S: u64 = 24 * 3600;
 
+/// Whether a volume follows its node's feed, by its attribute `feed`.
+///
+/// # Errors
+/// What is wrong with that.
+pub fn of_volume(given: Option<&str>) -> Result<bool, String> {
+    match given {
+        None => Ok(true),
+        Some("off") => Ok(false),
+        Some(other) => Err(format!("feed {other:?} is unknown; it is off, or not given")),
+    }
+}
+
 /// Checks the options of a feed; `None` where there is none.
 ///
 /// # Errors

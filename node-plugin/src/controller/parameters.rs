@@ -7,7 +7,7 @@ use weir_csi::request::{Create, VolumeId};
 use weir_fuse::model::key::DirPrefix;
 
 use super::handle::Handle;
-use crate::config::{s3, view};
+use crate::config::{feed, s3, view};
 use crate::mount::preflight::MountPolicy;
 
 /// Parameters that a class may have.
@@ -88,6 +88,7 @@ impl Parameters {
             ("prefix".to_owned(), prefix.as_str().to_owned()),
         ]);
         MountPolicy::of_volume(get("mountPolicy")).map_err(Error::Invalid)?;
+        feed::of_volume(get("feed")).map_err(Error::Invalid)?;
         for key in PASSED_ON {
             if let Some(value) = get(key) {
                 context.insert(key.to_owned(), value.to_owned());

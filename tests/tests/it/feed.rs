@@ -30,7 +30,7 @@ fn until_it_lives(mount: &Mount) {
 
 /// How often the origin was asked about names.
 fn questions(mount: &Mount) -> u64 {
-    mount.requests("head") + mount.requests("list")
+    mount.requests("HeadObject") + mount.requests("ListObjectsV2")
 }
 
 fn lapses(mount: &Mount, reason: &str) -> u64 {
