@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use prometheus::{
-    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 /// Counters and gauges of one engine.
@@ -54,6 +54,18 @@ pub struct Metrics {
     pub region_evictions_pending: IntGauge,
     /// Regions that are left alone since they fail.
     pub regions_shut: IntGauge,
+    /// Whether a relay of changes is heard.
+    pub feed_lives: IntGauge,
+    /// Messages of the feed.
+    pub feed_messages: IntCounter,
+    /// Objects of which the feed said something.
+    pub feed_marks: IntCounter,
+    /// Messages of a store that were to be published, by what came of them.
+    pub feed_relayed: IntCounterVec,
+    /// When something may have been missed, by why.
+    pub feed_lapses: IntCounterVec,
+    /// How long a change may go unseen, by what is mounted.
+    pub staleness_bound: GaugeVec,
     /// Keys that no file system can show, by reason.
     pub hidden_keys: IntCounterVec,
     /// Opens by the mode in which they are served.
@@ -175,6 +187,29 @@ impl Metrics {
                 "Keys that a region is to be told to forget.",
             )?,
             regions_shut: gauge("weir_regions_shut", "Regions left alone while they fail.")?,
+            feed_lives: gauge("weir_feed_lives", "1 while a relay of changes is heard.")?,
+            feed_messages: counter("weir_feed_messages_total", "Messages of the feed.")?,
+            feed_marks: counter(
+                "weir_feed_marks_total",
+                "Objects of which the feed said that they were changed.",
+            )?,
+            feed_relayed: counters(
+                "weir_feed_relayed_messages_total",
+                "Messages of a store by outcome; those that are not published come again.",
+                "outcome",
+            )?,
+            feed_lapses: counters(
+                "weir_feed_lapses_total",
+                "Times at which something of the feed may have been missed, by why.",
+                "reason",
+            )?,
+            staleness_bound: {
+                let help = "Seconds that a change may go unseen at the most, by what is mounted.";
+                let opts = Opts::new("weir_staleness_bound_seconds", help);
+                let metric = GaugeVec::new(opts, &["source"])?;
+                registry.register(Box::new(metric.clone()))?;
+                metric
+            },
             hidden_keys: counters(
                 "weir_hidden_keys_total",
                 "Keys met in listings that no file system can show.",

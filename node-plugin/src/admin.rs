@@ -14,6 +14,7 @@ use weir_csi::accept;
 use weir_fuse::blocking::{MayBlock, in_place};
 use weir_fuse::cache::CacheStats;
 use weir_fuse::engine::status::SessionStatus;
+use weir_fuse::feed::hearing::FeedStatus;
 
 use crate::lost::folder::LostTotal;
 
@@ -41,6 +42,9 @@ pub struct NodeStatus {
     /// The regions before its origin.
     #[serde(default)]
     pub regions: Vec<RegionStatus>,
+    /// The feed of changes that it follows, if it does.
+    #[serde(default)]
+    pub feed: Option<FeedStatus>,
 }
 
 /// One mount.
@@ -173,6 +177,7 @@ mod tests {
             },
             lost: LostTotal::default(),
             regions: Vec::new(),
+            feed: None,
         }
     }
 

@@ -10,6 +10,7 @@ use weir_fuse::blocking::MayBlock;
 use weir_fuse::cache::{CacheSettings, DiskSettings, NodeCache};
 use weir_fuse::engine::Engine;
 use weir_fuse::engine::owner::Processes;
+use weir_fuse::feed::nats::{Feed, FeedSettings};
 use weir_fuse::metrics::Metrics;
 use weir_fuse::origin::hedge::Hedged;
 use weir_fuse::origin::measured::{LastAnswer, Measured};
@@ -106,6 +107,22 @@ pub(crate) fn engine(
     let cache = NodeCache::open_or(may, &cache_settings(config), spare.as_ref(), counted.clone())?;
     Engine::new(may, cache, config.memory, counted, runtime, config.read_part, processes)
         .map_err(|e| Failure::new(Kind::Other, format!("threads: {e}")))
+}
+
+/// Follows a feed: mounts that are made from now on know what is heard there. `name` is this process's
+/// own.
+///
+/// # Errors
+/// What is wrong with the settings.
+pub(crate) async fn feed(
+    settings: &FeedSettings,
+    name: &str,
+    engine: &Engine,
+) -> Result<Arc<Feed>, Failure> {
+    let started = Feed::start(settings.clone(), name, engine.metrics.clone()).await;
+    let feed = started.map_err(|e| Failure::new(Kind::Usage, format!("--feed: {e}")))?;
+    engine.follow(feed.hearing().clone());
+    Ok(feed)
 }
 
 /// The regions of a process; `None` where none are named.

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod feed_from;
 pub mod lost;
 pub mod node;
 mod rights;
@@ -13,6 +14,7 @@ use weir_fuse::model::ttl::MetadataTtl;
 
 use crate::config::size::{Amount, Size};
 use crate::mount::preflight::MountPolicy;
+pub use feed_from::FeedFromArgs;
 use lost::LostArgs;
 use node::{MounterArgs, NodeArgs, StandbyArgs};
 
@@ -78,6 +80,9 @@ pub struct MountArgs {
     /// Options of a regional cache.
     #[command(flatten)]
     pub region: RegionArgs,
+    /// Options of a feed of changes.
+    #[command(flatten)]
+    pub feed: FeedArgs,
     /// Options of the cache and of memory.
     #[command(flatten)]
     pub cache: CacheArgs,
@@ -224,6 +229,28 @@ pub struct RegionArgs {
     pub region_allow: Vec<String>,
 }
 
+/// A feed that tells of changes that others make.
+#[derive(Args, Debug, Clone, Default)]
+pub struct FeedArgs {
+    /// Server of a feed of changes: nats://HOST:PORT or tls://HOST:PORT, and /SUBJECT where that is not
+    /// weir.changes; several servers of one feed may be given.
+    #[arg(long, value_name = "URL", value_delimiter = ',')]
+    pub feed: Vec<String>,
+    /// File with NATS credentials, or with a line USER:PASSWORD.
+    #[arg(long, value_name = "FILE")]
+    pub feed_credentials_file: Option<PathBuf>,
+    /// PEM file of certificate authorities that the servers' may be of [default: the system's].
+    #[arg(long, value_name = "FILE")]
+    pub feed_ca_bundle: Option<PathBuf>,
+    /// Seconds without a word from who relays changes after which the feed counts as lost [default: 5].
+    #[arg(long, value_name = "SECONDS")]
+    pub feed_timeout: Option<u64>,
+    /// Seconds for which names are taken as true while the feed lives [default: 300]. The kernel is told
+    /// --metadata-ttl all the same.
+    #[arg(long, value_name = "SECONDS")]
+    pub feed_metadata_ttl: Option<u64>,
+}
+
 /// The cache, and memory.
 #[derive(Args, Debug, Clone, Default)]
 pub struct CacheArgs {
@@ -305,6 +332,12 @@ pub struct ControllerArgs {
     /// What volumes use that name nothing else.
     #[command(flatten)]
     pub s3: S3Args,
+    /// Where changes are published.
+    #[command(flatten)]
+    pub feed: FeedArgs,
+    /// Where they are heard of.
+    #[command(flatten)]
+    pub feed_from: FeedFromArgs,
     /// Where probes are answered.
     #[command(flatten)]
     pub probes: ProbeArgs,

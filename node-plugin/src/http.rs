@@ -32,6 +32,14 @@ pub(crate) type Pages = Arc<dyn Fn(&str) -> Option<(StatusCode, String)> + Send 
 
 /// Answers at a listening socket for as long as it is polled.
 pub(crate) async fn serve(listener: TcpListener, pages: Pages) {
+    accept_each(listener, |stream| tokio::spawn(connection(stream, pages.clone()))).await;
+}
+
+/// Begins to serve each connection, a bounded number at once, for as long as this is polled.
+pub(crate) async fn accept_each(
+    listener: TcpListener,
+    begin: impl Fn(TcpStream) -> JoinHandle<()>,
+) {
     let mut open: VecDeque<JoinHandle<()>> = VecDeque::new();
     loop {
         let stream = match listener.accept().await {
@@ -49,7 +57,7 @@ pub(crate) async fn serve(listener: TcpListener, pages: Pages) {
             // Its descriptor is closed when this is over.
             let _ = oldest.await;
         }
-        open.push_back(tokio::spawn(connection(stream, pages.clone())));
+        open.push_back(begin(stream));
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use weir_fuse::model::ttl::MetadataTtl;
 
 use crate::admin::{MountStatus, NodeStatus};
 use crate::cli::{Output, StatusArgs};
@@ -169,6 +170,16 @@ fn describe(node: &NodeStatus, prices: Option<Prices>) -> String {
         let stands = if region.is_shut { "fails, and is left alone" } else { "is asked first" };
         out.push_str(&format!("  region     {} {stands}\n", shown(&region.url)));
     }
+    if let Some(feed) = &node.feed {
+        let stands = if feed.lives { "lives" } else { "is silent: names live as without it" };
+        let heard = feed
+            .heard_ms_ago
+            .map_or("nothing heard yet".to_owned(), |ms| format!("last heard {} ago", seconds(ms)));
+        out.push_str(&format!(
+            "  feed       {} {stands}; {heard}\n",
+            shown(feed.servers.join(","))
+        ));
+    }
     if node.lost.files > 0 {
         out.push_str(&format!(
             "  LOST       {} files ({}) could not be stored; see weir lost list\n",
@@ -182,15 +193,30 @@ fn describe(node: &NodeStatus, prices: Option<Prices>) -> String {
     out
 }
 
+fn staleness(ms: u64) -> String {
+    // What `indefinite` is.
+    if Duration::from_millis(ms) >= MetadataTtl::Indefinite.duration() {
+        return "changes by others are not seen".to_owned();
+    }
+    format!("a change by others is seen after {} at the latest", seconds(ms))
+}
+
+/// A time in seconds, as people read it.
+fn seconds(ms: u64) -> String {
+    format!("{}.{} s", ms / 1000, ms % 1000 / 100)
+}
+
 fn describe_mount(mount: &MountStatus) -> String {
     let session = &mount.session;
     let mut out = format!("{} on {}\n", shown(&mount.source), shown(mount.mountpoint.display()));
     out.push_str(&format!(
-        "  origin     {}\n  reads      {}\n  open       {} handles, {} inodes known\n",
+        "  origin     {}\n  reads      {}\n  open       {} handles, {} inodes known\n  \
+         stale      {}\n",
         if session.origin_up { "answers" } else { "does not answer; showing what is remembered" },
         if session.passthrough { "by the kernel once cached" } else { "through the daemon" },
         session.open_handles,
         session.inodes,
+        staleness(session.staleness_ms),
     ));
     for key in &session.writing {
         out.push_str(&format!("  writing    {}\n", shown(key)));

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aws_sdk_s3::config::{Credentials, Region};
+use aws_sdk_s3::types::{Event, NotificationConfiguration, QueueConfiguration};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use tempfile::TempDir;
@@ -14,7 +15,7 @@ use weir_fuse::origin::{Condition, ListRequest, Origin, OriginError, UploadBody,
 use weir_node::demo::server::EmbeddedS3;
 
 use crate::servers::Running;
-use crate::{minio, runtime, versitygw};
+use crate::{eventually, minio, runtime, versitygw};
 
 /// The kinds of servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -207,6 +208,23 @@ impl Bucket {
     pub fn uploads_of(&self, key: &str) -> usize {
         let listed = self.client().list_multipart_uploads().bucket(&self.name).prefix(key).send();
         runtime().block_on(listed).unwrap().uploads().len()
+    }
+
+    /// Has its server send an event of each change to a target of its own.
+    pub fn notify(&self, arn: &str) {
+        let queue = QueueConfiguration::builder()
+            .queue_arn(arn)
+            .events(Event::from("s3:ObjectCreated:*"))
+            .events(Event::from("s3:ObjectRemoved:*"))
+            .build()
+            .unwrap();
+        let configured = NotificationConfiguration::builder().queue_configurations(queue).build();
+        let asked = self.client().put_bucket_notification_configuration();
+        let asked = asked.bucket(&self.name).notification_configuration(configured);
+        // It answers before it knows its targets.
+        eventually("the server has the target", || {
+            runtime().block_on(asked.clone().send()).is_ok()
+        });
     }
 
     fn client(&self) -> aws_sdk_s3::Client {

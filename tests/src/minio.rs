@@ -38,8 +38,8 @@ pub fn start_with(data: PathBuf, settings: Vec<(String, String)>) -> Running {
     launch(data, settings, None)
 }
 
-/// Starts one that speaks TLS. Its authority is the second value's `ca.crt`.
-pub fn start_tls(data: PathBuf) -> (Running, TempDir) {
+/// A certificate for 127.0.0.1, `public.crt` with `private.key`, of an authority of its own, `ca.crt`.
+pub fn certificate() -> TempDir {
     let certificates = tempfile::tempdir().unwrap();
     let script = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=weir-test-ca \
             -keyout ca.key -out ca.crt && \
@@ -50,6 +50,12 @@ pub fn start_tls(data: PathBuf) -> (Running, TempDir) {
     let made = Command::new("sh").args(["-c", script]).current_dir(certificates.path()).output();
     let made = made.unwrap();
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    certificates
+}
+
+/// Starts one that speaks TLS. Its authority is the second value's `ca.crt`.
+pub fn start_tls(data: PathBuf) -> (Running, TempDir) {
+    let certificates = certificate();
     let minio = launch(data, Vec::new(), Some(certificates.path().to_owned()));
     (minio, certificates)
 }

@@ -116,6 +116,7 @@ impl Node {
             first_ino: 0,
             mount: String::new(),
             access,
+            feed: false,
         };
         let settings = SessionSettings {
             names,

@@ -20,7 +20,7 @@ pub fn free_port() -> u16 {
 }
 
 /// A folder for a server's data.
-pub(crate) fn data_dir(server: &str) -> PathBuf {
+pub fn data_dir(server: &str) -> PathBuf {
     let prefix = format!("weir-{server}-");
     tempfile::Builder::new().prefix(&prefix).tempdir_in("/var/tmp").unwrap().keep()
 }

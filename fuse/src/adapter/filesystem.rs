@@ -126,14 +126,17 @@ impl fuser::Filesystem for FuseSession {
         let session = self.session().clone();
         // A name that is not UTF-8 cannot be a key.
         let Ok(name) = text(name) else { return reply.error(FuseErrno::ENOENT) };
+        let asking = session.begin_asking(parent.0);
         if let Some(result) = session.lookup_now(parent.0, &name) {
             self.service.count("lookup", start);
             return send_entry(&session, reply, result);
         }
         let asked = session.clone();
         let work = async move { asked.lookup(parent.0, &name).await };
-        self.service
-            .later("lookup", (pass, Some(DEADLINE)), work, move |r| send_entry(&session, reply, r));
+        self.service.later("lookup", (pass, Some(DEADLINE)), work, move |r| {
+            send_entry(&session, reply, r);
+            drop(asking);
+        });
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
@@ -191,10 +194,14 @@ impl fuser::Filesystem for FuseSession {
         };
         let (session, asked, name) = (self.session().clone(), self.session().clone(), text(name));
         let delivery = reply::delivery(req.unique());
+        let asking = session.begin_asking(parent.0);
         let work = async move { asked.mkdir_sent(delivery, parent.0, &name?).await };
-        self.service.later("mkdir", (pass, Some(DEADLINE)), work, move |r| match r {
-            Err(error) => reply.error(reply::errno(error)),
-            shown => send_entry(&session, reply, shown),
+        self.service.later("mkdir", (pass, Some(DEADLINE)), work, move |r| {
+            match r {
+                Err(error) => reply.error(reply::errno(error)),
+                shown => send_entry(&session, reply, shown),
+            }
+            drop(asking);
         });
     }
 
@@ -204,8 +211,12 @@ impl fuser::Filesystem for FuseSession {
         };
         let (session, name) = (self.session().clone(), text(name));
         let delivery = reply::delivery(req.unique());
+        let asking = session.begin_asking(parent.0);
         let work = async move { session.unlink_sent(delivery, parent.0, &name?).await };
-        self.service.later("unlink", (pass, Some(DEADLINE)), work, move |r| send_empty(reply, r));
+        self.service.later("unlink", (pass, Some(DEADLINE)), work, move |r| {
+            send_empty(reply, r);
+            drop(asking);
+        });
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -214,8 +225,12 @@ impl fuser::Filesystem for FuseSession {
         };
         let (session, name) = (self.session().clone(), text(name));
         let delivery = reply::delivery(req.unique());
+        let asking = session.begin_asking(parent.0);
         let work = async move { session.rmdir_sent(delivery, parent.0, &name?).await };
-        self.service.later("rmdir", (pass, Some(DEADLINE)), work, move |r| send_empty(reply, r));
+        self.service.later("rmdir", (pass, Some(DEADLINE)), work, move |r| {
+            send_empty(reply, r);
+            drop(asking);
+        });
     }
 
     fn symlink(
@@ -272,13 +287,17 @@ impl fuser::Filesystem for FuseSession {
         let no_replace = flags.contains(RenameFlags::RENAME_NOREPLACE);
         let (session, name, newname) = (self.session().clone(), text(name), text(newname));
         let delivery = reply::delivery(req.unique());
+        let asking = [parent, newparent].map(|dir| session.begin_asking(dir.0));
         let work = async move {
             let (name, newname) = (name?, newname?);
             let (from, to) = ((parent.0, &*name), (newparent.0, &*newname));
             session.rename_sent(delivery, from, to, no_replace).await
         };
         // Copies of large objects take their time; each request to S3 has a deadline of its own.
-        self.service.later("rename", (pass, None), work, move |r| send_empty(reply, r));
+        self.service.later("rename", (pass, None), work, move |r| {
+            send_empty(reply, r);
+            drop(asking);
+        });
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -323,19 +342,23 @@ impl fuser::Filesystem for FuseSession {
         let (session, door, name) = (self.session().clone(), self.service.door.clone(), text(name));
         let owned = self.session().settings().ownership;
         let ttl = self.session().settings().names.ttl.duration();
+        let asking = session.begin_asking(parent.0);
         let work = async move { session.create(parent.0, &name?, &request).await };
-        self.service.later("create", (pass, Some(DEADLINE)), work, move |r| match r {
-            Ok((attr, opened)) => {
-                door.opened(opened.fh);
-                reply.created(
-                    &ttl,
-                    &reply::attr(&attr, &owned),
-                    Generation(0),
-                    FileHandle(opened.fh),
-                    FopenFlags::empty(),
-                );
+        self.service.later("create", (pass, Some(DEADLINE)), work, move |r| {
+            match r {
+                Ok((attr, opened)) => {
+                    door.opened(opened.fh);
+                    reply.created(
+                        &ttl,
+                        &reply::attr(&attr, &owned),
+                        Generation(0),
+                        FileHandle(opened.fh),
+                        FopenFlags::empty(),
+                    );
+                }
+                Err(error) => reply.error(reply::errno(error)),
             }
-            Err(error) => reply.error(reply::errno(error)),
+            drop(asking);
         });
     }
 
@@ -487,7 +510,7 @@ impl fuser::Filesystem for FuseSession {
     fn readdir(
         &self,
         req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         reply: ReplyDirectory,
@@ -497,6 +520,7 @@ impl fuser::Filesystem for FuseSession {
             return;
         };
         let start = Instant::now();
+        let asking = self.session().begin_asking(ino.0);
         let add = |next, name: &str, is_dir, _| add_name(&mut reply, next, name, is_dir);
         let done = self.session().readdir(fh.0, offset, false, add);
         let Ok(false) = done else {
@@ -508,16 +532,19 @@ impl fuser::Filesystem for FuseSession {
         };
         let session = self.session().clone();
         let work = async move { session.stream_names(fh.0, offset).await };
-        self.service.later("readdir", (pass, Some(DEADLINE)), work, move |names| match names {
-            Ok(names) => {
-                for (next, name) in (offset + 1..).zip(&names) {
-                    if !add_name(&mut reply, next, &name.name, name.is_dir) {
-                        break;
+        self.service.later("readdir", (pass, Some(DEADLINE)), work, move |names| {
+            match names {
+                Ok(names) => {
+                    for (next, name) in (offset + 1..).zip(&names) {
+                        if !add_name(&mut reply, next, &name.name, name.is_dir) {
+                            break;
+                        }
                     }
+                    reply.ok();
                 }
-                reply.ok();
+                Err(error) => reply.error(reply::errno(error)),
             }
-            Err(error) => reply.error(reply::errno(error)),
+            drop(asking);
         });
     }
 
@@ -536,6 +563,7 @@ impl fuser::Filesystem for FuseSession {
         let start = Instant::now();
         let session = self.session().clone();
         let owned = session.settings().ownership;
+        let asking = session.begin_asking(ino.0);
         let done = session.readdir(fh.0, offset, true, |next, name, is_dir, shown| {
             add_shown(&mut reply, &owned, next, (name, is_dir), shown.as_ref())
         });
@@ -548,20 +576,23 @@ impl fuser::Filesystem for FuseSession {
         };
         let asked = session.clone();
         let work = async move { asked.stream_names(fh.0, offset).await };
-        self.service.later("readdirplus", (pass, Some(DEADLINE)), work, move |names| match names {
-            Ok(names) => {
-                for (next, name) in (offset + 1..).zip(&names) {
-                    let shown = session.show_streamed(ino.0, name);
-                    let told = (&*name.name, name.is_dir);
-                    if !add_shown(&mut reply, &owned, next, told, shown.as_ref()) {
-                        // The kernel did not get this one.
-                        shown.inspect(|shown| session.forget(shown.attr.ino, 1));
-                        break;
+        self.service.later("readdirplus", (pass, Some(DEADLINE)), work, move |names| {
+            match names {
+                Ok(names) => {
+                    for (next, name) in (offset + 1..).zip(&names) {
+                        let shown = session.show_streamed(ino.0, name);
+                        let told = (&*name.name, name.is_dir);
+                        if !add_shown(&mut reply, &owned, next, told, shown.as_ref()) {
+                            // The kernel did not get this one.
+                            shown.inspect(|shown| session.forget(shown.attr.ino, 1));
+                            break;
+                        }
                     }
+                    reply.ok();
                 }
-                reply.ok();
+                Err(error) => reply.error(reply::errno(error)),
             }
-            Err(error) => reply.error(reply::errno(error)),
+            drop(asking);
         });
     }
 

@@ -19,6 +19,8 @@ const FLAGS2: usize = 32;
 const PASSTHROUGH: u32 = 1 << (37 - 32);
 /// Offset of `flags2` in a whole INIT request: after `fuse_in_header` and four numbers.
 const REQUEST_FLAGS2: usize = 40 + 16;
+/// `FUSE_HAS_EXPIRE_ONLY`, as it stands in `flags2`: the kernel says so, and wants no answer.
+const HAS_EXPIRE_ONLY: u32 = 1 << (35 - 32);
 /// `FUSE_HAS_RESEND`, as it stands in `flags2`.
 const HAS_RESEND: u32 = 1 << (39 - 32);
 /// `FUSE_NOTIFY_RESEND`.
@@ -42,6 +44,11 @@ impl Handshake {
     /// Whether the kernel can send requests again that an engine has left unanswered.
     pub fn allows_resend(&self) -> bool {
         has_flag(&self.request, REQUEST_FLAGS2, HAS_RESEND)
+    }
+
+    /// Whether the kernel can be told that a name expired.
+    pub fn allows_expiry(&self) -> bool {
+        has_flag(&self.request, REQUEST_FLAGS2, HAS_EXPIRE_ONLY)
     }
 }
 
@@ -138,13 +145,20 @@ mod tests {
     }
 
     #[test]
-    fn resending_is_read_from_the_request() {
+    fn what_the_kernel_can_is_read_from_the_request() {
         let handshake = |request: Vec<u8>| Handshake { request, reply: Vec::new() };
-        // Before Linux 5.17 the request ends before flags2.
-        assert!(!handshake(vec![0xff; REQUEST_FLAGS2]).allows_resend());
-        let mut request = vec![0; 104];
-        assert!(!handshake(request.clone()).allows_resend());
-        request[REQUEST_FLAGS2..][..4].copy_from_slice(&HAS_RESEND.to_ne_bytes());
-        assert!(handshake(request).allows_resend());
+        type Allows = fn(&Handshake) -> bool;
+        let features: [(u32, Allows); 2] =
+            [(HAS_RESEND, Handshake::allows_resend), (HAS_EXPIRE_ONLY, Handshake::allows_expiry)];
+        for (flag, allows) in features {
+            // Before Linux 5.17 the request ends before flags2.
+            assert!(!allows(&handshake(vec![0xff; REQUEST_FLAGS2])));
+            let mut request = vec![0; 104];
+            assert!(!allows(&handshake(request.clone())));
+            request[REQUEST_FLAGS2..][..4].copy_from_slice(&(!flag).to_ne_bytes());
+            assert!(!allows(&handshake(request.clone())));
+            request[REQUEST_FLAGS2..][..4].copy_from_slice(&flag.to_ne_bytes());
+            assert!(allows(&handshake(request)));
+        }
     }
 }

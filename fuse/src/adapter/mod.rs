@@ -1,6 +1,7 @@
 //! The only place that names fuser's types: FUSE requests in, session calls out.
 
 mod door;
+mod expired;
 pub mod filesystem;
 mod handshake;
 pub mod mount;
@@ -12,6 +13,7 @@ pub mod serve;
 mod service;
 
 pub use door::Door;
+pub use expired::ExpiredNames;
 pub use handshake::Handshake;
 pub use mount::{MountError, MountOptions};
 pub use resent::Witness;

@@ -87,6 +87,9 @@ pub fn serve(
     let (fuse, handshake) = handshake::session(filesystem, &device, config, before)?;
     door.set_sends_again(handshake.allows_resend());
     let passthrough = handshake.allows_passthrough() && session.settings().passthrough;
+    if handshake.allows_expiry() {
+        session.connect_names(port.clone());
+    }
     if passthrough {
         session.connect_kernel(port);
     }

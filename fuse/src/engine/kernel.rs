@@ -18,6 +18,10 @@ pub trait KernelPort: Send + Sync {
     /// Gives a backing id back, soon, without waiting for it. Open passthrough files keep working.
     fn close_backing(&self, id: u32);
 
+    /// Tells the kernel, soon, that a name of this directory is to be looked up at its next use; waits
+    /// for nothing.
+    fn expire(&self, _parent: u64, _name: &str) {}
+
     /// Waits a moment for ids to be gone that were given back: their files take room until then.
     fn settle(&self) {}
 }

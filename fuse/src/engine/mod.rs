@@ -11,6 +11,7 @@ mod allowed;
 mod away;
 pub mod backing;
 pub mod end;
+mod expiry;
 pub mod handles;
 pub mod io;
 pub mod kernel;
@@ -29,7 +30,7 @@ pub mod status;
 mod verdicts;
 pub mod xattr;
 
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -38,8 +39,10 @@ use tokio::runtime::Handle;
 use crate::blocking::{MayBlock, WaitingThreads};
 use crate::buffers::Buffers;
 use crate::cache::NodeCache;
+use crate::feed::hearing::{BucketHearing, Hearing};
 use crate::metrics::Metrics;
 use crate::model::attr::Ownership;
+use crate::model::version::BucketId;
 use crate::namespace::NamespaceSettings;
 use crate::namespace::memory::NameMemory;
 use crate::origin::conditional::Verdicts;
@@ -82,6 +85,8 @@ pub struct Engine {
     pub(crate) live_uploads: Arc<LiveUploads>,
     /// What its mounts remember of what origins have allowed.
     pub(crate) permissions: Arc<Permissions>,
+    /// What is heard of changes that others make.
+    hearing: OnceLock<Arc<Hearing>>,
 }
 
 impl Engine {
@@ -129,7 +134,19 @@ impl Engine {
             region_evictions: Arc::new(region_evictions),
             live_uploads: Arc::default(),
             permissions: Arc::default(),
+            hearing: OnceLock::new(),
         }))
+    }
+
+    /// Mounts that are made from now on, and whose settings say so, know what is heard here.
+    pub fn follow(&self, hearing: Arc<Hearing>) {
+        let _ = self.hearing.set(hearing);
+    }
+
+    /// What is heard of a bucket, for mounts with these settings.
+    fn hearing_of(&self, bucket: &BucketId, names: &NamespaceSettings) -> Option<BucketHearing> {
+        let hearing = self.hearing.get().filter(|_| names.feed)?;
+        Some(hearing.of_bucket(bucket.name()))
     }
 
     /// Bytes taken of the memory for what others decide about.

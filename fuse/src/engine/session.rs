@@ -1,7 +1,7 @@
 //! One mount: names, attributes and directories.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, Weak};
 use std::time::{Duration, SystemTime};
 
 use rustix::io::Errno;
@@ -11,6 +11,7 @@ use super::access::Access;
 use super::ahead::Walkers;
 use super::backing::BackingPool;
 use super::end::UnstoredFiles;
+use super::expiry::KernelNames;
 use super::handles::{Handle, Handles};
 use super::kernel::KernelPort;
 use super::modes::Modes;
@@ -31,6 +32,7 @@ use crate::namespace::stream::StreamedName;
 use crate::namespace::{AccessSettings, LookupError, Namespace, Node};
 use crate::origin::Origin;
 use crate::origin::aliases::Aliases;
+use crate::origin::announced::Announced;
 use crate::origin::conditional::Conditional;
 use crate::read::Source;
 use crate::read::lane::Lane;
@@ -52,6 +54,7 @@ pub struct Session {
     pub(super) modes: Modes,
     pub(super) handles: Handles,
     pub(super) backings: Arc<BackingPool>,
+    pub(super) kernel_names: Arc<KernelNames>,
     pub(super) walkers: Walkers,
     pub(super) retries: Retries,
     pub(super) reservations: Reservations,
@@ -113,10 +116,15 @@ impl Session {
         let live = engine.live_uploads.clone();
         let uploads = Arc::new(LoneUploads::new(engine.cache.clone(), owner, live.clone()));
         let origin = Conditional::new(origin, &settings.names.prefix, verdicts, uploads);
-        let origin = Arc::new(Aliases::new(Arc::new(origin)));
+        let origin: Arc<dyn Origin> = Arc::new(Aliases::new(Arc::new(origin)));
+        let hearing = engine.hearing_of(origin.bucket_id(), &settings.names);
+        let origin = match &hearing {
+            Some(hearing) => Arc::new(Announced::new(origin, hearing.clone())),
+            None => origin,
+        };
         let memory = engine.name_memory.clone();
-        let names =
-            Namespace::new(origin, engine.cache.clone(), memory, hidden, settings.names.clone());
+        let (cache, shown) = (engine.cache.clone(), settings.names.clone());
+        let names = Namespace::new(origin, cache, memory, hidden, shown, hearing.clone());
         let writer = Writer::new(
             names.clone(),
             engine.metrics.clone(),
@@ -136,6 +144,7 @@ impl Session {
             modes: Modes::default(),
             handles,
             backings: Arc::default(),
+            kernel_names: Arc::default(),
             walkers: Walkers::default(),
             retries: Retries::default(),
             reservations: Reservations::default(),
@@ -149,11 +158,16 @@ impl Session {
             closes: Semaphore::new(CLOSES_MAX),
         });
         session.start();
+        if let Some(hearing) = hearing {
+            let listener: Weak<Self> = Arc::downgrade(&session);
+            hearing.listen(listener);
+        }
         session
     }
 
     fn start(self: &Arc<Self>) {
-        let pool: std::sync::Weak<BackingPool> = Arc::downgrade(&self.backings);
+        self.show_staleness();
+        let pool: Weak<BackingPool> = Arc::downgrade(&self.backings);
         self.engine.cache.on_pressure(pool);
         if !self.settings.read_only {
             let (writer, engine) = (self.writer.clone(), self.engine.clone());
@@ -167,6 +181,7 @@ impl Session {
                 tokio::time::sleep(Duration::from_secs(10)).await;
                 let Some(session) = weak.upgrade() else { return };
                 session.backings.sweep();
+                session.show_staleness();
             }
         });
     }

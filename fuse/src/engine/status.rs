@@ -19,6 +19,9 @@ pub struct SessionStatus {
     pub passthrough: bool,
     /// Whether the origin answers.
     pub origin_up: bool,
+    /// How long a change by somebody else may go unseen at the most, in milliseconds.
+    #[serde(default)]
+    pub staleness_ms: u64,
 }
 
 impl Session {
@@ -31,6 +34,25 @@ impl Session {
             writing: self.writer.open_drafts().iter().map(|draft| draft.key()).collect(),
             passthrough: self.backings.is_connected(),
             origin_up: !self.names.health.is_down(),
+            staleness_ms: u64::try_from(self.names.staleness().as_millis()).unwrap_or(u64::MAX),
         }
+    }
+
+    /// Makes the metric follow how long a change may go unseen.
+    pub(super) fn show_staleness(&self) {
+        let bound = self.names.staleness().as_secs_f64();
+        self.engine.metrics.staleness_bound.with_label_values(&[&self.shown_source()]).set(bound);
+    }
+
+    /// What is mounted, as metrics call it.
+    fn shown_source(&self) -> String {
+        format!("s3://{}/{}", self.bucket().name(), self.settings.names.prefix)
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // Another mount of the same sets it again within seconds.
+        let _ = self.engine.metrics.staleness_bound.remove_label_values(&[&self.shown_source()]);
     }
 }

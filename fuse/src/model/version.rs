@@ -145,6 +145,11 @@ impl BucketId {
         &self.0
     }
 
+    /// The bucket's own name.
+    pub fn name(&self) -> &str {
+        self.0.rsplit('\u{1f}').next().unwrap_or_default()
+    }
+
     /// The endpoint's part of it.
     pub fn endpoint(&self) -> &str {
         self.0.split('\u{1f}').next().unwrap_or_default()

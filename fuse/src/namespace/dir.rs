@@ -14,9 +14,11 @@ use lru::LruCache;
 
 use super::Node;
 use super::file::FileNode;
+use super::freshness::{Freshness, Heard};
 use super::inode::ROOT_INO;
 use super::memory::{Account, NameMemory};
 use super::walk::Direction;
+use crate::feed::marks::PathHash;
 use crate::model::key::DirPrefix;
 use crate::model::version::ObjectInfo;
 use crate::sync::unpoisoned;
@@ -92,6 +94,29 @@ impl DirState {
             account,
             watched: false,
         }
+    }
+}
+
+impl DirState {
+    /// How long what is known of a name that is there is still taken as true.
+    fn left(&self, name: &str, freshness: &Freshness<'_>, heard: Heard) -> Option<Duration> {
+        let entry = self.entries.get(name)?;
+        let asked = self.listed.map_or(entry.checked, |listed| listed.started.max(entry.checked));
+        Some(match &entry.kind {
+            Kind::Dir => freshness.dir_left(asked, heard),
+            Kind::File { .. } => freshness.file_left(asked, heard),
+            // What others do under its name does not count.
+            Kind::Writing(_) => freshness.file_left(asked, Heard::default()),
+        })
+    }
+
+    fn is_answered(&mut self, name: &str, freshness: &Freshness<'_>, heard: Heard) -> bool {
+        if let Some(left) = self.left(name, freshness, heard) {
+            return !left.is_zero();
+        }
+        let absent = self.absent.as_mut().and_then(|absent| absent.get(name)).copied();
+        let asked = absent.into_iter().chain(self.listed.map(|listed| listed.started)).max();
+        asked.is_some_and(|asked| freshness.is_absent(asked, heard))
     }
 }
 
@@ -194,27 +219,48 @@ impl Dir {
         }
     }
 
+    /// Hash of the prefix of its keys, which go on from `root`.
+    pub(super) fn path_hash(&self, root: PathHash) -> PathHash {
+        let (parent, name) = match &*unpoisoned(self.place.lock()) {
+            Place::Root(prefix) => return root.then(prefix.as_str()),
+            Place::Below(parent, name) => (parent.clone(), name.clone()),
+        };
+        parent.path_hash(root).then(&name).then("/")
+    }
+
+    /// The directory of this name below this one, if it was shown to somebody.
+    pub(crate) fn shown_dir(&self, name: &str) -> Option<Arc<Dir>> {
+        self.state().dirs.get(name).cloned()
+    }
+
     /// What is known of `name`, given how long knowledge lasts.
-    pub fn known(&self, name: &str, now: Instant, ttl: Duration, negative: Duration) -> Knowledge {
+    pub(super) fn known(&self, name: &str, freshness: &Freshness<'_>) -> Knowledge {
+        let heard = freshness.heard(self, name);
         let mut state = self.state();
-        state.used = now;
-        let listed = state.listed.map(|l| l.started);
-        if let Some(entry) = state.entries.get(name) {
-            let resolved = match &entry.kind {
-                Kind::Dir => true,
-                Kind::File { info, .. } => info.etag.is_some(),
-                Kind::Writing(_) => return Knowledge::Present,
-            };
-            let checked = listed.map_or(entry.checked, |l| l.max(entry.checked));
-            let fresh = now.saturating_duration_since(checked) < ttl;
-            return if fresh && resolved { Knowledge::Present } else { Knowledge::Expired };
+        state.used = freshness.now();
+        let answered = state.is_answered(name, freshness, heard);
+        match state.entries.get(name).map(|entry| &entry.kind) {
+            Some(Kind::Writing(_)) => Knowledge::Present,
+            Some(Kind::File { info, .. }) if info.etag.is_none() => Knowledge::Expired,
+            Some(_) if answered => Knowledge::Present,
+            Some(_) => Knowledge::Expired,
+            None if answered => Knowledge::Absent,
+            None => Knowledge::Unknown,
         }
-        let absent = state.absent.as_mut().and_then(|absent| absent.get(name)).copied();
-        let checked = absent.into_iter().chain(listed).max();
-        match checked {
-            Some(at) if now.saturating_duration_since(at) < negative => Knowledge::Absent,
-            _ => Knowledge::Unknown,
-        }
+    }
+
+    /// Whether the origin's answer about a name is known and still true, if not always the version.
+    pub(super) fn is_answered(&self, name: &str, freshness: &Freshness<'_>) -> bool {
+        let heard = freshness.heard(self, name);
+        self.state().is_answered(name, freshness, heard)
+    }
+
+    /// How long what is known of a name that is there is still taken as true. Who is told uses it.
+    pub(super) fn left(&self, name: &str, freshness: &Freshness<'_>) -> Option<Duration> {
+        let heard = freshness.heard(self, name);
+        let mut state = self.state();
+        state.used = freshness.now();
+        state.left(name, freshness, heard)
     }
 
     /// Whether anything is remembered under this name.
@@ -236,12 +282,9 @@ impl Dir {
         listed.into_iter().chain(entry).chain(absent).max()
     }
 
-    /// How long ago the name was asked for.
-    pub fn age(&self, name: &str, now: Instant) -> Option<Duration> {
-        let state = self.state();
-        let checked = state.entries.get(name)?.checked;
-        let checked = state.listed.map_or(checked, |l| l.started.max(checked));
-        Some(now.saturating_duration_since(checked))
+    /// Whether a name was asked for, or told, so lately.
+    pub(crate) fn was_used_within(&self, age: Duration) -> bool {
+        self.state().used.elapsed() <= age
     }
 
     /// The node under a name, made where needed. `None`: no such entry, or its version is not

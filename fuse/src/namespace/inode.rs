@@ -131,6 +131,11 @@ impl InodeTable {
         })
     }
 
+    /// The node with this nodeid, for who does not use it.
+    pub(crate) fn peek(&self, ino: u64) -> Option<Node> {
+        unpoisoned(self.nodes.read()).get(&ino).map(|entry| entry.node.clone())
+    }
+
     /// Notes that the kernel was told of a node once more. No directory's state may be locked.
     pub fn referenced(&self, ino: u64, node: Node) {
         let used = self.now();

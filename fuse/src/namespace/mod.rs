@@ -5,6 +5,7 @@
 
 pub mod dir;
 pub mod file;
+mod freshness;
 pub mod health;
 pub mod hidden;
 pub mod inode;
@@ -24,6 +25,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::cache::NodeCache;
+use crate::feed::hearing::BucketHearing;
 use crate::model::key::{self, DirPrefix};
 use crate::model::ttl::MetadataTtl;
 use crate::model::version::{BucketId, VersionKey};
@@ -54,6 +56,9 @@ pub struct NamespaceSettings {
     pub mount: String,
     /// Whose credentials are used.
     pub access: AccessSettings,
+    /// Whether what the process hears of changes is about this bucket.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub feed: bool,
 }
 
 impl NamespaceSettings {
@@ -115,6 +120,8 @@ pub struct Namespace {
     pub(crate) hidden: HiddenKeys,
     memory: Arc<NameMemory>,
     root: Arc<Dir>,
+    /// What is heard of changes.
+    hearing: Option<BucketHearing>,
 }
 
 /// Why a name cannot be had.
@@ -139,11 +146,12 @@ impl Namespace {
         memory: Arc<NameMemory>,
         hidden: HiddenKeys,
         settings: NamespaceSettings,
+        hearing: Option<BucketHearing>,
     ) -> Arc<Self> {
         let root = Dir::root(settings.prefix.clone(), memory.clone());
         let inodes = InodeTable::new(Node::Dir(root.clone()), settings.first_ino, memory.clone());
         let health = Health::default();
-        Arc::new(Self { origin, cache, settings, inodes, health, hidden, memory, root })
+        Arc::new(Self { origin, cache, settings, inodes, health, hidden, memory, root, hearing })
     }
 
     /// The root directory.
@@ -161,9 +169,16 @@ impl Namespace {
         Some(&*self.settings.mount).filter(|mount| !mount.is_empty())
     }
 
-    /// Lifetime of names.
+    /// Lifetime of names, as the kernel is told.
     pub fn ttl(&self) -> Duration {
         self.settings.ttl.duration()
+    }
+
+    /// How long a change by somebody else may go unseen at the most.
+    pub fn staleness(&self) -> Duration {
+        let short = self.ttl().max(self.settings.negative_ttl.duration());
+        let hearing = self.hearing.as_ref();
+        hearing.map_or(short, |hearing| hearing.staleness(short, Instant::now()))
     }
 
     /// The identity of the bytes that `node` shows, if it shows any that the origin holds.
@@ -181,7 +196,7 @@ impl Namespace {
             }));
         }
         let now = Instant::now();
-        match dir.known(name, now, self.ttl(), self.settings.negative_ttl.duration()) {
+        match dir.known(name, &self.freshness(now)) {
             Knowledge::Present => self.present(dir, name),
             Knowledge::Absent => Some(Err(LookupError::Absent)),
             Knowledge::Expired | Knowledge::Unknown => None,
@@ -259,8 +274,7 @@ impl Namespace {
     /// Like [`Namespace::is_current`]; `None` when the origin must be asked.
     pub fn is_current_now(&self, node: &Arc<FileNode>) -> Option<bool> {
         let (dir, name) = node.place();
-        let negative = self.settings.negative_ttl.duration();
-        match dir.known(&name, Instant::now(), self.ttl(), negative) {
+        match dir.known(&name, &self.freshness(Instant::now())) {
             Knowledge::Present => Some(dir.shows(&name, node)),
             Knowledge::Absent => Some(false),
             Knowledge::Expired | Knowledge::Unknown => None,
@@ -269,7 +283,7 @@ impl Namespace {
 
     /// How long the kernel may take a name for true: what is left of its lifetime.
     pub fn kernel_ttl(&self, dir: &Arc<Dir>, name: &str) -> Duration {
-        let age = dir.age(name, Instant::now()).unwrap_or_default();
-        self.ttl().saturating_sub(age)
+        let left = dir.left(name, &self.freshness(Instant::now()));
+        left.map_or(self.ttl(), |left| left.min(self.ttl()))
     }
 }

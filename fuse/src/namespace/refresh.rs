@@ -78,12 +78,13 @@ impl Namespace {
             return Ok(());
         }
         // What was given up would be again.
-        if dir.given_up() == 0 && self.load_kept(dir, false).await && dir.listed_at().is_some() {
+        let is_answered = || dir.is_answered(name, &self.freshness(Instant::now()));
+        if dir.given_up() == 0 && self.load_kept(dir, false).await && is_answered() {
             return Ok(());
         }
         let listed = match dir.how_to_ask() {
-            Ask::List => self.list(dir, asked, false).await,
-            Ask::FirstPage => self.list(dir, asked, true).await,
+            Ask::List => self.list(dir, asked, is_answered, false).await,
+            Ask::FirstPage => self.list(dir, asked, is_answered, true).await,
             Ask::Single => Ok(Listed::Longer),
         };
         let done = match listed {
@@ -106,7 +107,7 @@ impl Namespace {
     /// What the origin reports, unless an older listing is known.
     pub async fn read_dir(&self, dir: &Arc<Dir>) -> Result<DirNames, OriginError> {
         let asked = Instant::now();
-        let recent = |at| self.is_recent(at, asked);
+        let recent = |at| self.freshness(asked).is_listed(dir, at);
         if let Some(names) = self.listed_or_kept(dir, false, recent).await {
             return Ok(self.whole(dir, names));
         }
@@ -118,7 +119,11 @@ impl Namespace {
         if dir.is_vast() {
             return Ok(self.stream(dir));
         }
-        match self.list(dir, asked, false).await {
+        let is_listed = || {
+            let begun = dir.listed_at();
+            begun.is_some_and(|at| self.freshness(Instant::now()).is_listed(dir, at))
+        };
+        match self.list(dir, asked, is_listed, false).await {
             Ok(Listed::Vast(stream)) => Ok(DirNames::Streamed(stream)),
             Ok(Listed::Whole | Listed::Longer) => Ok(match dir.listed_names(|_| true) {
                 Some(names) => self.whole(dir, names),
@@ -165,25 +170,21 @@ impl Namespace {
 
     /// Like [`Namespace::read_dir`], if nothing must be waited for.
     pub fn read_dir_now(&self, dir: &Arc<Dir>) -> Option<Snapshot> {
-        let now = Instant::now();
-        dir.listed_names(|at| self.is_recent(at, now)).filter(|_| self.memory.has_room())
+        let freshness = self.freshness(Instant::now());
+        dir.listed_names(|at| freshness.is_listed(dir, at)).filter(|_| self.memory.has_room())
     }
 
-    /// Whether a listing that was begun then is young enough.
-    fn is_recent(&self, begun: Instant, now: Instant) -> bool {
-        now.saturating_duration_since(begun) < self.ttl()
-    }
-
-    /// Lists the directory, unless somebody did since `asked` or recently enough. With
-    /// `one_page` it gives up where there are more.
+    /// Lists the directory, unless somebody did since `asked`, or it is `known` what was to be found out.
+    /// With `one_page` it gives up where there are more.
     async fn list(
         &self,
         dir: &Arc<Dir>,
         asked: Instant,
+        known: impl Fn() -> bool,
         one_page: bool,
     ) -> Result<Listed, OriginError> {
         let _gate = dir.gate.lock().await;
-        if self.listed_meanwhile(dir, asked) {
+        if dir.listed_at().is_some_and(|at| at >= asked) || known() {
             return Ok(Listed::Whole);
         }
         let started = Instant::now();
@@ -207,10 +208,6 @@ impl Namespace {
         drop(account);
         self.took_over(dir, listing, started, fetched);
         Ok(Listed::Whole)
-    }
-
-    fn listed_meanwhile(&self, dir: &Dir, asked: Instant) -> bool {
-        dir.listed_at().is_some_and(|at| at >= asked || at.elapsed() < self.ttl())
     }
 
     fn took_over(&self, dir: &Arc<Dir>, listing: Listing, started: Instant, fetched: SystemTime) {
@@ -312,7 +309,8 @@ mod tests {
         origin.insert("a", "x");
         let hidden = HiddenKeys::new(metrics);
         let memory = NameMemory::new(0);
-        let names = Namespace::new(origin, cache, memory, hidden, NamespaceSettings::default());
+        let names =
+            Namespace::new(origin, cache, memory, hidden, NamespaceSettings::default(), None);
         let dir = names.root().clone();
         for question in [Question::Cheap, Question::Head] {
             let lost = Cell::new(0);

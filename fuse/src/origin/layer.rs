@@ -1,4 +1,4 @@
-//! What answers for reads in an origin's place, leaves all else to it, and sees what is changed.
+//! What answers for reads in an origin's place, or takes notice of writes, and leaves all else to it.
 
 use std::ops::Range;
 
@@ -9,6 +9,17 @@ use super::{
     PartKind, PendingUpload, Stored, UploadBody, WriteIntent, is_begun,
 };
 use crate::model::version::{BucketId, ObjectInfo, Version};
+
+/// A request that changes what a key names.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Change {
+    /// Its bytes, of which whoever sends it has a record that outlives the process until he is answered.
+    Recorded,
+    /// It makes an object.
+    Made,
+    /// It removes one.
+    Removed,
+}
 
 /// An origin as a layer over another one, which changes how bytes are read.
 #[async_trait]
@@ -42,14 +53,8 @@ pub(super) trait ReadLayer: Send + Sync + 'static {
     /// As [`Origin::credentials_changed`].
     fn credentials_changed(&self) {}
 
-    /// Sends a request that changes what a key names. Where `is_recorded`, whoever sends it has the key
-    /// in a record that outlives the process until he is answered.
-    async fn change<T, R>(
-        &self,
-        _key: &str,
-        _is_recorded: bool,
-        request: R,
-    ) -> Result<T, OriginError>
+    /// Sends a request that changes what a key names.
+    async fn change<T, R>(&self, _key: &str, _change: Change, request: R) -> Result<T, OriginError>
     where
         T: Send,
         R: Future<Output = Result<T, OriginError>> + Send,
@@ -108,8 +113,8 @@ impl<L: ReadLayer> Origin for L {
         write: &WriteIntent,
     ) -> Result<Stored, OriginError> {
         // A file under change has a record from its first byte on.
-        let is_recorded = !body.is_empty();
-        self.change(key, is_recorded, self.below().put(key, body, write)).await
+        let change = if body.is_empty() { Change::Made } else { Change::Recorded };
+        self.change(key, change, self.below().put(key, body, write)).await
     }
 
     async fn create_upload(
@@ -159,7 +164,7 @@ impl<L: ReadLayer> Origin for L {
     ) -> Result<Stored, OriginError> {
         let completes = self.below().complete_upload(key, upload_id, parts, write);
         // Each upload has one.
-        self.change(key, true, completes).await
+        self.change(key, Change::Recorded, completes).await
     }
 
     async fn abort_upload(&self, key: &str, upload_id: &str) -> Result<(), OriginError> {
@@ -171,7 +176,7 @@ impl<L: ReadLayer> Origin for L {
     }
 
     async fn delete(&self, key: &str, condition: &Condition) -> Result<(), OriginError> {
-        self.change(key, false, self.below().delete(key, condition)).await
+        self.change(key, Change::Removed, self.below().delete(key, condition)).await
     }
 
     async fn copy(
@@ -180,6 +185,6 @@ impl<L: ReadLayer> Origin for L {
         to: &str,
         condition: &Condition,
     ) -> Result<Stored, OriginError> {
-        self.change(to, false, self.below().copy(source, to, condition)).await
+        self.change(to, Change::Made, self.below().copy(source, to, condition)).await
     }
 }

@@ -1,11 +1,12 @@
 //! The origin: the object store that alone decides what is true.
 //!
 //! One narrow trait. [`s3`] is real, [`memory`] stands in for it in tests. The others wrap one:
-//! [`aliases`] knows versions that are listed under another tag, [`conditional`] sees to conditions,
+//! [`aliases`] knows versions that are listed under another tag, [`announced`] tells others of writes, [`conditional`] sees to conditions,
 //! [`hedge`] sends late GETs again, [`region`] has bytes from nearer by, [`measured`] counts, and [`faulty`]
 //! misbehaves on command.
 
 pub mod aliases;
+pub mod announced;
 mod condition;
 pub mod conditional;
 mod content_range;

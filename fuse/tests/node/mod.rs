@@ -126,6 +126,7 @@ impl Node {
             first_ino: first_ino(engine),
             mount: mount.into(),
             access,
+            feed: false,
         };
         let settings = SessionSettings {
             names,

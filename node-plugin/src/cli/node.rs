@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{CacheArgs, EndArgs, LogArgs, LogFormat, ProbeArgs, RegionArgs, S3Args};
+use super::{CacheArgs, EndArgs, FeedArgs, LogArgs, LogFormat, ProbeArgs, RegionArgs, S3Args};
 
 /// The sockets of a plugin, and of a standby that answers in its place.
 #[derive(Args, Debug, Clone)]
@@ -92,6 +92,9 @@ pub struct NodeArgs {
     /// Options of a regional cache, for volumes that name no endpoint of their own.
     #[command(flatten)]
     pub region: RegionArgs,
+    /// Options of a feed of changes, for volumes that name no endpoint of their own.
+    #[command(flatten)]
+    pub feed: FeedArgs,
     /// Options of the cache and of memory.
     #[command(flatten)]
     pub cache: CacheArgs,

@@ -1,6 +1,8 @@
 //! From what was written on a command line, or in a volume, to values that can be used.
 
 pub mod cache;
+pub mod feed;
+pub mod feed_from;
 pub mod fstab;
 pub mod identity;
 pub mod memory;

@@ -4,13 +4,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use weir_fuse::engine::SessionSettings;
+use weir_fuse::feed::nats::FeedSettings;
 use weir_fuse::model::key::DirPrefix;
 use weir_fuse::namespace::AccessSettings;
 use weir_fuse::origin::region::RegionSettings;
 use weir_fuse::origin::s3::S3Settings;
 
 use super::cache::CacheConfig;
-use super::{identity, region, s3, usage, view};
+use super::{feed, identity, region, s3, usage, view};
 use crate::cli::MountArgs;
 use crate::exit::Failure;
 use crate::mount::preflight::MountPolicy;
@@ -44,6 +45,8 @@ pub struct MountConfig {
     pub s3: S3Settings,
     /// The regional caches before it.
     pub regions: Vec<RegionSettings>,
+    /// What tells of changes that others make.
+    pub feed: Option<FeedSettings>,
     /// The mountpoint as given.
     pub mountpoint: PathBuf,
     /// How it is shown.
@@ -74,9 +77,12 @@ impl MountConfig {
             formerly: Some(String::new()),
             ..AccessSettings::default()
         };
+        let feed = feed::feed_settings(&args.feed)?;
+        session.names.feed = feed.is_some();
         Ok(Self {
             s3,
             regions: region::region_settings(&args.region)?,
+            feed,
             mountpoint: args.mountpoint.clone(),
             session,
             policy: args.mount_policy,

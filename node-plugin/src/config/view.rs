@@ -31,6 +31,7 @@ pub fn session_settings(
             first_ino: 0,
             mount: String::new(),
             access: AccessSettings::default(),
+            feed: false,
         },
         ownership: Ownership {
             uid: view.uid.unwrap_or(owner),

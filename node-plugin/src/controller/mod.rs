@@ -2,6 +2,7 @@
 //! the cluster follow what its nodes tell.
 
 mod annotations;
+mod feed;
 mod handle;
 mod heard;
 mod parameters;
@@ -21,8 +22,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use weir_csi::server::Services;
 
 use crate::cli::{ControllerArgs, ReconcilerArgs};
+use crate::config::feed::feed_settings;
+use crate::config::feed_from::feed_from;
 use crate::exit::{Failure, Kind};
 use crate::readiness::{Flag, Readiness};
+use feed::Relaying;
+
 use crate::{assembly, csi, kubernetes, logging, metrics, probes};
 
 /// Runs the command until a signal ends it.
@@ -30,6 +35,8 @@ use crate::{assembly, csi, kubernetes, logging, metrics, probes};
 /// # Errors
 /// Why it cannot start.
 pub fn run(args: &ControllerArgs) -> Result<(), Failure> {
+    let feed = feed_settings(&args.feed)?;
+    let feed_from = feed_from(&args.feed_from, feed.is_some())?;
     logging::start_plain(args.log.log_level, args.log.log_format);
     let runtime = assembly::runtime(0)?;
     runtime.block_on(async {
@@ -42,12 +49,23 @@ pub fn run(args: &ControllerArgs) -> Result<(), Failure> {
         if let Some(address) = args.probes.health_listen {
             probes::serve(address, readiness.clone(), None)?;
         }
+        let relaying = match (&feed_from, feed) {
+            (Some(from), Some(to)) => {
+                let counted = counted.clone();
+                Some(Relaying::start(from.clone(), to, &args.s3, counted).await?)
+            }
+            _ => None,
+        };
         let provisioner = provision::Provisioner::new(args.s3.clone(), counted.clone());
         let services = Services { node: None, controller: Some(Arc::new(provisioner)) };
         let on_signal = csi::OnSignal { call: || {}, patience: Duration::from_secs(20) };
         let ready = csi::Ready { serving, readiness };
         let socket = csi::Socket { path: &args.csi_socket, group: None };
-        csi::serve(socket, services, ready, counted, on_signal).await
+        let served = csi::serve(socket, services, ready, counted, on_signal).await;
+        if let Some(relaying) = relaying {
+            relaying.end().await;
+        }
+        served
     })
 }
 

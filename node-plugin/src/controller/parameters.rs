@@ -7,11 +7,11 @@ use weir_csi::request::{Create, VolumeId};
 use weir_fuse::model::key::DirPrefix;
 
 use super::handle::Handle;
-use crate::config::{s3, view};
+use crate::config::{feed, s3, view};
 use crate::mount::preflight::MountPolicy;
 
 /// Parameters that a class may have.
-const KNOWN: [&str; 9] = [
+const KNOWN: [&str; 10] = [
     "bucketName",
     "prefix",
     "pathPattern",
@@ -21,10 +21,18 @@ const KNOWN: [&str; 9] = [
     "stsRegion",
     "roleArn",
     "mountPolicy",
+    "feed",
 ];
 /// Those that a volume gets as they are.
-const PASSED_ON: [&str; 6] =
-    ["endpointUrl", "region", "authenticationSource", "stsRegion", "roleArn", "mountPolicy"];
+const PASSED_ON: [&str; 7] = [
+    "endpointUrl",
+    "region",
+    "authenticationSource",
+    "stsRegion",
+    "roleArn",
+    "mountPolicy",
+    "feed",
+];
 /// What the provisioner adds begins so.
 const PROVISIONER: &str = "csi.storage.k8s.io/";
 
@@ -80,6 +88,7 @@ impl Parameters {
             ("prefix".to_owned(), prefix.as_str().to_owned()),
         ]);
         MountPolicy::of_volume(get("mountPolicy")).map_err(Error::Invalid)?;
+        feed::of_volume(get("feed")).map_err(Error::Invalid)?;
         for key in PASSED_ON {
             if let Some(value) = get(key) {
                 context.insert(key.to_owned(), value.to_owned());

@@ -11,6 +11,7 @@ use weir_fuse::blocking::{MayBlock, beside, in_place};
 use weir_fuse::cache::NodeCache;
 use weir_fuse::engine::owner::Proc;
 use weir_fuse::engine::{Engine, Session};
+use weir_fuse::feed::nats::Feed;
 use weir_fuse::metrics::Metrics;
 use weir_fuse::origin::Origin;
 use weir_fuse::origin::region::{ProofScope, RegionState, Regions};
@@ -38,6 +39,8 @@ pub struct Service {
     source: String,
     /// What is asked for bytes before the origin.
     regions: Option<Arc<Regions>>,
+    /// What tells of changes that others make.
+    feed: Option<Arc<Feed>>,
     /// How long its end may take.
     grace: Duration,
 }
@@ -104,8 +107,12 @@ impl Service {
         };
         let cache = engine.cache.clone();
         let regions = connected.as_ref().ok().and_then(|(_, _, regions)| regions.clone());
-        let session = match begin(config, engine, connected).await {
-            Ok(session) => session,
+        let begun = match follow(config, &engine).await {
+            Ok(feed) => begin(config, engine, connected).await.map(|session| (session, feed)),
+            Err(failure) => Err(failure),
+        };
+        let (session, feed) = match begun {
+            Ok(begun) => begun,
             Err(failure) => {
                 in_place(|may| cache.close(may));
                 return Err(failure);
@@ -134,7 +141,7 @@ impl Service {
             passthrough = mounted.passthrough(),
             "mounted"
         );
-        Ok(Self { session, cache, mounted, source, regions, grace: config.grace })
+        Ok(Self { session, cache, mounted, source, regions, feed, grace: config.grace })
     }
 
     /// Where it is mounted.
@@ -167,7 +174,7 @@ impl Service {
         };
         let (mut term, mut int) =
             (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
-        let Self { session, cache, mounted, grace, .. } = self;
+        let Self { session, cache, mounted, feed, grace, .. } = self;
         let mountpoint = mounted.mountpoint().to_owned();
         let mut joined = beside(move |_| mounted.join());
         let signalled = tokio::select! {
@@ -182,29 +189,30 @@ impl Service {
         if signalled {
             detach(&mountpoint, &mut joined, USE_PATIENCE.min(grace / 4)).await;
         }
-        close(&session, &cache, until).await
+        close(&session, &cache, feed, until).await
     }
 
     async fn finish(self) -> Result<(), Failure> {
-        let Self { session, cache, mounted, grace, .. } = self;
+        let Self { session, cache, mounted, feed, grace, .. } = self;
         let until = Instant::now() + grace;
         let mut joined = beside(move |_| mounted.join());
         if tokio::time::timeout(USE_PATIENCE.min(grace / 4), &mut joined).await.is_err() {
             tracing::warn!("somebody still uses the mount; ending all the same");
         }
-        close(&session, &cache, until).await
+        close(&session, &cache, feed, until).await
     }
 
     /// Serves the admin socket; without one the mount works all the same.
     pub fn serve_admin(&self, metrics: Option<SocketAddr>) -> Option<AdminSocket> {
         let (session, source) = (self.session.clone(), self.source.clone());
         let mountpoint = self.mountpoint();
-        let regions = self.regions.clone();
+        let (regions, feed) = (self.regions.clone(), self.feed.clone());
         let status = move |may: &_| {
             let states = regions.iter().flat_map(|regions| regions.states());
             let status = |RegionState { url, is_shut }| RegionStatus { url, is_shut };
             let regions = states.map(status).collect();
-            NodeStatus { metrics, regions, ..status_of(may, &session, &source, &mountpoint) }
+            let feed = feed.as_ref().map(|feed| feed.status());
+            NodeStatus { metrics, regions, feed, ..status_of(may, &session, &source, &mountpoint) }
         };
         let serve = || {
             let name = format!("weir-{}.sock", std::process::id());
@@ -229,6 +237,13 @@ async fn connect(config: &MountConfig, counted: &Arc<Metrics>) -> Result<Connect
     let (origin, _) = origin.map_err(explain)?;
     let looked = preflight::look(&*origin, &config.session.names.prefix).await;
     Ok((origin, looked, regions))
+}
+
+/// Begins to follow the feed, if there is one. That no server is there is no failure.
+async fn follow(config: &MountConfig, engine: &Engine) -> Result<Option<Arc<Feed>>, Failure> {
+    let Some(settings) = &config.feed else { return Ok(None) };
+    let name = format!("mount {:032x}", rand::random::<u128>());
+    assembly::feed(settings, &name, engine).await.map(Some)
 }
 
 async fn begin(
@@ -285,9 +300,13 @@ async fn detach(
 async fn close(
     session: &Arc<Session>,
     cache: &Arc<NodeCache>,
+    feed: Option<Arc<Feed>>,
     until: Instant,
 ) -> Result<(), Failure> {
     let stored = session.shut_down(until).await;
+    if let Some(feed) = feed {
+        feed.stop().await;
+    }
     in_place(|may| cache.close(may));
     if stored {
         return Ok(());
@@ -317,6 +336,7 @@ fn status_of(
         cache,
         lost,
         regions: Vec::new(),
+        feed: None,
         counters: Counters {
             cache_hits: counted.cache_hits.get(),
             cache_misses: counted.cache_misses.get(),

@@ -472,11 +472,13 @@ fn deadline_of(request: &Request) -> Duration {
     if request.is_change() { CHANGE_DEADLINE } else { ANSWER_DEADLINE }
 }
 
-/// Whether who asks can do without the answer: the file is served by the engine, or stored once more.
+/// Whether who asks can do without the answer: the file is served by the engine, or stored once more, and
+/// what the kernel was told of a name ends by itself.
 fn can_be_left(request: &Request) -> bool {
     matches!(
         request,
         Request::OpenBacking { .. }
+            | Request::Expire { .. }
             | Request::ProcessOf { .. }
             | Request::IsAlive { .. }
             | Request::Holds { .. }

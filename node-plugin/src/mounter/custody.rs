@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::FileType;
+use weir_fuse::adapter::ExpiredNames;
 use weir_fuse::adapter::passthrough::DevFusePort;
 
 use super::ids::{Ids, Total};
@@ -44,7 +45,8 @@ struct State {
 }
 
 struct Entry {
-    device: OwnedFd,
+    device: Arc<OwnedFd>,
+    expired: Arc<ExpiredNames>,
     /// The root of its mount, where that is known.
     root: Option<Arc<OwnedFd>>,
     generation: u16,
@@ -59,9 +61,19 @@ struct Entry {
 impl Entry {
     /// Of a session of which no engine has said anything.
     fn new(device: OwnedFd, root: Option<OwnedFd>, ids: Arc<Ids>) -> Self {
-        let root = root.map(Arc::new);
-        let (generation, deaths) = (0, 0);
-        Self { device, root, generation, record: None, keys: None, ids, trial: None, deaths }
+        let (device, root) = (Arc::new(device), root.map(Arc::new));
+        let expired = ExpiredNames::new(device.clone());
+        Self {
+            device,
+            expired,
+            root,
+            generation: 0,
+            record: None,
+            keys: None,
+            ids,
+            trial: None,
+            deaths: 0,
+        }
     }
 
     /// An engine may have the connection still, and bring it again.
@@ -234,14 +246,19 @@ impl Custody {
         })
     }
 
-    /// A copy of a session's descriptor, and the backing ids of its connection.
+    /// A session's descriptor, and the backing ids of its connection.
     ///
     /// # Errors
     /// `NotFound` when it is not in custody.
-    pub(super) fn connection(&self, session: &str) -> io::Result<(OwnedFd, Arc<Ids>)> {
+    pub(super) fn connection(&self, session: &str) -> io::Result<(Arc<OwnedFd>, Arc<Ids>)> {
         let state = self.state();
         let kept = state.sessions.get(session).ok_or_else(|| absent(session))?;
-        Ok((kept.device.try_clone()?, kept.ids.clone()))
+        Ok((kept.device.clone(), kept.ids.clone()))
+    }
+
+    /// What tells the kernel of names of a session, where that is in custody.
+    pub(super) fn expired(&self, session: &str) -> Option<Arc<ExpiredNames>> {
+        self.state().sessions.get(session).map(|kept| kept.expired.clone())
     }
 
     /// The root of a session's mount, where that is known.

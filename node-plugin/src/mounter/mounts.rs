@@ -79,6 +79,13 @@ impl Mounts {
                 }
                 alone(Reply::Done)
             }
+            Request::Expire { session, parent, name } => {
+                // Of a session that is gone, the kernel has forgotten all.
+                if let Some(expired) = self.custody.expired(&session) {
+                    expired.add(parent, &name);
+                }
+                alone(Reply::Done)
+            }
             Request::Trial { session, number, under_way } => {
                 self.custody.note_trial(&session, number, under_way);
                 alone(Reply::Done)

@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use super::protocol::Request;
 
+/// Notices that wait, beyond which those are left out that can be.
+const FEW: usize = 1024;
+
 /// What is to be said, in order.
 #[derive(Default)]
 pub(super) struct Notices {
@@ -30,6 +33,13 @@ impl Notices {
     pub(super) fn add(&self, notice: Request) {
         self.queue().waiting.push_back(notice);
         self.changed.notify_all();
+    }
+
+    /// Adds one that can be left out, unless many wait.
+    pub(super) fn add_if_few(&self, notice: Request) {
+        if self.queue().waiting.len() < FEW {
+            self.add(notice);
+        }
     }
 
     /// Says one after the other, for ever.
@@ -86,5 +96,15 @@ mod tests {
         hold.send(()).unwrap();
         notices.settle(Duration::from_secs(60));
         assert_eq!(said.try_iter().collect::<Vec<_>>(), all);
+    }
+
+    #[test]
+    fn of_many_those_are_left_out_that_can_be() {
+        let notices = Notices::default();
+        let name =
+            |n: usize| Request::Expire { session: "a".into(), parent: 1, name: n.to_string() };
+        (0..2 * FEW).for_each(|n| notices.add_if_few(name(n)));
+        notices.add(Request::CloseBacking { session: "a".into(), id: 1 });
+        assert_eq!(notices.queue().waiting.len(), FEW + 1);
     }
 }

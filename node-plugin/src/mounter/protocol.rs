@@ -86,6 +86,15 @@ pub enum Request {
         /// Which.
         id: u32,
     },
+    /// Tell the kernel, soon, that a name is to be looked up at its next use. It knows how to be told.
+    Expire {
+        /// On this connection.
+        session: String,
+        /// Nodeid of the name's directory.
+        parent: u64,
+        /// The name.
+        name: String,
+    },
     /// Note whether requests are under way that were sent again: an engine that ends meanwhile may
     /// have ended over them.
     Trial {

@@ -40,6 +40,7 @@ use weir_fuse::cache::dir::on_one_file_system;
 
 use crate::cli::node::NodeArgs;
 use crate::config::cache::CacheConfig;
+use crate::config::feed::feed_settings;
 use crate::config::mount::Environment;
 use crate::config::region::region_settings;
 use crate::exit::{Failure, Kind};
@@ -69,6 +70,7 @@ pub fn run(args: &NodeArgs) -> Result<(), Failure> {
     assembly::raise_file_limit();
     let configured = configured(args)?;
     let regions = region_settings(&args.region)?;
+    let feed = feed_settings(&args.feed)?;
     let cache = CacheConfig::new(&args.cache, &Environment::of_process())?;
     let kubelet = args.sockets.csi_socket.parent().unwrap_or(Path::new("/")).to_owned();
     let cache = CacheConfig {
@@ -107,6 +109,13 @@ pub fn run(args: &NodeArgs) -> Result<(), Failure> {
         let engine =
             in_place(|may| assembly::engine(may, &cache, counted.clone(), handle, processes))?;
         opened.set(true);
+        let feed = match &feed {
+            Some(settings) => {
+                let name = format!("node {}", args.node_id);
+                Some(assembly::feed(settings, &name, &engine).await?)
+            }
+            None => None,
+        };
         tokio::spawn(spare::follow(engine.cache.clone(), working));
         let client = kubernetes::client();
         let volumes = defaults(args, client.as_ref());
@@ -207,6 +216,9 @@ pub fn run(args: &NodeArgs) -> Result<(), Failure> {
         let socket = csi::Socket { path: &args.sockets.csi_socket, group: args.sockets.csi_group };
         csi::serve(socket, services, ready, counted, on_signal).await?;
         sessions.leave(until).await;
+        if let Some(feed) = feed {
+            feed.stop().await;
+        }
         in_place(|may| engine.cache.close(may));
         Ok(())
     });

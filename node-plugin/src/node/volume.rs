@@ -16,7 +16,7 @@ use super::credentials::{Kind, Source, Tokens};
 use super::role::Annotated;
 use super::{identity, options};
 use crate::cli::S3Args;
-use crate::config::{s3, view};
+use crate::config::{feed, s3, view};
 use crate::exit::Failure;
 use crate::kubernetes::accounts::Accounts;
 use crate::kubernetes::events::Subject;
@@ -25,7 +25,7 @@ use crate::mount::preflight::{MountPolicy, Wanted};
 /// Attributes that mean nothing here but stand in volumes of other drivers.
 const FOREIGN: [&str; 3] = ["cache", "mountpoint", "storage.kubernetes.io/"];
 /// Attributes that a volume may have.
-const KNOWN: [&str; 9] = [
+const KNOWN: [&str; 10] = [
     "bucketName",
     "prefix",
     "authenticationSource",
@@ -35,6 +35,7 @@ const KNOWN: [&str; 9] = [
     "mountPolicy",
     "endpointUrl",
     "region",
+    "feed",
 ];
 /// Value of `region` for a volume whose bytes come from the origin alone.
 const NO_REGION: &str = "off";
@@ -96,6 +97,8 @@ impl Settings {
             settings.session.names.access.identity.clear();
             settings.session.names.access.former.clear();
             settings.session.names.access.formerly = None;
+            // Names are as true with it as without.
+            settings.session.names.feed = false;
             settings.text()
         };
         text(self) == text(other)
@@ -169,6 +172,9 @@ impl Volume {
         credentials.add_to(&mut options.s3, inline)?;
         // The region has what is at the node's endpoint; at another one it is something else.
         let near = defaults.has_region && off.is_empty() && options.s3.endpoint_url.is_none();
+        // So has the feed.
+        let is_fed = feed::of_volume(get("feed")).map_err(Error::Invalid)?
+            && options.s3.endpoint_url.is_none();
         with_defaults(&mut options.s3, &defaults.s3);
         let bucket = get("bucketName")
             .ok_or_else(|| Error::Invalid("volumeAttributes: bucketName is missing".into()))?;
@@ -192,6 +198,7 @@ impl Volume {
         let mut session = view::session_settings(&options.view, prefix, (0, 0)).map_err(invalid)?;
         let s3 = s3::s3_settings(bucket.to_owned(), &options.s3).map_err(invalid)?;
         session.names.access = identity::access(&credentials, &s3);
+        session.names.feed = is_fed;
         if let Some(context) = &selinux_context
             && !mount::is_selinux_context(context)
         {
@@ -323,5 +330,18 @@ mod tests {
         assert_eq!(near(&[], false), (false, amazons.clone()));
         assert_eq!(near(&[("endpointUrl", "http://other")], true), (false, amazons));
         assert_eq!(near(&[("region", "off")], true), (false, None));
+    }
+
+    #[test]
+    fn a_volume_follows_the_feed_of_its_node_unless_it_says_no_or_is_elsewhere() {
+        let follows = |attributes: &[(&str, &str)]| {
+            let volume = Volume::parse(&publish(attributes), &defaults(None, false), None);
+            volume.map(|volume| volume.settings)
+        };
+        let (with, without) = (follows(&[]).unwrap(), follows(&[("feed", "off")]).unwrap());
+        assert!(with.session.names.feed && !without.session.names.feed);
+        assert!(with.serves_as(&without), "its pods need not start anew for that");
+        assert!(!follows(&[("endpointUrl", "http://other")]).unwrap().session.names.feed);
+        assert!(follows(&[("feed", "on")]).unwrap_err().to_string().contains("off"));
     }
 }

@@ -1,5 +1,6 @@
 use std::path::PathBuf;
 
+use weir_fuse::feed::hearing::FeedStatus;
 use weir_fuzz::near;
 
 use super::*;
@@ -26,6 +27,7 @@ fn node() -> NodeStatus {
         writing: vec!["models/a".into(), "models/b\u{1b}[2J\nhits 100 %".into()],
         passthrough: true,
         origin_up: false,
+        staleness_ms: 6250,
     };
     let mountpoint = PathBuf::from("/mnt");
     let mounts = vec![MountStatus { source: "s3://assets/models/".into(), mountpoint, session }];
@@ -48,6 +50,11 @@ fn node() -> NodeStatus {
         counters,
         lost: LostTotal { files: 1, bytes: 5 },
         regions: vec![RegionStatus { url: "http://ais:51080".into(), is_shut: true }],
+        feed: Some(FeedStatus {
+            servers: vec!["nats://feed:4222".into()],
+            lives: true,
+            heard_ms_ago: Some(700),
+        }),
     }
 }
 

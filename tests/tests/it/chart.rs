@@ -131,6 +131,102 @@ fn kubelet_is_asked_for_the_tokens_that_a_value_names_and_no_other() {
 }
 
 #[test]
+fn a_feed_is_followed_with_what_its_values_name_and_without_a_url_there_is_none() {
+    let node = |values: &str| {
+        let all = template(&["--set", values]).unwrap();
+        object(&all, "DaemonSet", "weir-node").unwrap().to_owned()
+    };
+    let without = node("feed.credentialsSecretName=k,feed.caConfigMap=ca");
+    assert!(!without.contains("feed"), "{without}");
+    let all = "feed.urls={nats://a:4222,tls://b/x.y},feed.timeoutSeconds=7";
+    let plain = node(all);
+    for wanted in [
+        "- --feed=nats://a:4222\n",
+        "- --feed=tls://b/x.y\n",
+        "- --feed-timeout=7\n",
+        "- --feed-metadata-ttl=300\n",
+    ] {
+        assert!(plain.contains(wanted), "{wanted}: {plain}");
+    }
+    assert!(!plain.contains("/etc/weir/feed"), "{plain}");
+    let full = node(&format!("{all},feed.credentialsSecretName=keys,feed.caConfigMap=nats-ca"));
+    for wanted in [
+        "- --feed-credentials-file=/etc/weir/feed/keys/credentials\n",
+        "- --feed-ca-bundle=/etc/weir/feed/ca/ca.crt\n",
+        "- {name: feed-keys, mountPath: /etc/weir/feed/keys, readOnly: true}\n",
+        "secretName: keys",
+        "- {name: feed-ca, mountPath: /etc/weir/feed/ca, readOnly: true}\n",
+        "name: nats-ca",
+    ] {
+        assert!(full.contains(wanted), "{wanted}: {full}");
+    }
+    for bad in ["feed.urls={http://a}", "feed.urls={nats://u:p@a}", "feed.timeoutSeconds=0"] {
+        template(&["--set", bad]).unwrap_err();
+    }
+}
+
+#[test]
+fn what_a_store_says_is_published_by_one_controller_with_what_the_values_name() {
+    let controller = |values: &str| {
+        let all = template(&["--set", values])?;
+        let policy = object(&all, "NetworkPolicy", "weir-webhook").map(str::to_owned);
+        let service = object(&all, "Service", "weir-webhook").map(str::to_owned);
+        let controller = object(&all, "Deployment", "weir-controller").unwrap().to_owned();
+        Ok::<_, String>((controller, service.zip(policy)))
+    };
+    let has = |text: &str, wanted: &[&str]| {
+        wanted.iter().for_each(|wanted| assert!(text.contains(wanted), "{wanted}: {text}"));
+    };
+    let urls = "feed.urls={nats://a:4222},feed.credentialsSecretName=keys";
+    let (without, none) = controller(urls).unwrap();
+    assert!(!without.contains("feed") && none.is_none(), "{without}");
+    let queue = format!("{urls},feed.from.source=sqs://events,feed.from.buckets={{assets,more}}");
+    let (queued, none) = controller(&queue).unwrap();
+    has(
+        &queued,
+        &[
+            "strategy: {type: Recreate}",
+            "- --feed=nats://a:4222\n",
+            "- --feed-credentials-file=/etc/weir/feed/keys/credentials\n",
+            "- --feed-from=sqs://events\n",
+            "- --feed-bucket=assets\n",
+            "- --feed-bucket=more\n",
+            "- {name: feed-keys, mountPath: /etc/weir/feed/keys, readOnly: true}\n",
+        ],
+    );
+    assert!(!queued.contains("webhook") && none.is_none());
+    let secrets = "feed.from.webhook.tokenSecretName=token,feed.from.webhook.tlsSecretName=tls";
+    let from = "feed.from.source=webhook://0.0.0.0:8443,feed.from.canaries={s3://assets/canary}";
+    let (posted, open) = controller(&format!("{urls},{from},{secrets}")).unwrap();
+    has(
+        &posted,
+        &[
+            "- --feed-from=webhook://0.0.0.0:8443\n",
+            "- --feed-canary=s3://assets/canary\n",
+            "- --feed-webhook-token-file=/etc/weir/webhook/token/token\n",
+            "- --feed-webhook-cert=/etc/weir/webhook/tls/tls.crt\n",
+            "- --feed-webhook-key=/etc/weir/webhook/tls/tls.key\n",
+            "- {name: webhook, containerPort: 8443}\n",
+            "- {name: webhook-token, mountPath: /etc/weir/webhook/token, readOnly: true}\n",
+            "- {name: webhook-tls, mountPath: /etc/weir/webhook/tls, readOnly: true}\n",
+        ],
+    );
+    let (service, policy) = open.unwrap();
+    has(&service, &["type: ClusterIP", "port: 8443, targetPort: webhook"]);
+    assert!(policy.contains("port: 8443}") && !policy.contains("from:"), "{policy}");
+    for (bad, said) in [
+        ("feed.from.source=sqs://events".to_owned(), "needs feed.urls"),
+        (format!("{queue},controller.replicas=2"), "controller.replicas is 1"),
+        (format!("{urls},{from}"), "tokenSecretName and .tlsSecretName"),
+        (format!("{urls},feed.from.source=kafka://q"), "source"),
+        (format!("{urls},feed.from.source=sqs://KEY:HUSH@q"), "source"),
+    ] {
+        let error = controller(&bad).unwrap_err();
+        assert!(error.contains(said), "{bad}: {error}");
+    }
+}
+
+#[test]
 fn a_region_is_asked_with_what_its_values_name_and_without_a_url_there_is_none() {
     let node = |values: &str| {
         let all = template(&["--set", values]).unwrap();

@@ -114,6 +114,104 @@ app.kubernetes.io/component: {{ .role }}
 {{- end }}
 {{- end -}}
 
+{{- define "weir.feedArgs" -}}
+{{- with .Values.feed }}
+{{- range .urls }}
+- --feed={{ . }}
+{{- end }}
+{{- if .urls }}
+- --feed-timeout={{ int64 .timeoutSeconds }}
+- --feed-metadata-ttl={{ int64 .metadataTtlSeconds }}
+{{- if .credentialsSecretName }}
+- --feed-credentials-file=/etc/weir/feed/keys/credentials
+{{- end }}
+{{- if .caConfigMap }}
+- --feed-ca-bundle=/etc/weir/feed/ca/ca.crt
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- /* Volumes with files for the feed, as those for the region. */ -}}
+{{- define "weir.feedFiles" -}}
+{{- with .Values.feed }}
+{{- if not (and .urls (or .credentialsSecretName .caConfigMap)) }}
+[]
+{{- else }}
+{{- if .credentialsSecretName }}
+- name: feed-keys
+  path: /etc/weir/feed/keys
+  source: {secret: {secretName: {{ .credentialsSecretName }}}}
+{{- end }}
+{{- if .caConfigMap }}
+- name: feed-ca
+  path: /etc/weir/feed/ca
+  source: {configMap: {name: {{ .caConfigMap }}}}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- /* The port of the webhook to which a store posts; nothing where there is none. */ -}}
+{{- define "weir.webhookPort" -}}
+{{- if hasPrefix "webhook://" .Values.feed.from.source }}{{ regexFind "[0-9]+$" .Values.feed.from.source }}{{ end }}
+{{- end -}}
+
+{{- /* What the controller is told of where changes are heard of. */ -}}
+{{- define "weir.feedFromArgs" -}}
+{{- with .Values.feed.from }}
+{{- if .source }}
+{{- if not $.Values.feed.urls }}
+{{- fail "feed.from.source needs feed.urls, where what it says is published" }}
+{{- end }}
+{{- if gt (int $.Values.controller.replicas) 1 }}
+{{- fail "feed.from.source: one controller publishes what it says, so controller.replicas is 1" }}
+{{- end }}
+{{- include "weir.feedArgs" $ }}
+- --feed-from={{ .source }}
+{{- with .name }}
+- --feed-from-name={{ . }}
+{{- end }}
+{{- range .buckets }}
+- --feed-bucket={{ . }}
+{{- end }}
+{{- range .canaries }}
+- --feed-canary={{ . }}
+{{- end }}
+- --feed-canary-interval={{ int64 .canaryIntervalSeconds }}
+{{- if include "weir.webhookPort" $ }}
+{{- if not (and .webhook.tokenSecretName .webhook.tlsSecretName) }}
+{{- fail "feed.from.source webhook:// needs feed.from.webhook.tokenSecretName and .tlsSecretName" }}
+{{- end }}
+- --feed-webhook-token-file=/etc/weir/webhook/token/token
+- --feed-webhook-cert=/etc/weir/webhook/tls/tls.crt
+- --feed-webhook-key=/etc/weir/webhook/tls/tls.key
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- /* Volumes with files for that, as those for the region. */ -}}
+{{- define "weir.feedFromFiles" -}}
+{{- if not .Values.feed.from.source }}
+[]
+{{- else }}
+{{- if include "weir.webhookPort" . }}
+- name: webhook-token
+  path: /etc/weir/webhook/token
+  source: {secret: {secretName: {{ .Values.feed.from.webhook.tokenSecretName }}}}
+- name: webhook-tls
+  path: /etc/weir/webhook/tls
+  source: {secret: {secretName: {{ .Values.feed.from.webhook.tlsSecretName }}}}
+{{- else if not (or .Values.feed.credentialsSecretName .Values.feed.caConfigMap) }}
+[]
+{{- end }}
+{{- with include "weir.feedFiles" . | fromYamlArray }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
 {{- define "weir.credentialsEnv" -}}
 {{- with .Values.credentials.secretName }}
 - name: AWS_ACCESS_KEY_ID

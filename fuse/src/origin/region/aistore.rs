@@ -17,12 +17,12 @@ use aws_smithy_types::body::SdkBody;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::json;
 
-use super::token::TokenFile;
 use super::{FetchJobs, RegionSettings, Replica, STALL};
 use crate::blocking::MayBlock;
 use crate::model::version::{ETag, Version};
 use crate::origin::s3::DirectClient;
 use crate::origin::{Body, OriginError, content_range, pieces};
+use crate::token_file::TokenFile;
 use exchange::{Exchange, Question, is_an_answer};
 use lately::Lately;
 
@@ -47,7 +47,7 @@ impl AiStore {
         bucket: &str,
     ) -> Result<Self, OriginError> {
         let client = DirectClient::new(may, &settings.url, settings.ca_bundle.as_deref())?;
-        let token = settings.token_file.clone().map(TokenFile::new);
+        let token = settings.token_file.clone().map(|path| TokenFile::new(path, "the region's"));
         Ok(Self {
             exchange: Arc::new(Exchange::new(client, &settings.url, token, &settings.allow)),
             bucket: bucket.to_owned(),

@@ -20,7 +20,6 @@ mod race;
 mod regional;
 mod regions;
 mod server;
-mod token;
 
 #[cfg(test)]
 mod scripted;

@@ -245,16 +245,21 @@ impl layer::ReadLayer for Regional {
 
     /// Regions forget the key after the change, and nobody waits for that. A record covers the time
     /// until the log has the key: the request is under way meanwhile.
-    async fn change<T, R>(&self, key: &str, is_recorded: bool, request: R) -> Result<T, OriginError>
+    async fn change<T, R>(
+        &self,
+        key: &str,
+        change: layer::Change,
+        request: R,
+    ) -> Result<T, OriginError>
     where
         T: Send,
         R: Future<Output = Result<T, OriginError>> + Send,
     {
         let changes: Vec<_> = self.regions.iter().filter_map(|region| region.change(key)).collect();
         let noted = join_all(changes.iter().map(Change::note));
-        let outcome = match is_recorded {
-            true => tokio::join!(request, noted).0,
-            false => {
+        let outcome = match change {
+            layer::Change::Recorded => tokio::join!(request, noted).0,
+            layer::Change::Made | layer::Change::Removed => {
                 noted.await;
                 request.await
             }

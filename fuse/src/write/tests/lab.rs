@@ -106,10 +106,11 @@ impl Lab {
             first_ino: 0,
             mount: String::new(),
             access: AccessSettings::default(),
+            feed: false,
         };
         let memory = NameMemory::new(1 << 24);
         let hidden = HiddenKeys::new(self.metrics.clone());
-        let names = Namespace::new(origin, self.cache.clone(), memory, hidden, settings);
+        let names = Namespace::new(origin, self.cache.clone(), memory, hidden, settings, None);
         let runtime = self.runtime.handle().clone();
         let (metrics, live) = (self.metrics.clone(), Arc::default());
         let share = self.cache.share("");

@@ -73,6 +73,11 @@ impl KernelPort for SessionPort {
         self.mounter.notices.add(Request::CloseBacking { session, id });
     }
 
+    fn expire(&self, parent: u64, name: &str) {
+        let (session, name) = (self.session.clone(), name.to_owned());
+        self.mounter.notices.add_if_few(Request::Expire { session, parent, name });
+    }
+
     fn settle(&self) {
         self.mounter.notices.settle(SETTLE_PATIENCE);
     }

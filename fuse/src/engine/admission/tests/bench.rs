@@ -104,6 +104,7 @@ impl Lab {
             first_ino: 0,
             mount: String::new(),
             access: AccessSettings::default(),
+            feed: false,
         };
         let settings = SessionSettings {
             names,

@@ -14,12 +14,12 @@ use serde::Deserialize;
 use tokio::time::timeout;
 
 use super::super::STALL;
-use super::super::token::TokenFile;
 use super::lately::Lately;
 use crate::origin::OriginError;
 use crate::origin::error::chain;
 use crate::origin::s3::DirectClient;
 use crate::sync::unpoisoned;
+use crate::token_file::TokenFile;
 
 /// Longest map of a cluster in bytes: a node in it takes less than a KiB.
 const MAP_MAX: usize = 4 << 20;
@@ -119,7 +119,9 @@ impl Exchange {
             headers.insert("content-type", "application/json");
         }
         if let Some(token) = &self.token {
-            headers.insert("authorization", token.bearer().await?.to_string());
+            let bearer = token.bearer().await;
+            let bearer = bearer.map_err(|why| OriginError::Invalid(why.to_string()))?;
+            headers.insert("authorization", bearer.to_string());
         }
         self.client.call(request).await.map_err(|error| match error {
             error if error.is_timeout() => OriginError::TimedOut,

@@ -9,31 +9,37 @@ use tokio::sync::Mutex;
 
 use crate::blocking::aside;
 use crate::chosen_file;
-use crate::origin::OriginError;
 
 /// Longest token in bytes: more than a server's head of a request may have.
 const TOKEN_MAX: u64 = 64 << 10;
 /// How old what was read may be.
 const FRESH: Duration = Duration::from_secs(1);
 
+/// Why there is no token; it says which file, and nothing of what is in it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct NoToken(String);
+
 /// A file that has a token.
-pub(super) struct TokenFile {
+pub struct TokenFile {
     path: PathBuf,
+    whose: &'static str,
     fresh: Duration,
     read: Mutex<Option<(Instant, Arc<str>)>>,
 }
 
 impl TokenFile {
-    pub(super) fn new(path: PathBuf) -> Self {
-        Self { path, fresh: FRESH, read: Mutex::new(None) }
+    /// The one at this path; `whose` it is stands before "token file" in errors.
+    pub fn new(path: PathBuf, whose: &'static str) -> Self {
+        Self { path, whose, fresh: FRESH, read: Mutex::new(None) }
     }
 
     /// The value of the header `Authorization`.
     ///
     /// # Errors
-    /// [`OriginError::Invalid`] when the file never had a token; what it had counts while it cannot be
+    /// [`NoToken`] when the file never had one; what it had counts while it cannot be
     /// read.
-    pub(super) async fn bearer(&self) -> Result<Arc<str>, OriginError> {
+    pub async fn bearer(&self) -> Result<Arc<str>, NoToken> {
         let mut read = self.read.lock().await;
         if let Some((at, bearer)) = &*read
             && at.elapsed() < self.fresh
@@ -44,12 +50,13 @@ impl TokenFile {
         let bearer = match (aside(move |_| token_in(&path)).await, read.take()) {
             (Ok(token), _) => format!("Bearer {token}").into(),
             (Err(why), Some((_, before))) => {
-                tracing::warn!(file = %self.path.display(), why, "the region's token cannot be read");
+                let (file, whose) = (self.path.display(), self.whose);
+                tracing::warn!(%file, why, "{whose} token cannot be read");
                 before
             }
             (Err(why), None) => {
-                let text = format!("the region's token file {}: {why}", self.path.display());
-                return Err(OriginError::Invalid(text));
+                let text = format!("{} token file {}: {why}", self.whose, self.path.display());
+                return Err(NoToken(text));
             }
         };
         Ok(read.insert((Instant::now(), bearer)).1.clone())
@@ -76,7 +83,8 @@ mod tests {
     async fn a_token_is_read_again_and_one_that_cannot_be_is_no_token() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("token");
-        let file = TokenFile { fresh: Duration::ZERO, ..TokenFile::new(path.clone()) };
+        let file =
+            TokenFile { fresh: Duration::ZERO, ..TokenFile::new(path.clone(), "the server's") };
         let wrong = [None, Some(""), Some("two words"), Some("a\r\nHost: b")];
         for text in wrong {
             if let Some(text) = text {
