@@ -151,10 +151,8 @@ impl Evictions {
             return Vec::new();
         }
         state.sent.retain(|_, at| now < *at + AGAIN);
-        let is_due = |(key, row): &(&Box<str>, &Row)| {
-            row.is_due && row.changes == 0 && !state.sent.contains_key(*key)
-        };
-        let due = state.rows.iter().filter(is_due).take(LIST_MAX);
+        let settled = state.rows.iter().filter(|(_, row)| row.is_due && row.changes == 0);
+        let due = settled.filter(|(key, _)| !state.sent.contains_key(*key)).take(LIST_MAX);
         let list: Vec<_> =
             due.map(|(key, row)| Listed { key: key.clone(), asked: row.asked }).collect();
         for Listed { key, .. } in &list {
@@ -280,6 +278,7 @@ mod tests {
     #[test]
     fn a_key_is_sent_after_the_end_of_its_change_and_once_in_a_while() {
         let (evictions, now) = (evictions(), Instant::now());
+        evictions.add("k");
         assert_eq!(evictions.begin("k"), Some(false));
         assert!(evictions.next(now).is_empty(), "nobody knows what became of it");
         assert!(!evictions.ends("k", End::Changed));

@@ -117,7 +117,9 @@ async fn what_is_to_be_forgotten_is_once_the_job_has_ended() {
 }
 
 /// Found in a log.
-struct Found(Arc<std::sync::Mutex<Vec<(String, Box<str>)>>>);
+struct Found(Forgotten);
+
+type Forgotten = Arc<std::sync::Mutex<Vec<(String, Box<str>)>>>;
 
 #[async_trait]
 impl EvictionLog for Found {
@@ -138,7 +140,7 @@ async fn what_a_log_has_is_sent_though_nobody_uses_the_bucket() {
     let (url, [jobs, _]) = cluster_of_jobs(&[(404, "")]).await;
     let metrics = Arc::new(crate::metrics::Metrics::new().unwrap());
     let regions = Regions::new(vec![settings(RegionKind::AiStore, url)], metrics.clone());
-    let forgotten = Arc::<std::sync::Mutex<Vec<_>>>::default();
+    let forgotten = Forgotten::default();
     regions.remember(Arc::new(Found(forgotten.clone()))).await;
     drop(regions);
     let is_told = async || {
@@ -158,7 +160,7 @@ async fn what_a_log_has_of_another_kind_of_region_is_forgotten() {
     let server = serve(|_| async { answer(404, "", "") }).await;
     let metrics = Arc::new(crate::metrics::Metrics::new().unwrap());
     let regions = Regions::new(vec![settings(RegionKind::S3, format!("http://{server}"))], metrics);
-    let forgotten = Arc::<std::sync::Mutex<Vec<_>>>::default();
+    let forgotten = Forgotten::default();
     regions.remember(Arc::new(Found(forgotten.clone()))).await;
     assert_eq!(forgotten.lock().unwrap().len(), 2);
 }
