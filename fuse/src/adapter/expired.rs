@@ -177,9 +177,9 @@ mod tests {
 
     #[test]
     fn a_kernel_that_knows_no_such_message_is_told_once() {
-        use rustix::fs::inotify;
+        use rustix::process::{PidfdFlags, getpid, pidfd_open};
         // What cannot be written to is EINVAL, as of a kernel that does not know it.
-        let deaf = inotify::init(inotify::CreateFlags::CLOEXEC).unwrap();
+        let deaf = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
         let names = ExpiredNames::new(Arc::new(deaf));
         names.add(1, "a");
         eventually("it is known", || names.state().is_unknown && !names.state().is_told);

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use weir_fuse::feed::announcement::NAME_MAX;
-use weir_fuse::origin::s3::names_a_user;
 
 use super::s3::is_bucket_name;
 use super::usage;
@@ -102,7 +101,8 @@ pub fn feed_from(args: &FeedFromArgs, has_feed: bool) -> Result<Option<FeedFrom>
             None => Ok(None),
         };
     };
-    if names_a_user(from) {
+    // No queue and no address has an @ in it.
+    if from.contains('@') {
         let text = "--feed-from names a user (what stands before @); keys belong into the \
                     environment or a profile, on Kubernetes into a Secret";
         return Err(usage(text));
