@@ -24,6 +24,9 @@ pub trait Listener: Send + Sync {
     fn changed(&self, change: &Change);
 }
 
+/// Who listens, by bucket.
+type Listeners = HashMap<Box<str>, Vec<Weak<dyn Listener>>>;
+
 /// How a feed stands, for people.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct FeedStatus {
@@ -44,7 +47,7 @@ pub struct Hearing {
     marks: Marks,
     pulse: RwLock<Pulse>,
     heard: Mutex<Option<Instant>>,
-    listeners: Mutex<HashMap<Box<str>, Vec<Weak<dyn Listener>>>>,
+    listeners: Mutex<Listeners>,
     metrics: Arc<Metrics>,
     written: mpsc::Sender<Change>,
     written_too_much: tokio::sync::watch::Sender<u64>,

@@ -120,7 +120,7 @@ impl World {
             4..20 => {
                 self.asked.insert(key, self.now);
             }
-            20 => self.late = [0, 0, 0, 60_000][self.dice.random_range(0..4)],
+            20 => self.late = [0, 0, 8_000, 60_000][self.dice.random_range(0..4)],
             21 => self.lost = [0, 0, 0, 30, 100][self.dice.random_range(0..5)],
             22 => self.hearing.look(self.at(self.now)),
             23 if self.dice.random_bool(0.2) => {

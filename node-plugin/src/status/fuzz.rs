@@ -65,7 +65,7 @@ fn what_any_process_answers_is_shown_in_lines_that_a_terminal_shows_as_they_are(
         let Ok(node) = serde_json::from_slice::<NodeStatus>(text) else { return };
         let shown = describe(&node);
         assert!(!shown.chars().any(|c| c.is_control() && c != '\n'), "{shown:?}");
-        let of_mounts: usize = node.mounts.iter().map(|m| 4 + m.session.writing.len()).sum();
-        assert!(shown.lines().count() <= of_mounts + 3 * node.cache.disks.len() + 8, "{shown}");
+        let of_mounts: usize = node.mounts.iter().map(|m| 5 + m.session.writing.len()).sum();
+        assert!(shown.lines().count() <= of_mounts + 3 * node.cache.disks.len() + 9, "{shown}");
     });
 }
