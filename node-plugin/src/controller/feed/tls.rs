@@ -1,7 +1,7 @@
 //! A certificate in files, which somebody replaces before it expires.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -51,9 +51,9 @@ impl Certificate {
     }
 }
 
-async fn read(cert: &PathBuf, key: &PathBuf) -> Result<ServerConfig, String> {
-    let paths = [cert.clone(), key.clone()];
-    let read = move |path: &PathBuf| chosen_file::read(path, OFlags::empty(), FILE_MAX);
+async fn read(cert: &Path, key: &Path) -> Result<ServerConfig, String> {
+    let paths = [cert.to_owned(), key.to_owned()];
+    let read = move |path: &Path| chosen_file::read(path, OFlags::empty(), FILE_MAX);
     let [cert_bytes, key_bytes] = aside(move |_| [read(&paths[0]), read(&paths[1])]).await;
     let of_cert = |why: &dyn std::fmt::Display| format!("{}: {why}", cert.display());
     let of_key = |why: &dyn std::fmt::Display| format!("{}: {why}", key.display());
