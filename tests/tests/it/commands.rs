@@ -39,7 +39,14 @@ fn mount_returns_once_it_answers_and_umount_once_all_is_stored() {
     assert_eq!(nodes[0].mounts[0].mountpoint, mnt);
     assert_eq!(nodes[0].counters.fetched_bytes, 5);
     let status = text(&call(&["status"]).stdout);
-    for word in ["origin     answers", "hits", "saved", "uploads", mnt_text] {
+    for word in [
+        "origin     answers",
+        "hits",
+        "stored",
+        "uploads",
+        "100.0 % from the origin (5 B)",
+        mnt_text,
+    ] {
         assert!(status.contains(word), "{word}: {status}");
     }
 

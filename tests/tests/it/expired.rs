@@ -168,12 +168,12 @@ fn of_what_a_feed_tells_the_kernel_hears_and_of_nothing_else() {
             |key: &&str| Change { bucket: bucket.name.as_str().into(), key: (*key).into(), gone };
         keys.iter().map(change).collect::<Vec<_>>()
     };
-    // It may not listen yet.
+    // It may not listen yet, and the relay may not have its connection.
     eventually("the kernel hears of it", || {
         let told =
             [changes(&["f", "new/deep/x", "d/x"], false), changes(&["gone/y"], true)].concat();
-        runtime().block_on(relay.announce(told)).unwrap();
-        size("f") == 6 && is_there("new/deep/x") && !is_there("gone")
+        let told = runtime().block_on(relay.announce(told));
+        told.is_ok() && size("f") == 6 && is_there("new/deep/x") && !is_there("gone")
     });
     assert_eq!(size("other"), 3);
     assert!(inside.is_there());

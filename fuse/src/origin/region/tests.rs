@@ -486,6 +486,8 @@ async fn larger_bytes_are_to_be_compared_by_who_has_them_all() {
 async fn a_region_that_never_answers_is_not_waited_for_without_end() {
     let world = world();
     let version = world.both("k", 1);
+    // Nor is the origin asked beside it.
+    while world.regional.origin.may_ask_beside(1 << 10) {}
     world.edge.inject_once(Op::Get, Fault::Delay(Duration::from_secs(3600)));
     let read = timeout(Duration::from_secs(60), world.read("k", &version));
     assert!(read.await.unwrap().unwrap() == bytes(1));
