@@ -19,6 +19,8 @@ const DIGESTED: usize = 8;
 
 /// How often it is seen whether bytes are worth asking for now.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// How often in a row.
+const LOOKS: u32 = 20;
 
 impl Reader {
     /// Fetches what is missing of a version, in the background, once at a time.
@@ -41,10 +43,9 @@ impl Reader {
         for run in version.missing(all) {
             let mut at = run.start;
             while at < run.end {
-                while !self.may_fetch_ahead(source) {
-                    tokio::time::sleep(LOOK_AGAIN).await;
-                }
-                let end = (at + self.part_blocks).min(run.end);
+                // While it is not worth it, a block now and then: who asks for one is told how it stands.
+                let part = if self.is_worth_it(source).await { self.part_blocks } else { 1 };
+                let end = (at + part).min(run.end);
                 let bytes = blocks::bytes_of(&(at..end), version.size());
                 // Reading one byte of each block's part waits for the whole flight.
                 let last = bytes.end - 1;
@@ -60,6 +61,17 @@ impl Reader {
                 at = end;
             }
         }
+    }
+
+    /// Whether bytes of a version are worth asking for though nobody waits for them; waits a while for that.
+    async fn is_worth_it(&self, source: &Source) -> bool {
+        for _ in 0..LOOKS {
+            if self.may_fetch_ahead(source) {
+                return true;
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        self.may_fetch_ahead(source)
     }
 
     /// Waits until the flight of a block has ended; says whether it has written it.

@@ -1,5 +1,6 @@
 //! Several sources that are asked for the same bytes: the next one where one fails, or is late.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -43,14 +44,15 @@ where
     F: Future<Output = Result<Body, OriginError>> + Send,
 {
     let bytes = range.end.saturating_sub(range.start);
-    let (end, mut next) = (Deadline::now() + FIRST_BYTE, sources.into_iter());
+    let (end, mut next) = (Deadline::now() + FIRST_BYTE, VecDeque::from(sources));
     let (mut stale, mut asked) = (Vec::new(), FuturesUnordered::new());
     // Those that are under way, by number.
     let mut under_way: Vec<Option<(Source, Instant)>> = Vec::new();
     let mut of_origin = Some(of_origin);
     let mut origin = None;
     let mut begin = |under_way: &mut Vec<_>, asked: &mut FuturesUnordered<_>, beside: bool| {
-        let source = next.by_ref().find(|s| !beside || s.region.pace.may_ask_beside(bytes))?;
+        let may = |source: &Source| !beside || source.region.pace.may_ask_beside(bytes);
+        let source = next.pop_front_if(|source| may(source))?;
         source.region.pace.ask(bytes);
         let (region, number) = (source.region.clone(), under_way.len());
         let patience = region.pace.patience();
@@ -69,7 +71,7 @@ where
         let answer = async {
             match &mut origin {
                 Some(origin) => origin.await,
-                None => future::pending().await,
+                None => future::pending::<Result<Body, OriginError>>().await,
             }
         };
         tokio::select! {
@@ -93,10 +95,14 @@ where
                     }
                 }
             }
-            body = answer => {
-                note_overtaken(&under_way);
-                return Outcome::OfOrigin(body);
-            }
+            body = answer => match body {
+                // It does not answer: a region may.
+                Err(error) if error.is_outage() && !asked.is_empty() => origin = None,
+                body => {
+                    note_overtaken(&under_way);
+                    return Outcome::OfOrigin(body);
+                }
+            },
             () = look => {
                 if Deadline::now() >= end {
                     for (source, began) in under_way.into_iter().flatten() {

@@ -6,6 +6,7 @@ use crate::origin::{Condition, UploadBody, WriteIntent};
 
 struct Two {
     origin: Arc<MemoryOrigin>,
+    wan: Arc<Faulty>,
     last: Arc<crate::origin::measured::LastAnswer>,
     edges: [Edge; 2],
     regional: Arc<Regional>,
@@ -15,12 +16,13 @@ fn two() -> Two {
     let (metrics, log) = (Arc::new(Metrics::new().unwrap()), Log::default());
     let origin = Arc::new(MemoryOrigin::new("b"));
     let edges = [(); 2].map(|()| edge_of(Arc::default(), &metrics, &log, None));
-    let measured = Arc::new(Measured::new(origin.clone(), metrics));
+    let wan = Arc::new(Faulty::new(origin.clone()));
+    let measured = Arc::new(Measured::new(wan.clone(), metrics));
     let last = measured.last_answer();
     let regions = edges.iter().map(|edge| edge.region.clone()).collect();
     let proof = (ProofScope::Mount, Duration::from_secs(600));
     let regional = Arc::new(Regional::new(measured, regions, proof));
-    Two { origin, last, edges, regional }
+    Two { origin, wan, last, edges, regional }
 }
 
 impl Two {
@@ -120,6 +122,35 @@ async fn the_origin_is_asked_beside_those_that_are_late_for_few_bytes() {
     assert!(two.read("k", &version).await.unwrap() == bytes(1));
     assert!(two.edges.iter().all(|edge| edge.region.late.has("k", Instant::now())));
     assert_eq!((two.asked(), two.of_origin()), ([2, 2], 2 * SIZE as u64));
+}
+
+#[tokio::test]
+async fn an_origin_that_does_not_answer_ends_no_wait_for_regions_and_one_that_refuses_does() {
+    let two = two();
+    let version = two.everywhere("k", 1).await;
+    two.have_paces([1, 1]);
+    let stall = || {
+        let gates = [Gate::new(), Gate::new()];
+        for (edge, gate) in two.edges.iter().zip(&gates) {
+            edge.faulty.inject_once(Op::Get, Fault::Stall(gate.clone()));
+        }
+        gates
+    };
+    let gates = stall();
+    two.wan.inject_once(Op::Get, Fault::Fail(OriginError::TimedOut));
+    let opens = async {
+        for gate in &gates {
+            gate.reached().await;
+        }
+        // The origin has been asked by then, and has failed.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        gates[0].open();
+    };
+    let (read, ()) = tokio::join!(two.read("k", &version), opens);
+    assert!(read.unwrap() == bytes(1));
+    let _gates = stall();
+    two.wan.inject_once(Op::Get, Fault::Fail(OriginError::Denied("AccessDenied".into())));
+    assert!(matches!(two.read("k", &version).await, Err(OriginError::Denied(_))));
 }
 
 #[tokio::test]
